@@ -1,0 +1,222 @@
+"""What surrounds a piece of work: run folder, seeds, log, progress, atomic files, exit codes."""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from utils.checks import InputError
+
+log = logging.getLogger("mrccl")
+
+PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "nibabel", "h5py")
+
+
+def child_seed(seed, *names):
+    """Derive the seed of one named consumer (split, anchors, a layer, an epoch) from the seed of the config.
+
+    Args:
+        seed: Integer seed of the config.
+        *names: Strings or integers that name the consumer.
+
+    Returns:
+        An integer in [0, 2**32), stable over machines, Python versions and the order of calls.
+    """
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a temporary name beside `path`; rename it to `path` on success, delete it on any failure.
+
+    The temporary name is hidden and keeps every suffix, so that writers which choose a format by suffix still do.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Write JSON atomically; NaN is refused, because other languages cannot read it (use None)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    """Read a JSON file; a missing or broken one is an InputError that names it."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); delete it and run the step again") from None
+
+
+def progress(iterable, description, total=None):
+    """Iterate with a progress bar on a terminal, and with one log line per item elsewhere."""
+    total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
+    if sys.stderr.isatty():
+        from rich.progress import track
+
+        yield from track(iterable, description, total=total, console=_console())
+        return
+    started = time.monotonic()
+    for count, item in enumerate(iterable, start=1):
+        yield item
+        log.info("%s %d/%s (%.0f s)", description, count, total if total else "?", time.monotonic() - started)
+
+
+def start_logging(level="INFO"):
+    """Send the suite's messages to stderr, coloured on a terminal, one plain line per event elsewhere."""
+    if log.handlers:
+        return
+    if sys.stderr.isatty():
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=_console(), show_path=False, show_level=False, log_time_format="[%X]")
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(level)
+    log.propagate = False
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def exit_code_of(main, arguments=None):
+    """Run a script's `main` and turn what happens into the documented exit code.
+
+    Returns:
+        0 done, or what `main` returned (1: some subjects or cells failed under --keep-going); 2 the user must mend
+        something, one line per mistake on stderr; 130 interrupted, by Ctrl-C or SIGTERM; 1 with a traceback for a
+        fault of the suite.
+    """
+
+    def interrupt(_signal, _frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    start_logging()
+    try:
+        return main(arguments) or 0
+    except InputError as error:
+        for line in error.lines:
+            print(line, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; type the same command again to continue where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception:  # reported in full: the last resort of a command-line program
+        traceback.print_exc()
+        return 1
+
+
+@contextlib.contextmanager
+def open_run(folder, config, seed):
+    """Record how a result is made, before it is made.
+
+    Writes `resolved_config.yaml`, `environment.json` and `command.txt` into `folder`, copies the log to `run.log`
+    there, and adds the duration when the work is done.
+
+    Args:
+        folder: Run folder, created when absent.
+        config: Plain dictionary of the resolved config.
+        seed: Seed of the config, recorded with the environment.
+
+    Yields:
+        The folder as a `Path`.
+    """
+    import yaml
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "resolved_config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+    with atomic_path(folder / "command.txt") as temporary:
+        temporary.write_text(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
+    record = environment() | {"seed": seed}
+    write_json(folder / "environment.json", record)
+    handler = logging.FileHandler(folder / "run.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    started = time.monotonic()
+    try:
+        yield folder
+        write_json(folder / "environment.json", record | {"duration_s": round(time.monotonic() - started, 1)})
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def environment():
+    """Return versions, backend, device, machine and git commit as a dictionary ready for JSON."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": versions,
+        "backend": _backend(),
+        "device": device_name(),
+        "cpu_count": os.cpu_count(),
+        "machine": platform.machine(),
+        "git": _git_state(),
+    }
+
+
+def _backend():
+    keras = sys.modules.get("keras")
+    return keras.backend.backend() if keras else None
+
+
+def device_name():
+    """Name the accelerator that the loaded backend uses, or 'cpu'; None when no backend is loaded."""
+    if _backend() == "tensorflow":
+        import tensorflow
+
+        devices = tensorflow.config.list_physical_devices("GPU")
+        return tensorflow.config.experimental.get_device_details(devices[0])["device_name"] if devices else "cpu"
+    if _backend() == "jax":
+        return sys.modules["jax"].devices()[0].device_kind
+    if _backend() == "torch":
+        torch = sys.modules["torch"]
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return None
+
+
+def _git_state():
+    here = Path(__file__).resolve().parent
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
