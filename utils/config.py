@@ -1,0 +1,169 @@
+"""Reading configs and command lines: YAML without surprises, every mistake listed at once, hints for typos."""
+
+import argparse
+import difflib
+import hashlib
+import json
+import types
+import typing
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from utils.checks import InputError
+from utils.schema import Config
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a repeated key and aliases, which would hide values or blow up in memory."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key '{key}' appears twice; delete one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases are not allowed; write it out")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path):
+    """Read a config file into plain data; InputError names file and line of what is wrong."""
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        raise InputError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds {type(content).__name__}, expected sections such as 'data:' (see configs/)")
+    return content
+
+
+def load_config(path, overrides=(), work_dir=None):
+    """Read, override and check a config.
+
+    Args:
+        path: YAML file.
+        overrides: Strings `key.path=value`; the value is read as YAML.
+        work_dir: Replaces `work_dir` when given.
+
+    Returns:
+        A `Config`; relative `data.root` and `work_dir` are relative to the current folder.
+
+    Raises:
+        InputError: One line per mistake, all of them at once.
+    """
+    content = read_yaml(path)
+    for override in overrides:
+        _apply(content, override)
+    if work_dir is not None:
+        content["work_dir"] = str(work_dir)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise InputError([f"{path}: {line}" for line in explain(error, Config)]) from None
+
+
+def _apply(content, override):
+    key, equals, value = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last:
+        raise InputError(f"--set {override}: expected key.path=value, such as finetuning.repeats=5")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise InputError(f"--set {override}: '{section}' is a single value, not a section")
+    try:
+        content[last] = yaml.load(value, _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: {' '.join(str(error).split())}") from None
+
+
+def explain(error, schema):
+    """Yield one line per mistake in a config, with a suggestion for each unknown key."""
+    for mistake in error.errors():
+        where = ".".join(str(part) for part in mistake["loc"])
+        reason = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            known = _keys_at(schema, mistake["loc"][:-1])
+            near = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
+            reason = "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
+        elif mistake["type"] != "missing" and not isinstance(mistake["input"], dict | BaseModel):
+            reason += f" (found {mistake['input']!r})"
+        for line in reason.splitlines():
+            yield f"{where}: {line}" if where else line
+
+
+def _keys_at(schema, path):
+    """Names of the fields of the section that the location of a pydantic error points to."""
+    sections = [schema]
+    for part in path:
+        inner = [m for s in sections if part in s.model_fields for m in _models_in(s.model_fields[part].annotation)]
+        # A part that is no field is a key of a dictionary, or the tag that chose one of several kinds of stage.
+        sections = inner or [s for s in sections if _tag(s) == part] or sections
+    return sorted({name for section in sections for name in section.model_fields})
+
+
+def _tag(model):
+    method = model.model_fields.get("method")
+    return typing.get_args(method.annotation)[0] if method else None
+
+
+def _models_in(annotation):
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+
+
+def fingerprint(*parts):
+    """Hash plain values, to tell results of different configs apart.
+
+    Args:
+        *parts: Sections, dictionaries, lists, numbers, text.
+
+    Returns:
+        12 hexadecimal digits, stable over machines and runs.
+    """
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def from_command_line(description, arguments=None, add_options=None, needs=()):
+    """Parse a script's command line and load its config.
+
+    Args:
+        description: The script's docstring; `--help` prints it.
+        arguments: Words of the command line; None means `sys.argv[1:]`.
+        add_options: Function that adds the script's own options to the `argparse` parser.
+        needs: Sections that the script cannot do without.
+
+    Returns:
+        `(config, options)`: the `Config` and the `argparse.Namespace`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the dataset")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="replaces work_dir of the config")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="replaces one value, such as data.root=/scans; may be repeated",
+    )
+    if add_options:
+        add_options(parser)
+    options = parser.parse_args(arguments)
+    config = load_config(options.config, options.overrides, options.work_dir)
+    missing = [name for name in needs if getattr(config, name) is None]
+    if missing:
+        raise InputError([f"{options.config}: this step needs the section '{name}:'" for name in missing])
+    return config, options

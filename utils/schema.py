@@ -1,0 +1,272 @@
+"""The schema of a config: every section, key, type, default and meaning, once."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """One block of a config: typed, frozen, closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SeriesFile(Section):
+    """A contrast series in one 4D file; its channels are called `<name>_1`, `<name>_2`, ..."""
+
+    file: str = Field(description="path below data.root, with {subject}")
+    volumes: PositiveInt = Field(description="number of volumes that every file must have")
+
+
+class CrossValidation(Section):
+    """Every subject is tested once; each fold is pretrained and finetuned without its test subjects."""
+
+    folds: int = Field(ge=2, description="number of folds")
+    validation: PositiveInt = Field(description="subjects of each fold kept for validation")
+
+
+class SplitLists(Section):
+    """Subjects by name."""
+
+    train: list[str]
+    val: list[str]
+    test: list[str]
+
+
+class DataSection(Section):
+    """Where the scans lie and what they are called."""
+
+    root: Path = Field(description="folder of the dataset")
+    contrasts: dict[Name, str | SeriesFile] = Field(min_length=1, description="contrast name: path with {subject}")
+    label: str | None = Field(None, description="path of the label map, with {subject}")
+    labels: dict[Name, list[int]] = Field(default_factory=dict, description="class name: its values in the label map")
+    ignored_label_values: list[int] = Field(default_factory=list, description="label values that mean background")
+    mask: str | None = Field(None, description="path of a foreground mask, with {subject}; null: found in the images")
+    voxel_size_known: bool = Field(True, description="false when the affine is nominal: then no mm and no mL")
+    splits: str | SplitLists | CrossValidation = Field(description="file below root, lists of names, or folds")
+    simulated: bool = Field(False, description="true for simulated scans; every table and figure says so")
+
+    @model_validator(mode="after")
+    def _labels_have_a_file(self):
+        if bool(self.label) != bool(self.labels):
+            raise ValueError("label and labels go together: give both or neither")
+        return self
+
+
+class ConstraintMapSection(Section):
+    """Step 1."""
+
+    contrasts: list[Name] = Field(min_length=2, description="the contrast space")
+    clusters: PositiveInt = Field(20, description="k-means classes in the foreground")
+    components: PositiveInt = Field(4, description="principal components kept, at most the number of contrasts")
+    tv_weight: PositiveFloat = Field(40.0, description="weight of total-variation denoising (higher: less smoothing)")
+    percentiles: tuple[float, float] = Field((1.0, 99.0), description="intensities inside the mask mapped to 0 and 1")
+
+
+class SliceSection(Section):
+    """Step 2."""
+
+    image_size: tuple[PositiveInt, PositiveInt] = Field(description="rows and columns of a slice, pixels")
+    pixel_size: PositiveFloat | None = Field(None, description="in-plane resampling, in the affine's unit; null: keep")
+    min_foreground: Share = Field(0.05, description="slices with a smaller share of foreground pixels are left out")
+
+
+class NetworkSection(Section):
+    """The U-Net."""
+
+    filters: list[PositiveInt] = Field([16, 32, 64, 128, 128, 128], min_length=2, description="filters per level")
+
+
+class TrainingSection(Section):
+    """How one network is trained."""
+
+    epochs: PositiveInt
+    steps_per_epoch: PositiveInt | None = Field(None, description="null: as many as cover the training slices once")
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    plateau_epochs: PositiveInt = Field(10, description="epochs without improvement that halve the learning rate")
+    mixed_precision: bool = Field(False, description="16-bit arithmetic in the network; losses stay in float32")
+
+
+class GlobalStage(Section):
+    """SimCLR on the encoder."""
+
+    method: Literal["global"]
+    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    temperature: PositiveFloat = 0.1
+    features: PositiveInt = Field(128, description="size of the projected representation")
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.6, 1.0), description="share of the field of view kept")
+    brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
+    contrast: Share = Field(0.3, description="largest relative change of contrast")
+    training: TrainingSection
+
+
+class ConstrainedStage(Section):
+    """Constrained contrastive learning (CCL) on encoder and decoder."""
+
+    method: Literal["constrained"]
+    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
+    patch_size: PositiveInt = Field(4, description="patch edge, in pixels of the decoder's output")
+    temperature: PositiveFloat = 0.1
+    nearest_patches: PositiveInt = 100
+    anchors_per_slice: PositiveInt = 20
+    comparison: Literal["pairwise", "setwise"] = "pairwise"
+    anchor_is_positive: bool = True
+    features: PositiveInt = Field(64, description="size of a patch's representation")
+    training: TrainingSection
+
+
+Stage = Annotated[GlobalStage | ConstrainedStage, Field(discriminator="method")]
+
+
+class PretrainingSection(Section):
+    """Step 3: stages run in order; a stage's name is the name of the initialisation it gives."""
+
+    contrasts: list[Name] = Field(min_length=1, description="input contrasts of the network")
+    stages: dict[Name, Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _stages_are_in_order(self):
+        if "random" in self.stages:
+            raise ValueError("stages: 'random' is the name of the initialisation without pretraining; choose another")
+        earlier = []
+        for name, stage in self.stages.items():
+            if stage.warm_start in self.stages and stage.warm_start not in earlier:
+                raise ValueError(f"stages.{name}.warm_start: '{stage.warm_start}' must come before '{name}'")
+            earlier.append(name)
+        return self
+
+
+class LossSection(Section):
+    """Focal Tversky loss."""
+
+    false_positive_weight: PositiveFloat = 0.3
+    false_negative_weight: PositiveFloat = 0.7
+    focus: PositiveFloat = Field(4 / 3, description="exponent is 1 / focus")
+    class_weights: dict[Name, PositiveFloat] | None = Field(None, description="class name: weight; null: all equal")
+
+
+class AugmentationSection(Section):
+    """Largest random changes of a training slice; one displacement field for image and label."""
+
+    translation: Share = Field(0.1, description="share of the image size")
+    rotation_degrees: float = Field(15.0, ge=0, le=180)
+    scale: Share = Field(0.15, description="relative enlargement or shrinkage")
+    elastic_px: float = Field(2.0, ge=0, description="standard deviation of the elastic displacement, pixels")
+    elastic_grid: PositiveInt = Field(8, description="edge of the coarse grid of displacements, pixels")
+    brightness: float = Field(0.1, ge=0, description="largest shift, in units of the [0, 1] image")
+    contrast: Share = Field(0.2, description="largest relative change of contrast")
+
+
+class FinetuningSection(Section):
+    """Step 4: the grid contrasts x init x N x repeat."""
+
+    contrasts: dict[Name, list[Name]] = Field(min_length=1, description="name of an input set: its contrasts")
+    inits: list[Name] = Field(["random", "constrained"], min_length=1)
+    subjects_n: list[PositiveInt] = Field(min_length=1, description="numbers of annotated subjects")
+    repeats: PositiveInt = Field(3, description="draws of annotated subjects")
+    loss: LossSection = LossSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    training: TrainingSection
+    evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation set")
+
+
+class EvaluationSection(Section):
+    """Step 5."""
+
+    surface_tolerance_mm: PositiveFloat = Field(2.0, description="tolerance of the surface Dice")
+
+
+class Config(Section):
+    """One dataset, from scans to tables."""
+
+    name: Name
+    seed: NonNegativeInt = 0
+    work_dir: Path
+    data: DataSection
+    constraint_maps: ConstraintMapSection | None = None
+    slices: SliceSection | None = None
+    network: NetworkSection = NetworkSection()
+    pretraining: PretrainingSection | None = None
+    finetuning: FinetuningSection | None = None
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _names_agree(self):
+        channels = channel_names(self.data.contrasts)
+        known = {*channels, *self.data.contrasts}
+        used = {"constraint_maps.contrasts": self.constraint_maps and self.constraint_maps.contrasts}
+        used["pretraining.contrasts"] = self.pretraining and self.pretraining.contrasts
+        if self.finetuning:
+            used |= {f"finetuning.contrasts.{name}": names for name, names in self.finetuning.contrasts.items()}
+        mistakes = [
+            f"{where}: '{name}' is not one of data.contrasts ({', '.join(sorted(known))}){_hint(name, known)}"
+            for where, names in used.items()
+            for name in names or ()
+            if name not in known
+        ]
+        if self.finetuning:
+            inits = {"random", *(self.pretraining.stages if self.pretraining else ())}
+            mistakes += [
+                f"finetuning.inits: '{name}' is neither random nor a stage of pretraining ({', '.join(sorted(inits))})"
+                for name in self.finetuning.inits
+                if name not in inits
+            ]
+            if not self.data.labels:
+                mistakes.append("finetuning: needs data.label and data.labels")
+            mistakes += [
+                f"finetuning.loss.class_weights: '{name}' is not one of data.labels ({', '.join(self.data.labels)})"
+                for name in self.finetuning.loss.class_weights or ()
+                if name not in self.data.labels and name != "background"
+            ]
+        if self.slices:
+            factor = 2 ** (len(self.network.filters) - 1)
+            if any(size % factor for size in self.slices.image_size):
+                mistakes.append(
+                    f"slices.image_size: {list(self.slices.image_size)} must be multiples of {factor}, because "
+                    f"network.filters has {len(self.network.filters)} levels"
+                )
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    def plain(self):
+        """Return the config as a dictionary of plain YAML types, defaults filled in."""
+        return self.model_dump(mode="json")
+
+
+def channel_names(contrasts, names=None):
+    """Expand contrast names to channel names: a 4D series of n volumes becomes `<name>_1` ... `<name>_n`.
+
+    Args:
+        contrasts: `data.contrasts` of the config; a value is a path, or has `volumes` (attribute or key).
+        names: Names to expand; default all.
+
+    Returns:
+        List of channel names in the order of `names`; a name that is already a channel stays.
+    """
+    channels = []
+    for name in contrasts if names is None else names:
+        source = contrasts.get(name)
+        volumes = source.get("volumes") if isinstance(source, dict) else getattr(source, "volumes", None)
+        channels += [f"{name}_{number}" for number in range(1, volumes + 1)] if volumes else [name]
+    return channels
+
+
+def _hint(word, known):
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
