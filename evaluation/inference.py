@@ -1,0 +1,51 @@
+"""From the slices of one subject to a label map on the subject's own grid."""
+
+import numpy as np
+
+
+def predict_subject(model, slices, grid, batch_size):
+    """Segment one subject slice by slice and carry the result back to its own voxels.
+
+    Probabilities, not labels, are interpolated, and the most probable class is taken on the subject's own grid: edges
+    stay smooth where pixels were resampled, and voxels outside the slices become background.
+
+    Args:
+        model: Anything with Keras' `predict_on_batch`, `(batch_size, H, W, C)` to class probabilities
+            `(batch_size, H, W, K)`.
+        slices: All slices of the subject, `(S, H, W, C)` float32.
+        grid: The subject's `data.geometry.SliceGrid`.
+        batch_size: Slices per call. Every call has exactly this many, so that the network compiles once.
+
+    Returns:
+        Class index per voxel, `(X, Y, Z)` uint8.
+    """
+    probabilities = predict_slices(model, slices, batch_size)
+    best = np.zeros(grid.shape, np.uint8)
+    highest = grid.to_volume(probabilities[..., 0], order=1)
+    # Class by class: only two volumes are held at a time, however many classes there are.
+    for index in range(1, probabilities.shape[-1]):
+        probability = grid.to_volume(probabilities[..., index], order=1)
+        is_better = probability > highest
+        best[is_better] = index
+        highest = np.where(is_better, probability, highest)
+    return best
+
+
+def predict_slices(model, slices, batch_size):
+    """Run a model over any number of slices in batches of one fixed size.
+
+    Args:
+        model: As in `predict_subject`.
+        slices: `(S, H, W, C)` float32.
+        batch_size: Slices per call; the last batch is filled up by repeating the last slice.
+
+    Returns:
+        `(S, H, W, K)` float32.
+    """
+    outputs = []
+    for start in range(0, len(slices), batch_size):
+        batch = np.asarray(slices[start : start + batch_size], np.float32)
+        missing = batch_size - len(batch)
+        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch
+        outputs.append(np.asarray(model.predict_on_batch(padded), np.float32)[: len(batch)])
+    return np.concatenate(outputs)
