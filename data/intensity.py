@@ -1,0 +1,128 @@
+"""Which voxels are tissue, and how bright they are: the intensity preparation shared by steps 1, 2 and `predict.py`."""
+
+import numpy as np
+from scipy import ndimage
+
+from utils.checks import InputError, check_axes
+
+BRIGHT_PERCENTILE = 99.5  # of a contrast's distance from air; the very brightest voxels are vessels and spikes
+NOISE_PERCENTILE = 99.5  # of the score in air: ghosts and ringing count as air, single sparks do not
+MARGIN_VOXELS = 3  # in-plane distance from the bright tissue beyond which a voxel counts as air
+HISTOGRAM_BINS = 256
+IN_PLANE = np.zeros((3, 3, 3), bool)  # neighbours within a slice
+IN_PLANE[:, 1, 1] = IN_PLANE[1, :, 1] = True
+
+
+def foreground_mask(volume):
+    """Find the head or body in a volume, whatever the contrasts and whatever lies in the air around it.
+
+    Each contrast is turned into its distance from air, whose level is read in the four in-plane corners: air is black
+    in magnitude images, but grey in signed inversion recovery. The mean distance over contrasts is split in two by
+    Otsu's threshold; the threshold is then lowered to just above what the air outside holds, so that dark tissue
+    (liquor, bone, muscle beside fat) is kept. With air of exact zeros every connected voxel of tissue is kept.
+
+    Args:
+        volume: Finite intensities in any unit, `(X, Y, Z, C)`, axial slices along Z.
+
+    Returns:
+        Boolean, `(X, Y, Z)`: the largest connected region, its holes filled in every axial slice.
+
+    Raises:
+        InputError: No voxel differs from air.
+
+    Reference:
+        Otsu 1979 for the threshold; the rest is ours (the authors take "> 0" of the first contrast).
+    """
+    check_axes("volume", volume.shape, "X Y Z C")
+    score = _distance_from_air(volume)
+    threshold = _otsu_threshold(score)
+    # Filled before anything is chosen: the scalp often touches the brain nowhere, but it encloses it.
+    bright = _filled(score > threshold)
+    outside = ~ndimage.binary_dilation(bright, IN_PLANE, iterations=MARGIN_VOXELS)
+    noise = np.percentile(score[outside], NOISE_PERCENTILE) if outside.any() else 0.0
+    tissue = score > min(noise, threshold)
+    # Opening parts the noise that touches the tissue from it; without noise it would only shave thin tissue off.
+    if noise > 0:
+        tissue = ndimage.binary_opening(tissue, IN_PLANE)
+    return _largest_region(_filled(tissue | bright))
+
+
+def scale_intensities(volume, mask, percentiles=(1, 99)):
+    """Map each contrast linearly so that two percentiles inside the mask become 0 and 1, and clip.
+
+    Args:
+        volume: Intensities in any unit, `(X, Y, Z, C)`.
+        mask: Foreground, boolean `(X, Y, Z)`, with at least one voxel.
+        percentiles: Lower and upper percentile, in [0, 100].
+
+    Returns:
+        float32 in [0, 1], `(X, Y, Z, C)`; a contrast whose two percentiles are equal becomes 0.
+
+    Raises:
+        InputError: Empty mask, shapes that differ, percentiles out of order.
+    """
+    check_axes("volume", volume.shape, "X Y Z C")
+    low, high = percentiles
+    if mask.shape != volume.shape[:3]:
+        raise InputError(f"mask: shape {mask.shape} differs from the volume's {volume.shape[:3]}")
+    if not mask.any():
+        raise InputError("mask: no foreground voxel, so intensities cannot be scaled; check the mask or the images")
+    if not 0 <= low < high <= 100:
+        raise InputError(f"percentiles: {low}, {high}; expected 0 <= lower < upper <= 100")
+    scaled = np.empty(volume.shape, np.float32)
+    for c in range(volume.shape[3]):
+        bottom, top = np.percentile(volume[..., c][mask], percentiles)
+        span = top - bottom
+        np.subtract(volume[..., c], np.float32(bottom), out=scaled[..., c])
+        scaled[..., c] *= np.float32(1 / span if span > 0 else 0)
+    return np.clip(scaled, 0, 1, out=scaled)
+
+
+def _distance_from_air(volume):
+    """Mean over contrasts of |intensity - air|, each contrast scaled to [0, 1] by its bright tissue."""
+    width, height = (max(1, size // 10) for size in volume.shape[:2])
+    score = np.zeros(volume.shape[:3], np.float32)
+    for c in range(volume.shape[3]):
+        contrast = volume[..., c]
+        ends = np.concatenate([contrast[:width], contrast[-width:]])
+        air = np.median(np.concatenate([ends[:, :height], ends[:, -height:]], axis=1))
+        distance = np.abs(contrast - np.float32(air))
+        bright = np.percentile(distance, BRIGHT_PERCENTILE) or distance.max()
+        if bright > 0:
+            score += np.minimum(distance / np.float32(bright), 1)
+    if not score.any():
+        raise InputError("no voxel differs from air in any contrast, so no foreground was found; give data.mask")
+    return score / np.float32(volume.shape[3])
+
+
+def _otsu_threshold(score):
+    """Return Otsu's threshold of the square root, which keeps bright fat from hiding everything else."""
+    counts, edges = np.histogram(np.sqrt(score), HISTOGRAM_BINS)
+    centres = (edges[1:] + edges[:-1]) / 2
+    below = np.cumsum(counts)[:-1].astype(float)
+    above = counts.sum() - below
+    sum_below = np.cumsum(counts * centres)[:-1]
+    sum_above = (counts * centres).sum() - sum_below
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = np.nan_to_num(below * above * (sum_below / below - sum_above / above) ** 2)
+    return edges[1 + np.argmax(between)] ** 2
+
+
+def _largest_region(region):
+    """Keep the largest face-connected part."""
+    parts, number = ndimage.label(region)
+    if number <= 1:
+        return region
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return parts == np.argmax(sizes)
+
+
+def _filled(region):
+    """Fill what a region encloses within an axial slice; this includes every hole enclosed in 3D."""
+    parts, _ = ndimage.label(~region, IN_PLANE)
+    reaches_edge = np.zeros(parts.max() + 1, bool)
+    for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
+        reaches_edge[edge] = True
+    reaches_edge[0] = False
+    return ~reaches_edge[parts]
