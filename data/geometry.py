@@ -1,0 +1,215 @@
+"""From a volume to axial slices of one size, and back to the volume's own grid."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from nibabel import orientations
+
+# Rows run to posterior, columns to the patient's left, slices upwards: an axial slice as radiologists hang it.
+SLICE_AXES = ("P", "L", "S")
+
+
+@dataclass(frozen=True, eq=False)
+class SliceGrid:
+    """The way from one subject's voxel grid to its slices and back.
+
+    The volume is turned to rows P, columns L, slices S (only axes are swapped and flipped, nothing is interpolated),
+    resampled in-plane to square pixels if `pixel_size` is given, and cropped or padded about its centre.
+
+    Args:
+        shape: `(X, Y, Z)` of the volume on disk.
+        affine: `(4, 4)`, voxel to world, RAS+.
+        pixel_size: Side of a pixel in the unit of the affine, or None to keep the voxels as they are.
+        image_size: `(H, W)` of a slice.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    pixel_size: float | None
+    image_size: tuple[int, int]
+
+    def __post_init__(self):
+        object.__setattr__(self, "shape", tuple(int(length) for length in self.shape))
+        object.__setattr__(self, "affine", np.asarray(self.affine, np.float64))
+        object.__setattr__(self, "image_size", tuple(int(length) for length in self.image_size))
+        if len(self.shape) != 3 or self.affine.shape != (4, 4) or len(self.image_size) != 2:
+            raise ValueError(
+                f"a slice grid needs a 3D shape, a 4x4 affine and a 2D image size, "
+                f"got {self.shape}, {self.affine.shape} and {self.image_size}"
+            )
+
+    @property
+    def spacing(self):
+        """Voxel size `(3,)` along the axes on disk, in the unit of the affine."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def slice_spacing(self):
+        """`(rows, columns, slices)`: distance of pixel centres within a slice, and of slices."""
+        *in_plane, between = (float(spacing) for spacing in self._turned_spacing)
+        return (*(axis.ratio * spacing for axis, spacing in zip(self._axes, in_plane, strict=True)), between)
+
+    def to_slices(self, volume, order=1):
+        """Cut a volume into slices.
+
+        Args:
+            volume: `(X, Y, Z)` or `(X, Y, Z, C)`.
+            order: 1 for images (linear, anti-aliased where pixels grow; float32), 0 for labels (nearest, dtype kept).
+
+        Returns:
+            `(slices, H, W)` or `(slices, H, W, C)`, inferior to superior; zero beyond the field of view.
+        """
+        volume = np.asarray(volume)
+        if volume.shape[:3] != self.shape:
+            raise ValueError(f"the volume is {volume.shape}, but this slice grid was made for {self.shape}")
+        turned = orientations.apply_orientation(volume, self._turn)
+        slices = np.moveaxis(turned, 2, 0)
+        for number, axis in enumerate(self._axes, start=1):
+            slices = _resample(slices, number, axis.positions_of_pixels(), axis.length, order, fill=0)
+        return np.ascontiguousarray(slices)
+
+    def to_volume(self, slices, order=1, fill=0):
+        """Put slices back on the grid that they were cut from.
+
+        Args:
+            slices: `(slices, H, W)` or `(slices, H, W, K)`.
+            order: 1 for images and probabilities (linear, float32), 0 for labels (nearest, dtype kept).
+            fill: What lies outside the slices: a number, or `(K,)`, one per channel; for class probabilities
+                `[1, 0, ..., 0]` makes it certain background.
+
+        Returns:
+            `(X, Y, Z)` or `(X, Y, Z, K)`. Half a pixel around the outermost pixel centres counts as inside.
+        """
+        slices = np.asarray(slices)
+        expected = (self.slices, *self.image_size)
+        if slices.shape[:3] != expected:
+            raise ValueError(f"the slices are {slices.shape}, but this slice grid makes {expected}")
+        for number, axis in enumerate(self._axes, start=1):
+            slices = _resample(slices, number, axis.positions_of_voxels(), axis.pixels, order, fill)
+        return np.ascontiguousarray(orientations.apply_orientation(np.moveaxis(slices, 0, 2), self._turn_back))
+
+    @property
+    def slices(self):
+        """Number of slices."""
+        return self._turned_shape[2]
+
+    def to_dict(self):
+        """Return plain numbers for JSON; `crop`, the first row and column of the uncropped slice kept, is for readers."""
+        return {
+            "shape": list(self.shape),
+            "affine": self.affine.tolist(),
+            "pixel_size": self.pixel_size,
+            "image_size": list(self.image_size),
+            "crop": [axis.offset for axis in self._axes],
+        }
+
+    @classmethod
+    def from_dict(cls, values):
+        """Undo `to_dict`."""
+        return cls(values["shape"], np.array(values["affine"]), values["pixel_size"], values["image_size"])
+
+    @cached_property
+    def _turn(self):
+        on_disk = orientations.io_orientation(self.affine)
+        return orientations.ornt_transform(on_disk, orientations.axcodes2ornt(SLICE_AXES))
+
+    @cached_property
+    def _turn_back(self):
+        on_disk = orientations.io_orientation(self.affine)
+        return orientations.ornt_transform(orientations.axcodes2ornt(SLICE_AXES), on_disk)
+
+    @cached_property
+    def _turned_shape(self):
+        return _by_new_axis(self._turn, self.shape)
+
+    @cached_property
+    def _turned_spacing(self):
+        return _by_new_axis(self._turn, self.spacing)
+
+    @cached_property
+    def _axes(self):
+        return tuple(
+            _Axis(self._turned_shape[i], self.image_size[i], (self.pixel_size or spacing) / spacing)
+            for i, spacing in enumerate(self._turned_spacing[:2])
+        )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One in-plane axis: `length` voxels on disk, `pixels` in a slice, each pixel `ratio` voxels long.
+
+    Positions are counted in centres: voxel or pixel i reaches from i - 0.5 to i + 0.5.
+    """
+
+    length: int
+    pixels: int
+    ratio: float
+
+    @property
+    def resampled_length(self):
+        return max(1, round(self.length / self.ratio))
+
+    @property
+    def offset(self):
+        """First pixel of the slice in the resampled axis; negative where the slice is padded."""
+        return (self.resampled_length - self.pixels) // 2
+
+    def positions_of_pixels(self):
+        """Where the pixels lie, in voxels; the middle of the axis stays in the middle."""
+        from_middle = np.arange(self.pixels) + self.offset - (self.resampled_length - 1) / 2
+        return from_middle * self.ratio + (self.length - 1) / 2
+
+    def positions_of_voxels(self):
+        """Where the voxels lie, in pixels: the inverse of `positions_of_pixels`."""
+        from_middle = np.arange(self.length) - (self.length - 1) / 2
+        return from_middle / self.ratio + (self.resampled_length - 1) / 2 - self.offset
+
+
+def _by_new_axis(turn, values):
+    """Reorder one value per axis on disk to one value per axis after `turn`."""
+    turned = [None] * 3
+    for value, (new_axis, _) in zip(values, turn, strict=True):
+        turned[int(new_axis)] = value
+    return tuple(turned)
+
+
+def _resample(array, axis, positions, length, order, fill):
+    """Sample `array` along one axis of `length` samples at fractional positions; `fill` where they lie outside."""
+    nearest = _nearest(positions, length)
+    inside = (positions >= -0.5 - 1e-6) & (positions <= length - 0.5 + 1e-6)
+    is_exact = np.allclose(positions, np.round(positions), atol=1e-6) and np.allclose(np.diff(positions), 1, atol=1e-6)
+    if order == 0 or is_exact:
+        sampled = np.take(array, nearest, axis=axis)
+        sampled = sampled.astype(np.float32, copy=False) if order else sampled
+    else:
+        sampled = _weighted_sum(array.astype(np.float32, copy=False), _linear_weights(positions, length), axis)
+    if not inside.all():
+        sampled[(slice(None),) * axis + (~inside,)] = fill
+    return sampled
+
+
+def _nearest(positions, length):
+    """Round positions to indices, exact halves towards the middle, so that a label map as a whole does not move."""
+    middle = (length - 1) / 2
+    pulled = positions - 1e-6 * np.sign(positions - middle)
+    return np.clip(np.floor(pulled + 0.5).astype(int), 0, length - 1)
+
+
+def _linear_weights(positions, length):
+    """Triangle filter, `(positions, length)`, rows sum to 1; as wide as the step where that is longer than one sample.
+
+    The widening averages over all samples that fall into a larger pixel (anti-aliasing). At the border the filter is
+    cut and rescaled, which extends the outermost sample.
+    """
+    step = np.diff(positions).mean() if len(positions) > 1 else 1.0
+    distance = np.abs(np.clip(positions, 0, length - 1)[:, None] - np.arange(length))
+    weights = np.maximum(0, 1 - distance / max(1.0, step))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _weighted_sum(array, weights, axis):
+    """Multiply `weights (out, in)` onto one axis of an array."""
+    head, tail = array.shape[:axis], array.shape[axis + 1 :]
+    flat = np.ascontiguousarray(array).reshape(int(np.prod(head)), array.shape[axis], int(np.prod(tail)))
+    return np.matmul(weights, flat).reshape(*head, len(weights), *tail)

@@ -1,0 +1,140 @@
+"""Which subjects train, validate and test, and which of them are annotated. Always by subject, always by name."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.checks import InputError
+from utils.runs import child_seed, read_json
+
+SETS = ("train", "val", "test")
+log = logging.getLogger("mrccl")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Subjects of one training, disjoint; `name` is "" without cross-validation, else `fold0`, `fold1`, ..."""
+
+    name: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def folder(self, work_dir):
+        """Return the folder below `work_dir` that holds what was made with this split."""
+        return Path(work_dir) / self.name
+
+    def to_dict(self):
+        """Return `{"train": [...], "val": [...], "test": [...]}`."""
+        return {name: list(getattr(self, name)) for name in SETS}
+
+
+def make_splits(splits, root, subjects, seed):
+    """Turn the config's `data.splits` into lists of names.
+
+    Args:
+        splits: Name of a JSON file below `root`, or `{"train": [...], "val": [...], "test": [...]}`, or
+            `{"folds": k, "validation": v}` for cross-validation.
+        root: Folder of the data set.
+        subjects: Identifiers of the subjects that exist.
+        seed: Seed of the config; only cross-validation draws.
+
+    Returns:
+        List of `Split`, one without cross-validation; with it every subject is tested in exactly one.
+
+    Raises:
+        InputError: A set is missing or empty, a subject is in two sets or does not exist, or there are too few
+            subjects for the folds; one line each.
+    """
+    if not isinstance(splits, str) and "folds" in splits:
+        return _folds(sorted(subjects), splits["folds"], splits["validation"], seed)
+    where, lists = ("data.splits", splits) if not isinstance(splits, str) else _from_file(Path(root) / splits)
+    problems = _problems_of_lists(where, lists, set(subjects))
+    if problems:
+        raise InputError(problems)
+    split = Split("", *(tuple(lists[name]) for name in SETS))
+    unused = sorted(set(subjects) - {*split.train, *split.val, *split.test})
+    if unused:
+        log.warning("%s: %d subjects are in no set and stay unused: %s", where, len(unused), ", ".join(unused))
+    return [split]
+
+
+def annotated_subsets(train, sizes, repeats, seed):
+    """Draw the annotated subjects of every N and repeat; within a repeat the smaller sets lie in the larger ones.
+
+    Args:
+        train: Training subjects that have labels.
+        sizes: Numbers N of annotated subjects.
+        repeats: Number of independent draws.
+        seed: Seed of the config.
+
+    Returns:
+        `{(n, repeat): subjects}`, repeats counted from 0.
+
+    Raises:
+        InputError: More annotated subjects are asked for than there are.
+    """
+    too_many = [n for n in sizes if n > len(train)]
+    if too_many:
+        raise InputError(
+            [
+                f"finetuning.subjects_n: {n} annotated subjects asked for, but the training set has {len(train)} "
+                f"with labels; choose at most {len(train)}"
+                for n in too_many
+            ]
+        )
+    drawn = {}
+    for repeat in range(repeats):
+        order = np.random.default_rng(child_seed(seed, "annotated", repeat)).permutation(sorted(train)).tolist()
+        drawn |= {(n, repeat): tuple(order[:n]) for n in sizes}
+    return drawn
+
+
+def _folds(subjects, folds, validation, seed):
+    if folds > len(subjects):
+        raise InputError(f"data.splits.folds: {folds} folds need at least {folds} subjects, found {len(subjects)}")
+    order = np.random.default_rng(child_seed(seed, "folds")).permutation(subjects)
+    splits = []
+    for number, test in enumerate(np.array_split(order, folds)):
+        remaining = sorted(set(subjects) - set(test.tolist()))
+        if validation >= len(remaining):
+            raise InputError(
+                f"data.splits.validation: {validation} validation subjects leave none to train on "
+                f"(fold {number} has {len(remaining)} besides its test subjects); choose at most {len(remaining) - 1}"
+            )
+        draw = np.random.default_rng(child_seed(seed, "validation", number))
+        val = draw.choice(remaining, validation, replace=False).tolist()
+        train = [subject for subject in remaining if subject not in val]
+        splits.append(Split(f"fold{number}", tuple(train), tuple(sorted(val)), tuple(sorted(test.tolist()))))
+    return splits
+
+
+def _from_file(path):
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}')
+    return path, content
+
+
+def _problems_of_lists(where, lists, known):
+    problems = [f"{where}: '{name}' is missing or empty; list its subjects" for name in SETS if not lists.get(name)]
+    problems += [
+        f"{where}: unknown set '{name}'; a split has train, val and test" for name in lists if name not in SETS
+    ]
+    sets_of = {}
+    for name in SETS:
+        for subject in lists.get(name) or ():
+            if not isinstance(subject, str):
+                problems.append(f"{where}: {name} lists {subject!r}, which is not text; put subjects in quotes")
+                continue
+            sets_of.setdefault(subject, []).append(name)
+    for subject, sets in sets_of.items():
+        if len(set(sets)) > 1:
+            problems.append(f"{subject}: is in {' and '.join(dict.fromkeys(sets))} of {where}; keep it in one set")
+        elif len(sets) > 1:
+            problems.append(f"{subject}: is listed {len(sets)} times in {sets[0]} of {where}; list it once")
+        if subject not in known:
+            problems.append(f"{subject}: is in {sets[0]} of {where}, but there are no such scans; remove or add it")
+    return problems
