@@ -1,0 +1,145 @@
+"""The U-Net by levels: encoder, full or partial decoder, and one head.
+
+Layers are named by floor, level and part (`encoder_3_conv_1`, `decoder_1_up`). `decoder_1` is the deepest level, so a
+partial decoder has the first few levels of the full one, under the same names.
+"""
+
+import keras
+from keras import layers
+
+from models.blocks import convolution, decoder_level, encoder_level
+from models.projection import project_image, project_patches
+from utils.checks import InputError
+
+FILTERS = (16, 32, 64, 128, 128, 128)  # authors' code
+OUTPUT_ACTIVATIONS = {"segmentation": "softmax", "reconstruction": "linear", "synthesis": "linear"}
+
+
+def build_encoder(image_shape, *, rank=2, filters=FILTERS, head="projection", features=128, seed=0, name="encoder"):
+    """Build the contracting half of the U-Net.
+
+    Args:
+        image_shape: `(H, W, C)` for rank 2, `(H, W, D, C)` for rank 3; sizes divisible by 2**(levels - 1).
+        rank: 2 for images, 3 for volumes.
+        filters: Channels of each level, finest first.
+        head: `"projection"` (global average, two-layer MLP) or None.
+        features: Length F of the projected representation.
+        seed: Integer; determines every initial weight, on every backend.
+        name: Name of the model.
+
+    Returns:
+        A `keras.Model` from images `(B, *image_shape)` to representations `(B, F)`; without a head, to the features
+        of the deepest level.
+
+    Raises:
+        InputError: For sizes the levels cannot halve, or an unknown head.
+    """
+    _check(image_shape, rank, filters)
+    _check_choice("head", head, ("projection", None))
+    image = keras.Input(image_shape, name="image")
+    x = _encode(image, rank, filters, seed)[-1]
+    if head == "projection":
+        x = project_image(x, rank, features, seed)
+    return keras.Model(image, x, name=name)
+
+
+def build_unet(
+    image_shape,
+    *,
+    rank=2,
+    filters=FILTERS,
+    decoder_levels=None,
+    head="segmentation",
+    outputs=None,
+    features=64,
+    patch_size=1,
+    seed=0,
+    name="unet",
+):
+    """Build a U-Net with a full or partial decoder and one head.
+
+    Args:
+        image_shape: `(H, W, C)` for rank 2, `(H, W, D, C)` for rank 3; sizes divisible by 2**(levels - 1).
+        rank: 2 for images, 3 for volumes.
+        filters: Channels of each level, finest first.
+        decoder_levels: How many decoder levels to build, deepest first; None for all. With n of `levels - 1` the
+            feature map is smaller than the image by 2**(levels - 1 - n) along each axis.
+        head: `"segmentation"` (softmax), `"reconstruction"` or `"synthesis"` (linear), `"projection"` (patch
+            representations) or None (features of the last decoder level).
+        outputs: Channels of the first three heads: classes with background, or contrasts. None means the contrasts
+            of the image, for a reconstruction.
+        features: Length F of a patch representation.
+        patch_size: Edge of a patch in pixels of the decoder's feature map.
+        seed: Integer; determines every initial weight, on every backend.
+        name: Name of the model.
+
+    Returns:
+        A `keras.Model` from images `(B, *image_shape)` to `(B, H, W[, D], outputs)` float32 (probabilities for a
+        segmentation), or representations `(B, P, F)` float32 of patches in row-major order.
+
+    Raises:
+        InputError: For sizes the levels or patches do not divide, or an impossible choice.
+    """
+    _check(image_shape, rank, filters)
+    _check_choice("head", head, (*OUTPUT_ACTIVATIONS, "projection", None))
+    decoder_levels = len(filters) - 1 if decoder_levels is None else decoder_levels
+    _check_choice("decoder_levels", decoder_levels, range(1, len(filters)))
+    image = keras.Input(image_shape, name="image")
+    *skips, x = _encode(image, rank, filters, seed)
+    for level in range(1, decoder_levels + 1):
+        x = decoder_level(x, skips[-level], rank, filters[-level - 1], level, seed)
+    if head == "projection":
+        _check_patches(x.shape[1:-1], patch_size)
+        x = project_patches(x, rank, features, patch_size, seed)
+    elif head is not None:
+        x = _output(x, rank, head, _output_channels(head, outputs, image_shape), seed)
+    return keras.Model(image, x, name=name)
+
+
+def _encode(image, rank, filters, seed):
+    """Return the feature maps of all levels, finest first."""
+    maps = [image]
+    for level, level_filters in enumerate(filters, start=1):
+        maps.append(encoder_level(maps[-1], rank, level_filters, level, seed))
+    return maps[1:]
+
+
+def _output(x, rank, head, channels, seed):
+    # float32 under mixed precision too: half-precision probabilities would round the loss and its gradient.
+    x = convolution(rank, channels, 1, f"{head}_conv", seed, dtype="float32")(x)
+    return layers.Activation(OUTPUT_ACTIVATIONS[head], dtype="float32", name=head)(x)
+
+
+def _output_channels(head, outputs, image_shape):
+    if outputs is None and head == "reconstruction":
+        return image_shape[-1]
+    smallest = 2 if head == "segmentation" else 1
+    if outputs is None or outputs < smallest:
+        raise InputError(f"network: head '{head}' needs outputs of at least {smallest}, not {outputs}")
+    return outputs
+
+
+def _check(image_shape, rank, filters):
+    _check_choice("rank", rank, (2, 3))
+    if len(image_shape) != rank + 1:
+        raise InputError(f"network: image shape {tuple(image_shape)} must have {rank} sizes and the contrasts")
+    if len(filters) < 2:
+        raise InputError(f"network.filters: {tuple(filters)} must name at least two levels")
+    divisor = 2 ** (len(filters) - 1)
+    sizes = tuple(image_shape[:-1])
+    if any(size is None or size % divisor for size in sizes):
+        nearest = tuple(divisor * max(1, round((size or divisor) / divisor)) for size in sizes)
+        raise InputError(
+            f"network: image size {sizes} must be divisible by {divisor} ({len(filters)} levels in network.filters); "
+            f"use {nearest} or fewer levels"
+        )
+
+
+def _check_patches(sizes, patch_size):
+    if patch_size < 1 or any(size % patch_size for size in sizes):
+        raise InputError(f"network: patch size {patch_size} must divide the feature map {tuple(sizes)} of the decoder")
+
+
+def _check_choice(what, value, choices):
+    if value not in choices:
+        raise InputError(f"network: {what} is {value!r}; choose from {', '.join(map(repr, choices))}")

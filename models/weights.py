@@ -1,0 +1,207 @@
+"""Weight files (.npz, one array per `layer/variable`, readable without Keras) and transfer between networks by name."""
+
+import json
+import pickle
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from utils.checks import InputError
+from utils.runs import atomic_path
+
+METADATA = "metadata"  # has no "/", so it cannot be the name of a weight
+STEM = "encoder_1_conv_1"  # the only layer that sees the contrasts
+HEADS = ("projection", "segmentation", "reconstruction", "synthesis")
+OTHER_FORMATS = {b"\x89HDF": "a Keras HDF5 file (.h5)", b"\x80": "a pickle file", b"\x93NUMPY": "a single numpy array"}
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """Which layers took over pretrained weights: `moved` as they are, `adapted` (the stem), `left` as initialised."""
+
+    moved: tuple[str, ...]
+    adapted: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def summary(self):
+        """Return one line for the log."""
+        parts = [f"{len(self.moved)} layers moved"]
+        parts += [f"adapted to other contrasts: {', '.join(self.adapted)}"] * bool(self.adapted)
+        parts += [f"left as initialised: {', '.join(self.left)}"] * bool(self.left)
+        return "; ".join(parts)
+
+
+def weights_of(model):
+    """Return a dict from `layer/variable` to numpy array, in the order of the layers."""
+    return {key: keras.ops.convert_to_numpy(variable) for key, variable in _variables(model).items()}
+
+
+def save_weights(model, path, *, half=False, **metadata):
+    """Write all weights of a model to an .npz file, atomically; the same weights give the same bytes.
+
+    Args:
+        model: A `keras.Model` whose layers have unique names.
+        path: File to write.
+        half: Store float16 instead of float32: half the size, values rounded to about three digits.
+        **metadata: Strings to keep with the weights, as one JSON entry.
+    """
+    arrays = {key: value.astype("float16") if half else value for key, value in weights_of(model).items()}
+    text = json.dumps(metadata, sort_keys=True)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **{METADATA: np.array(text)}, **arrays)
+
+
+def read_weights(path):
+    """Read a file of `save_weights`.
+
+    Returns:
+        A dict from `layer/variable` to float32 array, and the metadata dict.
+
+    Raises:
+        InputError: For a missing or damaged file, or one of another format.
+    """
+    path = Path(path)
+    _check_format(path)
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            metadata = json.loads(str(content[METADATA]))
+            # float16 is for the disk only.
+            return {key: content[key].astype("float32") for key in content.files if key != METADATA}, metadata
+    except KeyError:
+        raise InputError(f"{path}: an .npz file without '{METADATA}' is not a weight file of this suite") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: damaged weight file ({error}); delete it and run the step again") from None
+
+
+def load_weights(model, path):
+    """Load a file of `save_weights` into a model of the same build, heads included.
+
+    Returns:
+        The metadata dict.
+
+    Raises:
+        InputError: When file and model differ in any name or shape; nothing is loaded then.
+    """
+    arrays, metadata = read_weights(path)
+    variables = _variables(model)
+    lines = [f"{path}: {key} is missing" for key in variables if key not in arrays]
+    lines += [f"{path}: {key} has no place in the network" for key in arrays if key not in variables]
+    lines += [
+        f"{path}: {key} is {arrays[key].shape}, the network needs {tuple(variable.shape)}"
+        for key, variable in variables.items()
+        if key in arrays and arrays[key].shape != tuple(variable.shape)
+    ]
+    if lines:
+        raise InputError(lines)
+    for key, variable in variables.items():
+        variable.assign(arrays[key])
+    return metadata
+
+
+def transfer(source, target, *, source_contrasts=None, target_contrasts=None):
+    """Move pretrained weights into another network, layer by layer, by name.
+
+    Heads never move. The stem adapts when the contrasts differ: with both lists given, a contrast of the same name
+    keeps its slice of the kernel and a new one gets the mean slice; otherwise every contrast gets the mean slice. The
+    kernel is then scaled by (source contrasts / target contrasts), so that an image shown in all contrasts at once
+    gives a response of the same size (ours).
+
+    Args:
+        source: A `keras.Model`, a dict from `layer/variable` to array, or the path of a weight file.
+        target: The `keras.Model` to change.
+        source_contrasts: Contrast names of the source's input channels.
+        target_contrasts: Contrast names of the target's input channels.
+
+    Returns:
+        A `TransferReport` of layer names.
+
+    Raises:
+        InputError: When no layer can move, or one that should move has another shape; nothing is changed then.
+    """
+    arrays = _arrays_of(source)
+    variables = {key: variable for key, variable in _variables(target).items() if not key.startswith(HEADS)}
+    shared = [key for key in variables if key in arrays]
+    kernel = f"{STEM}/kernel"
+    is_stem_changed = False
+    if kernel in shared:
+        contrasts = (source_contrasts, target_contrasts)
+        stem = _adapted_stem(arrays[kernel], variables[kernel].shape[-2], *contrasts)
+        is_stem_changed = stem is not arrays[kernel]
+        arrays = {**arrays, kernel: stem}
+    _check_transfer(arrays, variables, shared)
+    for key in shared:
+        variables[key].assign(arrays[key])
+    adapted = (STEM,) if is_stem_changed else ()
+    moved = tuple(name for name in _layer_names(shared) if name not in adapted)
+    left = tuple(name for name in _layer_names(_variables(target)) if name not in moved + adapted)
+    return TransferReport(moved, adapted, left)
+
+
+def _variables(model):
+    return {f"{layer.name}/{variable.name}": variable for layer in model.layers for variable in layer.weights}
+
+
+def _arrays_of(source):
+    if isinstance(source, dict):
+        return source
+    return weights_of(source) if isinstance(source, keras.Model) else read_weights(source)[0]
+
+
+def _layer_names(keys):
+    return tuple(dict.fromkeys(key.split("/")[0] for key in keys))
+
+
+def _adapted_stem(kernel, channels, source_contrasts, target_contrasts):
+    """Return the kernel itself where it fits, or one for other contrasts, `(..., channels, filters)`."""
+    known = source_contrasts is not None and target_contrasts is not None
+    for names, size in ((source_contrasts, kernel.shape[-2]), (target_contrasts, channels)):
+        if known and len(names) != size:
+            raise InputError(f"{STEM}: {size} input channels, but {len(names)} contrasts are named: {', '.join(names)}")
+    if list(source_contrasts) == list(target_contrasts) if known else kernel.shape[-2] == channels:
+        return kernel
+    slices = dict(zip(source_contrasts, np.moveaxis(kernel, -2, 0), strict=True)) if known else {}
+    mean = kernel.mean(axis=-2)
+    adapted = [slices.get(name, mean) for name in (target_contrasts if known else range(channels))]
+    return np.stack(adapted, axis=-2) * (kernel.shape[-2] / channels)
+
+
+def _check_transfer(arrays, variables, shared):
+    if not shared:
+        raise InputError(
+            "weight transfer: no layer of the network has a name that occurs in the pretrained weights; found "
+            f"{', '.join(_layer_names(arrays)[:3]) or 'nothing'}, expected {', '.join(_layer_names(variables)[:3])}"
+        )
+    depths = [_depth(keys) for keys in (arrays, variables)]
+    # Decoder levels count from the deepest one: with another depth they would land on levels of another size.
+    if depths[0] != depths[1] and any(key.startswith("decoder_") for key in shared):
+        raise InputError(f"weight transfer: the pretrained network has {depths[0]} levels, this one {depths[1]}")
+    lines = [
+        f"weight transfer: {key} is {arrays[key].shape} in the pretrained network, {tuple(variables[key].shape)} in "
+        "this one; rank and network.filters of both must agree"
+        for key in shared
+        if arrays[key].shape != tuple(variables[key].shape)
+    ]
+    if lines:
+        raise InputError(lines)
+
+
+def _depth(keys):
+    return max((int(match[1]) for key in keys if (match := re.match(r"encoder_(\d+)_", key))), default=0)
+
+
+def _check_format(path):
+    if not path.is_file():
+        raise InputError(f"{path}: no such weight file")
+    with open(path, "rb") as file:
+        start = file.read(6)
+    found = next((what for magic, what in OTHER_FORMATS.items() if start.startswith(magic)), None)
+    if found is None and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as content:
+            found = "a .keras archive" if "model.weights.h5" in content.namelist() else None
+    if found:
+        raise InputError(f"{path}: this is {found}; expected an .npz weight file written by this suite")
