@@ -2,8 +2,6 @@
 
 import argparse
 import difflib
-import hashlib
-import json
 import types
 import typing
 from pathlib import Path
@@ -121,19 +119,6 @@ def _models_in(annotation):
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return [annotation] if issubclass(annotation, BaseModel) else []
     return [model for part in typing.get_args(annotation) for model in _models_in(part)]
-
-
-def fingerprint(*parts):
-    """Hash plain values, to tell results of different configs apart.
-
-    Args:
-        *parts: Sections, dictionaries, lists, numbers, text.
-
-    Returns:
-        12 hexadecimal digits, stable over machines and runs.
-    """
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def from_command_line(description, arguments=None, add_options=None, needs=()):

@@ -1,6 +1,8 @@
 """The schema of a config: every section, key, type, default and meaning, once."""
 
 import difflib
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -248,6 +250,37 @@ class Config(Section):
         """Return the config as a dictionary of plain YAML types, defaults filled in."""
         return self.model_dump(mode="json")
 
+    # Hashes of what shapes the result of each step, so that results of different configs never mix. Left out is what
+    # does not: names, places, the seed (recorded beside the hash) and the lists of the grid.
+
+    def hash_of_maps(self):
+        """Hash of what shapes a constraint map."""
+        plain = self.plain()
+        return fingerprint(plain["data"]["contrasts"], plain["data"]["mask"], plain["constraint_maps"])
+
+    def hash_of_slices(self):
+        """Hash of what shapes the HDF5 files."""
+        plain = self.plain()
+        data = {key: plain["data"][key] for key in ("label", "labels", "ignored_label_values", "splits")}
+        return fingerprint(self.hash_of_maps(), data, plain["slices"])
+
+    def hash_of_stage(self, name):
+        """Hash of what shapes the weights of a pretraining stage, the stages it starts from included."""
+        plain = self.plain()
+        stage = plain["pretraining"]["stages"].get(name)
+        if stage is None:  # a warm start from a file outside this config
+            return fingerprint(name)
+        before = self.hash_of_stage(stage["warm_start"]) if stage["warm_start"] else None
+        return fingerprint(self.hash_of_slices(), plain["network"], plain["pretraining"]["contrasts"], stage, before)
+
+    def hash_of_cell(self, contrasts, init):
+        """Hash of what shapes the cells of one input set and one initialisation."""
+        plain = self.plain()
+        finetuning = {key: plain["finetuning"][key] for key in ("loss", "augmentation", "training", "evaluate_every")}
+        start = None if init == "random" else self.hash_of_stage(init)
+        names = plain["finetuning"]["contrasts"][contrasts]
+        return fingerprint(self.hash_of_slices(), plain["network"], finetuning, names, start, plain["evaluation"])
+
 
 def channel_names(contrasts, names=None):
     """Expand contrast names to channel names: a 4D series of n volumes becomes `<name>_1` ... `<name>_n`.
@@ -270,3 +303,15 @@ def channel_names(contrasts, names=None):
 def _hint(word, known):
     near = difflib.get_close_matches(str(word), list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def fingerprint(*parts):
+    """Hash plain values, to tell results of different configs apart.
+
+    Args:
+        *parts: Dictionaries, lists, numbers, text.
+
+    Returns:
+        12 hexadecimal digits, stable over machines and runs.
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

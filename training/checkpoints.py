@@ -1,0 +1,156 @@
+"""The loop around `keras.Model.fit`: best and last weights, plateau, history, and resuming where it stopped."""
+
+import json
+import logging
+import time
+
+import keras
+import numpy as np
+
+from models.weights import save_weights
+from utils.checks import InputError
+from utils.runs import atomic_path
+
+log = logging.getLogger("mrccl")
+
+SECONDS_BETWEEN_CHECKPOINTS = 20.0  # a kill costs at most this much work; writing more often would slow small networks
+
+
+def fit(task, training, validation, *, folder, tag, epochs, learning_rate, plateau_epochs, evaluate_every=1, name=""):
+    """Train a task, or go on training it, and leave it with its best weights.
+
+    Writes `history.csv` and `weights_last.npz` into `folder`; `checkpoint.npz` stays there while training is unfinished.
+
+    Args:
+        task: Compiled `keras.Model` with an attribute `network`, whose weights are kept.
+        training: `Batches` of the training slices.
+        validation: `Batches` of the validation slices, fixed.
+        folder: Run folder.
+        tag: Text that identifies the run (its config hash); a checkpoint with another tag is not resumed.
+        epochs: Epochs in all.
+        learning_rate: Learning rate at the start.
+        plateau_epochs: Epochs without a better validation loss after which the learning rate is halved.
+        evaluate_every: Epochs between two looks at the validation set.
+        name: What the messages call this run.
+
+    Returns:
+        History, a list with one dictionary per epoch.
+    """
+    keeper = Keeper(task, training, folder, tag, plateau_epochs, epochs, name)
+    reset_optimizer(task.optimizer, learning_rate)
+    start = keeper.resume()
+    if start < epochs:
+        task.fit(
+            training,
+            validation_data=validation,
+            validation_freq=evaluate_every,
+            initial_epoch=start,
+            epochs=epochs,
+            shuffle=False,  # the batches come shuffled, by seed and epoch
+            verbose=0,
+            callbacks=[keeper],
+        )
+    keeper.finish()
+    return keeper.history
+
+
+def reset_optimizer(optimizer, learning_rate):
+    """Forget all moments, so that one compiled step serves many runs."""
+    for variable in optimizer.variables:
+        variable.assign(keras.ops.zeros_like(variable))
+    optimizer.learning_rate.assign(learning_rate)
+
+
+class Keeper(keras.callbacks.Callback):
+    """Keeps what must not be lost: best weights, last state, history; halves the learning rate on a plateau."""
+
+    def __init__(self, task, training, folder, tag, plateau_epochs, epochs, name):
+        super().__init__()
+        self.task, self.training, self.folder, self.tag, self.name = task, training, folder, tag, name
+        self.plateau_epochs, self.epochs = plateau_epochs, epochs
+        self.best, self.best_epoch, self.waited, self.history = float("inf"), 0, 0, []
+        self.best_values = None
+        self.checkpoint = folder / "checkpoint.npz"
+        self.saved_at = self.epoch_started = time.monotonic()
+
+    def resume(self):
+        """Restore an unfinished run; returns the number of epochs it has already done."""
+        if not self.checkpoint.exists():
+            return 0
+        try:
+            with np.load(self.checkpoint, allow_pickle=False) as stored:
+                state = json.loads(str(stored["state"]))
+                arrays = {key: stored[key] for key in stored.files if key != "state"}
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise InputError(f"{self.checkpoint}: damaged ({error}); delete it and type the command again") from None
+        if state["tag"] != self.tag:
+            log.info("%s: the config changed since the checkpoint; starting again", self.name)
+            return 0
+        variables = self._variables()
+        for number, variable in enumerate(variables):
+            variable.assign(arrays[f"variable_{number}"])
+        self.best_values = [arrays[f"best_{number}"] for number in range(len(self.task.network.weights))]
+        self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
+        self.history = state["history"]
+        self.training.epoch = len(self.history)
+        log.info("%s: resuming after epoch %d of %d", self.name, len(self.history), self.epochs)
+        return len(self.history)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch_started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {key: float(value) for key, value in (logs or {}).items()}
+        if not np.isfinite(row["loss"]):
+            raise InputError(
+                f"{self.name}: the loss became {row['loss']} in epoch {epoch + 1}; lower the learning rate or "
+                "switch mixed_precision off"
+            )
+        rate = float(keras.ops.convert_to_numpy(self.task.optimizer.learning_rate))
+        seconds = time.monotonic() - self.epoch_started
+        self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "seconds": round(seconds, 3)})
+        if "val_loss" in row:
+            self._judge(row["val_loss"], epoch + 1, rate)
+        self._report(epoch + 1, row)
+        if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS and epoch + 1 < self.epochs:
+            self.save()
+
+    def _judge(self, loss, epoch, rate):
+        if loss < self.best:
+            self.best, self.best_epoch, self.waited = loss, epoch, epoch
+            self.best_values = [np.array(keras.ops.convert_to_numpy(value)) for value in self.task.network.weights]
+        elif epoch - self.waited >= self.plateau_epochs:
+            self.waited = epoch
+            self.task.optimizer.learning_rate.assign(rate / 2)
+
+    def _report(self, epoch, row):
+        every = max(1, self.epochs // 10)
+        if epoch % every == 0 or epoch == self.epochs:
+            values = "  ".join(f"{key} {value:.4f}" for key, value in row.items())
+            log.info("%s: epoch %d/%d  %s", self.name, epoch, self.epochs, values)
+
+    def _variables(self):
+        return [*self.task.network.weights, *self.task.optimizer.variables]
+
+    def save(self):
+        """Write everything that a resumed run needs into one file, atomically."""
+        arrays = {f"variable_{n}": keras.ops.convert_to_numpy(v) for n, v in enumerate(self._variables())}
+        best = self.best_values or [keras.ops.convert_to_numpy(value) for value in self.task.network.weights]
+        arrays |= {f"best_{number}": value for number, value in enumerate(best)}
+        state = {"tag": self.tag, "best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
+        state["history"] = self.history
+        with atomic_path(self.checkpoint) as temporary, open(temporary, "wb") as file:
+            np.savez(file, state=json.dumps(state), **arrays)
+        self.saved_at = time.monotonic()
+
+    def finish(self):
+        """Write last weights and history, put the best weights into the network, drop the checkpoint."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.task.network, self.folder / "weights_last.npz")
+        columns = list(dict.fromkeys(key for row in self.history for key in row))
+        with atomic_path(self.folder / "history.csv") as temporary:
+            lines = [",".join(str(row.get(key, "")) for key in columns) for row in self.history]
+            temporary.write_text("\n".join([",".join(columns), *lines]) + "\n")
+        if self.best_values is not None:
+            self.task.network.set_weights(self.best_values)
+        self.checkpoint.unlink(missing_ok=True)

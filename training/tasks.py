@@ -1,0 +1,138 @@
+"""Network and loss, joined: one `keras.Model` per way of training, the same on every backend.
+
+A task's `call` turns a batch into what its loss compares; `compute_loss` compares it. Keras supplies gradient, optimiser
+and compilation for TensorFlow, JAX and PyTorch alike.
+"""
+
+import keras
+from keras import ops
+from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
+from losses.global_contrastive import simclr_loss
+from losses.segmentation import focal_tversky_loss
+
+from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
+
+
+class Task(keras.Model):
+    """A network in training; `network` alone is what stays afterwards."""
+
+    def __init__(self, network, **kwargs):
+        super().__init__(**kwargs)
+        self.network = network
+
+    def ready(self, learning_rate):
+        """Compile with Adam; returns the task itself."""
+        # XLA's convolutions on a CPU are slower than TensorFlow's own (oneDNN); on a GPU and on JAX it pays.
+        is_slow = keras.backend.backend() == "tensorflow" and not has_accelerator()
+        self.compile(keras.optimizers.Adam(learning_rate), jit_compile=False if is_slow else "auto")
+        self.optimizer.build(self.trainable_variables)
+        return self
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return ops.mean(self.cost(x, y_pred, training))
+
+
+def has_accelerator():
+    """True when the backend of this process sees a GPU or TPU."""
+    return any(kind in device.lower() for device in keras.distribution.list_devices() for kind in ("gpu", "tpu", "cuda"))
+
+
+class GlobalContrast(Task):
+    """SimCLR on the encoder: two random views of a slice attract, all other views of the batch repel.
+
+    Batches hold `image (B, H, W, C)` and, for each view `a` and `b`, the changes of `augmentation.draw_changes`.
+
+    Reference:
+        Chen et al., ICML 2020, Eq. 1; crop, brightness and contrast as in arXiv 2205.13109, Sec. II.C.
+    """
+
+    def __init__(self, network, temperature, **kwargs):
+        super().__init__(network, **kwargs)
+        self.temperature = temperature
+
+    def call(self, batch, training=None):
+        views = [augmented(batch, view) for view in ("a", "b")]
+        both = self.network(ops.concatenate(views, axis=0), training=training)
+        return ops.split(both, 2, axis=0)
+
+    def cost(self, batch, views, training):
+        return simclr_loss(*views, temperature=self.temperature)
+
+
+class ConstrainedContrast(Task):
+    """Constrained contrastive learning: patches of one class of the constraint map attract, others repel.
+
+    Batches hold `image (B, H, W, C)`, `patch_classes (B, P)` and `anchors (B, A)`.
+
+    Reference:
+        Umapathy et al., Med. Phys. 2024;51:2707.
+    """
+
+    def __init__(self, network, loss_settings, **kwargs):
+        super().__init__(network, **kwargs)
+        self.loss_settings = loss_settings
+        names = ("anchors_without_positive", "anchors_without_negative", "mean_positives", "feature_spread")
+        self.health = [keras.metrics.Mean(name) for name in names]
+
+    def call(self, batch, training=None):
+        return self.network(batch["image"], training=training)
+
+    def cost(self, batch, representations, training):
+        if not training:  # the health of the anchors is watched on the fixed validation anchors only
+            values = (*self._anchor_health(batch, representations), feature_spread(representations))
+            for tracker, value in zip(self.health, values, strict=True):
+                tracker.update_state(value)
+        return constrained_contrastive_loss(
+            representations, batch["patch_classes"], batch["anchors"], **self.loss_settings
+        )
+
+    def _anchor_health(self, batch, representations):
+        return anchor_health(
+            representations,
+            batch["patch_classes"],
+            batch["anchors"],
+            nearest_patches=self.loss_settings["nearest_patches"],
+        )
+
+
+def feature_spread(representations):
+    """Standard deviation of normalised representations over patches, times sqrt(F): 1 when isotropic, 0 on collapse."""
+    unit = ops.normalize(ops.cast(representations, "float32"), axis=-1)
+    return ops.mean(ops.std(unit, axis=1)) * unit.shape[-1] ** 0.5
+
+
+class Segmentation(Task):
+    """Supervised segmentation of augmented slices.
+
+    Batches hold `image (B, H, W, C)` and `label (B, H, W)`; training batches also the changes of
+    `augmentation.draw_changes`.
+    """
+
+    def __init__(self, network, classes, loss_settings, **kwargs):
+        super().__init__(network, **kwargs)
+        self.classes, self.loss_settings = classes, loss_settings
+
+    def call(self, batch, training=None):
+        image, label = batch["image"], batch["label"]
+        if "affine" in batch:
+            positions = sampling_positions(batch["affine"], batch["elastic"], image.shape[1:3])
+            image = change_intensities(warp(image, positions), batch["brightness"], batch["contrast"])
+            label = warp_labels(label, positions)
+        return self.network(image, training=training), label
+
+    def cost(self, batch, outputs, training):
+        probabilities, label = outputs
+        target = ops.one_hot(ops.cast(label, "int32"), self.classes)
+        return focal_tversky_loss(target, probabilities, **self.loss_settings)
+
+
+def augmented(batch, view):
+    """The batch's images after the changes whose names end in `_<view>`."""
+    image = batch["image"]
+    positions = sampling_positions(batch[f"affine_{view}"], batch[f"elastic_{view}"], image.shape[1:3])
+    return change_intensities(warp(image, positions), batch[f"brightness_{view}"], batch[f"contrast_{view}"])
+
+
+def use_precision(mixed):
+    """Compute in bfloat16 (weights and losses stay float32), or in float32 throughout; call before building networks."""
+    keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")
