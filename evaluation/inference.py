@@ -21,7 +21,7 @@ def predict_subject(model, slices, grid, batch_size):
     """
     probabilities = predict_slices(model, slices, batch_size)
     best = np.zeros(grid.shape, np.uint8)
-    highest = grid.to_volume(probabilities[..., 0], order=1)
+    highest = grid.to_volume(probabilities[..., 0], order=1, fill=1)  # outside the slices: certain background
     # Class by class: only two volumes are held at a time, however many classes there are.
     for index in range(1, probabilities.shape[-1]):
         probability = grid.to_volume(probabilities[..., index], order=1)

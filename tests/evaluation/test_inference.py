@@ -26,9 +26,9 @@ class TransposedGrid:
 
     shape: tuple
 
-    def to_volume(self, slices, order):
+    def to_volume(self, slices, order, fill=0):
         assert order == 1, "probabilities are carried back linearly"
-        return np.pad(np.moveaxis(slices, 0, 2), [(1, 1), (1, 1), (0, 0)])
+        return np.pad(np.moveaxis(slices, 0, 2), [(1, 1), (1, 1), (0, 0)], constant_values=fill)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (4, 4), (7, 4), (5, 16)])
@@ -54,7 +54,7 @@ def test_probabilities_are_interpolated_not_labels():
     """Three slices averaged into one voxel: two weak votes for class 1 lose against one strong vote for class 2."""
 
     class Averaging(TransposedGrid):
-        def to_volume(self, slices, order):
+        def to_volume(self, slices, order, fill=0):
             return np.moveaxis(slices.mean(axis=0, keepdims=True), 0, 2)
 
     class Votes:

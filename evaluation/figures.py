@@ -1,0 +1,174 @@
+"""The figures of a report: Dice against N, and the curves of pretraining. Overlays are in `overlays.py`.
+
+Colours are those of Okabe and Ito, which stay apart in all common kinds of colour blindness; each initialisation also
+has a marker and a line style of its own.
+"""
+
+import numpy as np
+
+from evaluation.results import MEAN, in_grid_order
+from evaluation.statistics import mean_interval
+from utils.runs import atomic_path
+
+OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("--", "-", "-.", ":")
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+PANEL_INCHES = (3.4, 2.8)
+
+
+def dice_against_n(values, labels, inits=(), note=""):
+    """Draw Dice against the number of annotated subjects, one line per initialisation.
+
+    Small points are single test subjects (repeats averaged), so that a mean of 0.5 made of zeros and ones shows as
+    such; lines join the means over subjects; bands are the 95 % confidence intervals of these means.
+
+    Args:
+        values: From `results.per_subject`.
+        labels: One column of panels for each: class names or `MEAN`.
+        inits: Initialisations in the order of the legend.
+        note: Beginning of the title, such as "Simulated scans.".
+
+    Returns:
+        A matplotlib `Figure`; one row of panels per contrasts.
+    """
+    order = in_grid_order(set(values["init"]), inits)
+    contrasts = list(dict.fromkeys(values["contrasts"]))
+    figure, axes = panels(len(contrasts), len(labels))
+    lowest = values.loc[values["label"].isin(labels), "value"].min()
+    for row, name in enumerate(contrasts):
+        for column, label in enumerate(labels):
+            panel = values[(values["contrasts"] == name) & (values["label"] == label)]
+            for number, init in enumerate(order):
+                _draw_init(axes[row, column], panel[panel["init"] == init], init, number, len(order))
+            _label_dice_axes(axes[row, column], panel, f"{name}: {label}", lowest)
+    axes[0, 0].legend(loc="lower right", title="initialisation")
+    if note:
+        figure.suptitle(note)
+    return figure
+
+
+def _draw_init(axis, values, init, number, count):
+    if values.empty:
+        return
+    style = {"color": OKABE_ITO[number % len(OKABE_ITO)]}
+    # On the logarithmic axis a constant factor is a constant shift: initialisations stand side by side.
+    shift = 2 ** (0.16 * (number - (count - 1) / 2))
+    cells = list(values.groupby("n_annotated")["value"])
+    intervals = np.array([mean_interval(cell) for _, cell in cells])
+    x = np.array([n for n, _ in cells]) * shift
+    for position, (_, cell) in zip(x, cells, strict=True):
+        spread = 2 ** (np.linspace(-0.05, 0.05, len(cell)))
+        axis.scatter(position * spread, cell, s=6, alpha=0.45, linewidths=0, **style)
+    mean, _, low, high = intervals.T
+    axis.fill_between(x, low, high, alpha=0.15, linewidth=0, **style)
+    error = np.nan_to_num([mean - low, high - mean])
+    line, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
+    axis.errorbar(x, mean, yerr=error, label=init, marker=marker, linestyle=line, markersize=5, capsize=2, **style)
+
+
+def _label_dice_axes(axis, values, title, lowest):
+    numbers = sorted(values["n_annotated"].unique())
+    subjects = values["subject"].nunique()
+    absent = int(values["missing"].sum())
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(numbers, [str(n) for n in numbers])
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel("annotated subjects N")
+    axis.set_ylabel("Dice [0 to 1]")
+    axis.set_ylim(max(-0.02, np.floor(10 * np.nan_to_num(lowest)) / 10 - 0.02), 1.02)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_title(f"{title} ({subjects} test subjects" + (f", {absent} NaN)" if absent else ")"))
+
+
+def training_curves(histories, note=""):
+    """Draw training and validation loss against epochs, one panel per stage, one pair of lines per fold.
+
+    Args:
+        histories: Mapping of stage name to a mapping of fold name ("" without folds) to DataFrame with the columns
+            `epoch` and `loss`, and `val_loss` where there was validation.
+        note: Beginning of the title.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    figure, axes = panels(1, len(histories))
+    for axis, (stage, folds) in zip(axes[0], histories.items(), strict=True):
+        for number, (fold, history) in enumerate(folds.items()):
+            colour = OKABE_ITO[(number + 1) % len(OKABE_ITO)]
+            for column, name, line in (("loss", "training", "--"), ("val_loss", "validation", "-")):
+                if column in history:
+                    # Validation may be looked at every few epochs only; lines join the epochs that have a value.
+                    rows = history.dropna(subset=column)
+                    marker = "." if len(rows) < 3 else None
+                    axis.plot(rows["epoch"], rows[column], line, color=colour, marker=marker, label=f"{fold} {name}")
+        axis.set_title(stage)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("loss [dimensionless]")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(ncols=1 if len(folds) < 3 else 2, fontsize=6)
+    if note:
+        figure.suptitle(note)
+    return figure
+
+
+def save_training_curves(history, path, title=""):
+    """Write the curves of one run as PNG.
+
+    Args:
+        history: List with one dictionary per epoch: `epoch`, `loss`, and `val_loss` where there was validation.
+        path: PNG file to write.
+        title: Above the panel.
+    """
+    import pandas
+
+    _save(training_curves({title: {"": pandas.DataFrame(history)}}), path)
+
+
+def panels(rows, columns):
+    """Return a matplotlib `Figure` in the report's style and its axes, `(rows, columns)`."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # The object interface: no window system is asked for and no global state is left behind.
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save_figure(figure, folder, name):
+    """Write a figure as `<name>.png` and `<name>.pdf`.
+
+    Args:
+        figure: A matplotlib `Figure`.
+        folder: Target folder.
+        name: File name without suffix.
+
+    Returns:
+        Path of the PNG.
+    """
+    _save(figure, folder / f"{name}.pdf")
+    return _save(figure, folder / f"{name}.png")
+
+
+def _save(figure, path):
+    import matplotlib
+
+    # Without date and program name the same results give the same file.
+    metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
+    with matplotlib.rc_context(STYLE), atomic_path(path) as temporary:
+        figure.savefig(temporary, metadata=metadata)
+    return path
+
+
+def all_labels(values):
+    """Class names of a table of `results.per_subject`, without the mean over them."""
+    return [label for label in dict.fromkeys(values["label"]) if label != MEAN]

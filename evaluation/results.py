@@ -1,0 +1,135 @@
+"""From the metrics.json files of a work dir to one tidy table, and to one value per subject.
+
+Averages always go in this order: the repeats of a subject (draws of annotated subjects), then its classes, then the
+subjects. The spread in every table and figure is therefore that between test subjects. NaN scores (a class absent in
+reference and prediction) are left out of averages and counted.
+"""
+
+from utils.checks import InputError
+from utils.runs import read_json
+
+METRICS = ("dice", "hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference")
+CELL = ["contrasts", "init", "n_annotated"]
+MEAN = "mean over labels"
+
+
+def collect_results(work_dir):
+    """Read every finished cell below a work dir, those of cross-validation folds included.
+
+    Args:
+        work_dir: Folder with `finetuning/` or `fold<K>/finetuning/`.
+
+    Returns:
+        DataFrame, one row per cell, test subject and label: `split`, `contrasts`, `init`, `n_annotated`, `repeat`,
+        `subject`, `label`, the metrics as floats (NaN where there is no value), `config_hash` and `folder` (a `Path`).
+
+    Raises:
+        InputError: When no cell is finished, a file is not readable, a cell mixes configs, or a subject is tested
+            twice in one repeat of a cell.
+    """
+    import pandas
+
+    files = sorted([*work_dir.glob("finetuning/*/*/n*/r*/metrics.json")])
+    files += sorted(work_dir.glob("fold*/finetuning/*/*/n*/r*/metrics.json"))
+    if not files:
+        raise InputError(f"{work_dir}: no finetuning/*/*/n*/r*/metrics.json; run finetune_segmentation.py first")
+    results = pandas.DataFrame([row for file in files for row in _rows(file, work_dir)])
+    results[list(METRICS)] = results[list(METRICS)].astype(float)
+    _refuse_mixed_configs(results)
+    _refuse_repeated_subjects(results)
+    return results
+
+
+def _rows(file, work_dir):
+    metrics = read_json(file)
+    fold = file.relative_to(work_dir).parts[0]
+    shared = {"split": "" if fold == "finetuning" else fold, "folder": file.parent}
+    try:
+        shared |= {key: metrics[key] for key in (*CELL, "repeat", "config_hash")}
+        for row in metrics["per_subject"]:
+            yield shared | {"subject": str(row["subject"]), "label": row["label"]} | {key: row[key] for key in METRICS}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file}: key {error} is missing; delete the cell's folder and run step 4 again") from None
+
+
+def _refuse_mixed_configs(results):
+    lines = []
+    for (contrasts, init, n), cell in results.groupby(CELL):
+        if cell["config_hash"].nunique() > 1:
+            examples = cell.drop_duplicates("config_hash")
+            found = "; ".join(f"{row.config_hash} in {row.folder}" for row in examples.itertuples())
+            lines.append(
+                f"{contrasts}/{init}/n{n:02d}: made with different configs ({found}); "
+                "delete the outdated folders or run step 4 with --overwrite"
+            )
+    if lines:
+        raise InputError(lines)
+
+
+def _refuse_repeated_subjects(results):
+    keys = [*CELL, "repeat", "subject", "label"]
+    repeated = results[results.duplicated(keys, keep=False)]
+    if len(repeated):
+        row = repeated.iloc[0]
+        folders = ", ".join(sorted({str(folder) for folder in repeated["folder"]})[:2])
+        raise InputError(
+            f"{row.contrasts}/{row.init}/n{row.n_annotated:02d}: subject {row.subject} is tested more than once in "
+            f"repeat {row.repeat} ({folders}); a subject belongs to one fold, delete the outdated ones"
+        )
+
+
+def missing_cells(results, contrasts, inits, subjects_n, repeats, splits):
+    """Name the cells of a grid that have no result.
+
+    Args:
+        results: From `collect_results`.
+        contrasts: Names of the input sets of the grid.
+        inits: Initialisations of the grid.
+        subjects_n: Numbers of annotated subjects of the grid.
+        repeats: Number of repeats.
+        splits: Names of the folds; `[""]` without cross-validation.
+
+    Returns:
+        List of strings, one per contrasts, init and N with results missing: what is there and what was asked for.
+    """
+    found = results.drop_duplicates("folder").groupby(CELL).size().to_dict()
+    asked = repeats * len(splits)
+    missing = []
+    for key in ((c, i, n) for c in contrasts for i in inits for n in subjects_n):
+        if found.get(key, 0) < asked:
+            missing.append(f"{key[0]}/{key[1]}/n{key[2]:02d}: {found.get(key, 0)} of {asked} runs")
+    return missing
+
+
+def per_subject(results, metric="dice"):
+    """Average repeats, then classes: one value per cell, subject and label, and one over labels.
+
+    Args:
+        results: From `collect_results`.
+        metric: One of `METRICS`.
+
+    Returns:
+        DataFrame with the columns of `CELL`, `subject`, `label` (the class names and `MEAN`), `value` (NaN when no
+        repeat has one), `repeats`, and `missing` (number of repeats without a value).
+    """
+    import pandas
+
+    keys = [*CELL, "subject"]
+    by_label = (
+        results.groupby([*keys, "label"], sort=False)[metric]
+        .agg(value="mean", repeats="size", missing=lambda values: int(values.isna().sum()))
+        .reset_index()
+    )
+    over_labels = (
+        by_label.groupby(keys, sort=False)
+        .agg(value=("value", "mean"), repeats=("repeats", "max"), missing=("missing", "sum"))
+        .reset_index()
+        .assign(label=MEAN)
+    )
+    return pandas.concat([by_label, over_labels], ignore_index=True)
+
+
+def in_grid_order(names, order=()):
+    """Sort names as in `order` (default: `random` first), names that are not in it alphabetically behind."""
+    known = [name for name in order or ("random",) if name in names]
+    return known + sorted(set(names) - set(known))
