@@ -19,7 +19,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 20.0  # a kill costs at most this much work; writi
 def fit(task, training, validation, *, folder, tag, epochs, learning_rate, plateau_epochs, evaluate_every=1, name=""):
     """Train a task, or go on training it, and leave it with its best weights.
 
-    Writes `history.csv` and `weights_last.npz` into `folder`; `checkpoint.npz` stays there while training is unfinished.
+    Writes `history.csv` and `weights_last.npz` into `folder`; `checkpoint.npz` stays there until training is finished.
 
     Args:
         task: Compiled `keras.Model` with an attribute `network`, whose weights are kept.

@@ -11,7 +11,18 @@ from utils.runs import child_seed
 
 
 def pretrain_global(
-    images, validation_images, *, filters, features, temperature, crop_scale, brightness, contrast, training, seed, **run
+    images,
+    validation_images,
+    *,
+    filters,
+    features,
+    temperature,
+    crop_scale,
+    brightness,
+    contrast,
+    training,
+    seed,
+    **run,
 ):
     """Train the encoder to tell slices apart (SimCLR).
 

@@ -1,15 +1,15 @@
 """Network and loss, joined: one `keras.Model` per way of training, the same on every backend.
 
-A task's `call` turns a batch into what its loss compares; `compute_loss` compares it. Keras supplies gradient, optimiser
-and compilation for TensorFlow, JAX and PyTorch alike.
+A task's `call` turns a batch into what its loss compares; `compute_loss` compares it. Keras supplies gradient,
+optimiser and compilation for TensorFlow, JAX and PyTorch alike.
 """
 
 import keras
 from keras import ops
+
 from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
 from losses.global_contrastive import simclr_loss
 from losses.segmentation import focal_tversky_loss
-
 from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
 
 
@@ -34,7 +34,9 @@ class Task(keras.Model):
 
 def has_accelerator():
     """True when the backend of this process sees a GPU or TPU."""
-    return any(kind in device.lower() for device in keras.distribution.list_devices() for kind in ("gpu", "tpu", "cuda"))
+    return any(
+        kind in device.lower() for device in keras.distribution.list_devices() for kind in ("gpu", "tpu", "cuda")
+    )
 
 
 class GlobalContrast(Task):
@@ -71,17 +73,17 @@ class ConstrainedContrast(Task):
     def __init__(self, network, loss_settings, **kwargs):
         super().__init__(network, **kwargs)
         self.loss_settings = loss_settings
-        names = ("anchors_without_positive", "anchors_without_negative", "mean_positives", "feature_spread")
-        self.health = [keras.metrics.Mean(name) for name in names]
+        names = ("share_without_positive", "share_without_negative", "mean_positives", "feature_spread")
+        self.health = {name: keras.metrics.Mean(name) for name in names}
 
     def call(self, batch, training=None):
         return self.network(batch["image"], training=training)
 
     def cost(self, batch, representations, training):
         if not training:  # the health of the anchors is watched on the fixed validation anchors only
-            values = (*self._anchor_health(batch, representations), feature_spread(representations))
-            for tracker, value in zip(self.health, values, strict=True):
-                tracker.update_state(value)
+            values = self._anchor_health(batch, representations)
+            for name, value in (values | {"feature_spread": feature_spread(representations)}).items():
+                self.health[name].update_state(value)
         return constrained_contrastive_loss(
             representations, batch["patch_classes"], batch["anchors"], **self.loss_settings
         )
@@ -134,5 +136,5 @@ def augmented(batch, view):
 
 
 def use_precision(mixed):
-    """Compute in bfloat16 (weights and losses stay float32), or in float32 throughout; call before building networks."""
+    """Compute in bfloat16 (weights and losses stay float32) or in float32; call it before building networks."""
     keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")

@@ -1,0 +1,252 @@
+"""Step 4 of 5: finetune segmentation networks on few annotated subjects and score them on all test subjects.
+
+    python finetune_segmentation.py --config configs/lgg_tcga.yaml
+    python finetune_segmentation.py --config configs/lgg_tcga.yaml --init random --subjects-n 2 --repeats 1
+
+Reads   h5/annotated.h5 (step 2), pretraining/<init>/weights.npz (step 3) and the label maps of the test subjects.
+Writes  finetuning/<contrasts>/<init>/n<NN>/r<K>/ with metrics.json, model.json and weights.npz (together a model folder
+        for predict.py), history.csv, predictions/<subject>.nii.gz and a run record, for each cell of the grid.
+Takes   about a minute a cell on a CPU with small images. Finished cells are skipped; an interrupted one resumes.
+Next    python reproduce_tables.py --config FILE
+"""
+
+import functools
+import itertools
+import logging
+import time
+
+from utils.checks import InputError
+from utils.config import from_command_line
+from utils.runs import child_seed, exit_code_of, open_run, progress, read_json, write_json
+from utils.schema import channel_names
+
+log = logging.getLogger("mrccl")
+
+
+def add_options(parser):
+    parser.add_argument("--contrasts", nargs="+", metavar="NAME", help="input sets (default: all in the config)")
+    parser.add_argument("--init", nargs="+", metavar="NAME", help="initialisations (default: all in the config)")
+    parser.add_argument("--subjects-n", nargs="+", type=int, metavar="N", help="numbers of annotated subjects")
+    parser.add_argument("--repeats", type=int, metavar="K", help="draws of annotated subjects")
+    parser.add_argument("--keep-going", action="store_true", help="go on when a cell fails; exit code 1 at the end")
+    parser.add_argument("--overwrite", action="store_true", help="redo finished cells")
+
+
+def main(arguments=None):
+    config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "finetuning"))
+    from data.layouts import find_subjects
+    from data.splits import make_splits
+
+    cells = cells_of_grid(config, options)
+    data = config.plain()["data"]
+    files = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
+    splits = make_splits(data["splits"], config.data.root, list(files), config.seed)
+    trainers = {}  # one per network shape: all cells and folds of that shape share one compiled step
+    grids = [SplitGrid(config, split, files, trainers) for split in splits]
+    for grid in grids:
+        grid.check(cells)
+    failed = [name for grid in grids for name in grid.run(cells, options.overwrite, options.keep_going)]
+    for line in failed:
+        log.error("failed: %s", line)
+    log.info("next: python reproduce_tables.py --config %s", options.config)
+    return 1 if failed else 0
+
+
+def cells_of_grid(config, options):
+    """List `(contrasts, init, n, repeat)` of the grid, in the order in which they run."""
+    grid, known = config.finetuning, {"random", *(config.pretraining.stages if config.pretraining else ())}
+    for name in options.contrasts or ():
+        if name not in grid.contrasts:
+            raise InputError(f"--contrasts {name}: not one of finetuning.contrasts ({', '.join(grid.contrasts)})")
+    for name in options.init or ():
+        if name not in known:
+            raise InputError(f"--init {name}: neither random nor a stage of pretraining ({', '.join(sorted(known))})")
+    return list(
+        itertools.product(
+            options.contrasts or grid.contrasts,
+            options.init or grid.inits,
+            options.subjects_n or grid.subjects_n,
+            range(options.repeats or grid.repeats),
+        )
+    )
+
+
+class SplitGrid:
+    """The cells of one split: its data, its pretrained weights, its folder."""
+
+    def __init__(self, config, split, files, trainers):
+        from data.h5_store import SliceStore
+
+        self.config, self.split, self.files, self.trainers = config, split, files, trainers
+        self.folder = split.folder(config.work_dir)
+        self.store = SliceStore(self.folder / "h5" / "annotated.h5")
+        self.store.check_hash(config.hash_of_slices())
+        self.labels = list(config.data.labels)
+        annotated = {part: [s for s in getattr(split, part) if files[s].label] for part in ("train", "val", "test")}
+        self.train_subjects, self.val_subjects, self.test_subjects = annotated.values()
+        self._reference = functools.lru_cache(maxsize=None)(self._read_reference)
+
+    def cell_folder(self, contrasts, init, n, repeat):
+        return self.folder / "finetuning" / contrasts / init / f"n{n:02d}" / f"r{repeat}"
+
+    def check(self, cells):
+        """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
+        from data.splits import annotated_subsets
+        from models.weights import read_weights
+
+        sizes, repeats = {n for _, _, n, _ in cells}, 1 + max(repeat for *_, repeat in cells)
+        self.subsets = annotated_subsets(self.train_subjects, sorted(sizes), repeats, self.config.seed)
+        self.pretrained, mistakes = {}, []
+        for init in sorted({init for _, init, *_ in cells} - {"random"}):
+            arrays, metadata = read_weights(self.folder / "pretraining" / init / "weights.npz")
+            self.pretrained[init] = (arrays, metadata["contrasts"])
+            leaked = sorted(set(self.test_subjects) & {s for part in metadata["subjects"].values() for s in part})
+            mistakes += [f"{subject}: test subject, but '{init}' was pretrained on it" for subject in leaked]
+            if metadata["config_hash"] != self.config.hash_of_stage(init):
+                mistakes.append(f"{self.folder}/pretraining/{init}: made with another config; run step 3 --overwrite")
+        if mistakes:
+            raise InputError(mistakes)
+
+    def is_finished(self, cell, overwrite):
+        """True when the cell's metrics are there; InputError when they come from another config."""
+        metrics = self.cell_folder(*cell) / "metrics.json"
+        if overwrite or not metrics.exists():
+            return False
+        if read_json(metrics)["config_hash"] != self.config.hash_of_cell(*cell[:2]):
+            raise InputError(f"{metrics.parent}: made with another config; give --overwrite, or another --work-dir")
+        return True
+
+    def run(self, cells, overwrite, keep_going):
+        """Run the unfinished cells; returns one line for each that failed."""
+        todo = [cell for cell in cells if not self.is_finished(cell, overwrite)]
+        if len(todo) < len(cells):
+            log.info("%s: %d of %d cells were finished before", self.folder, len(cells) - len(todo), len(cells))
+        failed = []
+        for cell in progress(todo, f"Finetuning {self.split.name}".strip()):
+            try:
+                self.run_cell(*cell)
+            except InputError as error:
+                if not keep_going:
+                    raise
+                failed.append(f"{self.cell_folder(*cell)}: {error}")
+        return failed
+
+    def run_cell(self, contrasts, init, n, repeat):
+        """Train on the annotated subjects of one cell, predict every test subject, write what came out."""
+        config, folder = self.config, self.cell_folder(contrasts, init, n, repeat)
+        channels = channel_names(config.data.contrasts, config.finetuning.contrasts[contrasts])
+        subjects, tag = self.subsets[n, repeat], config.hash_of_cell(contrasts, init)
+        # Cells that differ only by their initialisation share random weights, order and augmentation: a fair pair.
+        seed = child_seed(config.seed, "finetuning", self.split.name, contrasts, n, repeat)
+        started = time.monotonic()
+        with open_run(folder, config.plain(), config.seed):
+            trainer = self.trainers.get(len(channels)) or build_trainer(config, len(channels))
+            self.trainers[len(channels)] = trainer
+            arrays, source = self.pretrained.get(init, (None, None))
+            report = trainer.start_from(
+                child_seed(config.seed, "weights", repeat), arrays, source_contrasts=source, target_contrasts=channels
+            )
+            log.info("%s: %s", folder, report.summary() if report else "random initialisation")
+            training, validation = (self.slices(channels, chosen) for chosen in (subjects, self.val_subjects))
+            name = str(folder.relative_to(config.work_dir))
+            trainer.train(*training, *validation, seed=seed, folder=folder, tag=tag, name=name)
+            rows = self.score(trainer.network, channels, folder / "predictions")
+            self.write(trainer.network, folder, (contrasts, init, n, repeat), subjects, channels, rows, started)
+
+    def slices(self, channels, subjects):
+        """Images and labels of all slices of some subjects."""
+        rows = self.store.rows_of(subjects)
+        return self.store.images(channels, rows), self.store.labels(rows)
+
+    def score(self, network, channels, folder):
+        """Predict every test subject on its own grid; returns the rows of metrics.json."""
+        from data.volumes import write_nifti
+        from evaluation.inference import predict_subject
+        from evaluation.metrics import score_subject
+
+        rows = []
+        for subject in self.test_subjects:
+            grid, images = self.store.grid(subject), self.store.images(channels, self.store.rows_of([subject]))
+            prediction = predict_subject(network, images, grid, self.config.finetuning.training.batch_size)
+            write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
+            spacing = tuple(grid.spacing) if self.config.data.voxel_size_known else None
+            tolerance = self.config.evaluation.surface_tolerance_mm
+            scores = score_subject(prediction, self._reference(subject), spacing, self.labels, tolerance)
+            rows += [{"subject": subject} | {key: _json_number(value) for key, value in s.items()} for s in scores]
+        return rows
+
+    def _read_reference(self, subject):
+        from data.volumes import read_label
+
+        grid, data = self.store.grid(subject), self.config.data
+        return read_label(self.files[subject], data.labels, data.ignored_label_values, grid.shape, grid.affine)
+
+    def write(self, network, folder, cell, subjects, channels, rows, started):
+        """Write the model folder; metrics.json comes last, because it marks the cell as finished."""
+        from models.weights import save_weights
+
+        contrasts, init, n, repeat = cell
+        tag = self.config.hash_of_cell(contrasts, init)
+        save_weights(network, folder / "weights.npz", config_hash=tag, contrasts=channels)
+        data = self.config.plain()["data"]
+        model = {
+            "name": self.config.name,
+            "simulated": data["simulated"],
+            "contrasts": channels,
+            "files": data["contrasts"],
+            "mask": data["mask"],
+            "labels": {name: index for index, name in enumerate(self.labels, start=1)},
+            "voxel_size_known": data["voxel_size_known"],
+            "percentiles": list(self.config.constraint_maps.percentiles),
+            "slices": self.config.plain()["slices"],
+            "filters": self.config.network.filters,
+            "trained_on": list(subjects),
+            "config_hash": tag,
+        }
+        write_json(folder / "model.json", model)
+        metrics = {
+            "config_hash": tag,
+            "seed": self.config.seed,
+            "split": self.split.name,
+            "contrasts": contrasts,
+            "init": init,
+            "n_annotated": n,
+            "repeat": repeat,
+            "train_subjects": list(subjects),
+            "validation_subjects": list(self.val_subjects),
+            "labels": self.labels,
+            "duration_s": round(time.monotonic() - started, 1),
+            "per_subject": rows,
+        }
+        write_json(folder / "metrics.json", metrics)
+
+
+def _json_number(value):
+    """JSON knows no NaN: a score that is not defined is null."""
+    return None if isinstance(value, float) and value != value else value
+
+
+def build_trainer(config, channels):
+    """Build the trainer of one network shape."""
+    from training.finetuning import SegmentationTrainer
+    from training.tasks import use_precision
+
+    settings = config.finetuning
+    use_precision(settings.training.mixed_precision)
+    loss, changes = settings.loss.model_dump(), settings.augmentation.model_dump()
+    if weights := loss.pop("class_weights"):
+        loss["class_weights"] = [weights.get(name, 1.0) for name in ("background", *config.data.labels)]
+    zoom = changes.pop("scale")
+    return SegmentationTrainer(
+        (*config.slices.image_size, channels),
+        filters=config.network.filters,
+        classes=len(config.data.labels) + 1,
+        loss_settings=loss,
+        augmentation=changes | {"scale": (1 - zoom, 1 + zoom)},
+        training=settings.training.model_dump(),
+        evaluate_every=settings.evaluate_every,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))
