@@ -95,7 +95,7 @@ class SliceGrid:
         return self._turned_shape[2]
 
     def to_dict(self):
-        """Return plain numbers for JSON; `crop`, the first row and column of the uncropped slice kept, is for readers."""
+        """Return plain numbers for JSON; `crop`, the first row and column kept, is for readers."""
         return {
             "shape": list(self.shape),
             "affine": self.affine.tolist(),

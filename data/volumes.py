@@ -51,6 +51,13 @@ def read_contrasts(files, names, contrasts):
     return volume, grid.affine
 
 
+def grid_of_subject(files, names, contrasts):
+    """Return `(shape (X, Y, Z), affine (4, 4))` of the first named contrast, from its header alone."""
+    name, _ = file_of_channel(contrasts, channel_names(contrasts, names)[0])
+    image = nibabel.load(files.contrasts[name])
+    return image.shape[:3], np.asarray(image.affine, np.float64)
+
+
 def read_label(files, labels, ignored=(), shape=None, affine=None):
     """Read the label map of one subject as class indices.
 
@@ -84,21 +91,30 @@ def read_mask(files, shape, affine=None):
     return mask
 
 
-def read_constraint_map(path, subject, shape, affine):
+def read_constraint_map(path, subject, shape, affine, clusters):
     """Read the constraint map that step 1 made of a subject.
+
+    Args:
+        path: Its file.
+        subject: Identifier, for messages.
+        shape: `(X, Y, Z, ...)` of the contrasts.
+        affine: `(4, 4)` of the contrasts.
+        clusters: Largest class that may occur.
 
     Returns:
         `(X, Y, Z)`, 0 outside the foreground, classes from 1; the integer type on disk.
 
     Raises:
-        InputError: The file is missing or unreadable, lies on another grid or is empty.
+        InputError: The file is missing or unreadable, lies on another grid, or is no map of so many classes.
     """
     if not Path(path).is_file():
         raise InputError(f"{subject}: no constraint map '{path}'; run generate_constraint_maps.py first")
     image, problems = _read(path, subject)
     problems = problems or _grid_problems(subject, path, image, _Grid(None, tuple(shape[:3]), affine))
-    if not problems and not (image.values.dtype.kind in "iu" and image.values.any()):
-        problems = [f"{subject}: '{path}' is not an integer map with classes"]
+    if not problems and image.values.dtype.kind not in "iu":
+        problems = [f"{subject}: '{path}' holds {image.values.dtype} values, expected integers"]
+    if not problems and not 1 <= image.values.max() <= clusters:
+        problems = [f"{subject}: '{path}' has classes up to {image.values.max()}, expected 1 to {clusters}"]
     if problems:
         raise InputError([f"{line}; make it again: generate_constraint_maps.py --overwrite" for line in problems])
     return image.values

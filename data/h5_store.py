@@ -1,0 +1,290 @@
+"""The HDF5 schema, once: slices of many subjects in one file, written and read in constant memory.
+
+Datasets: `img` (N, H, W, C) float16, `param` (N, H, W, 1) unsigned integer (the constraint map), `label` (N, H, W)
+uint8 (class index, only in files with labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON
+text per subject, what is needed to carry slices back to the scan. The grids are a dataset because the attributes of
+an HDF5 object end at 64 KiB, about 200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and those of
+the caller. Names, axes and order of `img` and `param` are those of the authors' data loader.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from data.geometry import SliceGrid
+from utils.checks import InputError
+from utils.runs import atomic_path
+
+SCHEMA_VERSION = 1
+CHUNK_BYTES = 256 * 1024
+BLOCK_BYTES = 64 * 1024 * 1024  # read at a time
+AGAIN = "make it again with generate_h5_pretraining.py --overwrite, or give another --work-dir"
+
+
+@dataclass(frozen=True)
+class SubjectSlices:
+    """Slices of one subject, as they go into a store.
+
+    Args:
+        subject: Identifier.
+        grid: The way back to the subject's scan.
+        slice_index: `(n,)`, number of each slice in the scan, inferior to superior.
+        images: `(n, H, W, C)`, in [0, 1].
+        constraint_maps: `(n, H, W)` integer, 0 is background.
+        labels: `(n, H, W)` class index, or None.
+    """
+
+    subject: str
+    grid: SliceGrid
+    slice_index: np.ndarray
+    images: np.ndarray
+    constraint_maps: np.ndarray
+    labels: np.ndarray | None = None
+
+
+class StoreWriter:
+    """Writes one store, subject after subject; a context manager, nothing is left behind when it fails.
+
+    Args:
+        path: The file; it appears when it is complete.
+        contrasts: Channel names of `img`, in order.
+        image_size: `(H, W)`.
+        attributes: Name -> text, number, list of texts, or anything JSON can hold.
+        has_labels: Whether every subject comes with labels.
+    """
+
+    def __init__(self, path, *, contrasts, image_size, attributes, has_labels):
+        self.path, self.contrasts, self.image_size = Path(path), list(contrasts), tuple(image_size)
+        self.attributes, self.has_labels = attributes, has_labels
+        self.subjects, self.slices = [], 0
+
+    def __enter__(self):
+        self._grids, self._renamed = [], atomic_path(self.path)
+        self._file = h5py.File(self._renamed.__enter__(), "w")
+        plane = self.image_size
+        self._create("img", (*plane, len(self.contrasts)), np.float16)
+        self._create("param", (*plane, 1), np.min_scalar_type(self.attributes.get("clusters", 2**16 - 1)))
+        if self.has_labels:
+            self._create("label", plane, np.uint8)
+        self._create("subject_index", (), np.int32)
+        self._create("slice_index", (), np.int32)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                self._write_attributes()
+        finally:
+            self._file.close()
+        return self._renamed.__exit__(kind, error, trace)
+
+    def add(self, subject):
+        """Append the slices of one subject (`SubjectSlices`); none is fine, the subject is listed all the same."""
+        count = len(subject.slice_index)
+        parts = {
+            "img": np.asarray(subject.images, np.float16),
+            "param": np.asarray(subject.constraint_maps)[..., None],
+            "subject_index": np.full(count, len(self.subjects), np.int32),
+            "slice_index": subject.slice_index,
+        }
+        if self.has_labels:
+            parts["label"] = subject.labels
+        if subject.subject in self.subjects:
+            raise ValueError(f"{subject.subject}: added twice to {self.path}")
+        for name, values in parts.items():
+            dataset = self._file[name]
+            if values is None or values.shape != (count, *dataset.shape[1:]):
+                raise ValueError(
+                    f"{subject.subject}: {name} is {None if values is None else values.shape}, "
+                    f"expected {(count, *dataset.shape[1:])}"
+                )
+        for name, values in parts.items():
+            self._file[name].resize(self.slices + count, axis=0)
+            self._file[name][self.slices :] = values
+        self.slices += count
+        self.subjects.append(subject.subject)
+        self._grids.append(json.dumps(subject.grid.to_dict()))
+
+    def _create(self, name, shape, dtype):
+        bytes_each = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        chunk = (max(1, CHUNK_BYTES // bytes_each), *shape) if shape else (4096,)
+        self._file.create_dataset(name, (0, *shape), dtype, chunks=chunk, maxshape=(None, *shape))
+
+    def _write_attributes(self):
+        text = h5py.string_dtype()
+        self._file.create_dataset("subject_grid", data=self._grids, dtype=text, shape=(len(self._grids),))
+        described = {"schema_version": SCHEMA_VERSION, "contrasts": self.contrasts, "subjects": self.subjects}
+        for name, value in {**self.attributes, **described}.items():
+            if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+                self._file.attrs.create(name, np.array(value, object), dtype=text, shape=(len(value),))
+            elif isinstance(value, str | int | float):
+                self._file.attrs[name] = value
+            else:
+                self._file.attrs[name] = json.dumps(value)
+
+
+def write_store(path, subjects, *, contrasts, image_size, attributes):
+    """Write a store from an iterator of `SubjectSlices`, one subject in memory at a time.
+
+    Labels are stored if the first subject has them; see `StoreWriter` for the other arguments.
+    """
+    subjects = iter(subjects)
+    first = next(subjects, None)
+    if first is None:
+        raise InputError(f"{path}: no subject to write")
+    has_labels = first.labels is not None
+    with StoreWriter(
+        path, contrasts=contrasts, image_size=image_size, attributes=attributes, has_labels=has_labels
+    ) as store:
+        store.add(first)
+        for subject in subjects:
+            store.add(subject)
+
+
+class SliceStore:
+    """Reads a store. The file is opened when slices are asked for, once per process, so a store can be pickled.
+
+    Attributes:
+        path: The file.
+        contrasts: Channel names of the images.
+        subjects: Identifiers, in the order of `subject_index`.
+        image_size: `(H, W)`.
+        subject_index: `(N,)`, place of each slice's subject in `subjects`.
+        slice_index: `(N,)`, number of each slice in its scan.
+        has_labels: Whether there are labels.
+        attributes: Everything else that is written on the file (`clusters`, `config_hash`, `labels`, ...).
+
+    Raises:
+        InputError: The file is missing, truncated, of another schema, or lacks a dataset.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._file, self._process = None, None
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no such file; run generate_h5_pretraining.py first")
+        try:
+            with h5py.File(self.path, "r") as file:
+                self._read_description(file)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.path}: not a complete HDF5 store ({reason}); {AGAIN}") from None
+
+    def __len__(self):
+        return len(self.subject_index)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_file": None, "_process": None}
+
+    def check_hash(self, config_hash):
+        """Raise InputError unless the file was made with the config of this hash."""
+        if self.attributes.get("config_hash") != config_hash:
+            raise InputError(f"{self.path}: made with another config; {AGAIN}")
+
+    def images(self, contrasts=None, rows=None):
+        """Return `(n, H, W, C)` float32 of the named contrasts in the order asked for (None: all of the file)."""
+        contrasts = self.contrasts if contrasts is None else list(contrasts)
+        unknown = [name for name in contrasts if name not in self.contrasts]
+        if unknown:
+            held = ", ".join(self.contrasts)
+            raise InputError([f"{self.path}: has no contrast '{name}', it holds {held}" for name in unknown])
+        channels = [self.contrasts.index(name) for name in contrasts]
+        return self._read("img", rows, np.float32, None if contrasts == self.contrasts else channels)
+
+    def constraint_maps(self, rows=None):
+        """Return `(n, H, W)` int32: 0 is background, classes from 1."""
+        return self._read("param", rows, np.int32, 0)
+
+    def labels(self, rows=None):
+        """Return `(n, H, W)` uint8 class indices, 0 is background."""
+        if not self.has_labels:
+            raise InputError(f"{self.path}: holds no labels; annotated.h5 does")
+        return self._read("label", rows, np.uint8)
+
+    def rows_of(self, subjects):
+        """Return the rows of these subjects' slices, ascending, as an integer array."""
+        unknown = [subject for subject in subjects if subject not in self.subjects]
+        if unknown:
+            raise InputError([f"{subject}: is not in {self.path}; {AGAIN}" for subject in unknown])
+        return np.flatnonzero(np.isin(self.subject_index, [self.subjects.index(subject) for subject in subjects]))
+
+    def grid(self, subject):
+        """Return the `SliceGrid` of a subject."""
+        if subject not in self.subjects:
+            raise InputError(f"{subject}: is not in {self.path}; {AGAIN}")
+        return SliceGrid.from_dict(json.loads(self._grids[self.subjects.index(subject)]))
+
+    def _read_description(self, file):
+        version = file.attrs.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{self.path}: schema version {version}, expected {SCHEMA_VERSION}; {AGAIN}")
+        self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
+        self.contrasts, self.subjects = self.attributes.pop("contrasts"), self.attributes.pop("subjects")
+        self.has_labels = "label" in file
+        needed = ("img", "param", "subject_index", "slice_index", *(["label"] if self.has_labels else []))
+        lengths = {name: len(file[name]) for name in needed}
+        if len(set(lengths.values())) != 1 or file["img"].shape[3] != len(self.contrasts):
+            raise ValueError(f"datasets do not match: {lengths}, {len(self.contrasts)} contrasts")
+        self.image_size = tuple(int(length) for length in file["img"].shape[1:3])
+        self.subject_index, self.slice_index = file["subject_index"][:], file["slice_index"][:]
+        self._grids = [text.decode() for text in file["subject_grid"][:]]
+        if len(self._grids) != len(self.subjects):
+            raise ValueError(f"{len(self._grids)} grids for {len(self.subjects)} subjects")
+
+    def _dataset(self, name):
+        # HDF5 handles must not cross a fork.
+        if self._file is None or self._process != os.getpid():
+            self._file, self._process = h5py.File(self.path, "r"), os.getpid()
+        return self._file[name]
+
+    def _read(self, name, rows, dtype, channels=None):
+        """Read rows (None: all; any order, repeats allowed) in runs of neighbours, block by block."""
+        dataset = self._dataset(name)
+        rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(dataset)):
+            raise IndexError(f"{self.path}: rows {rows.min()} to {rows.max()} asked for, there are {len(dataset)}")
+        wanted, place = np.unique(rows, return_inverse=True)
+        shape = dataset.shape[1:] if channels is None else np.empty(dataset.shape[1:])[..., channels].shape
+        read = np.empty((len(wanted), *shape), dtype)
+        block = max(1, BLOCK_BYTES // (int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize))
+        for start, stop in _runs(wanted, block):
+            values = dataset[wanted[start] : wanted[stop - 1] + 1]
+            read[start:stop] = values if channels is None else values[..., channels]
+        return read if np.array_equal(wanted, rows) else read[place]
+
+
+def _runs(rows, longest):
+    """Yield `(start, stop)` of runs of consecutive numbers in ascending `rows`, each at most `longest` long."""
+    ends = np.flatnonzero(np.diff(rows, append=rows[-1:] - 1) != 1) + 1 if len(rows) else []
+    start = 0
+    for end in ends:
+        for first in range(start, int(end), longest):
+            yield first, min(first + longest, int(end))
+        start = int(end)
+
+
+def _plain(value):
+    """Turn an HDF5 attribute into text, number, list, or what its JSON text says."""
+    if isinstance(value, np.ndarray):
+        return [item.decode() if isinstance(item, bytes) else item for item in value.tolist()]
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        return json.loads(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def packed_folders(work_dir, name):
+    """Return the folders whose `h5/` holds a store of this name: the work dir, or its `fold0`, `fold1`, ...
+
+    Raises:
+        InputError: There is none.
+    """
+    files = [*Path(work_dir).glob(f"h5/{name}"), *sorted(Path(work_dir).glob(f"fold*/h5/{name}"))]
+    if not files:
+        raise InputError(f"{work_dir}: no h5/{name}; run generate_h5_pretraining.py first")
+    return [file.parent.parent for file in files]
