@@ -1,7 +1,8 @@
 """Random changes of training slices: one displacement field for image and label.
 
 Everything random is drawn on the host, with numpy from a named seed, and travels with the batch as a few small
-arrays; the device only computes. So an epoch is the same on every backend, and a resumed run continues with the numbers it would have had.
+arrays; the device only computes. So an epoch is the same on every backend, and a resumed run continues with the
+numbers it would have had.
 """
 
 import numpy as np
