@@ -4,6 +4,8 @@ Colours are those of Okabe and Ito, which stay apart in all common kinds of colo
 has a marker and a line style of its own.
 """
 
+import functools
+
 import numpy as np
 
 from evaluation.results import MEAN, in_grid_order
@@ -16,6 +18,7 @@ LINES = ("--", "-", "-.", ":")
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
+    "figure.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -25,6 +28,20 @@ STYLE = {
 PANEL_INCHES = (3.4, 2.8)
 
 
+def in_report_style(function):
+    """Decorate a function that draws or writes a figure: fonts and sizes are the same everywhere."""
+
+    @functools.wraps(function)
+    def styled(*arguments, **options):
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return function(*arguments, **options)
+
+    return styled
+
+
+@in_report_style
 def dice_against_n(values, labels, inits=(), note=""):
     """Draw Dice against the number of annotated subjects, one line per initialisation.
 
@@ -89,6 +106,7 @@ def _label_dice_axes(axis, values, title, lowest):
     axis.set_title(f"{title} ({subjects} test subjects" + (f", {absent} NaN)" if absent else ")"))
 
 
+@in_report_style
 def training_curves(histories, note=""):
     """Draw training and validation loss against epochs, one panel per stage, one pair of lines per fold.
 
@@ -134,14 +152,12 @@ def save_training_curves(history, path, title=""):
 
 
 def panels(rows, columns):
-    """Return a matplotlib `Figure` in the report's style and its axes, `(rows, columns)`."""
-    import matplotlib
+    """Return an empty matplotlib `Figure` and its axes, `(rows, columns)`."""
     from matplotlib.figure import Figure
 
     # The object interface: no window system is asked for and no global state is left behind.
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False)
+    figure = Figure((PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(figure, folder, name):
@@ -159,12 +175,11 @@ def save_figure(figure, folder, name):
     return _save(figure, folder / f"{name}.png")
 
 
+@in_report_style
 def _save(figure, path):
-    import matplotlib
-
     # Without date and program name the same results give the same file.
     metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
-    with matplotlib.rc_context(STYLE), atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, metadata=metadata)
     return path
 

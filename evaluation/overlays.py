@@ -9,8 +9,9 @@ import dataclasses
 
 import numpy as np
 
-from evaluation.figures import OKABE_ITO, panels
+from evaluation.figures import OKABE_ITO, in_report_style, panels
 from evaluation.results import MEAN
+from utils.checks import InputError
 
 RULE = (
     "Subjects are ranked by Dice averaged over labels, repeats and all initialisations at this N; the median and the "
@@ -40,23 +41,75 @@ class Picture:
     affine: np.ndarray
 
 
-def choose_subjects(values, contrasts, n_annotated):
-    """Return `{"median": subject, "worst": subject}` by the rule above; only "worst" when there is one subject.
+def read_pictures(cells, values, files, inits, shown, *, contrasts, labels, ignored=()):
+    """Choose the subjects of one figure and read what is drawn of them.
 
     Args:
-        values: From `results.per_subject` of the Dice.
-        contrasts: Name of the input set.
-        n_annotated: N.
+        cells: Rows of `collect_results` of one input set and one N.
+        values: From `results.per_subject` of these rows.
+        files: Mapping of subject to `SubjectFiles`.
+        inits: Initialisations to show, in this order.
+        shown: Contrast to show; of a 4D series the first volume.
+        contrasts: `data.contrasts` of the config.
+        labels: `data.labels` of the config.
+        ignored: Label values that count as background.
+
+    Returns:
+        List of `Picture`.
+
+    Raises:
+        InputError: When an image, the label or a prediction is missing or does not fit the others.
     """
-    is_cell = (values["contrasts"] == contrasts) & (values["n_annotated"] == n_annotated)
-    ranking = values[is_cell & (values["label"] == MEAN)].groupby("subject")["value"].mean().dropna()
+    from data.volumes import read_contrasts, read_label
+
+    pictures = []
+    for role, subject in choose_subjects(values).items():
+        if subject not in files:
+            raise InputError(f"{subject}: was a test subject, but is not below data.root any more")
+        volume, affine = read_contrasts(files[subject], [shown], contrasts)
+        image = volume[..., 0]
+        reference = read_label(files[subject], labels, ignored, image.shape, affine)
+        predictions, dice = {}, {}
+        for init in inits:
+            rows = cells[(cells["subject"] == subject) & (cells["init"] == init)]
+            if rows.empty:
+                raise InputError(f"{subject}: no result with {init} initialisation yet")
+            first = rows[rows["repeat"] == rows["repeat"].min()]
+            path = first["folder"].iloc[0] / "predictions" / f"{subject}.nii.gz"
+            predictions[init], dice[init] = _read_prediction(path, image.shape), first["dice"].mean()
+        pictures.append(Picture(f"{role}: {subject}", image, reference, predictions, dice, affine))
+    return pictures
+
+
+def _read_prediction(path, shape):
+    import nibabel
+
+    try:
+        prediction = np.asanyarray(nibabel.load(path).dataobj)
+    except (OSError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
+        raise InputError(f"{path}: not readable ({error}); run step 4 again with --overwrite") from None
+    if prediction.shape != shape:
+        raise InputError(f"{path}: {prediction.shape}, but the subject's image is {shape}; run step 4 again")
+    return prediction
+
+
+def choose_subjects(values):
+    """Return `{"median": subject, "worst": subject}` by the rule above; only "worst" when there is one subject.
+
+    Of an even number of subjects, the better of the two in the middle is the median.
+
+    Args:
+        values: Rows of `results.per_subject` of the Dice, one input set and one N.
+    """
+    ranking = values[values["label"] == MEAN].groupby("subject")["value"].mean().dropna()
     # The name settles ties, so that the choice never depends on the order of files.
     names = sorted(ranking.index, key=lambda subject: (ranking[subject], subject))
     if len(names) < 2:
-        return {"worst": name for name in names}
+        return dict(zip(["worst"], names, strict=False))
     return {"median": names[len(names) // 2], "worst": names[0]}
 
 
+@in_report_style
 def draw_overlays(pictures, labels, title):
     """Draw one row per subject: the image with the reference, then with each initialisation's prediction.
 

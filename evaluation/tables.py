@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from evaluation.results import CELL, MEAN, in_grid_order, per_subject
-from evaluation.statistics import adjust_family, mean_interval, paired_comparison
+from evaluation.statistics import adjust_family, annotation_saved, mean_interval, paired_comparison
 from utils.runs import atomic_path
 
 BASELINE = "random"
@@ -17,12 +17,14 @@ class Table:
 
     Attributes:
         name: File name without suffix.
+        title: Heading.
         caption: What the numbers are and how they were averaged.
         numbers: Tidy DataFrame in full precision (CSV).
         text: DataFrame of strings as a reader sees it (Markdown, LaTeX, HTML, terminal).
     """
 
     name: str
+    title: str
     caption: str
     numbers: object
     text: object
@@ -59,7 +61,9 @@ def score_table(results, metric, inits=(), note=""):
                 | {"missing": int(part["missing"].sum())}
             )
     numbers = pandas.DataFrame(rows)
-    return Table(metric, _score_caption(metric, values, note), numbers, _score_text(numbers, _digits(metric)))
+    return Table(
+        metric, TITLES[metric], _score_caption(metric, values, note), numbers, _score_text(numbers, _digits(metric))
+    )
 
 
 def _score_caption(metric, values, note):
@@ -121,12 +125,13 @@ def difference_table(results, inits=(), note="", baseline=BASELINE):
         [dict(zip(CELL, key, strict=True)) | dataclasses.asdict(one) for key, one in zip(keys, family, strict=True)]
     ).astype({"note": str})
     caption = (
-        f"{note} Difference in Dice to {baseline} initialisation (mean over labels, repeats averaged per subject) across "
-        f"the same test subjects, with 95 % CI. Paired two-sided t-test; Bonferroni and Holm over the family of "
+        f"{note} Difference in Dice to {baseline} initialisation (mean over labels, repeats averaged per subject) "
+        f"across the same test subjects, with 95 % CI. Paired two-sided t-test; Bonferroni and Holm over the family of "
         f"{len(family)} comparisons in this table. d_z: mean difference / standard deviation of the differences. "
         "* Bonferroni-adjusted p ≤ 0.05."
     ).strip()
-    return Table("dice_differences", caption, numbers, pandas.DataFrame(list(map(_difference_text, keys, family))))
+    text = pandas.DataFrame(list(map(_difference_text, keys, family)))
+    return Table("dice_differences", f"Difference in Dice to {baseline} initialisation", caption, numbers, text)
 
 
 def _difference_text(key, comparison):
@@ -150,6 +155,40 @@ def _difference_text(key, comparison):
         "d_z": _number(comparison.effect_size, ".2f"),
         "Note": comparison.note + (f" {comparison.unpaired} without a pair" if comparison.unpaired else ""),
     }
+
+
+def describe_savings(results, inits=(), baseline=BASELINE):
+    """Say how much annotation each init saves against the baseline at the baseline's largest N.
+
+    Args:
+        results: From `collect_results`.
+        inits: Initialisations in the order of the sentences.
+        baseline: The initialisation the others are compared with.
+
+    Returns:
+        List of sentences, one per contrasts and init.
+    """
+    values = per_subject(results)
+    values = values[values["label"] == MEAN]
+    curves = values.groupby(["contrasts", "init", "n_annotated"])["value"].mean()
+    sentences = []
+    for contrasts in dict.fromkeys(values["contrasts"]):
+        present = set(values.loc[values["contrasts"] == contrasts, "init"])
+        reference = curves[contrasts, baseline].to_dict() if baseline in present else {}
+        for init in in_grid_order(present - {baseline}, inits) if reference else ():
+            goal = max(reference)
+            curve = curves[contrasts, init].to_dict()
+            what = f"{contrasts}: {init} reaches the mean Dice of {baseline} at N = {goal} ({reference[goal]:.3f})"
+            sentences.append(f"{what} {_saving_in_words(annotation_saved(curve, reference, goal), curve, goal)}.")
+    return sentences
+
+
+def _saving_in_words(saved, curve, goal):
+    if saved is None:
+        return f"at no tested N (best {max(curve.values()):.3f})"
+    n = goal * (1 - saved)
+    at_least = "at most " if n <= min(curve) else ""
+    return f"with {at_least}N = {n:.1f} (annotation saved: {saved:.0%}; straight lines between tested N)"
 
 
 def write_table(table, folder):

@@ -1,0 +1,232 @@
+"""Step 5 on a generated work dir: tables, figures, page, and what happens when things are missing."""
+
+import json
+import re
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pandas
+import pytest
+import yaml
+
+import reproduce_tables
+from evaluation.metrics import score_subject
+from utils.checks import InputError
+from utils.config import load_config
+
+SUBJECTS = [f"sub-{number:02d}" for number in range(1, 8)]
+TEST = SUBJECTS[:5]
+SHAPE, AFFINE = (20, 18, 5), np.diag([-2.0, 2.0, 6.0, 1.0])
+LABELS = {"liver": [1], "kidneys": [2, 3]}
+ERROR_RATE = {("random", 2): 0.5, ("random", 4): 0.3, ("constrained", 2): 0.2, ("constrained", 4): 0.1}
+
+
+def make_dataset(root):
+    """Write seven subjects: a liver left and two kidneys right of the middle, on a grid that counts from the right."""
+    rng = np.random.default_rng(0)
+    classes = {}
+    for number, subject in enumerate(SUBJECTS):
+        label = np.zeros(SHAPE, np.int16)
+        label[3:8, 4 : 9 + number % 3, 1:4] = 1
+        label[12:15, 3:6, 1:4] = 2
+        label[12:15, 10:13, 2:4] = 3
+        folder = root / subject
+        folder.mkdir(parents=True)
+        image = 100 * label + rng.normal(200, 20, SHAPE)
+        nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), AFFINE), folder / "t2.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(label, AFFINE), folder / "label.nii.gz")
+        classes[subject] = np.where(label == 3, 2, label).astype(np.uint8)
+    return classes
+
+
+def make_config(folder, **data):
+    stage = {"method": "constrained", "training": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3}}
+    content = {
+        "name": "tiny_renal",
+        "seed": 1,
+        "work_dir": str(folder / "work"),
+        "data": {
+            "root": str(folder / "scans"),
+            "contrasts": {"t2": "{subject}/t2.nii.gz"},
+            "label": "{subject}/label.nii.gz",
+            "labels": LABELS,
+            "splits": {"train": SUBJECTS[5:6], "val": SUBJECTS[6:], "test": TEST},
+        }
+        | data,
+        "pretraining": {"contrasts": ["t2"], "stages": {"constrained": stage}},
+        "finetuning": {
+            "contrasts": {"t2": ["t2"]},
+            "subjects_n": [2, 4],
+            "repeats": 2,
+            "training": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3},
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def write_cell(config, classes, init, n, repeat, subjects=TEST, fold=""):
+    """Write what step 4 leaves: metrics, predictions with some voxels wrong, a run record."""
+    folder = config.work_dir / fold / "finetuning" / "t2" / init / f"n{n:02d}" / f"r{repeat}"
+    (folder / "predictions").mkdir(parents=True)
+    rng = np.random.default_rng(100 * n + repeat)
+    rows = []
+    for subject in subjects:
+        is_lost = rng.random(SHAPE) < ERROR_RATE[init, n]
+        prediction = np.where(is_lost, 0, classes[subject]).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(prediction, AFFINE), folder / "predictions" / f"{subject}.nii.gz")
+        scores = score_subject(prediction, classes[subject], (2.0, 2.0, 6.0), list(LABELS), 2.0)
+        rows += [{"subject": subject} | row for row in scores]
+    metrics = {"config_hash": config.hash_of_cell("t2", init), "seed": 1, "contrasts": "t2", "init": init}
+    metrics |= {"n_annotated": n, "repeat": repeat, "train_subjects": SUBJECTS[5:6], "per_subject": rows}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "environment.json").write_text(json.dumps({"backend": "tensorflow", "device": "cpu", "duration_s": 36.0}))
+    (folder / "command.txt").write_text("python finetune_segmentation.py --config tiny & more\n")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    return folder, make_dataset(folder / "scans")
+
+
+@pytest.fixture
+def work(dataset, tmp_path):
+    """A config and a complete work dir of its own for one test."""
+    folder, classes = dataset
+    path = make_config(tmp_path, root=str(folder / "scans"))
+    config = load_config(path)
+    for init, n in ERROR_RATE:
+        for repeat in range(2):
+            write_cell(config, classes, init, n, repeat)
+    history = config.work_dir / "pretraining" / "constrained" / "history.csv"
+    history.parent.mkdir(parents=True)
+    history.write_text("epoch,loss,val_loss\n1,3.0,3.1\n2,2.5,\n3,2.2,2.4\n")
+    return path, config
+
+
+def run(path, *more):
+    return subprocess.run(
+        [sys.executable, "reproduce_tables.py", "--config", str(path), *more], capture_output=True, text=True
+    )
+
+
+def test_a_complete_grid_from_the_shell(work):
+    path, config = work
+    done = run(path)
+    assert done.returncode == 0, done.stderr
+    report = config.work_dir / "report"
+    assert str(report / "index.html") in done.stdout.splitlines()[-1]
+    assert "±" in done.stdout and "95 % CI" in done.stdout
+    names = {"dice", "dice_differences", "hd95_mm", "surface_dice"}
+    assert {file.name for file in (report / "tables").iterdir()} == {
+        f"{name}.{suffix}" for name in names for suffix in ("csv", "md", "tex")
+    } | {"scores.csv"}
+    figures = {"dice_against_n", "dice_by_label", "overlay_t2_n02", "overlay_t2_n04", "pretraining_curves"}
+    assert {file.name for file in (report / "figures").iterdir()} == {
+        f"{name}.{suffix}" for name in figures for suffix in ("png", "pdf")
+    }
+    page = (report / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(figures)
+    assert "--config tiny &amp; more" in page
+    assert 'class="notes"' not in page and "Simulated scans" not in page
+
+
+def test_the_page_asks_the_network_for_nothing(work):
+    path, config = work
+    reproduce_tables.main(["--config", str(path)])
+    page = (config.work_dir / "report" / "index.html").read_text()
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)|url\(|@import|<script|<link", page)
+
+
+def test_the_tables_hold_the_right_numbers(work):
+    path, config = work
+    reproduce_tables.main(["--config", str(path)])
+    tables = config.work_dir / "report" / "tables"
+    scores = pandas.read_csv(tables / "scores.csv")
+    dice = pandas.read_csv(tables / "dice.csv").set_index(["init", "n_annotated", "label"])
+    by_hand = []
+    for subject in TEST:
+        own = scores[(scores.subject == subject) & (scores.init == "random") & (scores.n_annotated == 2)]
+        by_hand.append(np.mean([own[own.label == label].dice.mean() for label in LABELS]))
+    row = dice.loc["random", 2, "mean over labels"]
+    assert (row["mean"], row["sd"]) == pytest.approx((np.mean(by_hand), np.std(by_hand, ddof=1)))
+    assert (row["subjects"], row["repeats"], row["missing"]) == (5, 2, 0)
+    differences = pandas.read_csv(tables / "dice_differences.csv")
+    assert list(differences["n_annotated"]) == [2, 4]
+    assert (differences["mean_difference"] > 0).all() and (differences["comparisons"] == 2).all()
+
+
+def test_missing_cells_and_predictions_are_named_and_the_rest_is_reported(work, caplog):
+    path, config = work
+    cells = config.work_dir / "finetuning" / "t2"
+    (cells / "constrained" / "n04" / "r1" / "metrics.json").unlink()
+    for file in (cells / "random" / "n02" / "r0" / "predictions").iterdir():
+        file.unlink()
+    assert reproduce_tables.main(["--config", str(path)]) is None
+    page = (config.work_dir / "report" / "index.html").read_text()
+    assert "Missing: t2/constrained/n04: 1 of 2 runs" in page
+    assert "No overlay of t2 at N = 2" in page and "not readable" in page
+    assert (config.work_dir / "report" / "figures" / "overlay_t2_n04.png").exists()
+
+
+def test_cells_of_another_config_are_pointed_out(work):
+    path, config = work
+    reproduce_tables.main(["--config", str(path), "--set", "evaluation.surface_tolerance_mm=5"])
+    page = (config.work_dir / "report" / "index.html").read_text()
+    assert page.count("was made with another config than this one") == 4
+
+
+def test_without_scans_there_are_tables_but_no_overlays(work):
+    path, config = work
+    reproduce_tables.main(["--config", str(path), "--set", "data.root=/nowhere"])
+    page = (config.work_dir / "report" / "index.html").read_text()
+    assert "No overlay of t2 at N = 2" in page and "is not a folder" in page
+
+
+def test_simulated_scans_are_called_simulated_everywhere(work):
+    path, config = work
+    reproduce_tables.main(["--config", str(path), "--set", "data.simulated=true"])
+    report = config.work_dir / "report"
+    assert "Simulated scans." in (report / "index.html").read_text()
+    for name in ("dice", "dice_differences"):
+        assert "Simulated scans." in (report / "tables" / f"{name}.md").read_text()
+
+
+def test_cross_validation_pools_the_folds(dataset, tmp_path):
+    folder, classes = dataset
+    path = make_config(tmp_path, root=str(folder / "scans"), splits={"folds": 2, "validation": 1})
+    config = load_config(path)
+    for init, n in ERROR_RATE:
+        for repeat in range(2):
+            write_cell(config, classes, init, n, repeat, TEST[:3], "fold0")
+            write_cell(config, classes, init, n, repeat, TEST[3:], "fold1")
+    reproduce_tables.main(["--config", str(path)])
+    dice = pandas.read_csv(config.work_dir / "report" / "tables" / "dice.csv")
+    assert (dice["subjects"] == 5).all() and (dice["repeats"] == 2).all()
+    assert 'class="notes"' not in (config.work_dir / "report" / "index.html").read_text()
+
+
+def test_an_empty_work_dir_says_what_to_run(dataset, tmp_path):
+    path = make_config(tmp_path, root=str(dataset[0] / "scans"))
+    done = run(path)
+    assert done.returncode == 2
+    assert re.fullmatch(r".*no finetuning/.*; run finetune_segmentation.py first\n", done.stderr)
+    assert not (tmp_path / "work").exists()
+
+
+def test_mixed_configs_are_refused(work):
+    path, config = work
+    file = config.work_dir / "finetuning" / "t2" / "random" / "n02" / "r1" / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"config_hash": "other"}))
+    with pytest.raises(InputError, match="t2/random/n02: made with different configs"):
+        reproduce_tables.main(["--config", str(path)])
+    assert not (config.work_dir / "report").exists()
+
+
+def test_help_names_the_step():
+    done = subprocess.run([sys.executable, "reproduce_tables.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Step 5 of 5" in done.stdout
