@@ -52,7 +52,8 @@ def scale_intensities(volume, mask, percentiles=(1, 99)):
 
     Args:
         volume: Intensities in any unit, `(X, Y, Z, C)`.
-        mask: Foreground, boolean `(X, Y, Z)`, with at least one voxel.
+        mask: Given foreground, boolean `(X, Y, Z)`, with at least one voxel; None: each contrast's own, found in it
+            alone, so that a contrast is prepared alike whichever others were read with it.
         percentiles: Lower and upper percentile, in [0, 100].
 
     Returns:
@@ -63,15 +64,16 @@ def scale_intensities(volume, mask, percentiles=(1, 99)):
     """
     check_axes("volume", volume.shape, "X Y Z C")
     low, high = percentiles
-    if mask.shape != volume.shape[:3]:
+    if mask is not None and mask.shape != volume.shape[:3]:
         raise InputError(f"mask: shape {mask.shape} differs from the volume's {volume.shape[:3]}")
-    if not mask.any():
+    if mask is not None and not mask.any():
         raise InputError("mask: no foreground voxel, so intensities cannot be scaled; check the mask or the images")
     if not 0 <= low < high <= 100:
         raise InputError(f"percentiles: {low}, {high}; expected 0 <= lower < upper <= 100")
     scaled = np.empty(volume.shape, np.float32)
     for c in range(volume.shape[3]):
-        bottom, top = np.percentile(volume[..., c][mask], percentiles)
+        inside = foreground_mask(volume[..., c : c + 1]) if mask is None else mask
+        bottom, top = np.percentile(volume[..., c][inside], percentiles)
         span = top - bottom
         np.subtract(volume[..., c], np.float32(bottom), out=scaled[..., c])
         scaled[..., c] *= np.float32(1 / span if span > 0 else 0)

@@ -88,7 +88,11 @@ def _apply(content, override):
 def explain(error, schema):
     """Yield one line per mistake in a config, with a suggestion for each unknown key."""
     for mistake in error.errors():
-        where = ".".join(str(part) for part in mistake["loc"])
+        # Pydantic names a stage by its key and its kind; the kind is not in the file.
+        place = [
+            part for n, part in enumerate(mistake["loc"]) if mistake["loc"][:2] != ("pretraining", "stages") or n != 3
+        ]
+        where = ".".join(map(str, place))
         reason = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
             known = _keys_at(schema, mistake["loc"][:-1])

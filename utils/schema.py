@@ -25,6 +25,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_and_no_are_no_numbers(cls, values):
+        """YAML reads `yes` and `no` as true and false, which Python would take for 1 and 0."""
+        fields = cls.model_fields
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and key in fields and fields[key].annotation is not bool:
+                raise ValueError(f"{key}: found {'yes' if value else 'no'} (true or false), expected another value")
+        return values
+
 
 class SeriesFile(Section):
     """A contrast series in one 4D file; its channels are called `<name>_1`, `<name>_2`, ..."""

@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from utils.checks import InputError
+from utils.config import from_command_line, load_config
+from utils.schema import channel_names
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+SMALL = """
+name: small
+work_dir: runs/small
+data:
+  root: scans
+  contrasts: {t1: "{subject}/t1.nii.gz", t2: "{subject}/t2.nii.gz"}
+  label: "{subject}/label.nii.gz"
+  labels: {kidney: [1]}
+  splits: splits.json
+constraint_maps: {contrasts: [t1, t2]}
+slices: {image_size: [32, 32]}
+network: {filters: [4, 8, 8]}
+pretraining:
+  contrasts: [t1]
+  stages:
+    global: {method: global, training: {epochs: 1, batch_size: 4, learning_rate: 1e-3}}
+    constrained: {method: constrained, warm_start: global, training: {epochs: 1, batch_size: 4, learning_rate: 1e-3}}
+finetuning:
+  contrasts: {t1: [t1]}
+  subjects_n: [1, 2]
+  training: {epochs: 1, batch_size: 4, learning_rate: 1e-3}
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads(path):
+    assert load_config(path).name == path.stem
+
+
+def test_there_is_a_config_for_every_real_dataset():
+    assert {"lgg_tcga", "chaos_mr", "brats2015_subset", "brain_4contrast"} <= {path.stem for path in CONFIGS}
+
+
+def test_numbers_written_as_text_arrive_as_numbers(small):
+    rate = load_config(small).finetuning.training.learning_rate
+    assert yaml.safe_load("1e-3") == "1e-3" and rate == 1e-3 and isinstance(rate, float)
+
+
+MISTAKES = [
+    ("finetuning.repeat=3", "finetuning.repeat: unknown key; did you mean 'repeats'"),
+    (
+        "pretraining.stages.constrained.temprature=1",
+        "pretraining.stages.constrained.temprature: unknown key; did you mean 'temperature'",
+    ),
+    ("data.rot=x", "data.rot: unknown key; did you mean 'root'"),
+    ("finetuning.repeats=yes", r"finetuning: repeats: found yes \(true or false\)"),
+    ("seed=-1", r"seed: .*greater than or equal to 0 \(found -1\)"),
+    ("finetuning.inits=[local]", "finetuning.inits: 'local' is neither random nor a stage"),
+    ("finetuning.contrasts.t1=[t3]", r"finetuning.contrasts.t1: 't3' is not one of data.contrasts \(t1, t2\)"),
+    ("slices.image_size=[30, 32]", r"image_size: \[30, 32\] must be multiples of 4"),
+    ("pretraining.stages.global.warm_start=constrained", "'constrained' must come before 'global'"),
+    ("data.label=null", "label and labels go together"),
+    ("finetuning.loss={class_weights: {kidny: 2}}", "class_weights: 'kidny' is not one of data.labels"),
+    ("data.splits={train: [a], val: [b]}", "data.splits.*test"),
+    ("constraint_maps.contrasts=[t1]", "at least 2 items"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), MISTAKES, ids=[override for override, _ in MISTAKES])
+def test_a_mistake_is_named_with_its_place(small, override, message):
+    with pytest.raises(InputError, match=message):
+        load_config(small, [override])
+
+
+def test_all_mistakes_are_listed_at_once(small):
+    with pytest.raises(InputError) as caught:
+        load_config(small, ["finetuning.repeat=3", "seed=x", "data.rot=1"])
+    assert len(caught.value.lines) == 3 and all(str(small) in line for line in caught.value.lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "line 2: key 'name' appears twice"),
+        ("a: &x [1]\nb: *x\n", "line 2: aliases are not allowed"),
+        ("a:\n\t- 1\n", "not a readable YAML file"),
+        ("- 1\n", "holds list, expected sections"),
+        ("a: !!python/object/apply:os.system ['true']\n", "not a readable YAML file"),
+    ],
+)
+def test_yaml_surprises_are_refused(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(path)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(InputError, match="not a readable YAML file"):
+        load_config(path)
+
+
+def test_hashes_ignore_seed_places_and_lists_of_the_grid_but_nothing_else(small):
+    def cell_hash(*overrides):
+        return load_config(small, overrides).hash_of_cell("t1", "constrained")
+
+    same = ["seed=9", "work_dir=x", "data.root=y", "name=other", "finetuning.subjects_n=[5]", "finetuning.repeats=9"]
+    assert {cell_hash(override) for override in same} == {cell_hash()}
+    other = [
+        "finetuning.training.epochs=2",
+        "pretraining.stages.constrained.temperature=0.2",
+        "pretraining.stages.global.temperature=0.2",  # the stage that the stage starts from
+        "constraint_maps.clusters=5",
+        "slices.min_foreground=0.2",
+        "network.filters=[4, 8, 16]",
+        "data.labels={kidney: [2]}",
+    ]
+    assert len({cell_hash(), *(cell_hash(override) for override in other)}) == len(other) + 1
+
+
+def test_random_initialisation_does_not_depend_on_pretraining(small):
+    def cell_hash(*overrides):
+        return load_config(small, overrides).hash_of_cell("t1", "random")
+
+    assert cell_hash() == cell_hash("pretraining.stages.constrained.temperature=0.2")
+
+
+def test_a_series_stands_for_its_volumes():
+    contrasts = {"t1": "a", "echoes": {"file": "b", "volumes": 3}}
+    assert channel_names(contrasts) == ["t1", "echoes_1", "echoes_2", "echoes_3"]
+    assert channel_names(contrasts, ["echoes_2", "t1"]) == ["echoes_2", "t1"]
+
+
+def test_command_line(small, tmp_path, capsys):
+    words = ["--config", str(small), "--work-dir", str(tmp_path), "--set", "seed=4", "--set", "data.root=/scans"]
+    config, _ = from_command_line("Step", words)
+    assert config.seed == 4 and config.work_dir == tmp_path and str(config.data.root) == "/scans"
+    with pytest.raises(InputError, match="this step needs the section 'pretraining:'"):
+        from_command_line(
+            "Step",
+            ["--config", str(small), "--set", "pretraining=null", "--set", "finetuning.inits=[random]"],
+            needs=("pretraining",),
+        )
+    with pytest.raises(InputError, match="expected key.path=value"):
+        from_command_line("Step", [*words, "--set", "seed"])

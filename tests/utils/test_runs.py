@@ -1,0 +1,109 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from utils.checks import InputError, check_axes
+from utils.runs import atomic_path, child_seed, environment, open_run, progress, read_json, write_json
+
+
+def test_child_seeds_are_stable_and_differ_by_every_name():
+    # A stored number: seeds must not change between versions, or published runs could not be repeated.
+    assert child_seed(2024, "weights", 0) == 3009555603
+    names = [(1, "a"), (1, "b"), (2, "a"), (1, "a", 0), (1, "a", 1)]
+    assert len({child_seed(*name) for name in names}) == len(names)
+    assert all(0 <= child_seed(seed) < 2**32 for seed in range(50))
+
+
+def test_atomic_path_leaves_a_complete_file_or_nothing(tmp_path):
+    target = tmp_path / "deep" / "map.nii.gz"
+    with atomic_path(target) as temporary:
+        assert temporary.name.endswith(".nii.gz") and not target.exists()
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    with pytest.raises(RuntimeError, match="disk"), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("disk")
+    assert target.read_text() == "new" and os.listdir(target.parent) == ["map.nii.gz"]
+
+
+def test_json_refuses_nan_and_names_broken_files(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"dice": float("nan")})
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(InputError, match="b.json: not readable as JSON"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(InputError, match="c.json: no such file"):
+        read_json(tmp_path / "c.json")
+
+
+def test_run_folder_says_how_the_result_was_made(tmp_path):
+    with open_run(tmp_path / "run", {"seed": 3, "data": {"root": "x"}}, 3) as folder:
+        record = json.loads((folder / "environment.json").read_text())
+        assert record["seed"] == 3 and record["packages"]["numpy"] and "duration_s" not in record
+        assert (folder / "command.txt").read_text().startswith("python ")
+    assert json.loads((folder / "environment.json").read_text())["duration_s"] >= 0
+    assert "root: x" in (folder / "resolved_config.yaml").read_text()
+
+
+def test_environment_names_versions_and_commit():
+    record = environment()
+    assert {"python", "packages", "backend", "device", "git"} <= set(record)
+
+
+def test_progress_yields_every_item_in_order():
+    assert list(progress(iter([3, 1, 2]), "Counting", total=3)) == [3, 1, 2]
+
+
+def test_check_axes_names_the_axis():
+    check_axes("image", (4, 5, 6), "H W C", C=6)
+    with pytest.raises(InputError, match=r"image: axis C of shape \(4, 5, 6\) is 6, expected 2"):
+        check_axes("image", (4, 5, 6), "H W C", C=2)
+    with pytest.raises(InputError, match="has 2 axes, expected 3"):
+        check_axes("image", (4, 5), "H W C")
+
+
+SCRIPT = """
+import sys, time
+from utils.checks import InputError
+from utils.runs import exit_code_of
+
+def main(arguments=None):
+    how = sys.argv[1]
+    if how == "mistake":
+        raise InputError(["sub-01: 'flair' is missing", "sub-02: 'flair' is missing"])
+    if how == "fault":
+        raise KeyError("bug")
+    if how == "wait":
+        print("waiting", flush=True)
+        time.sleep(30)
+    return 1 if how == "some failed" else None
+
+raise SystemExit(exit_code_of(main))
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("good", 0), ("some failed", 1), ("mistake", 2), ("fault", 1)])
+def test_exit_codes(how, code):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    if how == "mistake":
+        assert done.stderr.splitlines() == ["sub-01: 'flair' is missing", "sub-02: 'flair' is missing"]
+    if how == "fault":
+        assert "Traceback" in done.stderr and "KeyError: 'bug'" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_script_says_how_to_continue(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "same command again to continue" in errors and "Traceback" not in errors
