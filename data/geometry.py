@@ -190,10 +190,12 @@ def _resample(array, axis, positions, length, order, fill):
 
 
 def _nearest(positions, length):
-    """Round positions to indices, exact halves towards the middle, so that a label map as a whole does not move."""
-    middle = (length - 1) / 2
-    pulled = positions - 1e-6 * np.sign(positions - middle)
-    return np.clip(np.floor(pulled + 0.5).astype(int), 0, length - 1)
+    """Round positions to indices, exact halves down: always to the same side, so that structures keep their size.
+
+    Halves occur when pixels are an even number of voxels long. Rounding them to the even neighbour, or towards the
+    middle, makes lesions grow by 3 % in `lgg_tcga`; rounding error must not decide either.
+    """
+    return np.clip(np.ceil(positions - 0.5 - 1e-6).astype(int), 0, length - 1)
 
 
 def _linear_weights(positions, length):
