@@ -2,6 +2,7 @@
 
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -178,22 +179,23 @@ def write_nifti(path, array, affine, header_of=None):
         nibabel.save(image, temporary)
 
 
-class _Grid:
-    """Shape and affine that the other files of a subject must share, and the file they were read from."""
+class _Grid(NamedTuple):
+    """Shape and affine that the files of a subject must share, and the file they were read from (None: unknown)."""
 
-    def __init__(self, path, shape, affine):
-        self.path, self.shape, self.affine = path, tuple(shape), affine
-
-    @property
-    def name(self):
-        return f"'{self.path.name}'" if self.path else "the contrasts"
+    path: Path | None
+    shape: tuple
+    affine: np.ndarray | None
 
 
-class _Image:
+class _Image(NamedTuple):
     """Voxel values and affine of one file."""
 
-    def __init__(self, values, affine):
-        self.values, self.affine, self.shape = values, affine, values.shape
+    values: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def shape(self):
+        return self.values.shape
 
 
 def _read(path, subject):
@@ -251,8 +253,9 @@ def _grid_problems(subject, path, image, grid):
     """Compare shape and affine with the subject's grid (None: nothing to compare with)."""
     if grid is None:
         return []
+    other = f"'{grid.path.name}'" if grid.path else "the scan"
     if image.shape[:3] != grid.shape:
-        return [f"{subject}: '{path}' is {image.shape[:3]} but {grid.name} is {grid.shape}; {ONE_GRID}"]
+        return [f"{subject}: '{path}' is {image.shape[:3]} but {other} is {grid.shape}; {ONE_GRID}"]
     if grid.affine is None:
         return []
     spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
@@ -261,7 +264,7 @@ def _grid_problems(subject, path, image, grid):
     worst = max(axes.max(), origin)
     if worst > GRID_TOLERANCE:
         what = "origin" if origin > axes.max() else "voxel axes"
-        return [f"{subject}: '{path}' and {grid.name} differ in {what} by {worst:.3g} voxels; {ONE_GRID}"]
+        return [f"{subject}: '{path}' and {other} differ in {what} by {worst:.3g} voxels; {ONE_GRID}"]
     return []
 
 
