@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -81,7 +82,7 @@ class Keeper(keras.callbacks.Callback):
             with np.load(self.checkpoint, allow_pickle=False) as stored:
                 state = json.loads(str(stored["state"]))
                 arrays = {key: stored[key] for key in stored.files if key != "state"}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{self.checkpoint}: damaged ({error}); delete it and type the command again") from None
         if state["tag"] != self.tag:
             log.info("%s: the config changed since the checkpoint; starting again", self.name)

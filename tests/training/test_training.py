@@ -1,0 +1,195 @@
+"""The training loops on slices small enough to learn from in seconds."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from keras import ops
+
+from models.weights import read_weights, save_weights
+from training import checkpoints
+from training.finetuning import SegmentationTrainer
+from training.pretraining import pretrain_constrained, pretrain_global
+from utils.checks import InputError
+
+FILTERS = [4, 8, 8]
+RUN = {"warm_start": lambda network: None, "tag": "hash", "name": "test", "seed": 1, "filters": FILTERS, "features": 8}
+LOSS = {"temperature": 0.1, "nearest_patches": 20, "comparison": "pairwise", "anchor_is_positive": True}
+
+
+def settings(epochs=3, steps=4, rate=1e-2):
+    return {
+        "epochs": epochs,
+        "steps_per_epoch": steps,
+        "batch_size": 4,
+        "learning_rate": rate,
+        "plateau_epochs": 2,
+        "mixed_precision": False,
+    }
+
+
+@pytest.fixture(scope="module")
+def slices():
+    """Images whose brightness follows the class of a coarse map, with noise; `(images, maps)`."""
+    generator = np.random.default_rng(0)
+    maps = generator.integers(0, 4, (16, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
+    images = maps[..., None] / 4 + generator.normal(0, 0.1, (16, 16, 16, 1))
+    return images.astype("float32"), maps.astype("int32")
+
+
+def constrained(slices, folder, *, training, decoder_levels=None, patch_size=4, **changes):
+    images, maps = slices
+    return pretrain_constrained(
+        images,
+        maps,
+        images[:6],
+        maps[:6],
+        decoder_levels=decoder_levels,
+        patch_size=patch_size,
+        anchors_per_slice=5,
+        loss_settings=LOSS,
+        training=training,
+        folder=folder,
+        **(RUN | changes),
+    )
+
+
+@pytest.mark.parametrize(("decoder_levels", "patch_size"), [(None, 4), (1, 2)])
+def test_constrained_pretraining_learns_and_logs_its_health(slices, tmp_path, decoder_levels, patch_size):
+    training = settings(epochs=12)
+    _, history = constrained(slices, tmp_path, training=training, decoder_levels=decoder_levels, patch_size=patch_size)
+    assert history[-1]["val_loss"] < 0.7 * history[0]["val_loss"]
+    assert history[-1]["val_feature_spread"] > 0.3
+    assert 0 <= history[-1]["val_share_without_positive"] < 0.5
+    with open(tmp_path / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 and float(rows[3]["val_loss"]) == history[3]["val_loss"]
+
+
+def test_global_pretraining_learns(slices, tmp_path):
+    images, _ = slices
+    changes = {"crop_scale": (0.8, 1.0), "brightness": 0.05, "contrast": 0.05}
+    training = settings(epochs=12)
+    _, history = pretrain_global(
+        images, images[:8], temperature=0.1, training=training, folder=tmp_path, **changes, **RUN
+    )
+    assert history[-1]["val_loss"] < 0.9 * history[0]["val_loss"]
+
+
+def test_a_run_repeats_itself_to_the_bit(slices, tmp_path):
+    runs = [constrained(slices, tmp_path / name, training=settings())[0].get_weights() for name in "ab"]
+    for one, two in zip(*runs, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(slices, tmp_path, monkeypatch):
+    whole, history = constrained(slices, tmp_path / "whole", training=settings(epochs=6))
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    report = checkpoints.Keeper._report
+
+    def stop_after_three(keeper, epoch, row):
+        if epoch == 4 and not (tmp_path / "again").exists():
+            raise KeyboardInterrupt
+        report(keeper, epoch, row)
+
+    monkeypatch.setattr(checkpoints.Keeper, "_report", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        constrained(slices, tmp_path / "cut", training=settings(epochs=6))
+    assert (tmp_path / "cut" / "checkpoint.npz").exists()
+    (tmp_path / "again").touch()
+    resumed, resumed_history = constrained(slices, tmp_path / "cut", training=settings(epochs=6))
+    assert [row["val_loss"] for row in resumed_history] == [row["val_loss"] for row in history]
+    for one, two in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert not (tmp_path / "cut" / "checkpoint.npz").exists()
+
+
+def test_a_checkpoint_of_another_config_is_not_resumed(slices, tmp_path):
+    state = {"tag": "other", "best": 0.0, "best_epoch": 0, "waited": 0, "history": []}
+    np.savez(tmp_path / "checkpoint.npz", state=json.dumps(state))
+    _, history = constrained(slices, tmp_path, training=settings(epochs=1))
+    assert len(history) == 1
+
+
+def test_a_damaged_checkpoint_is_named(slices, tmp_path):
+    (tmp_path / "checkpoint.npz").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(InputError, match="checkpoint.npz: damaged .* delete it"):
+        constrained(slices, tmp_path, training=settings())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(slices, tmp_path, monkeypatch):
+    nothing = lambda representations, *others, **settings: ops.sum(representations, axis=(1, 2)) * np.nan  # noqa: E731
+    monkeypatch.setattr("training.tasks.constrained_contrastive_loss", nothing)
+    with pytest.raises(InputError, match="the loss became nan in epoch 1; lower the learning rate"):
+        constrained(slices, tmp_path, training=settings())
+
+
+def test_the_learning_rate_is_halved_on_a_plateau_and_the_best_weights_return(slices, tmp_path):
+    # A rate at which the loss jumps about: most epochs bring no improvement.
+    network, history = constrained(slices, tmp_path, training=settings(epochs=14, rate=0.3))
+    rates = [row["learning_rate"] for row in history]
+    losses = [row["val_loss"] for row in history]
+    expected, rate, best, since = [], 0.3, float("inf"), 0
+    for loss in losses:
+        expected.append(rate)
+        best, since = (loss, 0) if loss < best else (best, since + 1)
+        if since == 2:
+            rate, since = rate / 2, 0
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    assert rates[-1] < 0.3
+    last, _ = read_weights(tmp_path / "weights_last.npz")
+    is_last_best = losses[-1] == min(losses)
+    same = all(np.array_equal(a, b) for a, b in zip(last.values(), network.get_weights(), strict=True))
+    assert same == is_last_best
+
+
+def trainer(**training):
+    return SegmentationTrainer(
+        (16, 16, 1),
+        filters=FILTERS,
+        classes=2,
+        loss_settings={},
+        augmentation={"translation": 0.1, "rotation_degrees": 10, "scale": (0.9, 1.1), "elastic_px": 1.0},
+        training=settings(**training),
+        evaluate_every=1,
+    )
+
+
+def test_one_compiled_step_serves_many_cells(slices, tmp_path):
+    images, maps = slices
+    labels = (maps == 3).astype("uint8")
+    data = (images, labels, images[:6], labels[:6])
+    shared = trainer(epochs=6)
+    runs = []
+    for number, name in enumerate("abc"):
+        shared.start_from(seed=min(number, 1))
+        history = shared.train(*data, seed=min(number, 1), folder=tmp_path / name, tag="hash", name=name)
+        runs.append((history, shared.network.get_weights()))
+        if number == 0:
+            step = shared.task.train_function
+    assert shared.task.train_function is step
+    # The third cell repeats the second one: nothing of a cell (moments, rate, epoch) reaches the next.
+    assert [row["val_loss"] for row in runs[1][0]] == [row["val_loss"] for row in runs[2][0]]
+    for one, two in zip(runs[1][1], runs[2][1], strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert runs[0][0][-1]["val_loss"] < runs[0][0][0]["val_loss"] != runs[1][0][0]["val_loss"]
+
+
+def test_pretrained_weights_reach_the_network_and_the_head_stays_random(slices, tmp_path):
+    pretrained, _ = constrained(slices, tmp_path, training=settings(epochs=1))
+    save_weights(pretrained, tmp_path / "weights.npz")
+    target = trainer()
+    target.start_from(seed=7)
+    random = {w.path: np.array(w) for w in target.network.weights}
+    report = target.start_from(seed=7, pretrained=tmp_path / "weights.npz")
+    assert "segmentation_conv" in report.left and not report.adapted
+    moved = {layer.name for layer in pretrained.layers if layer.weights and not layer.name.startswith("projection")}
+    assert set(report.moved) == moved
+    for layer in target.network.layers:
+        for variable in layer.weights:
+            if layer.name in moved:
+                source = {v.name: v for v in pretrained.get_layer(layer.name).weights}[variable.name]
+                np.testing.assert_array_equal(variable, source)
+            else:
+                np.testing.assert_array_equal(variable, random[variable.path])
