@@ -10,6 +10,7 @@ Next    open report/index.html in a browser, or: python predict.py --help
 """
 
 import logging
+import shutil
 
 from utils.checks import InputError
 from utils.config import from_command_line
@@ -25,6 +26,8 @@ def main(arguments=None):
 
     results = collect_results(config.work_dir)
     folder = config.work_dir / "report"
+    for part in ("tables", "figures"):  # written anew, so that nothing outdated stays beside the new
+        shutil.rmtree(folder / part, ignore_errors=True)
     with open_run(folder, config.plain(), config.seed):
         tables = make_tables(config, results, folder / "tables")
         figures, notes = make_figures(config, results, folder / "figures")
@@ -39,7 +42,8 @@ def make_tables(config, results, folder):
 
     note, inits = simulated_note(config), config.finetuning.inits
     known = [metric for metric in TITLES if results[metric].notna().any()]
-    tables = [score_table(results, metric, inits, note) for metric in known]
+    tolerance = {"surface_dice": f"{note} Tolerance {config.evaluation.surface_tolerance_mm:g} mm.".strip()}
+    tables = [score_table(results, metric, inits, tolerance.get(metric, note)) for metric in known]
     differences = difference_table(results, inits, note)
     if differences:
         tables.insert(1, differences)
@@ -128,7 +132,9 @@ def write_page(config, results, tables, figures, notes, path):
     from evaluation.results import per_subject
     from evaluation.tables import describe_savings
 
-    missing = grid_gaps(config, results)
+    missing, runs = grid_gaps(config, results), collect_runs(config.work_dir)
+    if not config.data.voxel_size_known:
+        notes = [*notes, "The voxel size is not known: no distances in mm, no volumes in mL."]
     for line in [*missing, *notes]:
         log.warning("%s", line)
     values, inits = per_subject(results), config.finetuning.inits
@@ -142,13 +148,15 @@ def write_page(config, results, tables, figures, notes, path):
             "Folds": results["split"].nunique() if results["split"].any() else "none",
             "Dice scores": len(results),
             "of these NaN": int(results["dice"].isna().sum()),
+            "Device": ", ".join(runs["devices"]) or "not recorded",
+            "Hours in all": f"{runs['hours']:.2f}",
         },
         notes=missing + notes,
         tables=tables,
         savings=describe_savings(results, inits),
         figures=figures,
         subjects=subject_grid(values, inits),
-        runs=collect_runs(config.work_dir),
+        runs=runs,
         config_text=yaml.safe_dump(config.plain(), sort_keys=False),
     )
 
@@ -183,7 +191,13 @@ def print_tables(tables):
     console = console if console.is_terminal else Console(width=200)
     for table in tables:
         if table.name in ("dice", "dice_differences"):
-            rendered = Table(*table.text.columns, title=table.title, caption=table.caption, title_justify="left")
+            rendered = Table(
+                *table.text.columns,
+                title=table.title,
+                caption=table.caption,
+                title_justify="left",
+                caption_justify="left",
+            )
             for row in table.text.to_numpy().tolist():
                 rendered.add_row(*row)
             console.print(rendered)

@@ -50,24 +50,27 @@ def dice_against_n(values, labels, inits=(), note=""):
 
     Args:
         values: From `results.per_subject`.
-        labels: One column of panels for each: class names or `MEAN`.
+        labels: One panel for each: class names or `MEAN`.
         inits: Initialisations in the order of the legend.
         note: Beginning of the title, such as "Simulated scans.".
 
     Returns:
-        A matplotlib `Figure`; one row of panels per contrasts.
+        A matplotlib `Figure`, two panels a row.
     """
     order = in_grid_order(set(values["init"]), inits)
-    contrasts = list(dict.fromkeys(values["contrasts"]))
-    figure, axes = panels(len(contrasts), len(labels))
+    shown = [(contrasts, label) for contrasts in dict.fromkeys(values["contrasts"]) for label in labels]
+    figure, axes = panels(-(-len(shown) // 2), min(2, len(shown)))
     lowest = values.loc[values["label"].isin(labels), "value"].min()
-    for row, name in enumerate(contrasts):
-        for column, label in enumerate(labels):
-            panel = values[(values["contrasts"] == name) & (values["label"] == label)]
-            for number, init in enumerate(order):
-                _draw_init(axes[row, column], panel[panel["init"] == init], init, number, len(order))
-            _label_dice_axes(axes[row, column], panel, f"{name}: {label}", lowest)
-    axes[0, 0].legend(loc="lower right", title="initialisation")
+    for axis, (contrasts, label) in zip(axes.flat, shown, strict=False):
+        panel = values[(values["contrasts"] == contrasts) & (values["label"] == label)]
+        for number, init in enumerate(order):
+            _draw_init(axis, panel[panel["init"] == init], init, number, len(order))
+        _label_dice_axes(axis, panel, f"{contrasts}: {label}", lowest)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_axis_off()
+    # All panels share one legend, drawn from a panel that has every initialisation if there is one.
+    fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    figure.legend(*fullest.get_legend_handles_labels(), loc="outside lower center", ncols=4, title="initialisation")
     if note:
         figure.suptitle(note)
     return figure
@@ -100,7 +103,7 @@ def _label_dice_axes(axis, values, title, lowest):
     axis.set_xticks(numbers, [str(n) for n in numbers])
     axis.set_xticks([], minor=True)
     axis.set_xlabel("annotated subjects N")
-    axis.set_ylabel("Dice [0 to 1]")
+    axis.set_ylabel("Dice (0 to 1)")
     axis.set_ylim(max(-0.02, np.floor(10 * np.nan_to_num(lowest)) / 10 - 0.02), 1.02)
     axis.grid(axis="y", alpha=0.3)
     axis.set_title(f"{title} ({subjects} test subjects" + (f", {absent} NaN)" if absent else ")"))
@@ -151,12 +154,12 @@ def save_training_curves(history, path, title=""):
     _save(training_curves({title: {"": pandas.DataFrame(history)}}), path)
 
 
-def panels(rows, columns):
-    """Return an empty matplotlib `Figure` and its axes, `(rows, columns)`."""
+def panels(rows, columns, inches=PANEL_INCHES):
+    """Return an empty matplotlib `Figure` and its axes, `(rows, columns)`, each `inches` (width, height)."""
     from matplotlib.figure import Figure
 
     # The object interface: no window system is asked for and no global state is left behind.
-    figure = Figure((PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
+    figure = Figure((inches[0] * columns, inches[1] * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 

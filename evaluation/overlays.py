@@ -1,8 +1,8 @@
 """Pictures of single test subjects: the reference contour and each initialisation's prediction on the image.
 
 Which subjects are shown follows a rule, never taste: test subjects are ranked by their Dice, averaged over labels,
-repeats and all initialisations, and the middle and the last one are shown, on the axial slice with most reference
-voxels.
+repeats and all initialisations, and the middle and the last one are shown, on the axial slice on which the reference
+labels together are largest, each measured by its own largest slice (so that a liver does not hide the kidneys).
 """
 
 import dataclasses
@@ -13,10 +13,12 @@ from evaluation.figures import OKABE_ITO, in_report_style, panels
 from evaluation.results import MEAN
 from utils.checks import InputError
 
+PICTURE_INCHES = 2.3
 RULE = (
     "Subjects are ranked by Dice averaged over labels, repeats and all initialisations at this N; the median and the "
-    "worst are shown, on the axial slice with most reference voxels. Radiological display: the patient's right is on "
-    "the left. Dashed: reference; solid: prediction of the first repeat."
+    "worst are shown, on the axial slice on which the reference labels together are largest, each relative to its own "
+    "largest slice. Radiological display: the patient's right is on the left. Dashed: reference; solid: prediction of "
+    "the first repeat, whose Dice (mean over labels) stands above."
 )
 
 
@@ -124,10 +126,10 @@ def draw_overlays(pictures, labels, title):
     from matplotlib.lines import Line2D
 
     inits = list(pictures[0].predictions)
-    figure, axes = panels(len(pictures), 1 + len(inits))
-    for row, picture in zip(axes, pictures, strict=True):
-        volumes = [picture.image, picture.reference, *picture.predictions.values()]
-        aspect, (image, reference, *predictions) = slices_to_show(volumes, picture.affine)
+    shown = [slices_to_show([p.image, p.reference, *p.predictions.values()], p.affine) for p in pictures]
+    tallest = max(aspect * image.shape[0] / image.shape[1] for aspect, (image, *_) in shown)
+    figure, axes = panels(len(pictures), 1 + len(inits), (PICTURE_INCHES, PICTURE_INCHES * tallest + 0.25))
+    for row, picture, (aspect, (image, reference, *predictions)) in zip(axes, pictures, shown, strict=True):
         window = np.percentile(image, (1, 99.5))
         for axis in row:
             axis.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
@@ -146,7 +148,7 @@ def draw_overlays(pictures, labels, title):
 
 
 def slices_to_show(volumes, affine):
-    """Cut the axial slice with most reference voxels out of several volumes, in radiological display.
+    """Cut the axial slice that shows most of the reference out of several volumes, in radiological display.
 
     Args:
         volumes: List of `(X, Y, Z)`: the image, the reference, then predictions; all on one grid.
@@ -161,14 +163,22 @@ def slices_to_show(volumes, affine):
     start = orientations.io_orientation(affine)
     turn = orientations.ornt_transform(start, orientations.axcodes2ornt("PLS"))
     turned = [orientations.apply_orientation(volume, turn) for volume in volumes]
-    # Without a reference voxel the predictions say where to look; argmax of nothing is the lowest slice.
-    sizes = (turned[1] > 0).sum(axis=(0, 1))
-    if not sizes.any():
-        sizes = sum((volume > 0).sum(axis=(0, 1)) for volume in turned[2:])
-    position = int(np.argmax(sizes))
+    position = int(np.argmax(_extent(turned[1])))
+    # Without a reference voxel the predictions say where to look.
+    if not turned[1].any() and len(turned) > 2:
+        position = int(np.argmax(sum(_extent(volume) for volume in turned[2:])))
     spacing = np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0))[np.argsort(start[:, 0])]
     # spacing is now along left-right, posterior-anterior: rows run along the second, columns along the first.
     return spacing[1] / spacing[0], [volume[:, :, position] for volume in turned]
+
+
+def _extent(classes):
+    """Sum over the classes of their area in each slice, relative to the largest area of that class."""
+    extent = np.zeros(classes.shape[2])
+    for index in np.unique(classes[classes > 0]):
+        area = (classes == index).sum(axis=(0, 1))
+        extent += area / area.max()
+    return extent
 
 
 def _contours(axis, classes, count, linestyle):

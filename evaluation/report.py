@@ -10,6 +10,7 @@ from evaluation.results import CELL, MEAN, in_grid_order
 from utils.runs import atomic_path, read_json
 
 TEMPLATE = "report.html.jinja"
+PAGE_SCALE = 0.68  # CSS pixels per pixel of a figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,12 @@ class ReportFigure:
     def data(self):
         """The PNG as text, so that the page needs no other file."""
         return base64.b64encode(self.png.read_bytes()).decode("ascii")
+
+    @property
+    def width(self):
+        """Width on the page in CSS pixels: the same scale, and so the same size of text, for every figure."""
+        pixels = int.from_bytes(self.png.read_bytes()[16:20], "big")  # where a PNG keeps its width
+        return round(PAGE_SCALE * pixels)
 
 
 def write_report(path, *, title, is_simulated, facts, notes, tables, savings, figures, subjects, runs, config_text):
@@ -95,7 +102,8 @@ def collect_runs(work_dir):
 
     Returns:
         Dictionary with `commands`, a list of `{"command", "runs", "hours", "unfinished"}` in the order of their first
-        start, and `environments`, a list of `{"runs", "text"}`, each distinct set of versions and device once.
+        start; `environments`, a list of `{"runs", "scripts", "text"}`, each distinct set of versions and device once;
+        `devices` and `hours`.
     """
     records = []
     for file in sorted(work_dir.rglob("environment.json")):
@@ -108,11 +116,21 @@ def collect_runs(work_dir):
         entry = commands.setdefault(record["command"], {"runs": 0, "hours": 0.0, "unfinished": 0})
         entry["runs"] += 1
         entry["hours"] += record.get("duration_s", 0.0) / 3600
-        entry["unfinished"] += "duration_s" not in record
+        # The report itself is being written at this moment.
+        entry["unfinished"] += "duration_s" not in record and "reproduce_tables.py" not in record["command"]
         keys = ("python", "packages", "backend", "device", "cpu_count", "machine", "git", "seed")
         text = json.dumps({key: record[key] for key in keys if key in record}, indent=1)
-        environments[text] = environments.get(text, 0) + 1
+        environments.setdefault(text, []).append(record["command"])
     return {
         "commands": [{"command": command} | entry for command, entry in commands.items()],
-        "environments": [{"text": text, "runs": count} for text, count in environments.items()],
+        "environments": [
+            {"text": text, "runs": len(made), "scripts": sorted({_script_of(command) for command in made})}
+            for text, made in environments.items()
+        ],
+        "devices": sorted({record["device"] for record in records if record.get("device")}),
+        "hours": sum(entry["hours"] for entry in commands.values()),
     }
+
+
+def _script_of(command):
+    return next((word for word in command.split() if word.endswith(".py")), command)

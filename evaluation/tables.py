@@ -131,6 +131,7 @@ def difference_table(results, inits=(), note="", baseline=BASELINE):
         "* Bonferroni-adjusted p ≤ 0.05."
     ).strip()
     text = pandas.DataFrame(list(map(_difference_text, keys, family)))
+    text = text if text["Note"].any() else text.drop(columns="Note")
     return Table("dice_differences", f"Difference in Dice to {baseline} initialisation", caption, numbers, text)
 
 
