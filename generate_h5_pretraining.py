@@ -103,7 +103,7 @@ def plan_stores(config, split, subjects):
     low, high = config.constraint_maps.percentiles
     attributes = {
         "clusters": config.constraint_maps.clusters,
-        "normalization": f"percentiles {low:g} and {high:g} inside the foreground become 0 and 1, clipped",
+        "normalization": f"percentiles {low:g} and {high:g} of a contrast's foreground become 0 and 1, clipped",
         "config_hash": config.hash_of_slices(),
         "seed": config.seed,
         "split": split.to_dict(),
@@ -175,13 +175,13 @@ class Prepared:
 
 
 def prepare_subject(config, files):
-    """Read one subject, scale its intensities inside the foreground of its constraint map, and cut it into slices."""
+    """Read one subject, scale its intensities and cut it into slices."""
     import numpy as np
 
     from data.geometry import SliceGrid
     from data.h5_store import SubjectSlices
     from data.intensity import scale_intensities
-    from data.volumes import read_constraint_map, read_contrasts, read_label
+    from data.volumes import read_constraint_map, read_contrasts, read_label, read_mask
 
     data = config.data
     volume, affine = read_contrasts(files, list(data.contrasts), data.contrasts)
@@ -189,7 +189,8 @@ def prepare_subject(config, files):
     constraint_map = read_constraint_map(
         *constraint_map_of(config, files), volume.shape, affine, config.constraint_maps.clusters
     )
-    scaled = scale_intensities(volume, constraint_map > 0, config.constraint_maps.percentiles)
+    # Each contrast by its own foreground, unless a mask is given: predict.py sees single contrasts and must agree.
+    scaled = scale_intensities(volume, read_mask(files, volume.shape, affine), config.constraint_maps.percentiles)
     del volume  # a BraTS subject takes 140 MB
     maps = grid.to_slices(constraint_map, order=0)
     label, cut = None, 0.0

@@ -57,7 +57,7 @@ def make_splits(splits, root, subjects, seed):
     split = Split("", *(tuple(lists[name]) for name in SETS))
     unused = sorted(set(subjects) - {*split.train, *split.val, *split.test})
     if unused:
-        log.warning("%s: %d subjects are in no set and stay unused: %s", where, len(unused), ", ".join(unused))
+        log.warning("%s: subjects in no set, unused (%d): %s", where, len(unused), ", ".join(unused))
     return [split]
 
 

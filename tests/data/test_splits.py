@@ -73,7 +73,7 @@ def test_too_few_subjects_for_the_folds(tmp_path):
 def test_subjects_in_no_set_are_named(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("mrccl"), "propagate", True)  # scripts turn it off
     make_splits(LISTS | {"train": SUBJECTS[:8]}, tmp_path, SUBJECTS, seed=1)
-    assert "2 subjects are in no set and stay unused: sub-09, sub-10" in caplog.text
+    assert "data.splits: subjects in no set, unused (2): sub-09, sub-10" in caplog.text
 
 
 def test_annotated_subsets_are_nested_within_a_repeat_and_differ_between_repeats():
