@@ -1,0 +1,149 @@
+"""Constrained local contrast: patches of one constraint class attract, similar patches of other classes repel.
+
+For each anchor the nearest patches of the same slice are found in the space of representations. Those that share the
+anchor's class in the constraint map are its positives, the others its negatives (Umapathy et al. 2024).
+"""
+
+from keras import ops
+
+from losses.similarity import unit_vectors
+from utils.checks import InputError, check_axes
+
+EXCLUDED = -1e9  # finite: an anchor with nothing to compare keeps a zero gradient
+FIRST = 4.0  # beyond every cosine similarity: sorts the anchor before all other patches
+
+
+def constrained_contrastive_loss(
+    representations,
+    patch_classes,
+    anchors,
+    *,
+    temperature=0.1,
+    nearest_patches=100,
+    comparison="pairwise",
+    anchor_is_positive=True,
+):
+    """Compute the constrained contrastive loss of each slice, the mean over its anchors.
+
+    With cosine similarity s between anchor and patch, t the temperature, p positives and n negatives:
+
+        pairwise = mean_p -log( exp(s_p / t) / (exp(s_p / t) + sum_n exp(s_n / t)) )
+        setwise = -log( sum_p exp(s_p / t) / (sum_p exp(s_p / t) + sum_n exp(s_n / t)) )
+
+    An anchor without positives or without negatives costs 0 and counts in the mean. A zero representation is
+    dissimilar (s = 0) to everything and has no gradient.
+
+    Args:
+        representations: `(B, P, F)`, of any length; compared by direction only, in float32.
+        patch_classes: Class of each patch in the constraint map, integer `(B, P)`; background is a class as well.
+        anchors: Patch index of each anchor, integer `(B, A)`, in [0, P); -1 where a slice has fewer anchors.
+        temperature: Positive float, dimensionless.
+        nearest_patches: How many patches beside the anchor itself are compared with it; all if there are fewer.
+        comparison: `"pairwise"` or `"setwise"`.
+        anchor_is_positive: Count the anchor among its own positives, as the authors' code does.
+
+    Returns:
+        Loss per slice, `(B,)` float32; 0 for a slice without anchors.
+
+    Raises:
+        InputError: For shapes that do not fit, or an impossible setting.
+
+    Reference:
+        Umapathy et al., Med. Phys. 2024;51:2707; the selection follows the authors' code.
+    """
+    if comparison not in ("pairwise", "setwise"):
+        raise InputError(f"comparison is {comparison!r}; choose 'pairwise' or 'setwise'")
+    if temperature <= 0:
+        raise InputError(f"temperature is {temperature}; it must be positive")
+    similarity, is_positive, is_negative = _nearest(
+        representations, patch_classes, anchors, nearest_patches, anchor_is_positive
+    )
+    contrast = {"pairwise": pairwise_contrast, "setwise": setwise_contrast}[comparison]
+    return _mean_over_anchors(contrast(similarity / temperature, is_positive, is_negative), anchors)
+
+
+def anchor_health(representations, patch_classes, anchors, *, nearest_patches=100):
+    """Describe what the anchors of a batch have to learn from, for the log of a training.
+
+    Args:
+        representations: `(B, P, F)`.
+        patch_classes: Integer `(B, P)`.
+        anchors: Integer `(B, A)`, -1 where a slice has fewer anchors.
+        nearest_patches: As in the loss.
+
+    Returns:
+        A dict of float32 scalars over all anchors of the batch: `share_without_positive` (none but the anchor
+        itself), `share_without_negative`, `mean_positives` (the anchor not counted). All 0 for a batch without anchors.
+    """
+    _, is_positive, is_negative = _nearest(representations, patch_classes, anchors, nearest_patches, False)
+    positives, negatives = (ops.sum(ops.cast(mask, "float32"), axis=-1) for mask in (is_positive, is_negative))
+    is_anchor = ops.cast(anchors >= 0, "float32")
+    values = {
+        "share_without_positive": ops.cast(positives == 0, "float32"),
+        "share_without_negative": ops.cast(negatives == 0, "float32"),
+        "mean_positives": positives,
+    }
+    count = ops.maximum(ops.sum(is_anchor), 1.0)
+    return {name: ops.sum(value * is_anchor) / count for name, value in values.items()}
+
+
+def pairwise_contrast(logits, is_positive, is_negative):
+    """Average, over an anchor's positives, of each one's cost against all negatives.
+
+    Args:
+        logits: Similarities divided by the temperature, `(..., N)`.
+        is_positive: Boolean, `(..., N)`.
+        is_negative: Boolean, `(..., N)`, disjoint from `is_positive`.
+
+    Returns:
+        Loss per anchor, `(...)`; 0 where an anchor has no positive or no negative.
+    """
+    negatives = ops.logsumexp(ops.where(is_negative, logits, EXCLUDED), axis=-1, keepdims=True)
+    cost = ops.softplus(negatives - logits)
+    weight = ops.cast(is_positive, cost.dtype)
+    return ops.sum(weight * cost, axis=-1) / ops.maximum(ops.sum(weight, axis=-1), 1.0)
+
+
+def setwise_contrast(logits, is_positive, is_negative):
+    """Cost of an anchor's positives together against all its negatives; arguments as for `pairwise_contrast`."""
+    positives, negatives = (
+        ops.logsumexp(ops.where(mask, logits, EXCLUDED), axis=-1) for mask in (is_positive, is_negative)
+    )
+    return ops.where(ops.any(is_positive, axis=-1), ops.softplus(negatives - positives), 0.0)
+
+
+def _nearest(representations, patch_classes, anchors, nearest_patches, anchor_is_positive):
+    """Return similarity, is_positive, is_negative of each anchor's nearest patches, `(B, A, N)`, itself first."""
+    patches = _check(representations, patch_classes, anchors, nearest_patches)
+    vectors = unit_vectors(representations)
+    patch_classes, anchors = (ops.cast(indices, "int32") for indices in (patch_classes, anchors))
+    index = ops.maximum(anchors, 0)
+    similarity = ops.matmul(ops.take_along_axis(vectors, index[..., None], axis=1), ops.transpose(vectors, (0, 2, 1)))
+    # Identical patches tie with the anchor and a zero vector has no similarity even to itself: lift the anchor to the
+    # front, where the selection cannot lose it. The choice of patches is a constant for the gradient.
+    order = ops.stop_gradient(similarity) + FIRST * ops.one_hot(index, patches, dtype="float32")
+    _, nearest = ops.top_k(order, min(nearest_patches + 1, patches))
+    similarity = ops.take_along_axis(similarity, nearest, axis=-1)
+    classes = ops.take_along_axis(patch_classes[:, None, :], nearest, axis=-1)
+    is_positive = classes == classes[..., :1]
+    is_negative = ops.logical_not(is_positive)
+    if not anchor_is_positive:
+        is_positive = ops.logical_and(is_positive, nearest != index[..., None])
+    return similarity, is_positive, is_negative
+
+
+def _mean_over_anchors(cost, anchors):
+    weight = ops.cast(ops.convert_to_tensor(anchors) >= 0, cost.dtype)
+    return ops.sum(weight * cost, axis=-1) / ops.maximum(ops.sum(weight, axis=-1), 1.0)
+
+
+def _check(representations, patch_classes, anchors, nearest_patches):
+    """Check the shapes and return the number of patches."""
+    shape = ops.shape(representations)
+    check_axes("representations", representations.shape, "B P F")
+    known = {axis: size for axis, size in zip("BP", representations.shape[:2], strict=True) if size is not None}
+    check_axes("patch_classes", patch_classes.shape, "B P", **known)
+    check_axes("anchors", anchors.shape, "B A", **{axis: known[axis] for axis in known if axis == "B"})
+    if nearest_patches < 1:
+        raise InputError(f"nearest_patches is {nearest_patches}; at least 1 is needed")
+    return shape[1]

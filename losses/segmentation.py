@@ -1,0 +1,126 @@
+"""Overlap losses for segmentation, per class over a whole batch of slices or volumes.
+
+Every loss is a sum over classes of `weight * cost`. A class that is absent in target and prediction costs 0.
+"""
+
+import numpy as np
+from keras import ops
+
+from utils.checks import InputError
+
+ABSENT = 1e-6  # pixels; a class with less than this in target and prediction together is absent
+NEAR_PERFECT = 1e-7  # Tversky cost below which the focal power is replaced by its chord
+
+
+def dice_loss(target, probabilities, *, class_weights=None, include_background=True, reduce="batch"):
+    """Compute sum_k w_k (1 - Dice_k), the multi-label soft Dice loss (Tversky with both weights 1/2).
+
+    Arguments as for `focal_tversky_loss`.
+
+    Reference:
+        arXiv 2205.13109, Sec. II.E; Dice with plain, not squared, sums in the denominator.
+    """
+    cost = _tversky_cost(target, probabilities, 0.5, 0.5, reduce)
+    return _sum_over_classes(cost, class_weights, include_background)
+
+
+def tversky_loss(
+    target,
+    probabilities,
+    *,
+    class_weights=None,
+    include_background=True,
+    false_positive_weight=0.3,
+    false_negative_weight=0.7,
+    reduce="batch",
+):
+    """Compute sum_k w_k (1 - TI_k). Arguments as for `focal_tversky_loss`.
+
+    Reference:
+        Salehi et al., MLMI 2017; weights 0.3 and 0.7 and the sum over classes as in the authors' code.
+    """
+    cost = _tversky_cost(target, probabilities, false_positive_weight, false_negative_weight, reduce)
+    return _sum_over_classes(cost, class_weights, include_background)
+
+
+def focal_tversky_loss(
+    target,
+    probabilities,
+    *,
+    class_weights=None,
+    include_background=True,
+    false_positive_weight=0.3,
+    false_negative_weight=0.7,
+    focus=4 / 3,
+    reduce="batch",
+):
+    """Compute sum_k w_k (1 - TI_k)^(1 / focus), with TI_k = TP / (TP + a FP + b FN) of soft counts.
+
+    The slope of that power is infinite at a perfect class when focus > 1; below 1 - TI = 1e-7 the straight line to
+    the origin takes its place, so that the gradient stays finite.
+
+    Args:
+        target: Class index, integer `(B, H, W[, D])`, or one-hot `(B, H, W[, D], K)`; the number of axes decides.
+        probabilities: `(B, H, W[, D], K)` in [0, 1], after the softmax.
+        class_weights: K floats w_k, background first; None means all 1.
+        include_background: Whether class 0 counts.
+        false_positive_weight: a.
+        false_negative_weight: b.
+        focus: Positive; 1 gives the Tversky loss.
+        reduce: `"batch"` sums TP, FP and FN over the whole batch, `"image"` over each image.
+
+    Returns:
+        Scalar float32; `(B,)` with `reduce="image"`.
+
+    Raises:
+        InputError: For shapes, class weights or a focus that do not fit.
+
+    Reference:
+        Abraham and Khan, ISBI 2019, Eq. 4 with gamma = focus = 4/3.
+    """
+    if focus <= 0:
+        raise InputError(f"focus is {focus}; it must be positive")
+    cost = _tversky_cost(target, probabilities, false_positive_weight, false_negative_weight, reduce)
+    exponent = 1 / focus
+    powered = ops.power(ops.maximum(cost, NEAR_PERFECT), exponent)
+    chord = cost * NEAR_PERFECT ** (exponent - 1)
+    return _sum_over_classes(ops.where(cost > NEAR_PERFECT, powered, chord), class_weights, include_background)
+
+
+def _tversky_cost(target, probabilities, false_positive_weight, false_negative_weight, reduce):
+    """Return 1 - TI per class, `(K,)` or `(B, K)`, computed without the cancellation of that difference."""
+    if reduce not in ("batch", "image"):
+        raise InputError(f"reduce is {reduce!r}; choose 'batch' or 'image'")
+    probabilities = ops.cast(probabilities, "float32")
+    target = _one_hot(target, probabilities)
+    axes = tuple(range(0 if reduce == "batch" else 1, len(probabilities.shape) - 1))
+    hits = ops.sum(target * probabilities, axis=axes)
+    errors = false_positive_weight * ops.sum((1 - target) * probabilities, axis=axes)
+    errors = errors + false_negative_weight * ops.sum(target * (1 - probabilities), axis=axes)
+    is_absent = hits + errors < ABSENT
+    return ops.where(is_absent, 0.0, errors / ops.where(is_absent, 1.0, hits + errors))
+
+
+def _one_hot(target, probabilities):
+    shape, expected = tuple(target.shape), tuple(probabilities.shape)
+    if len(shape) == len(expected) - 1 and _agree(shape, expected[:-1]):
+        return ops.one_hot(ops.cast(target, "int32"), expected[-1], dtype="float32")
+    if len(shape) == len(expected) and _agree(shape, expected):
+        return ops.cast(target, "float32")
+    raise InputError(
+        f"target: shape {shape} fits neither class indices {expected[:-1]} nor one-hot {expected} of the probabilities"
+    )
+
+
+def _agree(shape, expected):
+    return all(None in sizes or sizes[0] == sizes[1] for sizes in zip(shape, expected, strict=True))
+
+
+def _sum_over_classes(cost, class_weights, include_background):
+    classes = cost.shape[-1]
+    weights = np.ones(classes, "float32") if class_weights is None else np.asarray(class_weights, "float32")
+    if weights.shape != (classes,):
+        raise InputError(f"class_weights: {weights.size} weights for {classes} classes; the background has one as well")
+    if not include_background:
+        weights = weights * (np.arange(classes) > 0)
+    return ops.sum(cost * ops.convert_to_tensor(weights, dtype="float32"), axis=-1)
