@@ -67,7 +67,8 @@ def make_figures(config, results, folder):
         "Small points: single test subjects, repeats averaged. Lines: means over subjects; bands and bars: 95 % "
         "confidence interval of the mean (t distribution)."
     )
-    panels = {"dice_against_n": [MEAN]} | ({"dice_by_label": labels} if len(labels := all_labels(values)) > 1 else {})
+    labels = all_labels(values)
+    panels = {"dice_against_n": [MEAN], "dice_by_label": labels} if len(labels) > 1 else {"dice_against_n": labels}
     figures = [
         ReportFigure(title, caption, save_figure(dice_against_n(values, shown, inits, note), folder, name))
         for (name, shown), title in zip(panels.items(), ("Dice against annotated subjects", "By label"), strict=False)

@@ -70,11 +70,11 @@ def _refuse_repeated_subjects(results):
     keys = [*CELL, "repeat", "subject", "label"]
     repeated = results[results.duplicated(keys, keep=False)]
     if len(repeated):
-        row = repeated.iloc[0]
+        row = repeated.iloc[0].to_dict()
         folders = ", ".join(sorted({str(folder) for folder in repeated["folder"]})[:2])
         raise InputError(
-            f"{row.contrasts}/{row.init}/n{row.n_annotated:02d}: subject {row.subject} is tested more than once in "
-            f"repeat {row.repeat} ({folders}); a subject belongs to one fold, delete the outdated ones"
+            f"{row['contrasts']}/{row['init']}/n{row['n_annotated']:02d}: subject {row['subject']} is tested more than "
+            f"once in repeat {row['repeat']} ({folders}); a subject belongs to one fold, delete the outdated ones"
         )
 
 

@@ -1,0 +1,148 @@
+"""Figures: what they show can be read back from the matplotlib objects; overlays are the right way round."""
+
+import warnings
+
+import nibabel
+import numpy as np
+import pandas
+import pytest
+from nibabel import orientations
+
+from evaluation.figures import all_labels, dice_against_n, save_figure, save_training_curves, training_curves
+from evaluation.overlays import Picture, choose_subjects, draw_overlays, slices_to_show
+from evaluation.results import MEAN
+from evaluation.statistics import mean_interval
+
+
+@pytest.fixture(autouse=True)
+def user_warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+
+
+def make_values(inits=("random", "constrained"), numbers=(2, 4, 8), subjects=5, labels=(MEAN,)):
+    rng = np.random.default_rng(0)
+    return pandas.DataFrame(
+        [
+            {"contrasts": "t2", "init": i, "n_annotated": n, "subject": f"s{s}", "label": k, "missing": 0}
+            | {"value": rng.uniform(0.4, 0.9)}
+            for i in inits
+            for n in numbers
+            for s in range(subjects)
+            for k in labels
+        ]
+    )
+
+
+def test_lines_are_means_and_every_subject_is_a_point():
+    values = make_values()
+    figure = dice_against_n(values, [MEAN])
+    (axis,) = figure.axes
+    assert axis.get_xlabel() == "annotated subjects N" and "Dice" in axis.get_ylabel()
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["2", "4", "8"]
+    for init, container in zip(("random", "constrained"), axis.containers, strict=True):
+        expected = [mean_interval(cell)[0] for _, cell in values[values.init == init].groupby("n_annotated")["value"]]
+        np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
+    points = [collection for collection in axis.collections if len(collection.get_offsets()) == 5]
+    assert len(points) == 6
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "constrained"]
+
+
+@pytest.mark.parametrize(("numbers", "subjects"), [((4,), 5), ((2, 4), 1)])
+def test_one_n_or_one_subject_still_gives_a_figure(numbers, subjects, tmp_path):
+    save_figure(dice_against_n(make_values(numbers=numbers, subjects=subjects), [MEAN]), tmp_path, "dice")
+    assert (tmp_path / "dice.png").stat().st_size > 1000 and (tmp_path / "dice.pdf").exists()
+
+
+def test_nan_are_named_and_an_init_missing_in_one_panel_keeps_its_colour(tmp_path):
+    values = make_values(labels=("liver", "spleen"))
+    values.loc[0, ["value", "missing"]] = [np.nan, 2]
+    values = values[(values["label"] == "liver") | (values["init"] == "constrained")]
+    figure = dice_against_n(values, all_labels(values), note="Simulated scans.")
+    assert "2 NaN" in figure.axes[0].get_title()
+    colours = [axis.containers[-1].lines[0].get_color() for axis in figure.axes]
+    assert colours[0] == colours[1]
+    assert figure.get_suptitle() == "Simulated scans."
+    save_figure(figure, tmp_path, "dice")
+
+
+def test_six_inits_differ_in_more_than_colour():
+    inits = ["random", "regression", "global", "global_local", "constrained", "other"]
+    figure = dice_against_n(make_values(inits=inits), [MEAN], inits)
+    lines = [container.lines[0] for container in figure.axes[0].containers]
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 6
+
+
+def test_the_same_figure_gives_the_same_files(tmp_path):
+    for name in ("a", "b"):
+        save_figure(dice_against_n(make_values(), [MEAN]), tmp_path, name)
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+def test_training_curves_join_the_epochs_that_were_validated(tmp_path):
+    history = [{"epoch": e, "loss": 1 / e} | ({"val_loss": 2 / e} if e % 2 else {}) for e in range(1, 6)]
+    (axis,) = training_curves({"stage 'global'": {"": pandas.DataFrame(history)}}).axes
+    np.testing.assert_allclose(axis.lines[1].get_xdata(), [1, 3, 5])
+    np.testing.assert_allclose(axis.lines[1].get_ydata(), [2, 2 / 3, 2 / 5])
+    save_training_curves(history, tmp_path / "curves.png", title="tiny: global")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_subjects_are_chosen_by_rank():
+    scores = {"a": (0.9, 0.8), "b": (0.2, 0.9), "c": (0.5, 0.5), "d": (np.nan, np.nan), "e": (0.7, 0.7)}
+    rows = [{"subject": s, "label": MEAN, "value": v} for s, pair in scores.items() for v in pair]
+    values = pandas.DataFrame(rows)
+    assert choose_subjects(values) == {"median": "e", "worst": "c"}  # 0.5 c, 0.55 b, 0.7 e, 0.85 a
+    assert choose_subjects(values.sample(frac=1, random_state=0)) == {"median": "e", "worst": "c"}
+    assert choose_subjects(values[values["subject"] == "b"]) == {"worst": "b"}
+    assert choose_subjects(values[values["subject"] == "d"]) == {}
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PSR", "SAL", "LIA"])
+def test_overlays_are_radiological_whatever_the_orientation_on_disk(codes):
+    """One voxel right, anterior, superior of the middle must appear left and up, on the upper slice."""
+    ras = np.zeros((9, 7, 5), np.uint8)
+    ras[7, 5, 3] = 1  # right, anterior, superior
+    image = nibabel.Nifti1Image(ras, np.diag([-2.0, 3.0, 5.0, 1.0]) @ np.diag([-1, 1, 1, 1]))
+    turn = orientations.ornt_transform(orientations.io_orientation(image.affine), orientations.axcodes2ornt(codes))
+    turned = image.as_reoriented(turn)
+    volume = np.asarray(turned.dataobj)
+    aspect, (shown, reference) = slices_to_show([volume, volume], turned.affine)
+    assert shown.shape == (7, 9)
+    assert aspect == pytest.approx(3 / 2)
+    assert np.argwhere(reference).tolist() == [[1, 1]]
+
+
+def test_the_slice_shows_small_organs_as_well_as_large_ones():
+    reference = np.zeros((10, 10, 4), np.uint8)
+    reference[:, :8, 0] = 1
+    reference[:, :7, 2] = 1
+    reference[:2, 9, 2] = 2
+    _, (_, shown) = slices_to_show([reference, reference], np.eye(4))
+    assert (shown == 2).any()
+
+
+def test_without_a_reference_the_prediction_says_where_to_look():
+    empty = np.zeros((6, 6, 5), np.uint8)
+    prediction = empty.copy()
+    prediction[2:4, 2:4, 3] = 1
+    _, (_, _, shown) = slices_to_show([empty, empty, prediction], np.eye(4))
+    assert shown.sum() == 4
+    assert len(slices_to_show([empty, empty], np.eye(4))[1]) == 2
+
+
+def test_an_overlay_has_a_panel_per_init_and_a_row_per_subject(tmp_path):
+    rng = np.random.default_rng(0)
+    reference = np.zeros((12, 10, 4), np.uint8)
+    reference[3:7, 3:7, 1:3] = 1
+    predictions = {"random": np.zeros_like(reference), "constrained": np.roll(reference, 1, 0)}
+    dice = {"random": 0.0, "constrained": 0.75}
+    picture = Picture("worst: s1", rng.random(reference.shape), reference, predictions, dice, np.diag([2, 2, 6, 1]))
+    figure = draw_overlays([picture, picture], ["liver", "spleen"], "t2, N = 2")
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["reference", "random: Dice 0.000", "constrained: Dice 0.750"] * 2
+    assert figure.axes[0].get_ylabel() == "worst: s1"
+    save_figure(figure, tmp_path, "overlay")

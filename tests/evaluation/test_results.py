@@ -1,0 +1,122 @@
+"""Collecting cells and averaging them, against plain loops; what is refused."""
+
+import json
+
+import numpy as np
+import pandas
+import pytest
+
+from evaluation.results import MEAN, collect_results, in_grid_order, missing_cells, per_subject
+from utils.checks import InputError
+
+KEYS = ("dice", "hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference")
+
+
+def write_cell(work, init="random", n=2, repeat=0, dice=(("a", "liver", 0.5),), fold="", **changes):
+    folder = work / fold / "finetuning" / "t2" / init / f"n{n:02d}" / f"r{repeat}"
+    folder.mkdir(parents=True)
+    rows = [{"subject": s, "label": label} | dict.fromkeys(KEYS) | {"dice": value} for s, label, value in dice]
+    metrics = {"config_hash": "abc", "contrasts": "t2", "init": init, "n_annotated": n, "repeat": repeat}
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"per_subject": rows} | changes))
+    return folder
+
+
+def random_scores(seed, subjects="abcde", labels=("liver", "spleen"), share_missing=0.2):
+    rng = np.random.default_rng(seed)
+    values = {(s, label): rng.random() for s in subjects for label in labels}
+    return [(s, label, None if rng.random() < share_missing else v) for (s, label), v in values.items()]
+
+
+def test_cells_become_one_tidy_table(tmp_path):
+    write_cell(tmp_path, dice=[("a", "liver", 0.5), ("b", "liver", None)])
+    write_cell(tmp_path, init="constrained", n=16, repeat=2)
+    results = collect_results(tmp_path)
+    assert len(results) == 3
+    assert results["dice"].dtype == float and results["hd95_mm"].isna().all()
+    assert set(results["n_annotated"]) == {2, 16}
+    assert (results["split"] == "").all()
+
+
+def test_averages_equal_plain_loops_whatever_the_order_of_rows(tmp_path):
+    scores = {repeat: random_scores(repeat) for repeat in range(3)}
+    for repeat, rows in scores.items():
+        write_cell(tmp_path, repeat=repeat, dice=rows)
+    results = collect_results(tmp_path)
+    values = per_subject(results).set_index(["subject", "label"])
+    shuffled = per_subject(results.sample(frac=1, random_state=0)).set_index(["subject", "label"])
+    for subject in "abcde":
+        means = []
+        for label in ("liver", "spleen"):
+            found = [v for rows in scores.values() for s, one, v in rows if (s, one) == (subject, label)]
+            known = [v for v in found if v is not None]
+            assert values.loc[(subject, label), "missing"] == len(found) - len(known)
+            assert values.loc[(subject, label), "repeats"] == 3
+            if known:
+                assert values.loc[(subject, label), "value"] == pytest.approx(sum(known) / len(known))
+                means.append(sum(known) / len(known))
+        for table in (values, shuffled):
+            assert table.loc[(subject, MEAN), "value"] == pytest.approx(sum(means) / len(means))
+
+
+def test_folds_are_pooled_and_named(tmp_path):
+    write_cell(tmp_path, fold="fold0", dice=[("a", "liver", 0.5)])
+    write_cell(tmp_path, fold="fold1", dice=[("b", "liver", 0.7)])
+    results = collect_results(tmp_path)
+    assert list(results["split"]) == ["fold0", "fold1"]
+    assert per_subject(results).query("label == @MEAN")["value"].tolist() == [0.5, 0.7]
+
+
+def test_mixed_configs_in_a_cell_are_refused_all_of_them_at_once(tmp_path):
+    for n in (2, 4):
+        write_cell(tmp_path, n=n)
+        write_cell(tmp_path, n=n, repeat=1, config_hash="xyz")
+    with pytest.raises(InputError, match=r"t2/random/n02: made with different configs \(abc in .*r0; xyz in") as error:
+        collect_results(tmp_path)
+    assert len(error.value.lines) == 2
+
+
+def test_cells_of_different_configs_may_stand_side_by_side(tmp_path):
+    write_cell(tmp_path)
+    write_cell(tmp_path, init="constrained", config_hash="xyz")
+    assert len(collect_results(tmp_path)) == 2
+
+
+def test_a_subject_tested_in_two_folds_is_refused(tmp_path):
+    write_cell(tmp_path, fold="fold0")
+    write_cell(tmp_path, fold="fold1")
+    with pytest.raises(InputError, match="subject a is tested more than once in repeat 0"):
+        collect_results(tmp_path)
+
+
+def test_an_incomplete_or_broken_file_is_named(tmp_path):
+    folder = write_cell(tmp_path, per_subject=[{"subject": "a", "label": "liver"}])
+    with pytest.raises(InputError, match=r"metrics.json: key 'dice' is missing"):
+        collect_results(tmp_path)
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(InputError, match="metrics.json: not readable as JSON"):
+        collect_results(tmp_path)
+
+
+def test_an_empty_work_dir(tmp_path):
+    with pytest.raises(InputError, match="run finetune_segmentation.py first"):
+        collect_results(tmp_path)
+
+
+def test_missing_cells_count_runs_over_repeats_and_folds(tmp_path):
+    write_cell(tmp_path, fold="fold0", dice=[("a", "liver", 0.5)])
+    write_cell(tmp_path, fold="fold1", dice=[("b", "liver", 0.5)])
+    write_cell(tmp_path, fold="fold0", repeat=1, dice=[("a", "liver", 0.5)])
+    gaps = missing_cells(collect_results(tmp_path), ["t2"], ["random", "global"], [2], 2, ["fold0", "fold1"])
+    assert gaps == ["t2/random/n02: 3 of 4 runs", "t2/global/n02: 0 of 4 runs"]
+    assert missing_cells(collect_results(tmp_path), ["t2"], ["random"], [2], 1, ["fold0"]) == []
+
+
+def test_order_of_names():
+    assert in_grid_order({"b", "random", "a"}) == ["random", "a", "b"]
+    assert in_grid_order({"b", "random", "a"}, ["b", "random", "absent"]) == ["b", "random", "a"]
+
+
+def test_a_metric_without_any_value_stays_nan(tmp_path):
+    write_cell(tmp_path)
+    values = per_subject(collect_results(tmp_path), "hd95_mm")
+    assert values["value"].isna().all() and isinstance(values, pandas.DataFrame)
