@@ -52,6 +52,7 @@ def pretrain(config, name, folder, overwrite):
             raise InputError(f"{target}: made with another config; give --overwrite, or another --work-dir")
         log.info("%s: finished before, skipped", target)
         return
+    contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
     with open_run(target, config.plain(), config.seed):
         use_precision(stage.training.mixed_precision)
         stores = open_stores(config, folder)
@@ -59,8 +60,9 @@ def pretrain(config, name, folder, overwrite):
             config,
             stage,
             stores,
+            contrasts,
             seed=child_seed(config.seed, "pretraining", name),
-            warm_start=lambda network: start_from(stage.warm_start, network, folder, stores["train"].contrasts),
+            warm_start=lambda network: start_from(stage.warm_start, network, folder, contrasts),
             folder=target,
             tag=tag,
             name=str(target.relative_to(config.work_dir)),
@@ -68,7 +70,6 @@ def pretrain(config, name, folder, overwrite):
         save_training_curves(history, target / "curves.png", title=f"{config.name}: {name}")
         # Written last: a folder with weights.npz is a finished stage.
         subjects = {part: store.subjects for part, store in stores.items()}
-        contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
         save_weights(network, weights, config_hash=tag, contrasts=contrasts, subjects=subjects)
     log.info("wrote %s", target)
 
@@ -83,11 +84,10 @@ def open_stores(config, folder):
     return stores
 
 
-def train(config, stage, stores, **run):
+def train(config, stage, stores, contrasts, **run):
     """Hand slices, maps and the stage's settings to its method."""
     from training.pretraining import pretrain_constrained, pretrain_global
 
-    contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
     images = [stores[part].images(contrasts) for part in ("train", "val")]
     settings = {"filters": config.network.filters, "training": stage.training.model_dump(), "features": stage.features}
     if stage.method == "global":
