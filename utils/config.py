@@ -142,7 +142,8 @@ def from_command_line(description, arguments=None, add_options=None, needs=()):
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="replaces work_dir of the config")
     parser.add_argument(
         "--set",
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",

@@ -140,7 +140,7 @@ def open_run(folder, config, seed):
     """Record how a result is made, before it is made.
 
     Writes `resolved_config.yaml`, `environment.json` and `command.txt` into `folder`, copies the log to `run.log`
-    there, and adds the duration when the work is done.
+    there, and adds backend, device (known only once they were used) and duration when the work is done.
 
     Args:
         folder: Run folder, created when absent.
@@ -166,7 +166,8 @@ def open_run(folder, config, seed):
     started = time.monotonic()
     try:
         yield folder
-        write_json(folder / "environment.json", record | {"duration_s": round(time.monotonic() - started, 1)})
+        record |= {"backend": _backend(), "device": device_name(), "duration_s": round(time.monotonic() - started, 1)}
+        write_json(folder / "environment.json", record)
     finally:
         log.removeHandler(handler)
         handler.close()

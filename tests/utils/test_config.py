@@ -142,9 +142,19 @@ def test_a_series_stands_for_its_volumes():
 
 
 def test_command_line(small, tmp_path, capsys):
-    words = ["--config", str(small), "--work-dir", str(tmp_path), "--set", "seed=4", "--set", "data.root=/scans"]
+    words = [
+        "--config",
+        str(small),
+        "--work-dir",
+        str(tmp_path),
+        "--set",
+        "seed=4",
+        "name=b",
+        "--set",
+        "data.root=/scans",
+    ]
     config, _ = from_command_line("Step", words)
-    assert config.seed == 4 and config.work_dir == tmp_path and str(config.data.root) == "/scans"
+    assert config.seed == 4 and config.name == "b" and config.work_dir == tmp_path and str(config.data.root) == "/scans"
     with pytest.raises(InputError, match="this step needs the section 'pretraining:'"):
         from_command_line(
             "Step",
