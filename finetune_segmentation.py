@@ -133,6 +133,8 @@ class SplitGrid:
 
     def run_cell(self, contrasts, init, n, repeat):
         """Train on the annotated subjects of one cell, predict every test subject, write what came out."""
+        from models.weights import load_weights, save_weights
+
         config, folder = self.config, self.cell_folder(contrasts, init, n, repeat)
         channels = channel_names(config.data.contrasts, config.finetuning.contrasts[contrasts])
         subjects, tag = self.subsets[n, repeat], config.hash_of_cell(contrasts, init)
@@ -150,8 +152,11 @@ class SplitGrid:
             training, validation = (self.slices(channels, chosen) for chosen in (subjects, self.val_subjects))
             name = str(folder.relative_to(config.work_dir))
             trainer.train(*training, *validation, seed=seed, folder=folder, tag=tag, name=name)
+            # Half precision on disk; what is scored is what is stored, so predict.py gives the scored label maps.
+            save_weights(trainer.network, folder / "weights.npz", half=True, config_hash=tag, contrasts=channels)
+            load_weights(trainer.network, folder / "weights.npz")
             rows = self.score(trainer.network, channels, folder / "predictions")
-            self.write(trainer.network, folder, (contrasts, init, n, repeat), subjects, channels, rows, started)
+            self.write_records(folder, (contrasts, init, n, repeat), subjects, channels, rows, started)
 
     def slices(self, channels, subjects):
         """Images and labels of all slices of some subjects."""
@@ -181,13 +186,10 @@ class SplitGrid:
         grid, data = self.store.grid(subject), self.config.data
         return read_label(self.files[subject], data.labels, data.ignored_label_values, grid.shape, grid.affine)
 
-    def write(self, network, folder, cell, subjects, channels, rows, started):
-        """Write the model folder; metrics.json comes last, because it marks the cell as finished."""
-        from models.weights import save_weights
-
+    def write_records(self, folder, cell, subjects, channels, rows, started):
+        """Write model.json and metrics.json, which comes last, because it marks the cell as finished."""
         contrasts, init, n, repeat = cell
         tag = self.config.hash_of_cell(contrasts, init)
-        save_weights(network, folder / "weights.npz", config_hash=tag, contrasts=channels)
         data = self.config.plain()["data"]
         model = {
             "name": self.config.name,
