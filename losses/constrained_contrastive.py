@@ -139,11 +139,11 @@ def _mean_over_anchors(cost, anchors):
 
 def _check(representations, patch_classes, anchors, nearest_patches):
     """Check the shapes and return the number of patches."""
-    shape = ops.shape(representations)
     check_axes("representations", representations.shape, "B P F")
-    known = {axis: size for axis, size in zip("BP", representations.shape[:2], strict=True) if size is not None}
-    check_axes("patch_classes", patch_classes.shape, "B P", **known)
-    check_axes("anchors", anchors.shape, "B A", **{axis: known[axis] for axis in known if axis == "B"})
+    batch, patches = representations.shape[:2]
+    batch = {} if batch is None else {"B": batch}  # unknown while Keras traces a batch of any size
+    check_axes("patch_classes", patch_classes.shape, "B P", P=patches, **batch)
+    check_axes("anchors", anchors.shape, "B A", **batch)
     if nearest_patches < 1:
         raise InputError(f"nearest_patches is {nearest_patches}; at least 1 is needed")
-    return shape[1]
+    return patches

@@ -71,8 +71,7 @@ def anatomical_contrastive_loss(views, partitions, *, temperature=0.1):
     partitions = ops.convert_to_tensor(partitions)
     is_negative = ops.not_equal(partitions[:, None], partitions[None, :])[None, :, None, :]
     negatives = ops.logsumexp(ops.where(is_negative, logits, EXCLUDED), axis=(2, 3))
-    # (V, V, B): view i of a slice against view j of the same slice.
-    pairs = ops.transpose(ops.diagonal(ops.transpose(logits, (0, 2, 1, 3)), axis1=2, axis2=3), (0, 1, 2))
+    pairs = ops.einsum("ibf,jbf->ijb", vectors, vectors) / temperature
     cost = ops.softplus(negatives[:, None, :] - pairs)
     is_pair = 1.0 - ops.eye(number, dtype="float32")[:, :, None]
     return ops.sum(cost * is_pair, axis=(0, 1)) / (number * (number - 1))

@@ -1,0 +1,38 @@
+"""Gradients by the backend in use, and by central differences."""
+
+import keras
+import numpy as np
+
+
+def gradient(function, array):
+    """Return the gradient of the sum of `function(tensor)`, as numpy."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        variable = tf.Variable(array)
+        with tf.GradientTape() as tape:
+            total = keras.ops.sum(function(variable))
+        result = tape.gradient(total, variable)
+        return tf.convert_to_tensor(result).numpy()  # gathers give IndexedSlices
+    if backend == "jax":
+        import jax
+
+        return np.asarray(jax.jit(jax.grad(lambda tensor: keras.ops.sum(function(tensor))))(array))
+    variable = keras.ops.convert_to_tensor(array).requires_grad_()
+    keras.ops.sum(function(variable)).backward()
+    return variable.grad.cpu().numpy()
+
+
+def central_differences(function, array, step=1e-6):
+    """Return the gradient of the sum of a float64 numpy function, one entry at a time."""
+    array = np.array(array, "float64")
+    result = np.zeros_like(array)
+    for index in np.ndindex(array.shape):
+        values = []
+        for sign in (1, -1):
+            shifted = array.copy()
+            shifted[index] += sign * step
+            values.append(np.sum(function(shifted)))
+        result[index] = (values[0] - values[1]) / (2 * step)
+    return result

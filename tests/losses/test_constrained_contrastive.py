@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
+from tests.gradients import central_differences, gradient
+from tests.reference import constrained_contrastive_by_hand, nearest_of
+from utils.checks import InputError
+
+
+def slices(seed=0, batch=3, patches=20, features=5, anchors=6, classes=3):
+    generator = np.random.default_rng(seed)
+    return (
+        generator.normal(size=(batch, patches, features)).astype("float32"),
+        generator.integers(0, classes, (batch, patches)),
+        np.stack([generator.permutation(patches)[:anchors] for _ in range(batch)]),
+    )
+
+
+def loss(*arguments, **options):
+    return ops.convert_to_numpy(constrained_contrastive_loss(*arguments, **options))
+
+
+def padded_anchors():
+    representations, classes, anchors = slices(5)
+    anchors[0, 2:] = -1
+    anchors[1] = -1
+    return representations, classes, anchors
+
+
+def one_patch_of_its_class():
+    representations, classes, anchors = slices(6)
+    classes[:, :] = 1
+    classes[np.arange(3), anchors[:, 0]] = 2
+    return representations, classes, anchors
+
+
+def zero_vector():
+    representations, classes, anchors = slices(7)
+    representations[np.arange(3), anchors[:, 0]] = 0
+    representations[0, (anchors[0, 0] + 1) % 20] = 0
+    return representations, classes, anchors
+
+
+CASES = {
+    "seed 1": (slices(1), {"nearest_patches": 7}),
+    "seed 2": (slices(2), {"nearest_patches": 7}),
+    "all patches": (slices(3), {"nearest_patches": 19}),
+    "more than all patches": (slices(3), {"nearest_patches": 100}),
+    "one nearest patch": (slices(4), {"nearest_patches": 1}),
+    "one class: no negative": (slices(5, classes=1), {"nearest_patches": 7}),
+    "no positive but itself": (one_patch_of_its_class(), {"nearest_patches": 7}),
+    "every patch its own class": ((slices(8)[0], np.tile(np.arange(20), (3, 1)), slices(8)[2]), {"nearest_patches": 7}),
+    "fewer anchors, none": (padded_anchors(), {"nearest_patches": 7}),
+    "small temperature": (slices(9), {"nearest_patches": 7, "temperature": 0.01}),
+    "large temperature": (slices(9), {"nearest_patches": 7, "temperature": 10.0}),
+}
+
+
+@pytest.mark.parametrize("anchor_is_positive", [True, False])
+@pytest.mark.parametrize("comparison", ["pairwise", "setwise"])
+@pytest.mark.parametrize("case", CASES)
+def test_value_equals_the_reference(case, comparison, anchor_is_positive):
+    arrays, options = CASES[case]
+    options = {**options, "comparison": comparison, "anchor_is_positive": anchor_is_positive}
+    expected = constrained_contrastive_by_hand(*arrays, **options)
+    np.testing.assert_allclose(loss(*arrays, **options), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("comparison", ["pairwise", "setwise"])
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_equals_central_differences_of_the_reference(case, comparison):
+    (representations, classes, anchors), options = CASES[case]
+    options = {**options, "comparison": comparison}
+    found = gradient(lambda x: constrained_contrastive_loss(x, classes, anchors, **options), representations)
+    expected = central_differences(
+        lambda x: constrained_contrastive_by_hand(x, classes, anchors, **options), representations
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 / min(1, options.get("temperature", 1)))
+
+
+@pytest.mark.parametrize("comparison", ["pairwise", "setwise"])
+def test_gradient_without_the_anchor_among_its_positives(comparison):
+    representations, classes, anchors = one_patch_of_its_class()
+    options = {"nearest_patches": 7, "comparison": comparison, "anchor_is_positive": False}
+    found = gradient(lambda x: constrained_contrastive_loss(x, classes, anchors, **options), representations)
+    expected = central_differences(
+        lambda x: constrained_contrastive_by_hand(x, classes, anchors, **options), representations
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_defaults_are_those_of_the_authors():
+    arrays = slices(10, batch=1, patches=130, anchors=4)
+    np.testing.assert_allclose(loss(*arrays), constrained_contrastive_by_hand(*arrays), rtol=1e-5)
+
+
+def test_a_zero_vector_gives_neither_nan_nor_gradient():
+    representations, classes, anchors = zero_vector()
+    expected = constrained_contrastive_by_hand(representations, classes, anchors, nearest_patches=19)
+    np.testing.assert_allclose(loss(representations, classes, anchors, nearest_patches=19), expected, rtol=1e-5)
+    for temperature in (0.01, 10.0):
+        found = gradient(
+            lambda x, t=temperature: constrained_contrastive_loss(x, classes, anchors, temperature=t), representations
+        )
+        assert np.isfinite(found).all()
+        assert not found[np.arange(3), anchors[:, 0]].any()
+
+
+def test_an_anchor_among_identical_patches_is_never_lost():
+    representations = np.ones((1, 30, 4), "float32")
+    classes = np.zeros((1, 30), int)
+    classes[0, 25:] = 1
+    found = loss(representations, classes, np.array([[29]]), nearest_patches=3)
+    # The anchor against three patches that are as similar as it is itself and of another class.
+    np.testing.assert_allclose(found, [np.log(4)], rtol=1e-6)
+
+
+def test_half_precision_representations_are_compared_in_float32():
+    representations, classes, anchors = slices(11)
+    half = representations.astype("float16")
+    found = constrained_contrastive_loss(ops.convert_to_tensor(half), classes, anchors, nearest_patches=7)
+    assert ops.dtype(found) == "float32"
+    expected = constrained_contrastive_by_hand(half, classes, anchors, nearest_patches=7)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-5)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from(["pairwise", "setwise"]))
+def test_loss_ignores_patch_order_class_names_and_lengths(seed, comparison):
+    representations, classes, anchors = slices(seed)
+    options = {"nearest_patches": 7, "comparison": comparison}
+    expected = loss(representations, classes, anchors, **options)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(20)
+    found = loss(representations[:, order], classes[:, order], np.argsort(order)[anchors], **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    names = generator.permutation(50)[:3]
+    np.testing.assert_allclose(loss(representations, names[classes], anchors, **options), expected, rtol=1e-6)
+    lengths = generator.uniform(0.01, 100, (3, 20, 1)).astype("float32")
+    np.testing.assert_allclose(
+        loss(representations * lengths, classes, anchors, **options), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_anchor_health_counts_what_a_loop_counts():
+    representations, classes, anchors = padded_anchors()
+    positives, negatives = [], []
+    for index in range(3):
+        for anchor in anchors[index][anchors[index] >= 0]:
+            near = [patch for patch, _ in nearest_of(anchor, representations[index], 4)[1:]]
+            positives.append(sum(classes[index, patch] == classes[index, anchor] for patch in near))
+            negatives.append(4 - positives[-1])
+    found = anchor_health(representations, classes, anchors, nearest_patches=4)
+    expected = {
+        "share_without_positive": np.mean(np.array(positives) == 0),
+        "share_without_negative": np.mean(np.array(negatives) == 0),
+        "mean_positives": np.mean(positives),
+    }
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected)
+
+
+def test_anchor_health_of_a_batch_without_anchors_is_zero():
+    representations, classes, anchors = slices(0)
+    found = anchor_health(representations, classes, np.full_like(anchors, -1))
+    assert all(float(value) == 0 for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"comparison": "pairwize"}, "choose 'pairwise' or 'setwise'"),
+        ({"temperature": 0}, "must be positive"),
+        ({"nearest_patches": 0}, "at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        constrained_contrastive_loss(*slices(0), **change)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    representations, classes, anchors = slices(0)
+    with pytest.raises(InputError, match="patch_classes: axis P"):
+        constrained_contrastive_loss(representations, classes[:, :-1], anchors)
+    with pytest.raises(InputError, match="anchors: axis B"):
+        constrained_contrastive_loss(representations, classes, anchors[:2])
+    with pytest.raises(InputError, match="representations: shape"):
+        constrained_contrastive_loss(representations[0], classes, anchors)

@@ -1,0 +1,111 @@
+"""Slow float64 loops, each written from its formula: what the vectorised losses are checked against."""
+
+import math
+
+import numpy as np
+
+
+def cosine(a, b):
+    lengths = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
+    return float(a @ b) / lengths if lengths else 0.0
+
+
+def nearest_of(anchor, representations, nearest_patches):
+    """Return the anchor and its nearest patches, `[(patch, similarity), ...]`."""
+    others = [
+        (patch, cosine(representations[anchor], representations[patch]))
+        for patch in range(len(representations))
+        if patch != anchor
+    ]
+    others.sort(key=lambda entry: -entry[1])
+    return [(anchor, cosine(representations[anchor], representations[anchor])), *others[:nearest_patches]]
+
+
+def anchor_cost(anchor, representations, classes, temperature, nearest_patches, comparison, anchor_is_positive):
+    positives, negatives = [], []
+    for patch, similarity in nearest_of(anchor, representations, nearest_patches):
+        if classes[patch] != classes[anchor]:
+            negatives.append(math.exp(similarity / temperature))
+        elif patch != anchor or anchor_is_positive:
+            positives.append(math.exp(similarity / temperature))
+    if not positives:
+        return 0.0
+    if comparison == "setwise":
+        return -math.log(sum(positives) / (sum(positives) + sum(negatives)))
+    return sum(-math.log(own / (own + sum(negatives))) for own in positives) / len(positives)
+
+
+def constrained_contrastive_by_hand(
+    representations,
+    classes,
+    anchors,
+    temperature=0.1,
+    nearest_patches=100,
+    comparison="pairwise",
+    anchor_is_positive=True,
+):
+    """Loss per slice, `(B,)`, of `(B, P, F)`, `(B, P)` and `(B, A)`."""
+    losses = []
+    for index in range(len(representations)):
+        costs = [
+            anchor_cost(
+                anchor,
+                np.asarray(representations[index], "float64"),
+                classes[index],
+                temperature,
+                nearest_patches,
+                comparison,
+                anchor_is_positive,
+            )
+            for anchor in anchors[index]
+            if anchor >= 0
+        ]
+        losses.append(sum(costs) / len(costs) if costs else 0.0)
+    return np.array(losses)
+
+
+def simclr_by_hand(view_a, view_b, temperature=0.1):
+    views = np.concatenate([view_a, view_b]).astype("float64")
+    images = len(view_a)
+    losses = []
+    for i in range(2 * images):
+        partner = i + images if i < images else i - images
+        others = [math.exp(cosine(views[i], views[k]) / temperature) for k in range(2 * images) if k != i]
+        losses.append(-math.log(math.exp(cosine(views[i], views[partner]) / temperature) / sum(others)))
+    return np.array(losses)
+
+
+def anatomical_by_hand(views, partitions, temperature=0.1):
+    views = np.asarray(views, "float64")
+    number, slices = views.shape[:2]
+    losses = []
+    for s in range(slices):
+        costs = []
+        for i in range(number):
+            negatives = sum(
+                math.exp(cosine(views[i, s], views[k, other]) / temperature)
+                for k in range(number)
+                for other in range(slices)
+                if partitions[other] != partitions[s]
+            )
+            for j in range(number):
+                if j != i:
+                    own = math.exp(cosine(views[i, s], views[j, s]) / temperature)
+                    costs.append(-math.log(own / (own + negatives)))
+        losses.append(sum(costs) / len(costs))
+    return np.array(losses)
+
+
+def tversky_costs_by_hand(target, probabilities, false_positive_weight, false_negative_weight):
+    """Cost 1 - TI of each class, `(K,)`, pixel by pixel; `target` holds class indices."""
+    costs = []
+    for k in range(probabilities.shape[-1]):
+        hits = wrong = missed = 0.0
+        for pixel in np.ndindex(target.shape):
+            p, g = float(probabilities[pixel][k]), float(target[pixel] == k)
+            hits += p * g
+            wrong += p * (1 - g)
+            missed += (1 - p) * g
+        total = hits + false_positive_weight * wrong + false_negative_weight * missed
+        costs.append(1 - hits / total if total else 0.0)
+    return np.array(costs)
