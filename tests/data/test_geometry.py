@@ -137,6 +137,36 @@ def test_nearest_labels_gain_no_class_and_keep_their_size(pixel_size):
         assert (back == value).sum() == pytest.approx((label == value).sum(), rel=0.08)
 
 
+@pytest.mark.parametrize("pixel_size", [0.5, 1.5, 2.0, 3.0, 4.0])
+def test_labels_move_neither_against_images_nor_in_size(pixel_size):
+    rng = np.random.default_rng(8)
+    x, y = np.indices((96, 90))
+    shifts, volumes = [], []
+    for a, b, radius in rng.uniform([20, 20, 8], [70, 65, 15], (40, 3)):
+        label = ((x - a) ** 2 + (y - b) ** 2 < radius**2).astype(np.uint8)[..., None]
+        grid = SliceGrid(label.shape, np.eye(4), pixel_size, (192, 192))
+        slices = grid.to_slices(label, order=0)
+        back = grid.to_volume(slices, order=0)
+        shifts.append(centre_of_mass(back) - centre_of_mass(label))
+        volumes.append([slices.sum() * pixel_size**2 / label.sum(), back.sum() / label.sum()])
+    assert np.mean(shifts, axis=0)[:2] == pytest.approx([0, 0], abs=0.06)
+    assert np.mean(volumes, axis=0) == pytest.approx([1, 1], abs=0.01)
+
+
+@pytest.mark.parametrize("spacing", [(1, 1), (2, 1), (1, 2)], ids=["both", "columns", "rows"])
+def test_equally_near_labels_vote(spacing):
+    label = np.random.default_rng(4).integers(0, 3, (12, 10, 2)).astype(np.uint8)
+    slices = SliceGrid(label.shape, np.diag([*spacing, 1, 1.0]), 2.0, (16, 16)).to_slices(label, order=0)
+    height, width = 10 * spacing[1] // 2, 12 * spacing[0] // 2
+    top, left = -((height - 16) // 2), -((width - 16) // 2)
+    turned = label[::-1, ::-1].transpose(2, 1, 0)
+    for z, row, column in np.ndindex(2, height, width):
+        rows = slice(2 * row, 2 * row + 2) if spacing[1] == 1 else slice(row, row + 1)
+        columns = slice(2 * column, 2 * column + 2) if spacing[0] == 1 else slice(column, column + 1)
+        counts = np.bincount(turned[z, rows, columns].ravel(), minlength=3)
+        assert counts[slices[z, top + row, left + column]] == counts.max()
+
+
 @pytest.mark.parametrize(("size", "image_size"), [((9, 12), (6, 7)), ((12, 9), (5, 8)), ((4, 5), (9, 8))])
 def test_crop_and_pad_are_undone_and_the_rest_is_filled(size, image_size):
     volume = np.arange(1, np.prod(size) + 1).reshape(*size, 1).astype(np.int32)
