@@ -8,12 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from nibabel import orientations
+from skimage.restoration import denoise_tv_bregman
+from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin
+from threadpoolctl import threadpool_limits
 
-from data.intensity import foreground_mask, scale_intensities
-from utils.checks import InputError, check_axes
+from data.geometry import SLICE_AXES
+from data.intensity import check_mask, foreground_mask, scale_intensities
+from utils.checks import check_axes
 
 SAMPLE_VOXELS = 100_000  # that place the k-means centres; all voxels are then assigned to them
 STARTS = 5  # of k-means; the best on the sample is kept
+ROUNDS = 100  # of Lloyd's algorithm at most; later ones move few voxels
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class ConstraintMap:
         class_sizes: `(K,)` voxels of class 1...K, none of them 0.
         inertia: Sum over foreground voxels of the squared distance to their class centre, in units of the common
             range of the components.
-        seconds: Duration of each part: mask, pca, denoising, kmeans.
+        seconds: Duration of each part: mask, scaling, pca, denoising, kmeans.
     """
 
     classes: np.ndarray
@@ -38,17 +45,20 @@ class ConstraintMap:
     seconds: dict = field(default_factory=dict)
 
 
-def constraint_map(volume, mask=None, *, clusters=20, components=4, tv_weight=40, percentiles=(1, 99), seed=0):
-    """Cluster the contrasts of one subject; `describe_constraint_map` returns more than the classes.
+def constraint_map(
+    volume, mask=None, *, clusters=20, components=4, tv_weight=40, percentiles=(1, 99), seed=0, affine=None
+):
+    """Cluster the contrasts of one subject.
 
     Args:
-        volume: Intensities in any unit, `(X, Y, Z, C)`, axial slices along Z.
+        volume: Intensities in any unit, `(X, Y, Z, C)`.
         mask: Foreground, boolean `(X, Y, Z)`; None: found in the images.
         clusters: Number of classes K; fewer when the foreground holds fewer distinct values.
         components: Principal components used, at most C.
         tv_weight: Weight of the denoising, relative to components in [0, 1]; higher means less smoothing.
-        percentiles: Intensities inside the mask mapped to 0 and 1 first.
+        percentiles: Foreground intensities mapped to 0 and 1 first, by `scale_intensities`.
         seed: Seed of the sampling and of k-means.
+        affine: `(4, 4)`, voxel to world in RAS+, which tells the axial slices; None: they lie along Z.
 
     Returns:
         `(X, Y, Z)` unsigned integer: 0 outside the mask, 1...K inside.
@@ -59,40 +69,38 @@ def constraint_map(volume, mask=None, *, clusters=20, components=4, tv_weight=40
     Reference:
         Umapathy et al. 2024 and the authors' code; differences in docs/deviations.md.
     """
-    return describe_constraint_map(
-        volume,
-        mask,
-        clusters=clusters,
-        components=components,
-        tv_weight=tv_weight,
-        percentiles=percentiles,
-        seed=seed,
-    ).classes
+    recipe = {"clusters": clusters, "components": components, "tv_weight": tv_weight, "percentiles": percentiles}
+    return describe_constraint_map(volume, mask, **recipe, seed=seed, affine=affine).classes
 
 
-def describe_constraint_map(volume, mask=None, *, clusters, components, tv_weight, percentiles, seed):
-    """Do what `constraint_map` does and return a `ConstraintMap`, with the denoised components and the figures."""
-    from threadpoolctl import threadpool_limits
-
+def describe_constraint_map(volume, mask, *, clusters, components, tv_weight, percentiles, seed, affine=None):
+    """Do what `constraint_map` does and return a `ConstraintMap`: the denoised components and the figures as well."""
     check_axes("volume", volume.shape, "X Y Z C")
+    if mask is not None:
+        check_mask(mask, volume.shape)
+    turn, turn_back = _turns(affine)
     seconds = {}
     # One thread: the same classes on any number of cores, and workers side by side do not get in each other's way.
+    # (The limit reaches only libraries that are loaded by now, hence no deferred import in this file.)
     with threadpool_limits(1):
         with _timed(seconds, "mask"):
-            mask = foreground_mask(volume) if mask is None else np.asarray(mask, bool)
-            box = _bounding_box(mask, volume.shape[:3])
+            inside = foreground_mask(turn(volume)) if mask is None else turn(np.asarray(mask, bool))
+            box = _bounding_box(inside)
+            in_box = inside[box]
+        with _timed(seconds, "scaling"):
+            scaled = turn(scale_intensities(volume, mask, percentiles))[box]
         with _timed(seconds, "pca"):
-            scaled = scale_intensities(volume[box], mask[box], percentiles)
-            images, explained_variance = principal_components(scaled, mask[box], min(components, volume.shape[3]))
+            images, explained_variance = principal_components(scaled, in_box, min(components, volume.shape[3]))
+            del scaled
         with _timed(seconds, "denoising"):
-            images = denoise(images, mask[box], tv_weight)
+            images = denoise(images, in_box, tv_weight)
         with _timed(seconds, "kmeans"):
-            labels, sizes, inertia = cluster(images[mask[box]], clusters, seed)
-    classes = np.zeros(mask.shape, labels.dtype)
-    classes[mask] = labels
-    whole = np.zeros((*mask.shape, images.shape[3]), np.float32)
-    whole[mask] = images[mask[box]]
-    return ConstraintMap(classes, whole, explained_variance, sizes, inertia, seconds)
+            labels, sizes, inertia = cluster(images[in_box], clusters, seed)
+    classes = np.zeros(inside.shape, labels.dtype)
+    classes[inside] = labels
+    whole = np.zeros((*inside.shape, images.shape[3]), np.float32)
+    whole[inside] = images[in_box]
+    return ConstraintMap(turn_back(classes), turn_back(whole), explained_variance, sizes, inertia, seconds)
 
 
 def principal_components(volume, mask, number):
@@ -118,8 +126,9 @@ def principal_components(volume, mask, number):
     directions = directions[:, order] * np.where(directions[:, order].sum(axis=0) < 0, -1, 1)
     variances = np.maximum(variances[order], 0)
     projection = directions[:, :number].astype(np.float32)
-    images = volume @ projection - mean.astype(np.float32) @ projection
-    return images, variances / (variances.sum() or 1)
+    images = volume.reshape(-1, volume.shape[3]) @ projection
+    images -= mean.astype(np.float32) @ projection
+    return images.reshape(*volume.shape[:3], number), variances / (variances.sum() or 1)
 
 
 def denoise(images, mask, weight):
@@ -137,8 +146,6 @@ def denoise(images, mask, weight):
     Returns:
         `(X, Y, Z, P)` float32 in units of the common range (flat images come back as they are).
     """
-    from skimage.restoration import denoise_tv_bregman
-
     foreground = images[mask]
     span = np.ptp(foreground, axis=0).max()
     if span <= 0:
@@ -166,16 +173,13 @@ def cluster(features, clusters, seed):
         Classes 1...K `(voxels,)` in ascending order of the centre's first feature, uint8 (uint16 beyond 255 classes);
         class sizes `(K,)`; inertia.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import pairwise_distances_argmin
-
     rng = np.random.default_rng(seed)
     sample = features
     if len(features) > SAMPLE_VOXELS:
         sample = features[np.sort(rng.choice(len(features), SAMPLE_VOXELS, replace=False))]
     centres = np.unique(sample, axis=0)
     if len(centres) > clusters:
-        kmeans = KMeans(clusters, n_init=STARTS, random_state=int(rng.integers(2**31)))
+        kmeans = KMeans(clusters, n_init=STARTS, max_iter=ROUNDS, random_state=int(rng.integers(2**31)))
         centres = kmeans.fit(sample).cluster_centers_
         centres = centres[np.lexsort(centres.T[::-1])]
     nearest = pairwise_distances_argmin(features, centres)
@@ -184,12 +188,20 @@ def cluster(features, clusters, seed):
     return (labels + 1).astype(np.uint8 if len(used) <= 255 else np.uint16), sizes, inertia
 
 
-def _bounding_box(mask, shape):
+def _turns(affine):
+    """Return two functions: from the axes on disk to rows, columns and axial slices, and back."""
+    if affine is None:
+        return np.asarray, np.asarray
+    on_disk, slices = orientations.io_orientation(affine), orientations.axcodes2ornt(SLICE_AXES)
+    there, back = orientations.ornt_transform(on_disk, slices), orientations.ornt_transform(slices, on_disk)
+    return (
+        lambda array: orientations.apply_orientation(array, there),
+        lambda array: np.ascontiguousarray(orientations.apply_orientation(array, back)),
+    )
+
+
+def _bounding_box(mask):
     """Return the slices of the smallest box that holds the mask."""
-    if mask.shape != tuple(shape):
-        raise InputError(f"mask: shape {mask.shape} differs from the volume's {tuple(shape)}")
-    if not mask.any():
-        raise InputError("mask: no foreground voxel; check the mask, or leave it out to have it found in the images")
     occupied = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     return tuple(slice(where[0], where[-1] + 1) for where in occupied)
 

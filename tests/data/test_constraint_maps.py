@@ -1,7 +1,9 @@
 """The constraint map of a phantom with known tissues, and each of its parts against an independent reference."""
 
+import nibabel
 import numpy as np
 import pytest
+from nibabel import orientations
 
 from data import constraint_maps
 from data.constraint_maps import cluster, constraint_map, denoise, describe_constraint_map, principal_components
@@ -50,7 +52,7 @@ def test_details_are_consistent():
     by_hand = sum(((details.components[details.classes == k] - centres[k - 1]) ** 2).sum() for k in range(1, 5))
     assert details.inertia == pytest.approx(by_hand, rel=1e-3)
     assert details.explained_variance.sum() == pytest.approx(1)
-    assert set(details.seconds) == {"mask", "pca", "denoising", "kmeans"}
+    assert set(details.seconds) == {"mask", "scaling", "pca", "denoising", "kmeans"}
     assert details.components.dtype == np.float32 and not details.components[~inside].any()
 
 
@@ -82,6 +84,20 @@ def test_prepared_intensities_may_be_passed_too():
     mask = tissue > 0
     again = constraint_map(scale_intensities(volume, mask), mask, clusters=4)
     assert (again != constraint_map(volume, mask, clusters=4)).mean() < 1e-3
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PSR", "ASL", "SRA"])
+def test_orientation_on_disk_does_not_matter(axes):
+    volume, tissue = phantom()
+    turned = orientations.ornt_transform(orientations.axcodes2ornt("PLS"), orientations.axcodes2ornt(axes))
+    on_disk, mask = (orientations.apply_orientation(array, turned) for array in (volume, tissue > 0))
+    affine = np.eye(4)
+    affine[:3, :3] = [[(code == up) - (code == down) for code in axes] for up, down in ("RL", "AP", "SI")]
+    assert "".join(nibabel.aff2axcodes(affine)) == axes
+    expected = describe_constraint_map(volume, tissue > 0, **RECIPE)
+    found = describe_constraint_map(on_disk, mask, **RECIPE, affine=affine)
+    np.testing.assert_array_equal(found.classes, orientations.apply_orientation(expected.classes, turned))
+    np.testing.assert_array_equal(found.components, orientations.apply_orientation(expected.components, turned))
 
 
 def test_components_are_at_most_the_contrasts():
@@ -157,7 +173,7 @@ def test_denoising_solves_each_slice_as_another_algorithm_does(weight):
     assert denoised.dtype == np.float32
     for z in range(4):
         for p in range(2):
-            # Chambolle minimises TV + (u - f)^2 / (2 v); scikit-image's Bregman code, whatever its manual says, 1 / v = w.
+            # Chambolle minimises TV + (u - f)^2 / (2 v); scikit-image's Bregman code, unlike its manual, has w = 1 / v.
             image = images[..., z, p] / np.ptp(images[..., 0])
             expected = denoise_tv_chambolle(image, 1 / weight, eps=1e-8, max_num_iter=2000)
             np.testing.assert_allclose(denoised[..., z, p], expected, atol=0.05)

@@ -1,0 +1,101 @@
+"""The picture of step 1 for one subject: was the foreground found, and do the classes follow the tissues?"""
+
+import numpy as np
+from nibabel import orientations
+
+from data.geometry import SLICE_AXES
+from utils.runs import atomic_path
+
+COLUMNS = 5
+PANEL_INCHES = 2.6
+WINDOW = (1, 99)  # percentiles of the foreground shown as black and white
+OUTLINE = "#ffb000"
+
+
+def draw_constraint_map(path, volume, names, details, affine, title):
+    """Draw contrasts, principal components and constraint map of the axial slice with the most foreground.
+
+    Radiological display: anterior at the top, the patient's right on the left, true aspect ratio.
+
+    Args:
+        path: PNG to write; it appears complete or not at all.
+        volume: Contrasts as read, `(X, Y, Z, C)`.
+        names: Name of each contrast, C of them.
+        details: `data.constraint_maps.ConstraintMap` on the same grid.
+        affine: Voxels to world in RAS+, `(4, 4)`.
+        title: Heading, such as the subject.
+    """
+    from matplotlib.figure import Figure
+
+    panels, classes, number = _panels(volume, names, details, affine)
+    rows = -(-(len(panels) + 1) // COLUMNS)
+    height, width = classes.shape
+    aspect = _pixel_aspect(affine)
+    # pyplot is left alone: it keeps global state and figures alive, which a worker of many subjects must not.
+    figure = Figure((COLUMNS * PANEL_INCHES, rows * (PANEL_INCHES * aspect * height / width + 0.35) + 0.4), dpi=100)
+    figure.set_layout_engine("compressed")
+    figure.suptitle(
+        f"{title}, slice {number + 1} of {details.classes.shape[_slice_axis(affine)]} from below", fontsize=10
+    )
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axis, (name, image, window, has_outline) in zip(axes, panels, strict=False):
+        axis.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="nearest")
+        if has_outline:
+            axis.contour(classes > 0, levels=[0.5], colors=OUTLINE, linewidths=0.7)
+        axis.set_title(name, fontsize=8)
+    _draw_classes(figure, axes[len(panels)], classes, len(details.class_sizes), aspect)
+    for axis in axes:
+        axis.set_axis_off()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _panels(volume, names, details, affine):
+    """Return `[(name, image (H, W), (black, white), has outline)]`, the classes `(H, W)` and the slice's number."""
+    inside = details.classes > 0
+    number = int(np.argmax(_turned(inside, affine).sum(axis=(0, 1))))
+    share = details.explained_variance
+    images = [(name, volume[..., c], True) for c, name in enumerate(names)]
+    images += [
+        (f"PC {p + 1}, {share[p]:.1%} of the variance", details.components[..., p], False)
+        for p in range(details.components.shape[3])
+    ]
+    panels = []
+    for name, image, has_outline in images:
+        black, white = np.percentile(image[inside], WINDOW)
+        # Components are 0 outside the foreground: blank there, or the average tissue would look like air.
+        shown = image if has_outline else np.where(inside, image, black)
+        panels.append((name, _turned(shown, affine)[..., number], (black, max(white, black + 1e-6)), has_outline))
+    return panels, _turned(details.classes, affine)[..., number], number
+
+
+def _draw_classes(figure, axis, classes, number, aspect):
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    colours = ["black", *colormaps["nipy_spectral"](np.linspace(0.08, 0.96, number))]
+    norm = BoundaryNorm(np.arange(-0.5, number + 1), number + 1)
+    image = axis.imshow(classes, cmap=ListedColormap(colours), norm=norm, aspect=aspect, interpolation="nearest")
+    axis.set_title(f"constraint map, {number} classes", fontsize=8)
+    bar = figure.colorbar(
+        image, ax=axis, ticks=np.unique(np.linspace(0, number, 6).astype(int)), fraction=0.05, pad=0.02
+    )
+    bar.ax.tick_params(labelsize=6, length=0)
+
+
+def _turned(volume, affine):
+    """Turn a volume to rows (from anterior), columns (from the patient's right) and slices (from below)."""
+    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(SLICE_AXES))
+    return orientations.apply_orientation(volume, turn)
+
+
+def _slice_axis(affine):
+    """Axis on disk along which the axial slices lie."""
+    return int(np.flatnonzero(orientations.io_orientation(affine)[:, 0] == 2)[0])
+
+
+def _pixel_aspect(affine):
+    """Height of a displayed pixel over its width."""
+    axes = orientations.io_orientation(affine)[:, 0]
+    spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    return float(spacing[axes == 1][0] / spacing[axes == 0][0])
