@@ -31,7 +31,7 @@ def series_length(entry):
     return None if isinstance(entry, str) else dict(entry)["volumes"]
 
 
-def find_subjects(root, contrasts, label=None, mask=None):
+def find_subjects(root, contrasts, label=None, mask=None, left_out=None):
     """Find every subject below a folder.
 
     `{subject}` in a pattern stands for one path component or a part of it, and may occur several times
@@ -44,6 +44,8 @@ def find_subjects(root, contrasts, label=None, mask=None):
         label: Pattern of the label map, or None.
         mask: Pattern of the foreground mask, or None. A subject without its mask is an error, one without
             its label is an unlabelled subject.
+        left_out: List, or None. Given a list, subjects that lack a file are left out and described there, one line
+            for each file, instead of raising.
 
     Returns:
         Subject identifier -> `SubjectFiles`, sorted by identifier.
@@ -69,14 +71,21 @@ def find_subjects(root, contrasts, label=None, mask=None):
         patterns["mask", "mask"] = mask
         problems += several
     problems += [
-        f"{subject}: {role} '{name}' is missing: no file '{root / pattern.replace('{subject}', subject)}'; "
-        "add it, or take the subject out of the folder"
+        (
+            subject,
+            f"{subject}: {role} '{name}' is missing: no file '{root / pattern.replace('{subject}', subject)}'; "
+            "add it, or take the subject out of the folder",
+        )
         for subject in subjects
         for (role, name), pattern in patterns.items()
         if role != "label" and subject not in found[role, name]
     ]
-    if problems:
-        raise InputError(problems)
+    lines = [line for _, line in problems]
+    if lines and left_out is None:
+        raise InputError(lines)
+    if lines:
+        left_out += lines
+    bad = {subject for subject, _ in problems}
     return {
         subject: SubjectFiles(
             subject,
@@ -85,6 +94,7 @@ def find_subjects(root, contrasts, label=None, mask=None):
             found.get(("mask", "mask"), {}).get(subject),
         )
         for subject in subjects
+        if subject not in bad
     }
 
 
@@ -101,7 +111,7 @@ def file_of_channel(contrasts, channel):
 
 
 def _files_by_subject(root, pattern):
-    """Return `{subject: path}` of one pattern, and one line per subject for which several files match."""
+    """Return `{subject: path}` of one pattern, and `(subject, line)` where several files match."""
     matcher, known = "", False
     for part in re.split(r"(\{subject\}|\*)", pattern):
         if part == "{subject}":
@@ -118,7 +128,10 @@ def _files_by_subject(root, pattern):
         if match:
             paths[match["subject"]].append(path)
     several = [
-        f"{subject}: {len(files)} files match '{pattern}' ({', '.join(f.name for f in files)}); narrow the pattern"
+        (
+            subject,
+            f"{subject}: {len(files)} files match '{pattern}' ({', '.join(f.name for f in files)}); narrow the pattern",
+        )
         for subject, files in paths.items()
         if len(files) > 1
     ]
