@@ -149,7 +149,8 @@ class Keeper(keras.callbacks.Callback):
         """Write last weights and history, put the best weights into the network, drop the checkpoint."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.task.network, self.folder / "weights_last.npz")
-        columns = list(dict.fromkeys(key for row in self.history for key in row))
+        last = ("learning_rate", "seconds")
+        columns = [*dict.fromkeys(key for row in self.history for key in row if key not in last), *last]
         with atomic_path(self.folder / "history.csv") as temporary:
             lines = [",".join(str(row.get(key, "")) for key in columns) for row in self.history]
             temporary.write_text("\n".join([",".join(columns), *lines]) + "\n")
