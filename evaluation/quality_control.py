@@ -6,15 +6,18 @@ from nibabel import orientations
 from data.geometry import SLICE_AXES
 from utils.runs import atomic_path
 
-COLUMNS = 5
+MOST_COLUMNS = 5
 PANEL_INCHES = 2.6
 WINDOW = (1, 99)  # percentiles of the foreground shown as black and white
 OUTLINE = "#ffb000"
+NEARLY_MOST = 0.8  # share of the largest foreground area from which on a slice may be shown
 
 
 def draw_constraint_map(path, volume, names, details, affine, title):
-    """Draw contrasts, principal components and constraint map of the axial slice with the most foreground.
+    """Draw contrasts, principal components and constraint map of one axial slice with much foreground.
 
+    Shown is the middle one of the slices with nearly the most foreground; the very most lies often at the end of the
+    scan, in the lungs or the base of the skull.
     Radiological display: anterior at the top, the patient's right on the left, true aspect ratio.
 
     Args:
@@ -28,16 +31,17 @@ def draw_constraint_map(path, volume, names, details, affine, title):
     from matplotlib.figure import Figure
 
     panels, classes, number = _panels(volume, names, details, affine)
-    rows = -(-(len(panels) + 1) // COLUMNS)
+    columns = min(MOST_COLUMNS, -(-(len(panels) + 1) // 2))
+    rows = -(-(len(panels) + 1) // columns)
     height, width = classes.shape
     aspect = _pixel_aspect(affine)
     # pyplot is left alone: it keeps global state and figures alive, which a worker of many subjects must not.
-    figure = Figure((COLUMNS * PANEL_INCHES, rows * (PANEL_INCHES * aspect * height / width + 0.35) + 0.4), dpi=100)
+    panel_height = PANEL_INCHES * aspect * height / width
+    figure = Figure((columns * (PANEL_INCHES + 0.05) + 0.3, rows * (panel_height + 0.25) + 0.3), dpi=100)
     figure.set_layout_engine("compressed")
-    figure.suptitle(
-        f"{title}, slice {number + 1} of {details.classes.shape[_slice_axis(affine)]} from below", fontsize=10
-    )
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    slices = details.classes.shape[_slice_axis(affine)]
+    figure.suptitle(f"{title}, slice {number + 1} of {slices} from below", fontsize=9)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, image, window, has_outline) in zip(axes, panels, strict=False):
         axis.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="nearest")
         if has_outline:
@@ -53,7 +57,7 @@ def draw_constraint_map(path, volume, names, details, affine, title):
 def _panels(volume, names, details, affine):
     """Return `[(name, image (H, W), (black, white), has outline)]`, the classes `(H, W)` and the slice's number."""
     inside = details.classes > 0
-    number = int(np.argmax(_turned(inside, affine).sum(axis=(0, 1))))
+    number = _representative_slice(_turned(inside, affine).sum(axis=(0, 1)))
     share = details.explained_variance
     images = [(name, volume[..., c], True) for c, name in enumerate(names)]
     images += [
@@ -81,6 +85,12 @@ def _draw_classes(figure, axis, classes, number, aspect):
         image, ax=axis, ticks=np.unique(np.linspace(0, number, 6).astype(int)), fraction=0.05, pad=0.02
     )
     bar.ax.tick_params(labelsize=6, length=0)
+
+
+def _representative_slice(areas):
+    """Middle one of the slices with nearly the most foreground."""
+    candidates = np.flatnonzero(areas >= NEARLY_MOST * areas.max())
+    return int(candidates[len(candidates) // 2])
 
 
 def _turned(volume, affine):

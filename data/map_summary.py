@@ -1,0 +1,59 @@
+"""The table beside the constraint maps: one row per finished map, and the settings that made it."""
+
+import csv
+
+from utils.checks import InputError
+from utils.runs import atomic_path
+
+NAMES_SHOWN = 5
+
+
+def read_summary(path):
+    """Read `summary.csv` of step 1.
+
+    Returns:
+        Subject -> row, a dictionary of texts; empty when there is no file yet.
+
+    Raises:
+        InputError: The file is not such a table.
+    """
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        try:
+            rows = list(csv.DictReader(file))
+            if any(None in row or None in row.values() for row in rows):
+                raise csv.Error("rows differ in length")
+            return {row["subject"]: row for row in rows if row["config_hash"] and row["seed"]}
+        except (csv.Error, UnicodeDecodeError, KeyError) as error:
+            raise InputError(
+                f"{path}: not a summary of constraint maps ({error}); delete it, and the maps are made again"
+            ) from None
+
+
+def write_summary(path, rows):
+    """Write the rows in the order of their subjects, with every column that any of them has, complete or not at all."""
+    rows = [rows[subject] for subject in sorted(rows)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns or ["subject", "config_hash", "seed"], restval="")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def refuse_other_settings(path, rows, config_hash, seed):
+    """Raise InputError when maps were made with another config or seed, so that unlike maps never mix.
+
+    Args:
+        path: `summary.csv`, for the message.
+        rows: From `read_summary`.
+        config_hash: `Config.hash_of_maps()`.
+        seed: Seed of the config.
+    """
+    others = [name for name, row in rows.items() if (row["config_hash"], row["seed"]) != (config_hash, str(seed))]
+    if others:
+        shown = ", ".join(others[:NAMES_SHOWN]) + (", ..." if len(others) > NAMES_SHOWN else "")
+        raise InputError(
+            f"{path}: {len(others)} maps ({shown}) were made with other contrasts, settings or seed than the config "
+            "has now; make them again with generate_constraint_maps.py --overwrite, or give another --work-dir"
+        )

@@ -1,0 +1,46 @@
+"""Work on many subjects at once, with results in order and memory that does not grow with their number."""
+
+import collections
+import multiprocessing
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from utils.checks import InputError
+
+
+def in_order(function, items, jobs):
+    """Yield `function(item)` in the order of the items, from several processes.
+
+    Args:
+        function: Function of one item, importable or a `functools.partial` of such a function.
+        items: Iterable; it is read no faster than results are taken, and at most `jobs` + 1 results wait.
+        jobs: Number of processes; 1 works in this one.
+
+    Raises:
+        InputError: `jobs` is below 1, or a process was killed, as happens when memory runs out.
+    """
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: expected at least 1")
+    if jobs == 1:
+        yield from map(function, items)
+        return
+    waiting = collections.deque()
+    # Fresh processes: a fork would copy the locks of the progress bar's thread.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_alone) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise InputError(f"a process was killed, most likely for lack of memory; try --jobs {jobs // 2}") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_alone():
+    """Let Ctrl-C, which reaches every process of a terminal, be handled by the one that hands out the work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
