@@ -1,0 +1,61 @@
+"""Results in order from several processes, bounded waiting, and what happens when one fails or dies."""
+
+import os
+import time
+
+import pytest
+
+from utils.checks import InputError
+from utils.parallel import in_order
+
+
+def squared(number):
+    time.sleep(0.05 * (number == 0))  # the first is the slowest
+    return number * number
+
+
+def failing(number):
+    if number == 2:
+        raise InputError("two is refused")
+    return number
+
+
+def dying(number):
+    os._exit(1)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_results_come_in_the_order_of_the_items(jobs):
+    assert list(in_order(squared, range(7), jobs)) == [n * n for n in range(7)]
+
+
+def test_items_are_not_read_ahead_of_the_results():
+    read = []
+
+    def items():
+        for number in range(20):
+            read.append(number)
+            yield number
+
+    results = in_order(squared, items(), 2)
+    assert next(results) == 0
+    assert len(read) <= 3
+    results.close()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failure_reaches_the_caller(jobs):
+    results = in_order(failing, range(5), jobs)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(InputError, match="two is refused"):
+        next(results)
+
+
+def test_a_killed_process_is_explained():
+    with pytest.raises(InputError, match="lack of memory; try --jobs 1"):
+        list(in_order(dying, range(3), 2))
+
+
+def test_jobs_must_be_positive():
+    with pytest.raises(InputError, match="--jobs 0: expected at least 1"):
+        list(in_order(squared, [1], 0))
