@@ -22,6 +22,9 @@ log = logging.getLogger("mrccl")
 
 def add_options(parser):
     parser.add_argument("--method", nargs="+", metavar="STAGE", help="stages to run (default: all in the config)")
+    parser.add_argument(
+        "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="redo finished stages")
 
 
@@ -31,8 +34,9 @@ def main(arguments=None):
         if name not in config.pretraining.stages:
             raise InputError(f"--method {name}: not one of the stages {', '.join(config.pretraining.stages)}")
     from data.h5_store import packed_folders
+    from data.splits import chosen_folds
 
-    for folder in packed_folders(config.work_dir, "pretrain_train.h5"):
+    for folder in chosen_folds(packed_folders(config.work_dir, "pretrain_train.h5"), options.folds):
         for stage in config.pretraining.stages:  # the config's order: what others start from comes first
             if not options.method or stage in options.method:
                 pretrain(config, stage, folder, options.overwrite)

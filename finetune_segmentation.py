@@ -28,6 +28,9 @@ def add_options(parser):
     parser.add_argument("--init", nargs="+", metavar="NAME", help="initialisations (default: all in the config)")
     parser.add_argument("--subjects-n", nargs="+", type=int, metavar="N", help="numbers of annotated subjects")
     parser.add_argument("--repeats", type=int, metavar="K", help="draws of annotated subjects")
+    parser.add_argument(
+        "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
+    )
     parser.add_argument("--keep-going", action="store_true", help="go on when a cell fails; exit code 1 at the end")
     parser.add_argument("--overwrite", action="store_true", help="redo finished cells")
 
@@ -35,12 +38,12 @@ def add_options(parser):
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "finetuning"))
     from data.layouts import find_subjects
-    from data.splits import make_splits
+    from data.splits import chosen_folds, make_splits
 
     cells = cells_of_grid(config, options)
     data = config.plain()["data"]
     files = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
-    splits = make_splits(data["splits"], config.data.root, list(files), config.seed)
+    splits = chosen_folds(make_splits(data["splits"], config.data.root, list(files), config.seed), options.folds)
     trainers = {}  # one per network shape: all cells and folds of that shape share one compiled step
     grids = [SplitGrid(config, split, files, trainers) for split in splits]
     for grid in grids:

@@ -93,7 +93,7 @@ def segment(network, model, subject, files, output):
     from data.volumes import read_contrasts, read_mask, write_nifti
     from evaluation.inference import predict_subject
 
-    volume, affine = read_contrasts(files, model["contrasts"], {name: "" for name in files.contrasts} | model["files"])
+    volume, affine = read_contrasts(files, model["contrasts"], model["files"])
     mask = read_mask(files, volume.shape[:3], affine)
     scaled = scale_intensities(volume, mask, model["percentiles"])
     grid = SliceGrid(volume.shape[:3], affine, model["slices"]["pixel_size"], model["slices"]["image_size"])

@@ -61,6 +61,18 @@ def make_splits(splits, root, subjects, seed):
     return [split]
 
 
+def chosen_folds(splits, numbers):
+    """Return the splits with these fold numbers (None: all), in the order of the config.
+
+    Raises:
+        InputError: A number that is no fold.
+    """
+    unknown = [number for number in numbers or () if not 0 <= number < len(splits)]
+    if unknown:
+        raise InputError(f"--folds {unknown[0]}: there are {len(splits)}, counted from 0")
+    return [split for number, split in enumerate(splits) if numbers is None or number in numbers]
+
+
 def annotated_subsets(train, sizes, repeats, seed):
     """Draw the annotated subjects of every N and repeat; within a repeat the smaller sets lie in the larger ones.
 
