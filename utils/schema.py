@@ -53,9 +53,9 @@ class CrossValidation(Section):
 class SplitLists(Section):
     """Subjects by name."""
 
-    train: list[str]
-    val: list[str]
-    test: list[str]
+    train: list[str] = Field(description="pretraining without labels; annotated subjects are drawn from these")
+    val: list[str] = Field(description="validation of pretraining and finetuning")
+    test: list[str] = Field(description="never seen in training")
 
 
 class DataSection(Section):
@@ -105,10 +105,10 @@ class NetworkSection(Section):
 class TrainingSection(Section):
     """How one network is trained."""
 
-    epochs: PositiveInt
+    epochs: PositiveInt = Field(description="epochs in all")
     steps_per_epoch: PositiveInt | None = Field(None, description="null: as many as cover the training slices once")
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
+    batch_size: PositiveInt = Field(description="slices per step")
+    learning_rate: PositiveFloat = Field(description="of Adam, at the start")
     plateau_epochs: PositiveInt = Field(10, description="epochs without improvement that halve the learning rate")
     mixed_precision: bool = Field(False, description="16-bit arithmetic in the network; losses stay in float32")
 
@@ -116,30 +116,30 @@ class TrainingSection(Section):
 class GlobalStage(Section):
     """SimCLR on the encoder."""
 
-    method: Literal["global"]
+    method: Literal["global"] = Field(description="what kind of stage this is")
     warm_start: str | None = Field(None, description="stage of this config, or a weights file")
-    temperature: PositiveFloat = 0.1
+    temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
     features: PositiveInt = Field(128, description="size of the projected representation")
     crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.6, 1.0), description="share of the field of view kept")
     brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
     contrast: Share = Field(0.3, description="largest relative change of contrast")
-    training: TrainingSection
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
 
 
 class ConstrainedStage(Section):
     """Constrained contrastive learning (CCL) on encoder and decoder."""
 
-    method: Literal["constrained"]
+    method: Literal["constrained"] = Field(description="what kind of stage this is")
     warm_start: str | None = Field(None, description="stage of this config, or a weights file")
     decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
     patch_size: PositiveInt = Field(4, description="patch edge, in pixels of the decoder's output")
-    temperature: PositiveFloat = 0.1
-    nearest_patches: PositiveInt = 100
-    anchors_per_slice: PositiveInt = 20
-    comparison: Literal["pairwise", "setwise"] = "pairwise"
-    anchor_is_positive: bool = True
+    temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
+    nearest_patches: PositiveInt = Field(100, description="patches of the slice that an anchor is compared with")
+    anchors_per_slice: PositiveInt = Field(20, description="anchors, drawn from the foreground in every epoch")
+    comparison: Literal["pairwise", "setwise"] = Field("pairwise", description="positives one by one, or together")
+    anchor_is_positive: bool = Field(True, description="count the anchor among its own positives")
     features: PositiveInt = Field(64, description="size of a patch's representation")
-    training: TrainingSection
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
 
 
 Stage = Annotated[GlobalStage | ConstrainedStage, Field(discriminator="method")]
@@ -149,7 +149,7 @@ class PretrainingSection(Section):
     """Step 3: stages run in order; a stage's name is the name of the initialisation it gives."""
 
     contrasts: list[Name] = Field(min_length=1, description="input contrasts of the network")
-    stages: dict[Name, Stage] = Field(min_length=1)
+    stages: dict[Name, Stage] = Field(min_length=1, description="stage name: its settings, in the order of running")
 
     @model_validator(mode="after")
     def _stages_are_in_order(self):
@@ -166,8 +166,8 @@ class PretrainingSection(Section):
 class LossSection(Section):
     """Focal Tversky loss."""
 
-    false_positive_weight: PositiveFloat = 0.3
-    false_negative_weight: PositiveFloat = 0.7
+    false_positive_weight: PositiveFloat = Field(0.3, description="weight of false positives in the Tversky index")
+    false_negative_weight: PositiveFloat = Field(0.7, description="weight of false negatives")
     focus: PositiveFloat = Field(4 / 3, description="exponent is 1 / focus")
     class_weights: dict[Name, PositiveFloat] | None = Field(None, description="class name: weight; null: all equal")
 
@@ -176,7 +176,7 @@ class AugmentationSection(Section):
     """Largest random changes of a training slice; one displacement field for image and label."""
 
     translation: Share = Field(0.1, description="share of the image size")
-    rotation_degrees: float = Field(15.0, ge=0, le=180)
+    rotation_degrees: float = Field(15.0, ge=0, le=180, description="either way")
     scale: Share = Field(0.15, description="relative enlargement or shrinkage")
     elastic_px: float = Field(2.0, ge=0, description="standard deviation of the elastic displacement, pixels")
     elastic_grid: PositiveInt = Field(8, description="edge of the coarse grid of displacements, pixels")
@@ -188,12 +188,12 @@ class FinetuningSection(Section):
     """Step 4: the grid contrasts x init x N x repeat."""
 
     contrasts: dict[Name, list[Name]] = Field(min_length=1, description="name of an input set: its contrasts")
-    inits: list[Name] = Field(["random", "constrained"], min_length=1)
+    inits: list[Name] = Field(["random", "constrained"], min_length=1, description="random, or stages of pretraining")
     subjects_n: list[PositiveInt] = Field(min_length=1, description="numbers of annotated subjects")
     repeats: PositiveInt = Field(3, description="draws of annotated subjects")
-    loss: LossSection = LossSection()
-    augmentation: AugmentationSection = AugmentationSection()
-    training: TrainingSection
+    loss: LossSection = Field(LossSection(), description="focal Tversky loss")
+    augmentation: AugmentationSection = Field(AugmentationSection(), description="random changes of training slices")
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
     evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation set")
 
 
@@ -206,16 +206,16 @@ class EvaluationSection(Section):
 class Config(Section):
     """One dataset, from scans to tables."""
 
-    name: Name
-    seed: NonNegativeInt = 0
-    work_dir: Path
-    data: DataSection
-    constraint_maps: ConstraintMapSection | None = None
-    slices: SliceSection | None = None
-    network: NetworkSection = NetworkSection()
-    pretraining: PretrainingSection | None = None
-    finetuning: FinetuningSection | None = None
-    evaluation: EvaluationSection = EvaluationSection()
+    name: Name = Field(description="name of the dataset, the same as the file's")
+    seed: NonNegativeInt = Field(0, description="the only source of chance: folds, clustering, weights, anchors, ...")
+    work_dir: Path = Field(description="folder for everything that is written; --work-dir replaces it")
+    data: DataSection = Field(description="the scans")
+    constraint_maps: ConstraintMapSection | None = Field(None, description="step 1")
+    slices: SliceSection | None = Field(None, description="step 2")
+    network: NetworkSection = Field(NetworkSection(), description="steps 3 and 4")
+    pretraining: PretrainingSection | None = Field(None, description="step 3")
+    finetuning: FinetuningSection | None = Field(None, description="step 4")
+    evaluation: EvaluationSection = Field(EvaluationSection(), description="steps 4 and 5")
 
     @model_validator(mode="after")
     def _names_agree(self):

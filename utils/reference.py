@@ -1,0 +1,88 @@
+"""The config reference, written from the schema: python -m utils.reference > docs/configuration.md"""
+
+import json
+import typing
+
+from pydantic_core import PydanticUndefined
+
+from utils.schema import Config, Section
+
+INTRODUCTION = """# Config reference
+
+Written from `utils/schema.py` by `python -m utils.reference > docs/configuration.md`; a test keeps the two equal. One
+YAML file per dataset holds everything that shapes a result. Unknown and repeated keys are errors. Any value can be
+replaced on the command line: `--set finetuning.repeats=5 data.root=/scans`.
+"""
+
+
+def reference():
+    """Return the reference as Markdown."""
+    parts = [INTRODUCTION]
+    for name, model in sections("", Config):
+        parts.append(f"## {f'`{name}`' if name else 'Top level'}\n\n{' '.join(model.__doc__.split())}\n")
+        parts.append("| key | type | default | meaning |\n|---|---|---|---|")
+        parts += [_row(key, field) for key, field in model.model_fields.items()]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def sections(prefix, model):
+    """Yield `(dotted name, model)` of a section and of every section inside it."""
+    yield prefix.removesuffix("."), model
+    for key, field in model.model_fields.items():
+        inner = list(_models(field.annotation))
+        for part in inner:
+            is_dictionary = typing.get_origin(field.annotation) is dict
+            mark = f"{key}.<name>" if is_dictionary else key
+            kind = f" ({part.__name__})" if len(inner) > 1 or is_dictionary and key == "contrasts" else ""
+            yield from sections(f"{prefix}{mark}{kind}.", part)
+
+
+def _models(annotation):
+    if isinstance(annotation, type):
+        if issubclass(annotation, Section):
+            yield annotation
+        return
+    for part in typing.get_args(annotation):
+        yield from _models(part)
+
+
+def _row(key, field):
+    default = "required"
+    if not field.is_required():
+        value = field.default_factory() if field.default is PydanticUndefined else field.default
+        default = "see its section" if isinstance(value, Section) else f"`{_plain(value)}`"
+    return f"| `{key}` | {_type(field.annotation)} | {default} | {field.description or ''} |"
+
+
+def _plain(value):
+    """A value as it stands in a YAML file."""
+    if isinstance(value, float):
+        value = round(value, 4)
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _type(annotation):
+    """A type in the words of a config file."""
+    origin, inner = typing.get_origin(annotation), [a for a in typing.get_args(annotation) if not _is_constraint(a)]
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin is typing.Annotated:
+        return _type(inner[0])
+    if origin in (list, tuple):
+        return "list of " + _type(inner[0])
+    if origin is dict:
+        return "name: " + _type(inner[1])
+    if inner:
+        return " or ".join(dict.fromkeys(_type(part) for part in inner))
+    words = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    return "section" if is_section else words.get(annotation, "text")
+
+
+def _is_constraint(part):
+    return not isinstance(part, type) and typing.get_origin(part) is None and not isinstance(part, str)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
