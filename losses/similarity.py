@@ -18,4 +18,4 @@ def unit_vectors(vectors):
     squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     is_zero = squares < SHORTEST
     # The inner `where` keeps the gradient of the branch that is not taken finite.
-    return ops.where(is_zero, 0.0, vectors * ops.rsqrt(ops.where(is_zero, 1.0, squares)))
+    return vectors * ops.where(is_zero, 0.0, ops.rsqrt(ops.where(is_zero, 1.0, squares)))
