@@ -31,7 +31,7 @@ test: install
 	$(BIN)/python -m pytest
 
 bench: install
-	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis benchmarks/output

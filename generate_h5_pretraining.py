@@ -10,18 +10,16 @@ Takes   about a second per subject. All scans are checked before anything is wri
 Next    python constrained_contrastive_learning.py --config FILE
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import logging
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.checks import InputError
 from utils.config import from_command_line
+from utils.parallel import in_order
 from utils.runs import exit_code_of, open_run, progress
 from utils.schema import channel_names
 
@@ -35,8 +33,6 @@ def add_options(parser):
 
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("constraint_maps", "slices"))
-    if options.jobs < 1:
-        raise InputError(f"--jobs {options.jobs}: expected at least 1")
     from data.layouts import find_subjects
     from data.splits import make_splits
 
@@ -46,8 +42,17 @@ def main(arguments=None):
     plans = [plan for split in splits for plan in plan_stores(config, split, subjects)]
     unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished()]
     if unfinished:
+        check_maps(config)
         pack(config, unfinished, subjects, options.jobs)
     log.info("next: python constrained_contrastive_learning.py --config %s", options.config)
+
+
+def check_maps(config):
+    """Refuse constraint maps that step 1 made with another config or seed."""
+    from data.map_summary import read_summary, refuse_other_settings
+
+    summary = config.work_dir / "constraint_maps" / "summary.csv"
+    refuse_other_settings(summary, read_summary(summary), config.hash_of_maps(), config.seed)
 
 
 def pack(config, plans, subjects, jobs):
@@ -124,25 +129,6 @@ def plan_stores(config, split, subjects):
             log.warning("%s: not in annotated.h5, because they have no label file: %s", folder, missing)
         plans.append(PlannedStore(folder / "annotated.h5", annotated, attributes, min_foreground=0, has_labels=True))
     return plans
-
-
-def in_order(function, items, jobs):
-    """Yield `function(item)` in the order of `items`; at most `jobs` results wait in memory."""
-    if jobs == 1:
-        yield from map(function, items)
-        return
-    # Fresh processes: a fork would copy the locks of the progress bar's thread.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = collections.deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > jobs:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def check_subject(config, files):
