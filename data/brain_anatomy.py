@@ -42,7 +42,7 @@ def brain_anatomy(axes, generator):
     """
     points = _deformed_points(axes, generator)
     seed_point = _tumour_place(generator)
-    core = float(np.clip(17 * np.exp(0.35 * generator.standard_normal()), 9, 30))
+    core = float(np.clip(19 * np.exp(0.35 * generator.standard_normal()), 9, 30))
     offset = points - np.asarray(seed_point, np.float32)[:, None, None, None]
     distance = np.linalg.norm(offset, axis=0)
     # Mass effect: tissue around the core was closer to its centre before the tumour grew.
@@ -59,8 +59,8 @@ def brain_anatomy(axes, generator):
 def _deformed_points(axes, generator):
     """Return MNI coordinates of the grid points: scaled per axis, turned, shifted and bent, `(3, x, y, z)`."""
     grid = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
-    bend = smooth_field(axes, 45.0, generator, fields=3) * np.float32(4.0)
-    wrinkle = smooth_field(axes, 16.0, generator, fields=3) * np.float32(1.0)
+    bend = smooth_field(axes, 60.0, generator, fields=3) * np.float32(3.0)
+    wrinkle = smooth_field(axes, 20.0, generator, fields=3) * np.float32(1.0)
     turn = rotation(*generator.normal(0, (5, 3, 4)))
     scale = np.exp(generator.normal(0, 0.04, 3))
     centre = np.array(CENTRE)
@@ -141,10 +141,12 @@ def _paint_tumour(canvas, axes, distance, core, white, generator):
     rough, edge, width, reach = smooth_field(axes, 14.0, generator, fields=4).reshape(4, -1)
     shaped = distance * np.exp(0.22 * rough)
     spread = generator.uniform(6, 20)
-    oedema = shaped + 6 * (1 - white) + 3 * edge < core + spread * np.exp(0.35 * reach)
-    canvas.paint(np.flatnonzero(oedema), "oedema", label=LABELS["oedema"], over=tissue)
-    rim = np.flatnonzero(shaped < core)
+    oedema = shaped + 6 * (1 - white) + 2 * edge < core + spread * np.exp(0.25 * reach)
+    islands = ndimage.label(oedema.reshape(canvas.shape))[0].ravel()
+    connected = np.flatnonzero(islands == islands[np.argmin(distance)])
+    canvas.paint(connected, "oedema", label=LABELS["oedema"], over=tissue)
+    rim = connected[shaped[connected] < core]
     canvas.paint(rim, "enhancing_tumour", label=LABELS["enhancing_tumour"], over=(*tissue, "oedema", "csf"))
     thickness = generator.uniform(0.2, 0.45) * core * np.exp(0.3 * width)
-    necrosis = np.flatnonzero(shaped + thickness < core)
+    necrosis = rim[shaped[rim] + thickness[rim] < core]
     canvas.paint(necrosis, "necrosis", label=LABELS["necrosis"], over=("enhancing_tumour",))

@@ -8,11 +8,12 @@ level of the renal hila.
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from data.anatomy import Canvas, rotation, smooth_field
 
 LABELS = {"right_kidney": 1, "left_kidney": 2, "liver": 3, "spleen": 4}
-CENTRE = (0.0, 0.0, 5.0)
+CENTRE = (0.0, 0.0, -4.0)
 FIELD_OF_VIEW = (384.0, 320.0, 144.0)
 SHAPE = (96, 80, 16)
 RIGHT, LEFT = 1, -1
@@ -57,16 +58,18 @@ def renal_anatomy(axes, generator):
         renal_fat=float(np.clip(7 * np.exp(0.4 * fatness), 2, 16)),
     )
     cavity = _paint_trunk(canvas, torso)
-    _paint_bowel(canvas, torso, generator)
+    _paint_bowel(canvas, torso, cavity, generator)
     _paint_liver(canvas, cavity, generator)
     _paint_spleen(canvas, cavity, generator)
     _paint_back(canvas, torso, generator)
-    level = generator.normal(-12, 6)
-    common = np.exp(0.07 * generator.standard_normal())
+    level = generator.normal(-10, 5)
+    common = np.exp(0.04 * generator.standard_normal())
     for side in (RIGHT, LEFT):
         _paint_kidney(canvas, side, level - (12 if side == RIGHT else 0), common, torso, generator)
     _paint_spine(canvas, generator)
     _paint_vessels(canvas, generator)
+    for organ in ("liver", "spleen"):
+        _drop_splinters(canvas, LABELS[organ])
     return canvas.anatomy(axes)
 
 
@@ -107,15 +110,14 @@ def _paint_trunk(canvas, torso):
     return inside
 
 
-def _paint_hollow(canvas, index, distance, wall, content, part):
-    """Paint a wall where `distance` (0 centre, 1 outside) exceeds `wall`, and the content inside it."""
-    inside = distance < wall
-    within = ("adipose", "bowel_wall", "bowel_fluid", "bowel_stool", "air")
-    canvas.paint(index[~inside], "bowel_wall", part, over=within)
-    canvas.paint(index[inside], content, part, over=within)
+def _paint_hollow(canvas, cavity, index, distance, wall, content, part):
+    """Paint, inside the cavity, a wall where `distance` (0 centre, 1 outside) exceeds `wall`, and content within."""
+    index, inside = index[cavity[index]], distance[cavity[index]] < wall
+    canvas.paint(index[~inside], "bowel_wall", part)
+    canvas.paint(index[inside], content, part)
 
 
-def _paint_bowel(canvas, torso, generator):
+def _paint_bowel(canvas, torso, cavity, generator):
     """Paint small bowel loops, colon, stomach and pancreas; what they hold differs from loop to loop."""
     width, depth = torso.cavity
     part = 0
@@ -128,7 +130,7 @@ def _paint_bowel(canvas, torso, generator):
         index, distance = canvas.tube(
             centre - reach, centre + reach, generator.uniform(8, 14), 8, generator.uniform(0, 6)
         )
-        _paint_hollow(canvas, index, distance, 0.75, content, part)
+        _paint_hollow(canvas, cavity, index, distance, 0.75, content, part)
     ascending = generator.normal((0.72 * width, 8, 0), (5, 8, 0))
     descending = generator.normal((-0.80 * width, -5, 0), (4, 8, 0))
     colon = [
@@ -141,13 +143,14 @@ def _paint_bowel(canvas, torso, generator):
         part += 1
         index, distance = canvas.tube(start, end, generator.uniform(14, 21), 5, generator.uniform(0, 6))
         content = generator.choice(["bowel_stool", "air", "bowel_fluid"], p=[0.7, 0.2, 0.1])
-        _paint_hollow(canvas, index, distance, 0.85, content, part)
-    _paint_stomach(canvas, torso, part + 1, generator)
+        _paint_hollow(canvas, cavity, index, distance, 0.85, content, part)
+    _paint_stomach(canvas, torso, cavity, part + 1, generator)
     tail, head = generator.normal((-62, -2, 32), 5), generator.normal((30, 14, 0), 5)
-    canvas.paint(canvas.tube(head, tail, generator.uniform(8, 12), 5)[0], "pancreas", part + 2)
+    index = canvas.tube(head, tail, generator.uniform(8, 12), 5)[0]
+    canvas.paint(index[cavity[index]], "pancreas", part + 2)
 
 
-def _paint_stomach(canvas, torso, part, generator):
+def _paint_stomach(canvas, torso, cavity, part, generator):
     """Paint the stomach: a wall, fluid or food, and gas above its level (the subject lies on the back)."""
     width, depth = torso.cavity
     centre = generator.normal((-0.42 * width, 0.42 * depth, 50), (7, 5, 8))
@@ -155,7 +158,7 @@ def _paint_stomach(canvas, torso, part, generator):
     index = canvas.ellipsoid(centre, semi_axes, rotation(z_degrees=generator.normal(-20, 10)))
     local = np.linalg.norm(canvas.local(index, centre, semi_axes), axis=0)
     content = generator.choice(["bowel_fluid", "bowel_stool"])
-    _paint_hollow(canvas, index, local, 0.88, content, part)
+    _paint_hollow(canvas, cavity, index, local, 0.88, content, part)
     level = centre[1] + generator.uniform(0, 0.7) * semi_axes[1]
     gas = index[(local < 0.85) & (canvas.points[1, index] > level)]
     canvas.paint(gas, "air", over=("bowel_fluid", "bowel_stool"))
@@ -165,10 +168,10 @@ def _paint_liver(canvas, cavity, generator):
     """Paint both lobes, cut by the cavity's wall, with portal and hepatic vessels and the gallbladder."""
     label = LABELS["liver"]
     size = np.exp(0.06 * generator.standard_normal())
-    right = generator.normal((70, 8, 42), (4, 4, 7))
-    left = generator.normal((0, 44, 55), (8, 4, 7))
+    right = generator.normal((69, 8, 36), (4, 4, 7))
+    left = generator.normal((0, 44, 48), (8, 4, 7))
     lobes = [
-        canvas.ellipsoid(right, size * generator.normal((64, 78, 84), (4, 4, 6)), rotation(y_degrees=-8)),
+        canvas.ellipsoid(right, size * generator.normal((67, 82, 86), (4, 4, 6)), rotation(y_degrees=-8)),
         canvas.ellipsoid(left, size * generator.normal((72, 34, 42), (9, 4, 5)), rotation(y_degrees=12)),
     ]
     for index in lobes:
@@ -180,13 +183,14 @@ def _paint_liver(canvas, cavity, generator):
         canvas.paint(index, "blood", label=label, over=("liver",))
     bladder = generator.normal((48, 42, -8), (6, 6, 6))
     semi_axes = generator.uniform((9, 9, 18), (15, 14, 30))
-    canvas.paint(canvas.ellipsoid(bladder, semi_axes, rotation(x_degrees=25)), "bile")
+    index = canvas.ellipsoid(bladder, semi_axes, rotation(x_degrees=25))
+    canvas.paint(index[cavity[index]], "bile")
 
 
 def _paint_spleen(canvas, cavity, generator):
     """Paint the spleen: an ellipsoid under the left flank, hollowed on its medial side."""
-    centre = generator.normal((-92, -30, 42), (4, 6, 8))
-    semi_axes = generator.normal((29, 44, 54), (2.5, 3.5, 5)) * np.exp(0.07 * generator.standard_normal())
+    centre = generator.normal((-92, -30, 33), (4, 6, 8))
+    semi_axes = generator.normal((31, 46, 56), (2.5, 3.5, 5)) * np.exp(0.07 * generator.standard_normal())
     turn = rotation(z_degrees=generator.normal(-20, 8), x_degrees=generator.normal(10, 6))
     index = canvas.ellipsoid(centre, semi_axes, turn)
     local = canvas.local(index, centre, semi_axes, turn)
@@ -219,8 +223,8 @@ def _paint_kidney(canvas, side, level, common, torso, generator):
         generator: `numpy.random.Generator`.
     """
     centre = generator.normal((side * 66, -36, level), (4, 4, 5))
-    size = common * np.exp(0.06 * generator.standard_normal())
-    semi_axes = size * generator.normal((29.5, 26.5, 55), (1.5, 1.5, 3))
+    size = common * np.exp(0.03 * generator.standard_normal())
+    semi_axes = size * generator.normal((30, 27, 54), (1.2, 1.2, 2.5))
     # Upper poles lean towards the spine and backwards; the hilum looks inwards and forwards.
     turn = rotation(generator.normal(10, 6), generator.normal(side * -14, 5), generator.normal(side * -30, 12))
     fat = torso.renal_fat
@@ -270,3 +274,11 @@ def _paint_vessels(canvas, generator):
         start = origin + (0, 0, generator.normal(-8, 5))
         index = canvas.tube(start, start + (side * 42, -28, -8), generator.uniform(3, 5))[0]
         canvas.paint(index, "blood", over=("adipose", "muscle"))
+
+
+def _drop_splinters(canvas, label):
+    """Turn what later structures cut off an organ into fat, all but its largest piece."""
+    pieces = ndimage.label(canvas.label.reshape(canvas.shape) == label)[0].ravel()
+    sizes = np.bincount(pieces)
+    splinters = np.flatnonzero((pieces > 0) & (pieces != 1 + np.argmax(sizes[1:])))
+    canvas.paint(splinters, "adipose")

@@ -58,9 +58,9 @@ TISSUES = {
         0.04,
         "T1, T2, T2*: Wansapura et al., JMRI 1999; ADC: Helenius et al., AJNR 2002",
     ),
-    "white_matter_lesion": (1250.0, 130.0, 60.0, 78.0, 1.0e-3, 0.0, 0.08, "ours"),
+    "white_matter_lesion": (1250.0, 150.0, 60.0, 78.0, 1.0e-3, 0.0, 0.08, "ours"),
     "necrosis": (2400.0, 260.0, 90.0, 92.0, 2.0e-3, 0.0, 0.15, "ours"),
-    "oedema": (1500.0, 150.0, 70.0, 84.0, 1.4e-3, 0.0, 0.08, "ours"),
+    "oedema": (1400.0, 190.0, 70.0, 84.0, 1.4e-3, 0.0, 0.08, "ours"),
     "enhancing_tumour": (1450.0, 125.0, 55.0, 84.0, 1.1e-3, 0.0, 0.10, "ours"),
 }
 TISSUE_INDEX = {name: index for index, name in enumerate(TISSUES)}
