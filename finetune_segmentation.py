@@ -246,6 +246,7 @@ def build_trainer(config, channels):
         (*config.slices.image_size, channels),
         filters=config.network.filters,
         classes=len(config.data.labels) + 1,
+        cross_entropy_weight=loss.pop("cross_entropy_weight"),
         loss_settings=loss,
         augmentation=changes | {"scale": (1 - zoom, 1 + zoom)},
         training=settings.training.model_dump(),

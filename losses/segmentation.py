@@ -9,6 +9,7 @@ from keras import ops
 from utils.checks import InputError
 
 ABSENT = 1e-6  # pixels; a class with less than this in target and prediction together is absent
+SMALLEST = 1e-7  # probability; where a softmax in float32 ends
 NEAR_PERFECT = 1e-7  # Tversky cost below which the focal power is replaced by its chord
 
 
@@ -85,6 +86,21 @@ def focal_tversky_loss(
     powered = ops.power(ops.maximum(cost, NEAR_PERFECT), exponent)
     chord = cost * NEAR_PERFECT ** (exponent - 1)
     return _sum_over_classes(ops.where(cost > NEAR_PERFECT, powered, chord), class_weights, include_background)
+
+
+def cross_entropy(target, probabilities):
+    """Compute the mean over pixels of -log(probability of the pixel's class).
+
+    Args:
+        target: As for `focal_tversky_loss`.
+        probabilities: As for `focal_tversky_loss`; below 1e-7 they count as 1e-7, without a gradient.
+
+    Returns:
+        Scalar float32.
+    """
+    probabilities = ops.cast(probabilities, "float32")
+    of_target = ops.sum(_one_hot(target, probabilities) * probabilities, axis=-1)
+    return -ops.mean(ops.log(ops.maximum(of_target, SMALLEST)))
 
 
 def _tversky_cost(target, probabilities, false_positive_weight, false_negative_weight, reduce):

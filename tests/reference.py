@@ -109,3 +109,9 @@ def tversky_costs_by_hand(target, probabilities, false_positive_weight, false_ne
         total = hits + false_positive_weight * wrong + false_negative_weight * missed
         costs.append(1 - hits / total if total else 0.0)
     return np.array(costs)
+
+
+def cross_entropy_by_hand(target, probabilities):
+    """Mean over pixels of -log p of the pixel's class."""
+    costs = [-math.log(p[k]) for k, p in zip(target.ravel(), probabilities.reshape(-1, probabilities.shape[-1]))]
+    return sum(costs) / len(costs)

@@ -19,17 +19,29 @@ class SegmentationTrainer:
         filters: Filters per level.
         classes: Classes K, background included.
         loss_settings: Keyword arguments of `focal_tversky_loss`.
+        cross_entropy_weight: Weight of the cross-entropy that is added to it.
         augmentation: Keyword arguments of `augmentation.draw_changes`.
         training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
         evaluate_every: Epochs between two looks at the validation set.
     """
 
-    def __init__(self, image_shape, *, filters, classes, loss_settings, augmentation, training, evaluate_every):
+    def __init__(
+        self,
+        image_shape,
+        *,
+        filters,
+        classes,
+        loss_settings,
+        augmentation,
+        training,
+        evaluate_every,
+        cross_entropy_weight=0.0,
+    ):
         self.image_shape, self.augmentation, self.training = tuple(image_shape), augmentation, training
         self.evaluate_every = evaluate_every
         self._build = functools.partial(build_unet, self.image_shape, filters=filters, outputs=classes)
         self.network = self._build(seed=0)
-        self.task = Segmentation(self.network, classes, loss_settings).ready(training["learning_rate"])
+        self.task = Segmentation(self.network, loss_settings, cross_entropy_weight).ready(training["learning_rate"])
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: self._build(seed=seed).get_weights())
 
     def start_from(self, seed, pretrained=None, **contrasts):

@@ -9,7 +9,7 @@ from keras import ops
 
 from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
 from losses.global_contrastive import simclr_loss
-from losses.segmentation import focal_tversky_loss
+from losses.segmentation import cross_entropy, focal_tversky_loss
 from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
 
 
@@ -110,9 +110,9 @@ class Segmentation(Task):
     `augmentation.draw_changes`.
     """
 
-    def __init__(self, network, classes, loss_settings, **kwargs):
+    def __init__(self, network, loss_settings, cross_entropy_weight=0.0, **kwargs):
         super().__init__(network, **kwargs)
-        self.classes, self.loss_settings = classes, loss_settings
+        self.loss_settings, self.cross_entropy_weight = loss_settings, cross_entropy_weight
 
     def call(self, batch, training=None):
         image, label = batch["image"], batch["label"]
@@ -124,8 +124,10 @@ class Segmentation(Task):
 
     def cost(self, batch, outputs, training):
         probabilities, label = outputs
-        target = ops.one_hot(ops.cast(label, "int32"), self.classes)
-        return focal_tversky_loss(target, probabilities, **self.loss_settings)
+        loss = focal_tversky_loss(label, probabilities, **self.loss_settings)
+        if self.cross_entropy_weight:
+            loss = loss + self.cross_entropy_weight * cross_entropy(label, probabilities)
+        return loss
 
 
 def augmented(batch, view):
