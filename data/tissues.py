@@ -68,7 +68,7 @@ TISSUE_INDEX = {name: index for index, name in enumerate(TISSUES)}
 # Longitudinal relaxivity of gadobutrol in plasma at 3 T, per mmol/L per s: Rohrer et al., Invest Radiol 2005.
 RELAXIVITY = 5.0
 # Concentration in mmol/L some minutes after a single dose (ours); tissues not named take up none.
-GADOLINIUM = {"enhancing_tumour": 0.55, "blood": 0.9, "necrosis": 0.04}
+GADOLINIUM = {"enhancing_tumour": 0.28, "blood": 0.5, "necrosis": 0.02}
 
 
 @dataclass(frozen=True)
