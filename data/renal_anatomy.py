@@ -1,9 +1,9 @@
 """The simulated abdomen: liver, spleen and kidneys among bowel, vessels, spine, muscle and fat.
 
 Sizes and places are ours, after a cross-sectional atlas view of the upper abdomen, in mm; organ volumes match adults
-(kidney 120-200 mL, liver 1-2 L, spleen 100-350 mL in the field of
-view). A kidney's label is cortex and medulla, without sinus and pelvis; the liver's includes its vessels. The frame's origin lies in front of the spine at the
-level of the renal hila.
+(kidney 120-200 mL, liver 1-2 L, spleen 100-350 mL in the field of view). A kidney's label is cortex and medulla,
+without sinus and pelvis; the liver's includes its vessels. The frame's origin lies in front of the spine at the level
+of the renal hila.
 """
 
 from dataclasses import dataclass
