@@ -113,5 +113,7 @@ def tversky_costs_by_hand(target, probabilities, false_positive_weight, false_ne
 
 def cross_entropy_by_hand(target, probabilities):
     """Mean over pixels of -log p of the pixel's class."""
-    costs = [-math.log(p[k]) for k, p in zip(target.ravel(), probabilities.reshape(-1, probabilities.shape[-1]))]
+    costs = [
+        -math.log(p[k]) for k, p in zip(target.ravel(), probabilities.reshape(-1, probabilities.shape[-1]), strict=True)
+    ]
     return sum(costs) / len(costs)

@@ -16,7 +16,7 @@ MAY_IMPORT = {
 }
 NUMERIC = {"numpy", "scipy"}
 THIRD_PARTY = {
-    "utils": {"numpy", "yaml", "pydantic", "rich", "keras", "tensorflow"},
+    "utils": {"numpy", "yaml", "pydantic", "pydantic_core", "rich", "keras", "tensorflow"},
     "data": NUMERIC | {"h5py", "nibabel", "sklearn", "skimage", "nilearn", "threadpoolctl"},
     "models": {"numpy", "keras"},
     "losses": {"numpy", "keras"},

@@ -10,14 +10,27 @@ import numpy as np
 
 from models.weights import save_weights
 from utils.checks import InputError
-from utils.runs import atomic_path
+from utils.runs import atomic_path, bar
 
 log = logging.getLogger("mrccl")
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0  # a kill costs at most this much work; writing more often would slow small networks
 
 
-def fit(task, training, validation, *, folder, tag, epochs, learning_rate, plateau_epochs, evaluate_every=1, name=""):
+def fit(
+    task,
+    training,
+    validation,
+    *,
+    folder,
+    tag,
+    epochs,
+    learning_rate,
+    plateau_epochs,
+    evaluate_every=1,
+    name="",
+    with_bar=False,
+):
     """Train a task, or go on training it, and leave it with its best weights.
 
     Writes `history.csv` and `weights_last.npz` into `folder`; `checkpoint.npz` stays there until training is finished.
@@ -33,6 +46,7 @@ def fit(task, training, validation, *, folder, tag, epochs, learning_rate, plate
         plateau_epochs: Epochs without a better validation loss after which the learning rate is halved.
         evaluate_every: Epochs between two looks at the validation set.
         name: What the messages call this run.
+        with_bar: Show a progress bar of epochs; off where a bar of runs is shown already.
 
     Returns:
         History, a list with one dictionary per epoch.
@@ -40,6 +54,8 @@ def fit(task, training, validation, *, folder, tag, epochs, learning_rate, plate
     keeper = Keeper(task, training, folder, tag, plateau_epochs, epochs, name)
     reset_optimizer(task.optimizer, learning_rate)
     start = keeper.resume()
+    if with_bar:
+        keeper.advance = bar(name, epochs - start)
     if start < epochs:
         task.fit(
             training,
@@ -71,6 +87,7 @@ class Keeper(keras.callbacks.Callback):
         self.plateau_epochs, self.epochs = plateau_epochs, epochs
         self.best, self.best_epoch, self.waited, self.history = float("inf"), 0, 0, []
         self.best_values = None
+        self.advance = lambda: None
         self.checkpoint = folder / "checkpoint.npz"
         self.saved_at = self.epoch_started = time.monotonic()
 
@@ -114,6 +131,7 @@ class Keeper(keras.callbacks.Callback):
         if "val_loss" in row:
             self._judge(row["val_loss"], epoch + 1, rate)
         self._report(epoch + 1, row)
+        self.advance()
         if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS and epoch + 1 < self.epochs:
             self.save()
 

@@ -157,6 +157,7 @@ def _train(
         folder=folder,
         tag=tag,
         name=name,
+        with_bar=True,
         epochs=training["epochs"],
         learning_rate=training["learning_rate"],
         plateau_epochs=training["plateau_epochs"],

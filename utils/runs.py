@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -83,6 +84,18 @@ def progress(iterable, description, total=None):
         log.info("%s %d/%s (%.0f s)", description, count, total if total else "?", time.monotonic() - started)
 
 
+def bar(description, total):
+    """Return a function that moves a progress bar on by one step, for loops that are not ours to iterate.
+
+    Away from a terminal it does nothing.
+    """
+    if not sys.stderr.isatty():
+        return lambda: None
+    steps = progress(range(total), description)
+    next(steps, None)
+    return lambda: next(steps, None)
+
+
 def start_logging(level="INFO"):
     """Send the suite's messages to stderr, coloured on a terminal, one plain line per event elsewhere."""
     if log.handlers:
@@ -99,6 +112,7 @@ def start_logging(level="INFO"):
     log.propagate = False
 
 
+@functools.cache  # messages and bars share one, or they would overwrite each other
 def _console():
     from rich.console import Console
 

@@ -1,0 +1,55 @@
+"""What the README and the scripts' docstrings tell people to type exists."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+
+
+def commands():
+    texts = [(ROOT / "README.md").read_text(), *(path.read_text() for path in (ROOT / "results").glob("*/README.md"))]
+    texts += [(ROOT / name).read_text().split('"""')[1] for name in SCRIPTS]
+    return sorted({match[0].strip() for text in texts for match in re.finditer(r"\b\w+\.py( [^`\n|#)]*)?", text)})
+
+
+@pytest.fixture(scope="module")
+def help_texts():
+    texts = {}
+    for name in SCRIPTS:
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, ROOT / name, "--help"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0
+        texts[name] = (done.stdout, time.monotonic() - started)
+    return texts
+
+
+def test_every_option_in_the_documentation_exists(help_texts):
+    checked = 0
+    for command in commands():
+        script, *words = command.split()
+        for option in (word for word in words if word.startswith("--")):
+            assert script in help_texts, command
+            assert option.split("=")[0] in help_texts[script][0], command
+            checked += 1
+    assert checked > 15
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_says_what_a_script_reads_writes_and_what_comes_next(help_texts, script):
+    text = help_texts[script][0]
+    assert "Reads" in text and "Writes" in text and "Takes" in text
+    assert script == "predict.py" or "Next" in text
+
+
+def test_every_link_and_path_of_the_readme_exists():
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"`((?:configs|docs|results|benchmarks)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
