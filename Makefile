@@ -3,27 +3,27 @@
 # make bench   time and memory, written to benchmarks/output/
 PYTHON ?= python3
 BIN := .venv/bin
-CONFIG ?= configs/renal_demo.yaml
-WORK ?= runs/renal_demo
+DEMO := configs/renal_demo.yaml
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: install demo test bench clean
 
-install: .venv/installed
+install: .venv/installed$(GPU)
 
-.venv/installed: requirements.txt
+# A file of its own for GPU=1, so that asking for the GPU later installs what is missing.
+.venv/installed$(GPU): requirements.txt
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed; type: make PYTHON=python3.11') if sys.version_info < (3, 11) else None"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt $(if $(GPU),"tensorflow[and-cuda]")
 	@touch $@
 
 demo: install
-	$(BIN)/python simulate_cohort.py --out $(WORK)/scans --subjects 18 --anatomy renal --seed 1 --jobs 2
-	$(BIN)/python generate_constraint_maps.py --config $(CONFIG) --jobs 2
-	$(BIN)/python generate_h5_pretraining.py --config $(CONFIG) --jobs 2
-	$(BIN)/python constrained_contrastive_learning.py --config $(CONFIG)
-	$(BIN)/python finetune_segmentation.py --config $(CONFIG)
-	$(BIN)/python reproduce_tables.py --config $(CONFIG)
+	$(BIN)/python simulate_cohort.py --out runs/renal_demo/scans --subjects 18 --anatomy renal --seed 1 --jobs 2
+	$(BIN)/python generate_constraint_maps.py --config $(DEMO) --jobs 2
+	$(BIN)/python generate_h5_pretraining.py --config $(DEMO) --jobs 2
+	$(BIN)/python constrained_contrastive_learning.py --config $(DEMO)
+	$(BIN)/python finetune_segmentation.py --config $(DEMO)
+	$(BIN)/python reproduce_tables.py --config $(DEMO)
 
 test: install
 	$(BIN)/ruff check .
@@ -34,4 +34,4 @@ bench: install
 	for file in benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 clean:
-	rm -rf runs .pytest_cache .ruff_cache .hypothesis benchmarks/output
+	rm -rf runs/renal_demo .pytest_cache .ruff_cache .hypothesis benchmarks/output

@@ -9,12 +9,13 @@ Takes   minutes (CPU, small images) to hours. Finished stages are skipped; an in
 Next    python finetune_segmentation.py --config FILE
 """
 
+import json
 import logging
 from pathlib import Path
 
 from utils.checks import InputError
 from utils.config import from_command_line
-from utils.runs import child_seed, exit_code_of, open_run
+from utils.runs import child_seed, exit_code_of, open_run, write_json
 from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
@@ -46,46 +47,100 @@ def main(arguments=None):
 def pretrain(config, name, folder, overwrite):
     """Train one stage in one work folder, unless it is finished."""
     from evaluation.figures import save_training_curves
-    from models.weights import read_weights, save_weights
+    from models.weights import save_weights
+    from training.checkpoints import drop_checkpoint
     from training.tasks import use_precision
 
-    stage, target, tag = config.pretraining.stages[name], folder / "pretraining" / name, config.hash_of_stage(name)
-    weights = target / "weights.npz"
-    if weights.exists() and not overwrite:
-        if read_weights(weights)[1].get("config_hash") != tag:
-            raise InputError(f"{target}: made with another config; give --overwrite, or another --work-dir")
-        log.info("%s: finished before, skipped", target)
-        return
+    stage, target = config.pretraining.stages[name], folder / "pretraining" / name
+    stores = open_stores(config, folder)
+    subjects = {part: store.subjects for part, store in stores.items()}
     contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
+    origin = {"config_hash": config.hash_of_stage(name), "seed": config.seed, "subjects": subjects}
+    if is_finished(target / "weights.npz", origin, overwrite):
+        return
     with open_run(target, config.plain(), config.seed):
+        write_json(target / "subjects.json", subjects)
         use_precision(stage.training.mixed_precision)
-        stores = open_stores(config, folder)
+        earlier = read_earlier(config, stage.warm_start, folder)
         network, history = train(
             config,
             stage,
             stores,
             contrasts,
             seed=child_seed(config.seed, "pretraining", name),
-            warm_start=lambda network: start_from(stage.warm_start, network, folder, contrasts),
+            warm_start=lambda network: start_from(earlier, network, contrasts),
             folder=target,
-            tag=tag,
+            tag=json.dumps(origin),
             name=str(target.relative_to(config.work_dir)),
         )
+        # Subjects that an earlier stage saw count as seen: test subjects must be in none of them.
+        seen = subjects | ({"earlier": earlier[1].get("subjects", {})} if earlier else {})
+        save_weights(network, target / "weights.npz", contrasts=contrasts, seen=flat(seen), **origin)
+        drop_checkpoint(target)
         save_training_curves(history, target / "curves.png", title=f"{config.name}: {name}")
-        # Written last: a folder with weights.npz is a finished stage.
-        subjects = {part: store.subjects for part, store in stores.items()}
-        save_weights(network, weights, config_hash=tag, contrasts=contrasts, subjects=subjects)
     log.info("wrote %s", target)
 
 
+def is_finished(weights, origin, overwrite):
+    """True when a stage is done; InputError when it comes from another config, seed or set of subjects."""
+    from models.weights import read_weights
+
+    if overwrite:  # what is about to be redone must not count as finished if it is interrupted
+        weights.unlink(missing_ok=True)
+    if not weights.exists():
+        return False
+    found = read_weights(weights)[1]
+    differing = [key for key, value in origin.items() if key in found and found[key] != value]
+    if differing:
+        what = differing[0].replace("_", " ")
+        raise InputError(f"{weights.parent}: made with another {what}; give --overwrite, or another --work-dir")
+    log.info("%s: finished before, skipped", weights.parent)
+    return True
+
+
 def open_stores(config, folder):
-    """Open the packed slices of a work folder; refuse those of another config."""
+    """Open the packed slices of a work folder; refuse those of another config or seed."""
     from data.h5_store import SliceStore
 
     stores = {part: SliceStore(folder / "h5" / f"pretrain_{part}.h5") for part in ("train", "val")}
     for store in stores.values():
         store.check_hash(config.hash_of_slices())
+        store.check_origin(seed=config.seed)
     return stores
+
+
+def read_earlier(config, source, folder):
+    """Read the weights that a stage starts from, of an earlier stage or a file: `(arrays, metadata)`, or None."""
+    from models.weights import read_weights
+
+    if source is None:
+        return None
+    is_stage = source in config.pretraining.stages
+    path = folder / "pretraining" / source / "weights.npz" if is_stage else Path(source)
+    if not path.exists():
+        cure = "run that stage first" if is_stage else "name a stage of this config, or a weights.npz"
+        raise InputError(f"warm_start: {path} does not exist; {cure}")
+    arrays, metadata = read_weights(path)
+    if is_stage and metadata.get("config_hash") != config.hash_of_stage(source):
+        raise InputError(f"warm_start: {path} was made with another config; run stage '{source}' with --overwrite")
+    log.info("warm start from %s", path)
+    return arrays, metadata
+
+
+def start_from(earlier, network, contrasts):
+    """Move earlier weights into a network."""
+    from models.weights import transfer
+
+    if earlier:
+        arrays, metadata = earlier
+        report = transfer(arrays, network, source_contrasts=metadata.get("contrasts"), target_contrasts=contrasts)
+        log.info("%s", report.summary())
+
+
+def flat(subjects):
+    """All subject names in a nested dictionary of lists, sorted."""
+    lists = [flat(part) if isinstance(part, dict) else part for part in subjects.values()]
+    return sorted({subject for part in lists for subject in part})
 
 
 def train(config, stage, stores, contrasts, **run):
@@ -115,21 +170,6 @@ def train(config, stage, stores, contrasts, **run):
         **settings,
         **run,
     )
-
-
-def start_from(source, network, folder, contrasts):
-    """Move the weights of an earlier stage, or of a file, into a network."""
-    from models.weights import read_weights, transfer
-
-    if source is None:
-        return
-    earlier = folder / "pretraining" / source / "weights.npz"
-    path = earlier if earlier.exists() else Path(source)
-    if not path.exists():
-        raise InputError(f"warm_start: neither {earlier} nor a file {source} exists; run that stage first")
-    arrays, metadata = read_weights(path)
-    report = transfer(arrays, network, source_contrasts=metadata.get("contrasts"), target_contrasts=contrasts)
-    log.info("warm start from %s: %s", path, report.summary())
 
 
 if __name__ == "__main__":

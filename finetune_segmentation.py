@@ -12,11 +12,12 @@ Next    python reproduce_tables.py --config FILE
 
 import functools
 import itertools
+import json
 import logging
 import time
 
 from utils.checks import InputError
-from utils.config import from_command_line
+from utils.config import from_command_line, positive
 from utils.runs import child_seed, exit_code_of, open_run, progress, read_json, write_json
 from utils.schema import channel_names
 
@@ -26,8 +27,8 @@ log = logging.getLogger("mrccl")
 def add_options(parser):
     parser.add_argument("--contrasts", nargs="+", metavar="NAME", help="input sets (default: all in the config)")
     parser.add_argument("--init", nargs="+", metavar="NAME", help="initialisations (default: all in the config)")
-    parser.add_argument("--subjects-n", nargs="+", type=int, metavar="N", help="numbers of annotated subjects")
-    parser.add_argument("--repeats", type=int, metavar="K", help="draws of annotated subjects")
+    parser.add_argument("--subjects-n", nargs="+", type=positive, metavar="N", help="numbers of annotated subjects")
+    parser.add_argument("--repeats", type=positive, metavar="K", help="draws of annotated subjects")
     parser.add_argument(
         "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
     )
@@ -47,8 +48,8 @@ def main(arguments=None):
     trainers = {}  # one per network shape: all cells and folds of that shape share one compiled step
     grids = [SplitGrid(config, split, files, trainers) for split in splits]
     for grid in grids:
-        grid.check(cells)
-    failed = [name for grid in grids for name in grid.run(cells, options.overwrite, options.keep_going)]
+        grid.check(cells, options.overwrite)
+    failed = [name for grid in grids for name in grid.run(options.keep_going)]
     for line in failed:
         log.error("failed: %s", line)
     log.info("next: python reproduce_tables.py --config %s", options.config)
@@ -85,14 +86,18 @@ class SplitGrid:
         self.store = SliceStore(self.folder / "h5" / "annotated.h5")
         self.store.check_hash(config.hash_of_slices())
         self.labels = list(config.data.labels)
+        self.store.check_origin(split=split.to_dict(), seed=config.seed, labels=self.labels)
         annotated = {part: [s for s in getattr(split, part) if files[s].label] for part in ("train", "val", "test")}
+        empty = [part for part, subjects in annotated.items() if not subjects]
+        if empty:
+            raise InputError(f"data.splits: no subject of {split.name or 'the split'}/{empty[0]} has a label map")
         self.train_subjects, self.val_subjects, self.test_subjects = annotated.values()
         self._reference = functools.lru_cache(maxsize=None)(self._read_reference)
 
     def cell_folder(self, contrasts, init, n, repeat):
         return self.folder / "finetuning" / contrasts / init / f"n{n:02d}" / f"r{repeat}"
 
-    def check(self, cells):
+    def check(self, cells, overwrite):
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
         from data.splits import annotated_subsets
         from models.weights import read_weights
@@ -101,31 +106,55 @@ class SplitGrid:
         self.subsets = annotated_subsets(self.train_subjects, sorted(sizes), repeats, self.config.seed)
         self.pretrained, mistakes = {}, []
         for init in sorted({init for _, init, *_ in cells} - {"random"}):
-            arrays, metadata = read_weights(self.folder / "pretraining" / init / "weights.npz")
-            self.pretrained[init] = (arrays, metadata["contrasts"])
-            leaked = sorted(set(self.test_subjects) & {s for part in metadata["subjects"].values() for s in part})
+            weights = self.folder / "pretraining" / init / "weights.npz"
+            if not weights.exists():
+                mistakes.append(f"{weights}: no such file; run constrained_contrastive_learning.py first")
+                continue
+            arrays, metadata = read_weights(weights)
+            self.pretrained[init] = (arrays, metadata.get("contrasts"))
+            seen = {*metadata.get("seen", ()), *(s for part in metadata.get("subjects", {}).values() for s in part)}
+            leaked = sorted(seen & set(self.test_subjects))
             mistakes += [f"{subject}: test subject, but '{init}' was pretrained on it" for subject in leaked]
-            if metadata["config_hash"] != self.config.hash_of_stage(init):
-                mistakes.append(f"{self.folder}/pretraining/{init}: made with another config; run step 3 --overwrite")
+            if metadata.get("config_hash") != self.config.hash_of_stage(init):
+                mistakes.append(f"{weights}: made with another config; run step 3 again with --overwrite")
         if mistakes:
             raise InputError(mistakes)
+        self.todo = [cell for cell in cells if overwrite or not self.is_finished(cell)]
+        for cell in self.todo:  # what is about to be redone must not count as finished if it is interrupted
+            (self.cell_folder(*cell) / "metrics.json").unlink(missing_ok=True)
+        if len(self.todo) < len(cells):
+            log.info("%s: %d of %d cells were finished before", self.folder, len(cells) - len(self.todo), len(cells))
 
-    def is_finished(self, cell, overwrite):
-        """True when the cell's metrics are there; InputError when they come from another config."""
+    def is_finished(self, cell):
+        """True when the cell's metrics are there; InputError when they come from another config, seed or split."""
         metrics = self.cell_folder(*cell) / "metrics.json"
-        if overwrite or not metrics.exists():
+        if not metrics.exists():
             return False
-        if read_json(metrics)["config_hash"] != self.config.hash_of_cell(*cell[:2]):
-            raise InputError(f"{metrics.parent}: made with another config; give --overwrite, or another --work-dir")
+        found = read_json(metrics)
+        found["tested"] = sorted({row["subject"] for row in found["per_subject"]})
+        expected = self.origin(*cell) | {"tested": sorted(self.test_subjects)}
+        differing = [key for key, value in expected.items() if found.get(key) != value]
+        if differing:
+            raise InputError(
+                f"{metrics.parent}: made with another {differing[0].replace('_', ' ')}; give --overwrite, "
+                "or another --work-dir"
+            )
         return True
 
-    def run(self, cells, overwrite, keep_going):
+    def origin(self, contrasts, init, n, repeat):
+        """What a cell was made from; written to metrics.json and compared before a cell is reused."""
+        return {
+            "config_hash": self.config.hash_of_cell(contrasts, init),
+            "seed": self.config.seed,
+            "train_subjects": list(self.subsets[n, repeat]),
+            "validation_subjects": list(self.val_subjects),
+            "labels": self.labels,
+        }
+
+    def run(self, keep_going):
         """Run the unfinished cells; returns one line for each that failed."""
-        todo = [cell for cell in cells if not self.is_finished(cell, overwrite)]
-        if len(todo) < len(cells):
-            log.info("%s: %d of %d cells were finished before", self.folder, len(cells) - len(todo), len(cells))
         failed = []
-        for cell in progress(todo, f"Finetuning {self.split.name}".strip()):
+        for cell in progress(self.todo, f"Finetuning {self.split.name}".strip()):
             try:
                 self.run_cell(*cell)
             except InputError as error:
@@ -137,10 +166,11 @@ class SplitGrid:
     def run_cell(self, contrasts, init, n, repeat):
         """Train on the annotated subjects of one cell, predict every test subject, write what came out."""
         from models.weights import load_weights, save_weights
+        from training.checkpoints import drop_checkpoint
 
         config, folder = self.config, self.cell_folder(contrasts, init, n, repeat)
         channels = channel_names(config.data.contrasts, config.finetuning.contrasts[contrasts])
-        subjects, tag = self.subsets[n, repeat], config.hash_of_cell(contrasts, init)
+        subjects, origin = self.subsets[n, repeat], self.origin(contrasts, init, n, repeat)
         # Cells that differ only by their initialisation share random weights, order and augmentation: a fair pair.
         seed = child_seed(config.seed, "finetuning", self.split.name, contrasts, n, repeat)
         started = time.monotonic()
@@ -154,12 +184,23 @@ class SplitGrid:
             log.info("%s: %s", folder, report.summary() if report else "random initialisation")
             training, validation = (self.slices(channels, chosen) for chosen in (subjects, self.val_subjects))
             name = str(folder.relative_to(config.work_dir))
-            trainer.train(*training, *validation, seed=seed, folder=folder, tag=tag, name=name)
+            trainer.train(*training, *validation, seed=seed, folder=folder, tag=json.dumps(origin), name=name)
             # Half precision on disk; what is scored is what is stored, so predict.py gives the scored label maps.
-            save_weights(trainer.network, folder / "weights.npz", half=True, config_hash=tag, contrasts=channels)
+            save_weights(
+                trainer.network,
+                folder / "weights.npz",
+                half=True,
+                config_hash=origin["config_hash"],
+                contrasts=channels,
+            )
             load_weights(trainer.network, folder / "weights.npz")
             rows = self.score(trainer.network, channels, folder / "predictions")
-            self.write_records(folder, (contrasts, init, n, repeat), subjects, channels, rows, started)
+            cell = {"split": self.split.name, "contrasts": contrasts, "init": init, "n_annotated": n, "repeat": repeat}
+            duration = round(time.monotonic() - started, 1)
+            write_json(folder / "model.json", self.describe_model(channels, origin))
+            # Written last: a folder with metrics.json is a finished cell.
+            write_json(folder / "metrics.json", origin | cell | {"duration_s": duration, "per_subject": rows})
+            drop_checkpoint(folder)
 
     def slices(self, channels, subjects):
         """Images and labels of all slices of some subjects."""
@@ -189,41 +230,23 @@ class SplitGrid:
         grid, data = self.store.grid(subject), self.config.data
         return read_label(self.files[subject], data.labels, data.ignored_label_values, grid.shape, grid.affine)
 
-    def write_records(self, folder, cell, subjects, channels, rows, started):
-        """Write model.json and metrics.json, which comes last, because it marks the cell as finished."""
-        contrasts, init, n, repeat = cell
-        tag = self.config.hash_of_cell(contrasts, init)
-        data = self.config.plain()["data"]
-        model = {
+    def describe_model(self, channels, origin):
+        """What predict.py must know of a network."""
+        plain = self.config.plain()
+        return {
             "name": self.config.name,
-            "simulated": data["simulated"],
+            "simulated": plain["data"]["simulated"],
             "contrasts": channels,
-            "files": data["contrasts"],
-            "mask": data["mask"],
+            "files": plain["data"]["contrasts"],
+            "mask": plain["data"]["mask"],
             "labels": {name: index for index, name in enumerate(self.labels, start=1)},
-            "voxel_size_known": data["voxel_size_known"],
+            "voxel_size_known": plain["data"]["voxel_size_known"],
             "percentiles": list(self.config.constraint_maps.percentiles),
-            "slices": self.config.plain()["slices"],
+            "slices": plain["slices"],
             "filters": self.config.network.filters,
-            "trained_on": list(subjects),
-            "config_hash": tag,
+            "trained_on": origin["train_subjects"],
+            "config_hash": origin["config_hash"],
         }
-        write_json(folder / "model.json", model)
-        metrics = {
-            "config_hash": tag,
-            "seed": self.config.seed,
-            "split": self.split.name,
-            "contrasts": contrasts,
-            "init": init,
-            "n_annotated": n,
-            "repeat": repeat,
-            "train_subjects": list(subjects),
-            "validation_subjects": list(self.val_subjects),
-            "labels": self.labels,
-            "duration_s": round(time.monotonic() - started, 1),
-            "per_subject": rows,
-        }
-        write_json(folder / "metrics.json", metrics)
 
 
 def _json_number(value):

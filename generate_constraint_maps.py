@@ -50,6 +50,7 @@ def generate_constraint_maps(config, options, failures):
     from data.map_summary import read_summary, refuse_other_settings, write_summary
 
     everyone, wanted = find_wanted(config, options, failures)
+    check_plan(config, everyone)
     summary = maps_of(config) / "summary.csv"
     rows = {name: row for name, row in read_summary(summary).items() if is_finished(config, name) and name in everyone}
     if options.overwrite:
@@ -92,6 +93,16 @@ def find_wanted(config, options, failures):
         hints = {name: f"; did you mean '{found[0]}'?" if found else "" for name, found in near.items()}
         raise InputError([f"--subjects {name}: not in '{config.data.root}'{hint}" for name, hint in hints.items()])
     return everyone, {name: files for name, files in everyone.items() if name in asked}
+
+
+def check_plan(config, subjects):
+    """Refuse splits that later steps could not use, before the first map is made."""
+    from data.splits import annotated_subsets, make_splits
+
+    splits = make_splits(config.plain()["data"]["splits"], config.data.root, list(subjects), config.seed)
+    for split in splits if config.finetuning else ():
+        annotated = [subject for subject in split.train if subjects[subject].label]
+        annotated_subsets(annotated, config.finetuning.subjects_n, config.finetuning.repeats, config.seed)
 
 
 def sound_subjects(config, options, subjects, failures):

@@ -85,8 +85,7 @@ class PlannedStore:
             return False
         store = SliceStore(self.path)
         store.check_hash(self.attributes["config_hash"])
-        if any(store.attributes.get(name) != self.attributes[name] for name in ("split", "seed")):
-            raise InputError(f"{self.path}: made with another split or seed; give --overwrite, or another --work-dir")
+        store.check_origin(**{name: self.attributes[name] for name in ("split", "seed", "labels")})
         log.info("%s: finished before, skipped", self.path)
         return True
 

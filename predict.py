@@ -20,6 +20,7 @@ from utils.runs import atomic_path, exit_code_of, progress, read_json
 log = logging.getLogger("mrccl")
 SUFFIXES = (".nii", ".nii.gz")
 BATCH_SIZE = 16
+KEYS = {"contrasts", "files", "filters", "labels", "mask", "percentiles", "slices", "voxel_size_known"}
 
 
 def main(arguments=None):
@@ -29,50 +30,82 @@ def main(arguments=None):
     parser.add_argument("--output", required=True, type=Path, metavar="FILE|DIR", help="label map or folder of them")
     parser.add_argument("--overwrite", action="store_true", help="replace label maps that exist")
     options = parser.parse_args(arguments)
-    model = read_json(options.model / "model.json")
-    jobs = find_scans(options, model)
-    predict(options.model, model, jobs, options.overwrite)
+    model = read_model(options.model)
+    predict(options.model, model, find_scans(options, model), options.overwrite)
+
+
+def read_model(folder):
+    """Read model.json and check that it describes a model."""
+    if not (folder / "model.json").is_file():
+        raise InputError(f"--model {folder}: no model.json there; give a cell folder of step 4 or a model in results/")
+    model = read_json(folder / "model.json")
+    missing = KEYS - set(model) if isinstance(model, dict) else KEYS
+    if missing:
+        raise InputError(f"{folder / 'model.json'}: lacks {', '.join(sorted(missing))}; run the cell again")
+    return model
 
 
 def find_scans(options, model):
-    """List `(subject, SubjectFiles, output path)`, from one file or a folder."""
-    from data.layouts import SubjectFiles, find_subjects
+    """List `(subject, SubjectFiles, output path)`, from one file or a folder; every scan is read and checked once."""
+    from data.layouts import SubjectFiles, file_of_channel, find_subjects
+    from data.volumes import problems_of_subject
 
+    needed = {
+        name: model["files"][name] for name, _ in (file_of_channel(model["files"], c) for c in model["contrasts"])
+    }
     if not options.input.exists():
         raise InputError(f"--input {options.input}: no such file or folder")
     if options.input.is_file():
-        if len(model["contrasts"]) > 1:
-            names = ", ".join(model["contrasts"])
+        if len(needed) > 1 or model["mask"]:
+            names = ", ".join([*needed, *(["a mask"] if model["mask"] else [])])
             raise InputError(f"--input {options.input}: the model needs {names}; give a folder that holds all of them")
         if not options.output.name.endswith(SUFFIXES):
             raise InputError(f"--output {options.output}: for one scan give a file that ends in .nii or .nii.gz")
         subject = options.input.name.split(".")[0]
-        files = SubjectFiles(subject, {model["contrasts"][0]: options.input})
-        return [(subject, files, options.output)]
-    if options.output.name.endswith(SUFFIXES):
+        jobs = [(subject, SubjectFiles(subject, dict.fromkeys(needed, options.input)), options.output)]
+    elif options.output.name.endswith(SUFFIXES):
         raise InputError(f"--output {options.output}: for a folder of scans give a folder")
-    needed = {name: pattern for name, pattern in model["files"].items() if _is_used(name, model["contrasts"])}
-    found = find_subjects(options.input, needed, mask=model["mask"])
-    return [(subject, files, options.output / f"{subject}.nii.gz") for subject, files in found.items()]
-
-
-def _is_used(name, channels):
-    return any(channel == name or channel.startswith(f"{name}_") for channel in channels)
+    else:
+        found = find_subjects(options.input, needed, mask=model["mask"])
+        jobs = [(subject, files, options.output / f"{subject}.nii.gz") for subject, files in found.items()]
+    problems = [line for _, files, _ in jobs for line in problems_of_subject(files, needed)]
+    if problems:
+        raise InputError(problems)
+    return jobs
 
 
 def predict(folder, model, jobs, overwrite):
-    """Segment every scan; `volumes.csv` lies beside the label maps."""
-    existing = [output for _, _, output in jobs if output.exists()]
-    if existing and not overwrite:
-        raise InputError([f"{output}: exists; give --overwrite or another --output" for output in existing])
-    network = load_network(folder, model)
-    rows = []
-    for subject, files, output in progress(jobs, "Predicting"):
-        rows += segment(network, model, subject, files, output)
+    """Segment every scan that has no label map yet; `volumes.csv` lies beside the label maps."""
+    todo = [job for job in jobs if overwrite or not job[2].exists()]
+    if len(todo) < len(jobs):
+        log.info("%d of %d label maps exist and are kept; --overwrite replaces them", len(jobs) - len(todo), len(jobs))
+    if todo:
+        network = load_network(folder, model)
+        for _, files, output in progress(todo, "Predicting"):
+            segment(network, model, files, output)
     table = jobs[0][2].parent / "volumes.csv"
+    write_volumes(table, model, [(subject, output) for subject, _, output in jobs])
+    log.info("wrote %d label maps and %s", len(todo), table)
+
+
+def write_volumes(table, model, outputs):
+    """Write the volume of each class; rows of other subjects in the table stay."""
+    import nibabel
+    import numpy as np
+
+    header, rows = "subject,label,voxels,volume_ml", {}
+    if table.exists():
+        for line in table.read_text().splitlines()[1:]:
+            rows.setdefault(line.split(",")[0], []).append(line)
+    for subject, output in outputs:
+        image = nibabel.load(output)
+        voxels = np.bincount(np.asarray(image.dataobj).ravel(), minlength=len(model["labels"]) + 1)
+        voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
+        # Without a known voxel size a volume would be an invention.
+        size = {n: f"{voxels[n] * voxel_ml:.3f}" if model["voxel_size_known"] else "" for n in range(len(voxels))}
+        rows[subject] = [f"{subject},{name},{voxels[n]},{size[n]}" for name, n in model["labels"].items()]
     with atomic_path(table) as temporary:
-        temporary.write_text("\n".join(["subject,label,voxels,volume_ml", *rows]) + "\n")
-    log.info("wrote %d label maps and %s", len(jobs), table)
+        temporary.write_text("\n".join([header, *(line for lines in rows.values() for line in lines)]) + "\n")
 
 
 def load_network(folder, model):
@@ -86,8 +119,8 @@ def load_network(folder, model):
     return network
 
 
-def segment(network, model, subject, files, output):
-    """Segment one scan, write its label map and return its rows of `volumes.csv`."""
+def segment(network, model, files, output):
+    """Segment one scan and write its label map."""
     from data.geometry import SliceGrid
     from data.intensity import scale_intensities
     from data.volumes import read_contrasts, read_mask, write_nifti
@@ -99,16 +132,7 @@ def segment(network, model, subject, files, output):
     grid = SliceGrid(volume.shape[:3], affine, model["slices"]["pixel_size"], model["slices"]["image_size"])
     # Rounded as in the HDF5 files, so that a test subject gets here the label map that it got in step 4.
     slices = grid.to_slices(scaled).astype("float16")
-    prediction = predict_subject(network, slices, grid, BATCH_SIZE)
-    write_nifti(output, prediction, affine)
-    voxel_ml = abs(float(grid.spacing.prod())) / 1000
-    rows = []
-    for label, index in model["labels"].items():
-        voxels = int((prediction == index).sum())
-        # Without a known voxel size a volume would be an invention.
-        volume_ml = f"{voxels * voxel_ml:.3f}" if model["voxel_size_known"] else ""
-        rows.append(f"{subject},{label},{voxels},{volume_ml}")
-    return rows
+    write_nifti(output, predict_subject(network, slices, grid, BATCH_SIZE), affine)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,12 @@ class SliceStore:
         if self.attributes.get("config_hash") != config_hash:
             raise InputError(f"{self.path}: made with another config; {AGAIN}")
 
+    def check_origin(self, **expected):
+        """Raise InputError unless attributes of the file (`split`, `seed`, `labels`) have these values."""
+        for name, value in expected.items():
+            if self.attributes.get(name) != value:
+                raise InputError(f"{self.path}: made with another {name}; {AGAIN}, or give another --work-dir")
+
     def images(self, contrasts=None, rows=None):
         """Return `(n, H, W, C)` float32 of the named contrasts in the order asked for (None: all of the file)."""
         contrasts = self.contrasts if contrasts is None else list(contrasts)

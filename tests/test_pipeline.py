@@ -182,7 +182,10 @@ def test_predict_repeats_step_4_from_the_model_folder_alone(finished, tmp_path):
     assert folder.returncode == 0, folder.stderr
     assert len(list((tmp_path / "all").glob("*.nii.gz"))) == 6
     again = run("predict.py", "--model", cell_of(cohort), "--input", scan, "--output", tmp_path / "label.nii.gz")
-    assert again.returncode == 2 and "exists; give --overwrite" in again.stderr
+    assert again.returncode == 0 and "1 of 1 label maps exist and are kept" in again.stderr
+    for model, message in ((tmp_path, "no model.json there"), (cell_of(cohort) / "weights.npz", "no model.json there")):
+        wrong = run("predict.py", "--model", model, "--input", scan, "--output", tmp_path / "other.nii.gz")
+        assert wrong.returncode == 2 and message in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_finished_work_is_never_redone(finished):
@@ -240,7 +243,7 @@ def test_pretraining_on_a_test_subject_is_refused(finished):
     other = cohort.with_name("swapped.yaml")
     other.write_text(yaml.safe_dump(config, sort_keys=False))
     result = run("finetune_segmentation.py", "--config", other)
-    assert result.returncode == 2 and "another config" in result.stderr
+    assert result.returncode == 2 and "annotated.h5: made with another" in result.stderr
 
 
 def test_an_interrupted_pretraining_resumes(finished, tmp_path):

@@ -33,7 +33,8 @@ def fit(
 ):
     """Train a task, or go on training it, and leave it with its best weights.
 
-    Writes `history.csv` and `weights_last.npz` into `folder`; `checkpoint.npz` stays there until training is finished.
+    Writes `history.csv`, `weights_last.npz` and `checkpoint.npz` into `folder`; the caller drops the checkpoint when
+    the result is written.
 
     Args:
         task: Compiled `keras.Model` with an attribute `network`, whose weights are kept.
@@ -69,6 +70,11 @@ def fit(
         )
     keeper.finish()
     return keeper.history
+
+
+def drop_checkpoint(folder):
+    """Remove the checkpoint of a run whose result is written."""
+    (folder / "checkpoint.npz").unlink(missing_ok=True)
 
 
 def reset_optimizer(optimizer, learning_rate):
@@ -107,7 +113,8 @@ class Keeper(keras.callbacks.Callback):
         variables = self._variables()
         for number, variable in enumerate(variables):
             variable.assign(arrays[f"variable_{number}"])
-        self.best_values = [arrays[f"best_{number}"] for number in range(len(self.task.network.weights))]
+        if state["best_epoch"]:
+            self.best_values = [arrays[f"best_{number}"] for number in range(len(self.task.network.weights))]
         self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
         self.history = state["history"]
         self.training.epoch = len(self.history)
@@ -120,7 +127,7 @@ class Keeper(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         # The health of the anchors is measured on the validation set only; its training columns would be zeros.
         row = {key: float(value) for key, value in logs.items() if key == "loss" or key.startswith("val_")}
-        if not np.isfinite(row["loss"]):
+        if not np.isfinite([row["loss"], row.get("val_loss", 0.0)]).all():
             raise InputError(
                 f"{self.name}: the loss became {row['loss']} in epoch {epoch + 1}; lower the learning rate or "
                 "switch mixed_precision off"
@@ -164,7 +171,7 @@ class Keeper(keras.callbacks.Callback):
         self.saved_at = time.monotonic()
 
     def finish(self):
-        """Write last weights and history, put the best weights into the network, drop the checkpoint."""
+        """Write last weights and history, and put the best weights into the network."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.task.network, self.folder / "weights_last.npz")
         last = ("learning_rate", "seconds")
@@ -172,6 +179,6 @@ class Keeper(keras.callbacks.Callback):
         with atomic_path(self.folder / "history.csv") as temporary:
             lines = [",".join(str(row.get(key, "")) for key in columns) for row in self.history]
             temporary.write_text("\n".join([",".join(columns), *lines]) + "\n")
+        self.save()  # until the caller has written the result and drops it: a kill in between costs no training
         if self.best_values is not None:
             self.task.network.set_weights(self.best_values)
-        self.checkpoint.unlink(missing_ok=True)

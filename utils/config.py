@@ -125,6 +125,13 @@ def _models_in(annotation):
     return [model for part in typing.get_args(annotation) for model in _models_in(part)]
 
 
+def positive(word):
+    """Read a number of at least 1 from the command line; argparse names the option when it is not."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word}: expected a whole number of at least 1")
+    return int(word)
+
+
 def from_command_line(description, arguments=None, add_options=None, needs=()):
     """Parse a script's command line and load its config.
 

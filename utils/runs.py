@@ -66,6 +66,8 @@ def read_json(path):
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not readable as JSON ({error}); delete it and run the step again") from None
 
@@ -133,6 +135,7 @@ def exit_code_of(main, arguments=None):
 
     signal.signal(signal.SIGTERM, interrupt)
     start_logging()
+    _git_state()
     try:
         return main(arguments) or 0
     except InputError as error:
@@ -225,6 +228,7 @@ def device_name():
     return None
 
 
+@functools.cache  # asked once, when a script starts: later the files may be newer than the code that runs
 def _git_state():
     here = Path(__file__).resolve().parent
 

@@ -75,17 +75,29 @@ class DataSection(Section):
     def _labels_have_a_file(self):
         if bool(self.label) != bool(self.labels):
             raise ValueError("label and labels go together: give both or neither")
+        values = [value for members in self.labels.values() for value in members] + self.ignored_label_values
+        repeated = sorted({value for value in values if values.count(value) > 1})
+        if repeated:
+            raise ValueError(f"labels: value {repeated[0]} is named twice; a voxel has one class")
+        if 0 in values or "background" in self.labels or not all(self.labels.values()):
+            raise ValueError("labels: every class needs values other than 0, which is background and not named")
         return self
 
 
 class ConstraintMapSection(Section):
     """Step 1."""
 
-    contrasts: list[Name] = Field(min_length=2, description="the contrast space")
+    contrasts: list[Name] = Field(min_length=1, description="the contrast space, at least two channels")
     clusters: PositiveInt = Field(20, description="k-means classes in the foreground")
     components: PositiveInt = Field(4, description="principal components kept, at most the number of contrasts")
     tv_weight: PositiveFloat = Field(40.0, description="weight of total-variation denoising (higher: less smoothing)")
     percentiles: tuple[float, float] = Field((1.0, 99.0), description="intensities inside the mask mapped to 0 and 1")
+
+    @model_validator(mode="after")
+    def _percentiles_ascend(self):
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles: {list(self.percentiles)} must ascend within 0 to 100")
+        return self
 
 
 class SliceSection(Section):
@@ -157,8 +169,14 @@ class PretrainingSection(Section):
             raise ValueError("stages: 'random' is the name of the initialisation without pretraining; choose another")
         earlier = []
         for name, stage in self.stages.items():
-            if stage.warm_start in self.stages and stage.warm_start not in earlier:
-                raise ValueError(f"stages.{name}.warm_start: '{stage.warm_start}' must come before '{name}'")
+            source = stage.warm_start
+            if source in self.stages and source not in earlier:
+                raise ValueError(f"stages.{name}.warm_start: '{source}' must come before '{name}'")
+            if source and source not in self.stages and not source.endswith(".npz"):
+                known = ", ".join(earlier) or "none before this one"
+                raise ValueError(f"stages.{name}.warm_start: '{source}' is neither a stage ({known}) nor a .npz file")
+            if stage.method == "global" and not 0 < stage.crop_scale[0] <= stage.crop_scale[1]:
+                raise ValueError(f"stages.{name}.crop_scale: {list(stage.crop_scale)} must ascend")
             earlier.append(name)
         return self
 
@@ -196,6 +214,12 @@ class FinetuningSection(Section):
     augmentation: AugmentationSection = Field(AugmentationSection(), description="random changes of training slices")
     training: TrainingSection = Field(description="epochs, batch, learning rate")
     evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation set")
+
+    @model_validator(mode="after")
+    def _validation_is_looked_at(self):
+        if self.evaluate_every > self.training.epochs:
+            raise ValueError(f"evaluate_every: {self.evaluate_every} is more than training.epochs")
+        return self
 
 
 class EvaluationSection(Section):
@@ -246,6 +270,10 @@ class Config(Section):
                 for name in self.finetuning.loss.class_weights or ()
                 if name not in self.data.labels and name != "background"
             ]
+        if self.constraint_maps and len(channel_names(self.data.contrasts, self.constraint_maps.contrasts)) < 2:
+            mistakes.append("constraint_maps.contrasts: one channel; a contrast space needs at least two")
+        if self.slices and self.pretraining:
+            mistakes += self._patches_that_do_not_fit()
         if self.slices:
             factor = 2 ** (len(self.network.filters) - 1)
             if any(size % factor for size in self.slices.image_size):
@@ -256,6 +284,20 @@ class Config(Section):
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+    def _patches_that_do_not_fit(self):
+        levels = len(self.network.filters) - 1
+        for name, stage in self.pretraining.stages.items():
+            if stage.method != "constrained":
+                continue
+            where, built = f"pretraining.stages.{name}", stage.decoder_levels or levels
+            if built > levels:
+                yield f"{where}.decoder_levels: {built}, but network.filters makes {levels} decoder levels"
+            elif any(size % (stage.patch_size * 2 ** (levels - built)) for size in self.slices.image_size):
+                yield (
+                    f"{where}.patch_size: {stage.patch_size} pixels of a decoder output that is "
+                    f"{2 ** (levels - built)} times coarser than the image do not divide {list(self.slices.image_size)}"
+                )
 
     def plain(self):
         """Return the config as a dictionary of plain YAML types, defaults filled in."""

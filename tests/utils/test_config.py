@@ -70,7 +70,13 @@ MISTAKES = [
     ("data.label=null", "label and labels go together"),
     ("finetuning.loss={class_weights: {kidny: 2}}", "class_weights: 'kidny' is not one of data.labels"),
     ("data.splits={train: [a], val: [b]}", "data.splits.*test"),
-    ("constraint_maps.contrasts=[t1]", "at least 2 items"),
+    ("constraint_maps.contrasts=[t1]", "one channel; a contrast space needs at least two"),
+    ("pretraining.stages.constrained.decoder_levels=3", "network.filters makes 2 decoder levels"),
+    ("pretraining.stages.constrained.patch_size=5", "do not divide"),
+    ("pretraining.stages.constrained.warm_start=globl", "neither a stage .global. nor a .npz file"),
+    ("data.labels={kidney: [1], liver: [1]}", "value 1 is named twice"),
+    ("finetuning.evaluate_every=2", "more than training.epochs"),
+    ("constraint_maps.percentiles=[99, 1]", "must ascend"),
 ]
 
 
