@@ -47,7 +47,7 @@ def pretrain_global(
 
     def draw(rows, generator):
         def view(name):
-            # A crop of share s of the field of view may lie anywhere in it: shifts of up to (1 - s) / 2.
+            # The smallest crop may lie anywhere in the image; a larger one may reach beyond it, where it is black.
             changes = draw_changes(
                 len(rows),
                 size,
