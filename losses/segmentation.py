@@ -88,19 +88,28 @@ def focal_tversky_loss(
     return _sum_over_classes(ops.where(cost > NEAR_PERFECT, powered, chord), class_weights, include_background)
 
 
-def cross_entropy(target, probabilities):
-    """Compute the mean over pixels of -log(probability of the pixel's class).
+def balanced_cross_entropy(target, probabilities):
+    """Compute the mean over classes of the mean over their pixels of -log(probability of the class).
+
+    The Tversky index of a class that the network has given up has no slope; this cost has one, and the same for a
+    small organ as for the background. Classes absent from the target do not count.
 
     Args:
         target: As for `focal_tversky_loss`.
         probabilities: As for `focal_tversky_loss`; below 1e-7 they count as 1e-7, without a gradient.
 
     Returns:
-        Scalar float32.
+        Scalar float32, over the whole batch.
+
+    Reference:
+        Ours; class-balanced cross-entropy as in Xie and Tu, ICCV 2015, for K classes.
     """
     probabilities = ops.cast(probabilities, "float32")
-    of_target = ops.sum(_one_hot(target, probabilities) * probabilities, axis=-1)
-    return -ops.mean(ops.log(ops.maximum(of_target, SMALLEST)))
+    target = _one_hot(target, probabilities)
+    axes = tuple(range(len(probabilities.shape) - 1))
+    pixels = ops.sum(target, axis=axes)
+    cost = -ops.sum(target * ops.log(ops.maximum(probabilities, SMALLEST)), axis=axes) / ops.maximum(pixels, 1.0)
+    return ops.sum(cost) / ops.maximum(ops.sum(ops.cast(pixels > 0, "float32")), 1.0)
 
 
 def _tversky_cost(target, probabilities, false_positive_weight, false_negative_weight, reduce):

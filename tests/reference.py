@@ -111,9 +111,11 @@ def tversky_costs_by_hand(target, probabilities, false_positive_weight, false_ne
     return np.array(costs)
 
 
-def cross_entropy_by_hand(target, probabilities):
-    """Mean over pixels of -log p of the pixel's class."""
-    costs = [
-        -math.log(p[k]) for k, p in zip(target.ravel(), probabilities.reshape(-1, probabilities.shape[-1]), strict=True)
-    ]
-    return sum(costs) / len(costs)
+def balanced_cross_entropy_by_hand(target, probabilities):
+    """Mean over the classes of a target of the mean over their pixels of -log p."""
+    pixels = list(zip(target.ravel(), probabilities.reshape(-1, probabilities.shape[-1]), strict=True))
+    means = []
+    for k in sorted(set(target.ravel())):
+        costs = [-math.log(p[k]) for label, p in pixels if label == k]
+        means.append(sum(costs) / len(costs))
+    return sum(means) / len(means)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import pandas
@@ -283,3 +284,32 @@ def test_an_empty_data_folder_is_named(cohort, tmp_path):
         result = run(script, "--config", cohort, "--work-dir", tmp_path, "--set", f"data.root={tmp_path}")
         assert result.returncode == 2 and "check data.root" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def golden_numbers(work):
+    """A few numbers of every step: what changes them changes published results."""
+    summary = pandas.read_csv(work / "constraint_maps" / "summary.csv").set_index("subject")
+    with h5py.File(work / "h5" / "pretrain_train.h5") as file:
+        packed = {"slices": len(file["img"]), "mean_intensity": float(file["img"][:].astype(float).mean())}
+    losses = {
+        stage: pandas.read_csv(work / "pretraining" / stage / "history.csv").val_loss.tolist()
+        for stage in ("global", "constrained")
+    }
+    cell = pandas.read_csv(work / "finetuning" / "t1" / "constrained" / "n03" / "r0" / "history.csv")
+    maps = {name: [row.foreground, row.inertia] for name, row in summary.iterrows()}
+    return {"maps": maps, "packed": packed, "pretraining": losses, "finetuning": cell.val_loss.dropna().tolist()[:2]}
+
+
+def test_numbers_have_not_changed(finished):
+    """After a change that is meant: UPDATE_GOLDEN=1 python -m pytest tests/test_pipeline.py -k have_not_changed"""
+    cohort, _ = finished
+    path, found = Path(__file__).parent / "golden" / "phantom.json", golden_numbers(cohort.parent / "work")
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    stored = json.loads(path.read_text())
+    for name, values in stored["maps"].items():
+        assert found["maps"][name] == pytest.approx(values, rel=1e-3)
+    assert found["packed"] == pytest.approx(stored["packed"], rel=1e-4)
+    for stage, values in stored["pretraining"].items():
+        assert found["pretraining"][stage] == pytest.approx(values, rel=2e-2)  # rounding differs between processors
+    assert found["finetuning"] == pytest.approx(stored["finetuning"], rel=0.1)

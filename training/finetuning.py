@@ -19,7 +19,7 @@ class SegmentationTrainer:
         filters: Filters per level.
         classes: Classes K, background included.
         loss_settings: Keyword arguments of `focal_tversky_loss`.
-        cross_entropy_weight: Weight of the cross-entropy that is added to it.
+        cross_entropy_weight: Weight of the balanced cross-entropy that is added to it.
         augmentation: Keyword arguments of `augmentation.draw_changes`.
         training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
         evaluate_every: Epochs between two looks at the validation set.

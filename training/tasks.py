@@ -9,7 +9,7 @@ from keras import ops
 
 from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
 from losses.global_contrastive import simclr_loss
-from losses.segmentation import cross_entropy, focal_tversky_loss
+from losses.segmentation import balanced_cross_entropy, focal_tversky_loss
 from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
 
 
@@ -126,7 +126,7 @@ class Segmentation(Task):
         probabilities, label = outputs
         loss = focal_tversky_loss(label, probabilities, **self.loss_settings)
         if self.cross_entropy_weight:
-            loss = loss + self.cross_entropy_weight * cross_entropy(label, probabilities)
+            loss = loss + self.cross_entropy_weight * balanced_cross_entropy(label, probabilities)
         return loss
 
 

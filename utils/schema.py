@@ -182,12 +182,14 @@ class PretrainingSection(Section):
 
 
 class LossSection(Section):
-    """Focal Tversky loss, with cross-entropy if wanted."""
+    """Focal Tversky loss, with class-balanced cross-entropy if wanted."""
 
     false_positive_weight: PositiveFloat = Field(0.3, description="weight of false positives in the Tversky index")
     false_negative_weight: PositiveFloat = Field(0.7, description="weight of false negatives")
     focus: PositiveFloat = Field(4 / 3, description="exponent is 1 / focus")
-    cross_entropy_weight: float = Field(0.0, ge=0, description="weight of cross-entropy added to it; papers: 0")
+    cross_entropy_weight: float = Field(
+        0.0, ge=0, description="weight of class-balanced cross-entropy added to it; papers: 0"
+    )
     class_weights: dict[Name, PositiveFloat] | None = Field(None, description="class name: weight; null: all equal")
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from losses.segmentation import cross_entropy, dice_loss, focal_tversky_loss, tversky_loss
+from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, tversky_loss
 from tests.gradients import central_differences, gradient
-from tests.reference import cross_entropy_by_hand, tversky_costs_by_hand
+from tests.reference import balanced_cross_entropy_by_hand, tversky_costs_by_hand
 from utils.checks import InputError
 
 LOSSES = {"dice": dice_loss, "tversky": tversky_loss, "focal": focal_tversky_loss}
@@ -127,16 +127,16 @@ def test_impossible_arguments_are_refused():
 @pytest.mark.parametrize("shape", [(2, 4, 4), (1, 2, 3, 2)])
 def test_cross_entropy_equals_the_reference_in_value_and_gradient(shape):
     target, probabilities = batch(5, shape)
-    assert float(cross_entropy(target, probabilities)) == pytest.approx(
-        cross_entropy_by_hand(target, probabilities), rel=1e-5
+    assert float(balanced_cross_entropy(target, probabilities)) == pytest.approx(
+        balanced_cross_entropy_by_hand(target, probabilities), rel=1e-5
     )
-    found = gradient(lambda p: cross_entropy(target, p), probabilities)
-    expected = central_differences(lambda p: cross_entropy_by_hand(target, p), probabilities)
+    found = gradient(lambda p: balanced_cross_entropy(target, p), probabilities)
+    expected = central_differences(lambda p: balanced_cross_entropy_by_hand(target, p), probabilities)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_cross_entropy_stays_finite_where_the_class_has_no_probability():
     target, certain = np.zeros((1, 2, 2), int), np.zeros((1, 2, 2, 3), "float32")
     certain[..., 1] = 1
-    assert float(cross_entropy(target, certain)) == pytest.approx(-np.log(1e-7), rel=1e-4)
-    assert np.isfinite(gradient(lambda p: cross_entropy(target, p), certain)).all()
+    assert float(balanced_cross_entropy(target, certain)) == pytest.approx(-np.log(1e-7), rel=1e-4)
+    assert np.isfinite(gradient(lambda p: balanced_cross_entropy(target, p), certain)).all()
