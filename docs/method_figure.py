@@ -31,16 +31,14 @@ def main(work_dir="runs/renal_demo"):
     for number, name in enumerate(CONTRASTS):
         show(figure.add_subplot(grid[number // 2, number % 2]), images[..., number], name)
     axes = figure.add_subplot(grid[:, 2:4])
-    show_map(axes, constraint_map)
+    show_map(axes, constraint_map, labels[best])
     for number, init in enumerate(("reference", "random", "constrained")):
         place = [grid[0, 4], grid[1, 4], grid[1, 5]][number]
         predicted = labels[best] if init == "reference" else slice_of_prediction(work, store, subject, init, best)
         show_label(figure.add_subplot(place), images[..., 0], predicted, init)
     explain(figure.add_subplot(grid[0, 5]))
     figure.suptitle(
-        "contrast space          1. constraint map          2. constrained contrast          3. finetuning "
-        "(simulated scan)",
-        fontsize=12,
+        "contrast space     →     constraint map and constrained contrast     →     finetuning", fontsize=13
     )
     figure.savefig(Path(__file__).with_name("method.png"), dpi=90)
 
@@ -57,15 +55,15 @@ def show(axes, image, title):
     axes.axis("off")
 
 
-def show_map(axes, constraint_map):
+def show_map(axes, constraint_map, label):
     """The map, an anchor patch, and patches of its class (attract) and of other classes (repel)."""
     axes.imshow(np.ma.masked_equal(constraint_map, 0), cmap="nipy_spectral", interpolation="nearest")
     axes.axis("off")
     classes = assign_patch_classes(constraint_map[None], PATCH)[0]
     columns = constraint_map.shape[1] // PATCH
     generator = np.random.default_rng(4)
-    counts = np.bincount(classes[classes > 0])
-    chosen = int(np.argsort(counts)[-3])
+    kidneys = constraint_map[np.isin(label, (1, 2)) & (constraint_map > 0)]
+    chosen = int(np.argmax(np.bincount(kidneys)))
     same = generator.permutation(np.flatnonzero(classes == chosen))[:6]
     others = generator.permutation(np.flatnonzero((classes > 0) & (classes != chosen)))[:9]
     for patches, colour, width in ((others, "crimson", 1.2), (same[1:], "limegreen", 2), (same[:1], "white", 2.6)):
@@ -90,7 +88,7 @@ def show_label(axes, image, label, title):
 
 def explain(axes):
     axes.axis("off")
-    text = "U-Net pretrained on\nunlabelled scans,\nthen finetuned on\nN annotated subjects"
+    text = "U-Net pretrained on\nunlabelled scans,\nthen finetuned on\nN annotated subjects\n(simulated scans)"
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
 
 

@@ -62,7 +62,7 @@ def write_config(folder, data, **changes):
                 "t1": "{subject}/t1.nii.gz",
                 "echoes": {"file": "{subject}/echoes.nii.gz", "volumes": 2},
             },
-            "splits": {"folds": 2, "validation": 1},
+            "splits": {"folds": 3, "validation": 1},
         },
         "constraint_maps": {"contrasts": ["t1", "echoes"], "clusters": 5, **changes},
     }
