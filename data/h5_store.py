@@ -191,7 +191,7 @@ class SliceStore:
         """Raise InputError unless attributes of the file (`split`, `seed`, `labels`) have these values."""
         for name, value in expected.items():
             if self.attributes.get(name) != value:
-                raise InputError(f"{self.path}: made with another {name}; {AGAIN}, or give another --work-dir")
+                raise InputError(f"{self.path}: made with another {name}; {AGAIN}")
 
     def images(self, contrasts=None, rows=None):
         """Return `(n, H, W, C)` float32 of the named contrasts in the order asked for (None: all of the file)."""
