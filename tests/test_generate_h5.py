@@ -156,7 +156,7 @@ def test_files_of_another_config_or_split_are_not_taken_for_finished(config):
     run(config)
     with pytest.raises(InputError, match="pretrain_train.h5: made with another config; make it again"):
         run(config, "--set", "slices.min_foreground=0.2")
-    with pytest.raises(InputError, match="made with another seed; make it again with generate_h5_pretraining.py --overwrite"):
+    with pytest.raises(InputError, match="made with another seed; make it again with generate_h5"):
         run(config, "--set", "seed=4")
     run(config, "--set", "seed=4", "--overwrite")
     run(config, "--set", "seed=4")
