@@ -10,12 +10,12 @@ def cosine(a, b):
     return float(a @ b) / lengths if lengths else 0.0
 
 
-def nearest_of(anchor, representations, nearest_patches):
-    """Return the anchor and its nearest patches, `[(patch, similarity), ...]`."""
+def nearest_of(anchor, representations, nearest_patches, classes=None):
+    """Return the anchor and its nearest patches, `[(patch, similarity), ...]`, none of a class below 0."""
     others = [
         (patch, cosine(representations[anchor], representations[patch]))
         for patch in range(len(representations))
-        if patch != anchor
+        if patch != anchor and (classes is None or classes[patch] >= 0)
     ]
     others.sort(key=lambda entry: -entry[1])
     return [(anchor, cosine(representations[anchor], representations[anchor])), *others[:nearest_patches]]
@@ -23,7 +23,7 @@ def nearest_of(anchor, representations, nearest_patches):
 
 def anchor_cost(anchor, representations, classes, temperature, nearest_patches, comparison, anchor_is_positive):
     positives, negatives = [], []
-    for patch, similarity in nearest_of(anchor, representations, nearest_patches):
+    for patch, similarity in nearest_of(anchor, representations, nearest_patches, classes):
         if classes[patch] != classes[anchor]:
             negatives.append(math.exp(similarity / temperature))
         elif patch != anchor or anchor_is_positive:
@@ -93,6 +93,48 @@ def anatomical_by_hand(views, partitions, temperature=0.1):
                     own = math.exp(cosine(views[i, s], views[j, s]) / temperature)
                     costs.append(-math.log(own / (own + negatives)))
         losses.append(sum(costs) / len(costs))
+    return np.array(losses)
+
+
+def masked_l1_by_hand(reconstruction, image, corrupted):
+    losses = []
+    for index in range(len(image)):
+        errors = []
+        for place in np.ndindex(image[index].shape):
+            channel = place[-1] if corrupted.shape[-1] > 1 else 0
+            if corrupted[index][(*place[:-1], channel)]:
+                errors.append(abs(float(reconstruction[index][place]) - float(image[index][place])))
+        losses.append(sum(errors) / len(errors) if errors else 0.0)
+    return np.array(losses)
+
+
+def region_of(feature_map, corner, region_size):
+    """Return the features of one region as a single vector, pixel after pixel."""
+    pixels = [np.add(corner, step) for step in np.ndindex(*[region_size] * len(corner))]
+    return np.concatenate([feature_map[tuple(pixel)] for pixel in pixels])
+
+
+def region_contrast_by_hand(map_a, map_b, corners, is_negative, region_size=3, temperature=0.1):
+    """Chaitanya et al. 2020, L^R: every region against its partner, and its negatives in both views."""
+    losses = []
+    for index in range(len(map_a)):
+        regions = [place for place, corner in enumerate(corners[index]) if corner[0] >= 0]
+        views = [
+            {r: region_of(np.asarray(view[index], "float64"), corners[index][r], region_size) for r in regions}
+            for view in (map_a, map_b)
+        ]
+        costs = []
+        for own, other in (views, views[::-1]):
+            for r in regions:
+                partner = math.exp(cosine(own[r], other[r]) / temperature)
+                negatives = sum(
+                    math.exp(cosine(own[r], view[n]) / temperature)
+                    for n in regions
+                    if is_negative[index][r][n]
+                    for view in (own, other)
+                )
+                costs.append(-math.log(partner / (partner + negatives)))
+        losses.append(sum(costs) / len(costs) if costs else 0.0)
     return np.array(losses)
 
 
