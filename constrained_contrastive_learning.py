@@ -144,32 +144,23 @@ def flat(subjects):
 
 
 def train(config, stage, stores, contrasts, **run):
-    """Hand slices, maps and the stage's settings to its method."""
-    from training.pretraining import pretrain_constrained, pretrain_global
+    """Hand images, maps and the stage's settings to its method."""
+    from training import pretraining
 
-    images = [stores[part].images(contrasts) for part in ("train", "val")]
-    settings = {"filters": config.network.filters, "training": stage.training.model_dump(), "features": stage.features}
+    parts = [stores[part] for part in ("train", "val")]
+    images = [store.images(contrasts) for store in parts]
+    settings = stage.model_dump(exclude={"method", "warm_start"}) | {"filters": config.network.filters} | run
+    if stage.method == "regression":
+        return pretraining.pretrain_regression(*images, **settings)
+    if stage.method == "local":
+        return pretraining.pretrain_local(*images, **settings)
     if stage.method == "global":
-        changes = {"crop_scale": stage.crop_scale, "brightness": stage.brightness, "contrast": stage.contrast}
-        return pretrain_global(*images, temperature=stage.temperature, **changes, **settings, **run)
-    maps = [stores[part].constraint_maps() for part in ("train", "val")]
-    return pretrain_constrained(
-        images[0],
-        maps[0],
-        images[1],
-        maps[1],
-        decoder_levels=stage.decoder_levels,
-        patch_size=stage.patch_size,
-        anchors_per_slice=stage.anchors_per_slice,
-        loss_settings={
-            "temperature": stage.temperature,
-            "nearest_patches": stage.nearest_patches,
-            "comparison": stage.comparison,
-            "anchor_is_positive": stage.anchor_is_positive,
-        },
-        **settings,
-        **run,
-    )
+        places = [(store.subject_index, store.slice_index) for store in parts]
+        return pretraining.pretrain_global(*images, places=places[0], validation_places=places[1], **settings)
+    maps = [store.constraint_maps() for store in parts]
+    names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")
+    loss = {name: settings.pop(name) for name in names}
+    return pretraining.pretrain_constrained(images[0], maps[0], images[1], maps[1], loss_settings=loss, **settings)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ anchor's class in the constraint map are its positives, the others its negatives
 
 from keras import ops
 
+from losses.health import masked_mean, uniformity
 from losses.similarity import unit_vectors
 from utils.checks import InputError, check_axes
 
@@ -36,6 +37,7 @@ def constrained_contrastive_loss(
     Args:
         representations: `(B, P, F)`, of any length; compared by direction only, in float32.
         patch_classes: Class of each patch in the constraint map, integer `(B, P)`; background is a class as well.
+            Patches of a negative class are not compared with anything.
         anchors: Patch index of each anchor, integer `(B, A)`, in [0, P); -1 where a slice has fewer anchors.
         temperature: Positive float, dimensionless.
         nearest_patches: How many patches beside the anchor itself are compared with it; all if there are fewer.
@@ -73,18 +75,33 @@ def anchor_health(representations, patch_classes, anchors, *, nearest_patches=10
 
     Returns:
         A dict of float32 scalars over all anchors of the batch: `share_without_positive` (none but the anchor
-        itself), `share_without_negative`, `mean_positives` (the anchor not counted). All 0 for a batch without anchors.
+        itself), `share_without_negative`, `mean_positives` (the anchor not counted); `alignment`, the mean squared
+        distance of anchors to their positives on the unit sphere, 2 - 2 s, in [0, 4], over all pairs; `uniformity` of
+        the anchors of each slice. All 0 for a batch without anchors, `alignment` also without positives; an anchor
+        whose representation is zero has no positives there.
+
+    Reference:
+        Alignment and uniformity: Wang & Isola, ICML 2020, Sec. 4.1; which pairs they are measured on is ours.
     """
-    _, is_positive, is_negative = _nearest(representations, patch_classes, anchors, nearest_patches, False)
+    similarity, is_positive, is_negative = _nearest(
+        representations, patch_classes, anchors, nearest_patches, anchor_is_positive=False
+    )
     positives, negatives = (ops.sum(ops.cast(mask, "float32"), axis=-1) for mask in (is_positive, is_negative))
-    is_anchor = ops.cast(anchors >= 0, "float32")
+    anchors = ops.convert_to_tensor(anchors)
+    is_anchor = anchors >= 0
     values = {
-        "share_without_positive": ops.cast(positives == 0, "float32"),
-        "share_without_negative": ops.cast(negatives == 0, "float32"),
+        "share_without_positive": positives == 0,
+        "share_without_negative": negatives == 0,
         "mean_positives": positives,
     }
-    count = ops.maximum(ops.sum(is_anchor), 1.0)
-    return {name: ops.sum(value * is_anchor) / count for name, value in values.items()}
+    has_direction = similarity[..., :1] > 0  # the anchor with itself: 1, or 0 for a zero vector
+    is_pair = ops.logical_and(is_positive, ops.logical_and(has_direction, is_anchor[..., None]))
+    # Anchors, not all patches: much of a slice is background, whose patches are all alike in a healthy training too.
+    own = ops.take_along_axis(representations, ops.maximum(anchors, 0)[..., None], axis=1)
+    return {name: masked_mean(value, is_anchor) for name, value in values.items()} | {
+        "alignment": masked_mean(ops.maximum(2 - 2 * similarity, 0.0), is_pair),
+        "uniformity": uniformity(own, is_anchor),
+    }
 
 
 def pairwise_contrast(logits, is_positive, is_negative):
@@ -122,11 +139,12 @@ def _nearest(representations, patch_classes, anchors, nearest_patches, anchor_is
     # Identical patches tie with the anchor and a zero vector has no similarity even to itself: lift the anchor to the
     # front, where the selection cannot lose it. The choice of patches is a constant for the gradient.
     order = ops.stop_gradient(similarity) + FIRST * ops.one_hot(index, patches, dtype="float32")
+    order = ops.where(patch_classes[:, None, :] < 0, -FIRST, order)  # after all others; masked below if still chosen
     _, nearest = ops.top_k(order, min(nearest_patches + 1, patches))
     similarity = ops.take_along_axis(similarity, nearest, axis=-1)
     classes = ops.take_along_axis(patch_classes[:, None, :], nearest, axis=-1)
-    is_positive = classes == classes[..., :1]
-    is_negative = ops.logical_not(is_positive)
+    is_positive = ops.logical_and(classes == classes[..., :1], classes >= 0)
+    is_negative = ops.logical_and(classes != classes[..., :1], classes >= 0)
     if not anchor_is_positive:
         is_positive = ops.logical_and(is_positive, nearest != index[..., None])
     return similarity, is_positive, is_negative

@@ -1,13 +1,58 @@
-"""Pretraining: one function per method, from slices and constraint maps to the weights of a network."""
+"""Pretraining: one function per method, from slices and constraint maps to the weights of a network.
+
+Images are slices `(N, H, W, C)` or volumes `(N, H, W, D, C)`; the network has the rank of the images.
+
+The keyword arguments that all functions share:
+
+    filters: Filters per level.
+    training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
+    seed: Seed of the stage.
+    **run: `warm_start` (function that moves weights into the network), `folder`, `tag`, `name`.
+
+All return `(network, history)`.
+"""
+
+import functools
 
 import numpy as np
 
+from losses.local_contrastive import draw_regions
 from models.unet import build_encoder, build_unet
 from training.augmentation import draw_changes
 from training.batches import Batches, assign_patch_classes, draw_anchors
 from training.checkpoints import fit
-from training.tasks import ConstrainedContrast, GlobalContrast
+from training.tasks import ConstrainedContrast, GlobalContrast, LocalContrast, Regression
 from utils.runs import child_seed
+
+VIEWS = ("a", "b")
+
+
+def pretrain_regression(images, validation_images, *, filters, corrupted_share, noise, training, seed, **run):
+    """Train encoder and decoder to restore pixels that noise has replaced.
+
+    Args:
+        images: Training images, in [0, 1].
+        validation_images: Validation images, whose corrupted pixels are drawn once.
+        filters: Filters per level.
+        corrupted_share: Share of the pixels that are replaced, in all contrasts at once.
+        noise: Standard deviation of the noise.
+        training: See above.
+        seed: See above.
+        **run: See above.
+
+    Reference:
+        arXiv 2205.13109, Sec. II.B; 10 % of the pixels and N(0, 0.01) as there.
+    """
+    shape = images.shape[1:]
+    network = build_unet(shape, rank=len(shape) - 1, filters=filters, head="reconstruction", seed=seed)
+
+    def draw(rows, generator):
+        pixels = (len(rows), *shape[:-1], 1)
+        values = generator.standard_normal((len(rows), *shape), dtype="float32") * np.float32(noise)
+        return {"corrupted": generator.random(pixels, dtype="float32") < corrupted_share, "noise": values}
+
+    task = Regression(network)
+    return _train(task, {"image": images}, {"image": validation_images}, draw, training, seed, **run)
 
 
 def pretrain_global(
@@ -22,46 +67,110 @@ def pretrain_global(
     contrast,
     training,
     seed,
+    n_partitions=None,
+    places=None,
+    validation_places=None,
     **run,
 ):
-    """Train the encoder to tell slices apart (SimCLR).
+    """Train the encoder to tell images apart.
 
     Args:
-        images: Training slices `(N, H, W, C)`, in [0, 1].
-        validation_images: Validation slices, whose views are fixed.
+        images: Training images, in [0, 1].
+        validation_images: Validation images, whose views are fixed.
         filters: Filters per level.
         features: Size of the projected representation.
         temperature: Softmax temperature.
         crop_scale: Smallest and largest share of the field of view that a crop keeps.
         brightness: Largest shift of a view.
         contrast: Largest relative change of contrast of a view.
-        training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
-        seed: Seed of the stage.
-        **run: `warm_start` (function that moves weights into the network), `folder`, `tag`, `name`.
+        training: See above.
+        seed: See above.
+        n_partitions: Parts into which a volume is cut along its slice axis; slices of one part do not repel each
+            other, and a batch holds one slice of each part of each of its volumes. None: SimCLR.
+        places: With partitions, `(subject, slice)` numbers of the training images, two arrays `(N,)`.
+        validation_places: The same of the validation images.
+        **run: See above.
 
-    Returns:
-        `(network, history)`.
+    Reference:
+        SimCLR: Chen et al., ICML 2020. Partitions: Chaitanya et al., NeurIPS 2020, G^{D-}.
     """
-    size = images.shape[1:3]
-    network = build_encoder(images.shape[1:], filters=filters, features=features, head="projection", seed=seed)
+    shape = images.shape[1:]
+    network = build_encoder(shape, rank=len(shape) - 1, filters=filters, features=features, seed=seed)
 
     def draw(rows, generator):
-        def view(name):
-            # The smallest crop may lie anywhere in the image; a larger one may reach beyond it, where it is black.
-            changes = draw_changes(
+        # The smallest crop may lie anywhere in the image; a larger one may reach beyond it, where it is black.
+        views = {
+            view: draw_changes(
                 len(rows),
-                size,
+                shape[:-1],
                 generator,
                 scale=crop_scale,
                 translation=(1 - crop_scale[0]) / 2,
                 brightness=brightness,
                 contrast=contrast,
             )
-            return {f"{key}_{name}": value for key, value in changes.items()}
-
-        return view("a") | view("b")
+            for view in VIEWS
+        }
+        return {f"{key}_{view}": value for view, changes in views.items() for key, value in changes.items()}
 
     task = GlobalContrast(network, temperature)
+    sets = [{"image": images}, {"image": validation_images}]
+    return _train(task, *sets, draw, training, seed, **run)
+
+
+def pretrain_local(
+    images,
+    validation_images,
+    *,
+    filters,
+    decoder_levels,
+    freeze_encoder,
+    features,
+    region_size,
+    regions,
+    negatives,
+    temperature,
+    brightness,
+    contrast,
+    training,
+    seed,
+    **run,
+):
+    """Train the decoder so that a region keeps its representation when intensities change.
+
+    Args:
+        images: Training images, in [0, 1].
+        validation_images: Validation images, whose views and regions are fixed.
+        filters: Filters per level.
+        decoder_levels: Decoder levels that are built and trained; None: all.
+        freeze_encoder: Leave the encoder as the warm start made it.
+        features: Features per pixel of the projected map.
+        region_size: Edge of a region, pixels of the decoder's output.
+        regions: Regions per image.
+        negatives: Other regions that each is contrasted with.
+        temperature: Softmax temperature.
+        brightness: Largest shift of a view.
+        contrast: Largest relative change of contrast of a view.
+        training: See above.
+        seed: See above.
+        **run: See above.
+
+    Reference:
+        Chaitanya et al., NeurIPS 2020, L^R, encoder frozen as there.
+    """
+    network, factor = _decoder(images, filters, decoder_levels, features, patch_size=1, seed=seed)
+    map_size = [length // factor for length in images.shape[1:-1]]
+
+    def draw(rows, generator):
+        intensities = {
+            f"{name}_{view}": (centre + generator.uniform(-largest, largest, len(rows))).astype("float32")
+            for view in VIEWS
+            for name, centre, largest in (("brightness", 0, brightness), ("contrast", 1, contrast))
+        }
+        return intensities | draw_regions(len(rows), map_size, generator, region_size, regions, negatives)
+
+    settings = {"region_size": region_size, "temperature": temperature}
+    task = LocalContrast(network, map_size, settings, freeze_encoder)
     return _train(task, {"image": images}, {"image": validation_images}, draw, training, seed, **run)
 
 
@@ -79,35 +188,55 @@ def pretrain_constrained(
     loss_settings,
     training,
     seed,
+    background_patches=True,
     **run,
 ):
     """Train encoder and decoder so that patches of one constraint class share a representation (CCL).
 
     Args:
-        images: Training slices `(N, H, W, C)`, in [0, 1].
-        constraint_maps: Their classes, 0 background, `(N, H, W)`.
-        validation_images: Validation slices.
+        images: Training images, in [0, 1].
+        constraint_maps: Their classes, 0 background, `(N, H, W[, D])`.
+        validation_images: Validation images.
         validation_maps: Their classes; anchors on them are drawn once.
         filters: Filters per level.
         decoder_levels: Decoder levels that are built and trained; None: all.
         patch_size: Edge of a patch, pixels of the decoder's output.
         features: Size of a patch's representation.
-        anchors_per_slice: Anchors A.
+        anchors_per_slice: Anchors A, per image.
         loss_settings: Keyword arguments of `constrained_contrastive_loss`.
-        training: As in `pretrain_global`.
-        seed: Seed of the stage.
-        **run: As in `pretrain_global`.
-
-    Returns:
-        `(network, history)`.
+        training: See above.
+        seed: See above.
+        background_patches: Compare anchors with patches of the background as well.
+        **run: See above.
 
     Reference:
         Umapathy et al., Med. Phys. 2024; 100 nearest patches and 20 anchors: authors' code.
     """
+    network, factor = _decoder(images, filters, decoder_levels, features, patch_size=patch_size, seed=seed)
+    sets, draws = [], []
+    for pictures, maps in ((images, constraint_maps), (validation_images, validation_maps)):
+        classes = assign_patch_classes(maps, patch_size * factor)
+        useful = np.flatnonzero((classes > 0).sum(1) > 1)  # an image with one foreground patch compares nothing
+        classes = classes[useful]
+        compared = classes if background_patches else np.where(classes > 0, classes, -1)
+        sets.append({"image": pictures[useful], "patch_classes": compared})
+        draws.append(functools.partial(_draw_anchors, classes, anchors_per_slice))
+    task = ConstrainedContrast(network, loss_settings)
+    return _train(task, *sets, draws[0], training, seed, validation_draw=draws[1], **run)
+
+
+def _draw_anchors(classes, anchors_per_slice, rows, generator):
+    return {"anchors": draw_anchors(classes[rows], anchors_per_slice, generator)}
+
+
+def _decoder(images, filters, decoder_levels, features, patch_size, seed):
+    """Build encoder, full or partial decoder and patch projection; returns it and how much coarser its output is."""
     levels = len(filters) - 1
     built = levels if decoder_levels is None else decoder_levels
+    shape = images.shape[1:]
     network = build_unet(
-        images.shape[1:],
+        shape,
+        rank=len(shape) - 1,
         filters=filters,
         decoder_levels=built,
         head="projection",
@@ -115,20 +244,7 @@ def pretrain_constrained(
         patch_size=patch_size,
         seed=seed,
     )
-    patch_px = patch_size * 2 ** (levels - built)
-
-    def draw(rows, generator, classes):
-        return {"anchors": draw_anchors(classes[rows], anchors_per_slice, generator)}
-
-    sets = []
-    for pictures, maps in ((images, constraint_maps), (validation_images, validation_maps)):
-        classes = assign_patch_classes(maps, patch_px)
-        useful = np.flatnonzero((classes > 0).sum(1) > 1)  # a slice with one foreground patch compares nothing
-        sets.append({"image": pictures[useful], "patch_classes": classes[useful]})
-    training_set, validation_set = sets
-    task = ConstrainedContrast(network, loss_settings)
-    draws = [lambda rows, generator, c=s["patch_classes"]: draw(rows, generator, c) for s in sets]
-    return _train(task, training_set, validation_set, draws[0], training, seed, validation_draw=draws[1], **run)
+    return network, 2 ** (levels - built)
 
 
 def _train(

@@ -8,7 +8,9 @@ import keras
 from keras import ops
 
 from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
-from losses.global_contrastive import simclr_loss
+from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
+from losses.local_contrastive import region_contrast
+from losses.regression import masked_l1
 from losses.segmentation import balanced_cross_entropy, focal_tversky_loss
 from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
 
@@ -39,13 +41,32 @@ def has_accelerator():
     )
 
 
-class GlobalContrast(Task):
-    """SimCLR on the encoder: two random views of a slice attract, all other views of the batch repel.
+class Regression(Task):
+    """Restore pixels that were replaced by noise.
 
-    Batches hold `image (B, H, W, C)` and, for each view `a` and `b`, the changes of `augmentation.draw_changes`.
+    Batches hold `image (B, H, W[, D], C)`, `corrupted (B, H, W[, D], 1)` (0 or 1) and `noise`, as the image.
 
     Reference:
-        Chen et al., ICML 2020, Eq. 1; crop, brightness and contrast as in arXiv 2205.13109, Sec. II.C.
+        arXiv 2205.13109, Sec. II.B.
+    """
+
+    def call(self, batch, training=None):
+        corrupted = ops.cast(batch["corrupted"], "float32")
+        return self.network((1 - corrupted) * batch["image"] + corrupted * batch["noise"], training=training)
+
+    def cost(self, batch, reconstruction, training):
+        return masked_l1(reconstruction, batch["image"], batch["corrupted"])
+
+
+class GlobalContrast(Task):
+    """Global contrast on the encoder: two random views of a slice attract, views of other slices repel.
+
+    Batches hold `image (B, H, W[, D], C)` and, for each view `a` and `b`, the changes of `augmentation.draw_changes`.
+    With `partition (B,)` in the batch, slices of the same partition do not repel each other.
+
+    Reference:
+        Chen et al., ICML 2020, Eq. 1; with partitions Chaitanya et al., NeurIPS 2020, G^{D-}. Crop, brightness and
+        contrast as in arXiv 2205.13109, Sec. II.C.
     """
 
     def __init__(self, network, temperature, **kwargs):
@@ -58,13 +79,43 @@ class GlobalContrast(Task):
         return ops.split(both, 2, axis=0)
 
     def cost(self, batch, views, training):
+        if "partition" in batch:
+            return anatomical_contrastive_loss(ops.stack(views), batch["partition"], temperature=self.temperature)
         return simclr_loss(*views, temperature=self.temperature)
+
+
+class LocalContrast(Task):
+    """Local contrast on the decoder: the same region of two intensity-augmented views attracts, others repel.
+
+    Batches hold `image (B, H, W[, D], C)`, for each view `a` and `b` its `brightness_<view> (B,)` and
+    `contrast_<view> (B,)`, and the regions of `local_contrastive.draw_regions`.
+
+    Reference:
+        Chaitanya et al., NeurIPS 2020, L^R.
+    """
+
+    def __init__(self, network, map_size, loss_settings, freeze_encoder, **kwargs):
+        super().__init__(network, **kwargs)
+        self.map_size, self.loss_settings = map_size, loss_settings
+        for layer in network.layers:
+            if freeze_encoder and layer.name.startswith("encoder_"):
+                layer.trainable = False
+
+    def call(self, batch, training=None):
+        image = batch["image"]
+        views = [change_intensities(image, batch[f"brightness_{v}"], batch[f"contrast_{v}"]) for v in ("a", "b")]
+        both = self.network(ops.concatenate(views, axis=0), training=training)
+        both = ops.reshape(both, (-1, *self.map_size, both.shape[-1]))
+        return ops.split(both, 2, axis=0)
+
+    def cost(self, batch, maps, training):
+        return region_contrast(*maps, batch["corners"], batch["is_negative"], **self.loss_settings)
 
 
 class ConstrainedContrast(Task):
     """Constrained contrastive learning: patches of one class of the constraint map attract, others repel.
 
-    Batches hold `image (B, H, W, C)`, `patch_classes (B, P)` and `anchors (B, A)`.
+    Batches hold `image (B, H, W[, D], C)`, `patch_classes (B, P)` and `anchors (B, A)`.
 
     Reference:
         Umapathy et al., Med. Phys. 2024;51:2707.
@@ -133,7 +184,7 @@ class Segmentation(Task):
 def augmented(batch, view):
     """The batch's images after the changes whose names end in `_<view>`."""
     image = batch["image"]
-    positions = sampling_positions(batch[f"affine_{view}"], batch[f"elastic_{view}"], image.shape[1:3])
+    positions = sampling_positions(batch[f"affine_{view}"], batch[f"elastic_{view}"], image.shape[1:-1])
     return change_intensities(warp(image, positions), batch[f"brightness_{view}"], batch[f"contrast_{view}"])
 
 

@@ -18,6 +18,7 @@ from pydantic import (
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
 Share = Annotated[float, Field(ge=0, le=1)]
+ADDED = {"added": True}  # marks a key that came later: while it has its default, hashes are those of before
 
 
 class Section(BaseModel):
@@ -125,14 +126,47 @@ class TrainingSection(Section):
     mixed_precision: bool = Field(False, description="16-bit arithmetic in the network; losses stay in float32")
 
 
+class RegressionStage(Section):
+    """Restoring pixels that noise has replaced, with encoder and full decoder."""
+
+    method: Literal["regression"] = Field(description="what kind of stage this is")
+    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    corrupted_share: float = Field(0.1, gt=0, le=1, description="share of the pixels replaced by noise")
+    noise: PositiveFloat = Field(0.01, description="standard deviation of that noise, in units of the [0, 1] image")
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
+
+
 class GlobalStage(Section):
-    """SimCLR on the encoder."""
+    """Global contrast on the encoder: SimCLR, or the anatomical contrast of Chaitanya et al. (G^D-)."""
 
     method: Literal["global"] = Field(description="what kind of stage this is")
     warm_start: str | None = Field(None, description="stage of this config, or a weights file")
     temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
     features: PositiveInt = Field(128, description="size of the projected representation")
     crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.6, 1.0), description="share of the field of view kept")
+    brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
+    contrast: Share = Field(0.3, description="largest relative change of contrast")
+    n_partitions: int | None = Field(
+        None,
+        ge=2,
+        json_schema_extra=ADDED,
+        description="parts along the slice axis; slices of the same part never repel each other; null: SimCLR",
+    )
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
+
+
+class LocalStage(Section):
+    """Local contrast on the decoder: regions of two intensity-augmented views (Chaitanya et al., L^R)."""
+
+    method: Literal["local"] = Field(description="what kind of stage this is")
+    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    freeze_encoder: bool = Field(True, description="train the decoder only, as Chaitanya et al. do")
+    decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
+    region_size: PositiveInt = Field(3, description="edge of a region, pixels of the decoder's output")
+    regions: int = Field(13, ge=2, description="regions drawn in each slice")
+    negatives: PositiveInt = Field(5, description="other regions that each is contrasted with, in both views")
+    temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
+    features: PositiveInt = Field(64, description="features per pixel of the projected map")
     brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
     contrast: Share = Field(0.3, description="largest relative change of contrast")
     training: TrainingSection = Field(description="epochs, batch, learning rate")
@@ -150,11 +184,14 @@ class ConstrainedStage(Section):
     anchors_per_slice: PositiveInt = Field(20, description="anchors, drawn from the foreground in every epoch")
     comparison: Literal["pairwise", "setwise"] = Field("pairwise", description="positives one by one, or together")
     anchor_is_positive: bool = Field(True, description="count the anchor among its own positives")
+    background_patches: bool = Field(
+        True, json_schema_extra=ADDED, description="compare anchors with patches of the background as well"
+    )
     features: PositiveInt = Field(64, description="size of a patch's representation")
     training: TrainingSection = Field(description="epochs, batch, learning rate")
 
 
-Stage = Annotated[GlobalStage | ConstrainedStage, Field(discriminator="method")]
+Stage = Annotated[RegressionStage | GlobalStage | LocalStage | ConstrainedStage, Field(discriminator="method")]
 
 
 class PretrainingSection(Section):
@@ -175,10 +212,23 @@ class PretrainingSection(Section):
             if source and source not in self.stages and not source.endswith(".npz"):
                 known = ", ".join(earlier) or "none before this one"
                 raise ValueError(f"stages.{name}.warm_start: '{source}' is neither a stage ({known}) nor a .npz file")
-            if stage.method == "global" and not 0 < stage.crop_scale[0] <= stage.crop_scale[1]:
-                raise ValueError(f"stages.{name}.crop_scale: {list(stage.crop_scale)} must ascend")
+            for mistake in _mistakes_of_stage(stage):
+                raise ValueError(f"stages.{name}.{mistake}")
             earlier.append(name)
         return self
+
+
+def _mistakes_of_stage(stage):
+    """What two keys of one stage say against each other."""
+    if stage.method == "global" and not stage.crop_scale[0] <= stage.crop_scale[1]:
+        yield f"crop_scale: {list(stage.crop_scale)} must ascend"
+    if stage.method == "global" and stage.n_partitions and stage.training.batch_size % stage.n_partitions:
+        yield (
+            f"training.batch_size: {stage.training.batch_size} must be a multiple of n_partitions "
+            f"({stage.n_partitions}), because a batch holds one slice of each part of each volume"
+        )
+    if stage.method == "local" and stage.freeze_encoder and not stage.warm_start:
+        yield "freeze_encoder: the encoder would stay random; name a stage to start from in warm_start, or set it false"
 
 
 class LossSection(Section):
@@ -290,12 +340,14 @@ class Config(Section):
     def _patches_that_do_not_fit(self):
         levels = len(self.network.filters) - 1
         for name, stage in self.pretraining.stages.items():
-            if stage.method != "constrained":
+            if stage.method not in ("local", "constrained"):
                 continue
             where, built = f"pretraining.stages.{name}", stage.decoder_levels or levels
             if built > levels:
                 yield f"{where}.decoder_levels: {built}, but network.filters makes {levels} decoder levels"
-            elif any(size % (stage.patch_size * 2 ** (levels - built)) for size in self.slices.image_size):
+            elif stage.method == "constrained" and any(
+                size % (stage.patch_size * 2 ** (levels - built)) for size in self.slices.image_size
+            ):
                 yield (
                     f"{where}.patch_size: {stage.patch_size} pixels of a decoder output that is "
                     f"{2 ** (levels - built)} times coarser than the image do not divide {list(self.slices.image_size)}"
@@ -308,20 +360,25 @@ class Config(Section):
     # Hashes of what shapes the result of each step, so that results of different configs never mix. Left out is what
     # does not: names, places, the seed (recorded beside the hash) and the lists of the grid.
 
+    def _plain_for_hash(self):
+        plain = self.plain()
+        _drop_added_defaults(self, plain)
+        return plain
+
     def hash_of_maps(self):
         """Hash of what shapes a constraint map."""
-        plain = self.plain()
+        plain = self._plain_for_hash()
         return fingerprint(plain["data"]["contrasts"], plain["data"]["mask"], plain["constraint_maps"])
 
     def hash_of_slices(self):
         """Hash of what shapes the HDF5 files."""
-        plain = self.plain()
+        plain = self._plain_for_hash()
         data = {key: plain["data"][key] for key in ("label", "labels", "ignored_label_values", "splits")}
         return fingerprint(self.hash_of_maps(), data, plain["slices"])
 
     def hash_of_stage(self, name):
         """Hash of what shapes the weights of a pretraining stage, the stages it starts from included."""
-        plain = self.plain()
+        plain = self._plain_for_hash()
         stage = plain["pretraining"]["stages"].get(name)
         if stage is None:  # a warm start from a file outside this config
             return fingerprint(name)
@@ -330,11 +387,24 @@ class Config(Section):
 
     def hash_of_cell(self, contrasts, init):
         """Hash of what shapes the cells of one input set and one initialisation."""
-        plain = self.plain()
+        plain = self._plain_for_hash()
         finetuning = {key: plain["finetuning"][key] for key in ("loss", "augmentation", "training", "evaluate_every")}
         start = None if init == "random" else self.hash_of_stage(init)
         names = plain["finetuning"]["contrasts"][contrasts]
         return fingerprint(self.hash_of_slices(), plain["network"], finetuning, names, start, plain["evaluation"])
+
+
+def _drop_added_defaults(section, plain):
+    """Remove the keys that came later and have their default, from a section and all sections inside it."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if field.json_schema_extra == ADDED and value == field.default:
+            del plain[name]
+            continue
+        parts, plain_parts = (v if isinstance(value, dict) else {"": v} for v in (value, plain[name]))
+        for key, part in parts.items():
+            if isinstance(part, Section):
+                _drop_added_defaults(part, plain_parts[key])
 
 
 def channel_names(contrasts, names=None):

@@ -37,6 +37,19 @@ def one_patch_of_its_class():
     return representations, classes, anchors
 
 
+def background_left_out():
+    representations, classes, anchors = slices(10)
+    left_out = np.random.default_rng(1).random(classes.shape) < 0.5
+    left_out[np.arange(3)[:, None], anchors] = False
+    left_out[2] = ~np.isin(np.arange(20), anchors[2])  # fewer patches than asked for
+    return representations, np.where(left_out, -1, classes), anchors
+
+
+def only_anchor_left():
+    representations, classes, anchors = slices(11, anchors=1)
+    return representations, np.where(np.arange(20) == anchors, classes, -1), anchors
+
+
 def zero_vector():
     representations, classes, anchors = slices(7)
     representations[np.arange(3), anchors[:, 0]] = 0
@@ -54,6 +67,8 @@ CASES = {
     "no positive but itself": (one_patch_of_its_class(), {"nearest_patches": 7}),
     "every patch its own class": ((slices(8)[0], np.tile(np.arange(20), (3, 1)), slices(8)[2]), {"nearest_patches": 7}),
     "fewer anchors, none": (padded_anchors(), {"nearest_patches": 7}),
+    "background left out": (background_left_out(), {"nearest_patches": 7}),
+    "nothing left but the anchor": (only_anchor_left(), {"nearest_patches": 7}),
     "small temperature": (slices(9), {"nearest_patches": 7, "temperature": 0.01}),
     "large temperature": (slices(9), {"nearest_patches": 7, "temperature": 10.0}),
 }
