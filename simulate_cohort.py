@@ -4,8 +4,8 @@
 
 Reads   nothing.
 Writes  one folder per subject (sub-001, ...) with one NIfTI per contrast, label.nii.gz, true_t1.nii.gz and
-        true_t2.nii.gz (ms), true_pd.nii.gz (percent); beside them splits.json, participants.tsv,
-        dataset_description.json and README.
+        true_t2.nii.gz (ms), true_pd.nii.gz (percent), true_tissue.nii.gz; beside them splits.json,
+        participants.tsv, dataset_description.json and README.
 Takes   1 to 3 seconds and up to 0.5 GB per subject and job. Finished subjects are skipped: the same command continues
         an interrupted cohort, and a larger --subjects extends a finished one (and moves the borders of its sets).
 Next    python generate_constraint_maps.py --config FILE
@@ -35,6 +35,7 @@ published 3 T values with spread between and within subjects (data/tissues.py); 
 Contrasts: {contrasts}; arbitrary units.
 label.nii.gz: {labels}; 0 is everything else.
 true_t1.nii.gz, true_t2.nii.gz: ms; true_pd.nii.gz: percent; means over the protons of a voxel, before contrast agent.
+true_tissue.nii.gz: the tissue that fills most of a voxel; {tissues}.
 """
 
 
@@ -66,6 +67,7 @@ def parse(arguments):
 def simulate_cohort(folder, number, anatomy, seed, shape, jobs):
     # Deferred so that --help and mistakes on the command line answer at once.
     from data.simulation import ANATOMIES, check_shape
+    from data.tissues import TISSUE_INDEX
 
     choice = ANATOMIES[anatomy]
     shape = check_shape(shape or choice.shape)
@@ -88,6 +90,7 @@ def simulate_cohort(folder, number, anatomy, seed, shape, jobs):
             seed=seed,
             contrasts=", ".join(choice.protocol),
             labels=", ".join(f"{value} {name}" for name, value in choice.labels.items()),
+            tissues=", ".join(f"{index} {name}" for name, index in TISSUE_INDEX.items()),
         ),
     )
     log.info("%s: %d simulated subjects (%s)", folder, number, ", ".join(f"{len(sets[s])} {s}" for s in sets))

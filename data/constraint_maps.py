@@ -4,6 +4,7 @@ Principal components of the contrasts, total-variation denoising of the componen
 """
 
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -45,6 +46,24 @@ class ConstraintMap:
     seconds: dict = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ContrastSpace:
+    """The foreground voxels of a subject as points in the space that k-means divides.
+
+    Attributes:
+        features: `(voxels, P)` float32, denoised principal components, in the order of `restore`.
+        explained_variance: `(C,)` as in `ConstraintMap`.
+        restore: Function that puts values of the voxels, `(voxels, ...)`, into a volume `(X, Y, Z, ...)` on the axes
+            of the input, 0 outside the foreground.
+        seconds: Duration of each part: mask, scaling, pca, denoising.
+    """
+
+    features: np.ndarray
+    explained_variance: np.ndarray
+    restore: Callable
+    seconds: dict
+
+
 def constraint_map(
     volume, mask=None, *, clusters=20, components=4, tv_weight=40, percentiles=(1, 99), seed=0, affine=None
 ):
@@ -75,14 +94,23 @@ def constraint_map(
 
 def describe_constraint_map(volume, mask, *, clusters, components, tv_weight, percentiles, seed, affine=None):
     """Do what `constraint_map` does and return a `ConstraintMap`: the denoised components and the figures as well."""
+    recipe = {"components": components, "tv_weight": tv_weight, "percentiles": percentiles}
+    space = contrast_space(volume, mask, **recipe, affine=affine)
+    seconds = dict(space.seconds)
+    with _timed(seconds, "kmeans"):
+        labels, sizes, inertia = cluster(space.features, clusters, seed)
+    images = space.restore(space.features)
+    return ConstraintMap(space.restore(labels), images, space.explained_variance, sizes, inertia, seconds)
+
+
+def contrast_space(volume, mask, *, components, tv_weight, percentiles, affine=None):
+    """Do all that comes before k-means; arguments as in `constraint_map`. Returns a `ContrastSpace`."""
     check_axes("volume", volume.shape, "X Y Z C")
     if mask is not None:
         check_mask(mask, volume.shape)
     turn, turn_back = _turns(affine)
     seconds = {}
-    # One thread: the same classes on any number of cores, and workers side by side do not get in each other's way.
-    # (The limit reaches only libraries that are loaded by now, hence no deferred import in this file.)
-    with threadpool_limits(1):
+    with _one_thread():
         with _timed(seconds, "mask"):
             inside = foreground_mask(turn(volume)) if mask is None else turn(np.asarray(mask, bool))
             box = _bounding_box(inside)
@@ -94,13 +122,13 @@ def describe_constraint_map(volume, mask, *, clusters, components, tv_weight, pe
             del scaled
         with _timed(seconds, "denoising"):
             images = denoise(images, in_box, tv_weight)
-        with _timed(seconds, "kmeans"):
-            labels, sizes, inertia = cluster(images[in_box], clusters, seed)
-    classes = np.zeros(inside.shape, labels.dtype)
-    classes[inside] = labels
-    whole = np.zeros((*inside.shape, images.shape[3]), np.float32)
-    whole[inside] = images[in_box]
-    return ConstraintMap(turn_back(classes), turn_back(whole), explained_variance, sizes, inertia, seconds)
+
+    def restore(values):
+        whole = np.zeros((*inside.shape, *values.shape[1:]), values.dtype)
+        whole[inside] = values
+        return turn_back(whole)
+
+    return ContrastSpace(images[in_box], explained_variance, restore, seconds)
 
 
 def principal_components(volume, mask, number):
@@ -178,14 +206,21 @@ def cluster(features, clusters, seed):
     if len(features) > SAMPLE_VOXELS:
         sample = features[np.sort(rng.choice(len(features), SAMPLE_VOXELS, replace=False))]
     centres = np.unique(sample, axis=0)
-    if len(centres) > clusters:
-        kmeans = KMeans(clusters, n_init=STARTS, max_iter=ROUNDS, random_state=int(rng.integers(2**31)))
-        centres = kmeans.fit(sample).cluster_centers_
-        centres = centres[np.lexsort(centres.T[::-1])]
-    nearest = pairwise_distances_argmin(features, centres)
+    with _one_thread():
+        if len(centres) > clusters:
+            kmeans = KMeans(clusters, n_init=STARTS, max_iter=ROUNDS, random_state=int(rng.integers(2**31)))
+            centres = kmeans.fit(sample).cluster_centers_
+            centres = centres[np.lexsort(centres.T[::-1])]
+        nearest = pairwise_distances_argmin(features, centres)
     used, labels, sizes = np.unique(nearest, return_inverse=True, return_counts=True)
     inertia = float(np.sum((features - centres[nearest]) ** 2, dtype=np.float64))
     return (labels + 1).astype(np.uint8 if len(used) <= 255 else np.uint16), sizes, inertia
+
+
+def _one_thread():
+    """Limit arithmetic to one thread: the same classes on any number of cores, and workers that do not get in each
+    other's way. It reaches only libraries that are loaded by now, hence no deferred import in this file."""
+    return threadpool_limits(1)
 
 
 def _turns(affine):

@@ -56,6 +56,7 @@ class SimulatedSubject:
         label: Reference segmentation, `(X, Y, Z)` uint8: the label that fills most of the voxel.
         truth: "true_t1" and "true_t2" in ms, "true_pd" in percent, `(X, Y, Z)` float32; T1 (before contrast agent)
             and T2 are means over the protons of the voxel, water and lipid, and 0 where there are none.
+            "true_tissue", `(X, Y, Z)` uint8: the tissue that fills most of the voxel, numbered by `TISSUE_INDEX`.
         affine: `(4, 4)` voxel to RAS+ world, mm.
     """
 
@@ -98,7 +99,8 @@ def simulate_subject(anatomy, subject, seed, shape=None):
         for name, sequence in choice.protocol.items()
     }
     affine = affine_of(grid_axes(choice.centre, choice.field_of_view, shape))
-    return SimulatedSubject(contrasts, majority(drawn.label), _truth(parameters), affine)
+    truth = _truth(parameters) | {"true_tissue": majority(drawn.tissue)}
+    return SimulatedSubject(contrasts, majority(drawn.label), truth, affine)
 
 
 def check_shape(shape):
@@ -117,9 +119,12 @@ def block_mean(values):
 
 def majority(label):
     """Return the value that fills most of each voxel, `(2X, 2Y, 2Z)` to `(X, Y, Z)`; the lower one on a tie."""
-    values = np.unique(label)
-    shares = np.stack([block_mean((label == value).astype(np.float32)) for value in values])
-    return values[np.argmax(shares, axis=0)].astype(np.uint8)
+    most, winner = 0.0, 0
+    for value in np.unique(label):  # one by one: shares of all tissues at once would not fit the memory
+        share = block_mean((label == value).astype(np.float32))
+        winner = np.where(share > most, value, winner)
+        most = np.maximum(share, most)
+    return winner.astype(np.uint8)
 
 
 def _parameter_maps(drawn, tissues, generator):

@@ -37,7 +37,7 @@ def cohort(tmp_path_factory):
 def test_files_of_a_cohort(cohort):
     for subject in ("sub-001", "sub-004"):
         names = {path.name.removesuffix(".nii.gz") for path in (cohort / subject).iterdir()}
-        assert names == {*ANATOMIES["renal"].protocol, "label", "true_t1", "true_t2", "true_pd"}
+        assert names == {*ANATOMIES["renal"].protocol, "label", "true_t1", "true_t2", "true_pd", "true_tissue"}
     image = nibabel.load(cohort / "sub-001" / "t2_echoes.nii.gz")
     assert image.shape == (24, 20, 8, 4) and image.get_data_dtype() == np.int16
     assert nibabel.load(cohort / "sub-001" / "label.nii.gz").get_data_dtype() == np.uint8

@@ -6,7 +6,14 @@ import pytest
 from nibabel import orientations
 
 from data import constraint_maps
-from data.constraint_maps import cluster, constraint_map, denoise, describe_constraint_map, principal_components
+from data.constraint_maps import (
+    cluster,
+    constraint_map,
+    contrast_space,
+    denoise,
+    describe_constraint_map,
+    principal_components,
+)
 from data.intensity import scale_intensities
 from utils.checks import InputError
 
@@ -54,6 +61,21 @@ def test_details_are_consistent():
     assert details.explained_variance.sum() == pytest.approx(1)
     assert set(details.seconds) == {"mask", "scaling", "pca", "denoising", "kmeans"}
     assert details.components.dtype == np.float32 and not details.components[~inside].any()
+
+
+@pytest.mark.parametrize("axes", ["PLS", "ASL"])
+def test_a_contrast_space_clustered_again_and_again_gives_the_same_maps(axes):
+    volume, tissue = phantom()
+    affine = np.eye(4)
+    affine[:3, :3] = [[(code == up) - (code == down) for code in axes] for up, down in ("RL", "AP", "SI")]
+    space = contrast_space(volume, tissue > 0, components=3, tv_weight=40, percentiles=(1, 99), affine=affine)
+    assert space.features.shape == ((tissue > 0).sum(), 3)
+    for clusters, seed in ((4, 0), (9, 7)):
+        expected = describe_constraint_map(
+            volume, tissue > 0, **RECIPE | {"clusters": clusters, "seed": seed}, affine=affine
+        )
+        np.testing.assert_array_equal(space.restore(cluster(space.features, clusters, seed)[0]), expected.classes)
+        np.testing.assert_array_equal(space.restore(space.features), expected.components)
 
 
 def test_mask_is_found_when_none_is_given():

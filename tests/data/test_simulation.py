@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from data.anatomy import Anatomy, grid_axes
 from data.sequences import RENAL_PROTOCOL, spin_echo
@@ -28,7 +29,7 @@ def test_what_a_subject_holds(subject):
     for name, image in subject.contrasts.items():
         assert image.shape == ((*SHAPE, 4) if name == "t2_echoes" else SHAPE)
         assert image.dtype == np.int16 and image.min() >= 0 and image.max() > 1500
-    assert set(subject.truth) == {"true_t1", "true_t2", "true_pd"}
+    assert set(subject.truth) == {"true_t1", "true_t2", "true_pd", "true_tissue"}
     assert set(np.unique(subject.label)) == {0, 1, 2, 3, 4}
     np.testing.assert_allclose(np.diag(subject.affine), [8, 8, 12, 1])
 
@@ -68,6 +69,16 @@ def test_true_parameters_follow_the_tissues(subject):
     assert subject.truth["true_pd"].max() <= 100
     assert (subject.truth["true_t1"][subject.truth["true_pd"] == 0] == 0).all()
     assert subject.truth["true_pd"][0, 0, 0] == 0  # a corner of the image is air
+
+
+def test_true_tissue_agrees_with_label_and_parameters(subject):
+    tissue = subject.truth["true_tissue"]
+    assert tissue.dtype == np.uint8 and tissue.max() < len(TISSUE_INDEX)
+    names = np.array(list(TISSUE_INDEX))[tissue]
+    assert (names[subject.truth["true_pd"] == 0] == "air").all()
+    for label, tissues in ((3, ["liver"]), (4, ["spleen"]), (1, ["renal_cortex", "renal_medulla"])):
+        inside = ndimage.binary_erosion(subject.label == label)
+        assert inside.any() and np.isin(names[inside], [*tissues, "blood"]).mean() > 0.9
 
 
 def test_truth_of_a_mixed_voxel_is_the_mean_over_its_protons():
