@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -160,27 +162,71 @@ def test_loss_ignores_patch_order_class_names_and_lengths(seed, comparison):
     )
 
 
-def test_anchor_health_counts_what_a_loop_counts():
-    representations, classes, anchors = padded_anchors()
-    positives, negatives = [], []
-    for index in range(3):
-        for anchor in anchors[index][anchors[index] >= 0]:
-            near = [patch for patch, _ in nearest_of(anchor, representations[index], 4)[1:]]
-            positives.append(sum(classes[index, patch] == classes[index, anchor] for patch in near))
-            negatives.append(4 - positives[-1])
-    found = anchor_health(representations, classes, anchors, nearest_patches=4)
-    expected = {
+def anchor_health_by_hand(representations, classes, anchors, nearest_patches):
+    positives, negatives, alignments, uniformities = [], [], [], []
+    for vectors, own_classes, drawn in zip(np.asarray(representations, "float64"), classes, anchors, strict=True):
+        drawn = drawn[drawn >= 0]
+        for anchor in drawn:
+            near = nearest_of(anchor, vectors, nearest_patches, own_classes)[1:]
+            agreeing = [s for patch, s in near if own_classes[patch] == own_classes[anchor]]
+            positives.append(len(agreeing))
+            negatives.append(len(near) - len(agreeing))
+            if vectors[anchor].any():
+                alignments += [2 - 2 * s for s in agreeing]
+        unit = [vector / (np.linalg.norm(vector) or 1) for vector in vectors[drawn]]
+        potentials = [math.exp(-2 * sum((a - b) ** 2)) for i, a in enumerate(unit) for b in unit[:i]]
+        if potentials:
+            uniformities.append(math.log(sum(potentials) / len(potentials)))
+    return {
         "share_without_positive": np.mean(np.array(positives) == 0),
         "share_without_negative": np.mean(np.array(negatives) == 0),
         "mean_positives": np.mean(positives),
+        "alignment": np.mean(alignments) if alignments else 0,
+        "uniformity": np.mean(uniformities) if uniformities else 0,
     }
-    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected)
+
+
+HEALTH_CASES = {name: case for name, case in CASES.items() if "temperature" not in name}
+HEALTH_CASES["zero vectors"] = (zero_vector(), {"nearest_patches": 19})
+
+
+@pytest.mark.parametrize("case", HEALTH_CASES)
+def test_anchor_health_equals_a_loop(case):
+    arrays, options = HEALTH_CASES[case]
+    found = anchor_health(*arrays, **options)
+    expected = anchor_health_by_hand(*arrays, **options)
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, abs=1e-5)
+    assert all(ops.dtype(value) == "float32" for value in found.values())
 
 
 def test_anchor_health_of_a_batch_without_anchors_is_zero():
     representations, classes, anchors = slices(0)
     found = anchor_health(representations, classes, np.full_like(anchors, -1))
     assert all(float(value) == 0 for value in found.values())
+
+
+def test_anchor_health_of_a_collapsed_network():
+    """One direction: no distance between anything. A dead network, all zeros, must not look better than that."""
+    _, classes, anchors = slices(0)
+    for representations in (np.full((3, 20, 5), 0.7, "float32"), np.zeros((3, 20, 5), "float32")):
+        found = anchor_health(representations, classes, anchors, nearest_patches=7)
+        assert float(found["alignment"]) == pytest.approx(0, abs=1e-6)
+        assert float(found["uniformity"]) == pytest.approx(0, abs=1e-5)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_anchor_health_ignores_patch_order_class_names_and_lengths(seed):
+    representations, classes, anchors = slices(seed)
+    generator = np.random.default_rng(seed)
+    order, names = generator.permutation(20), generator.permutation(50)[:3]
+    lengths = generator.uniform(0.01, 100, (3, 20, 1)).astype("float32")
+    shuffled = (representations * lengths)[:, order], names[classes][:, order], np.argsort(order)[anchors]
+    expected = anchor_health(representations, classes, anchors, nearest_patches=7)
+    found = anchor_health(*shuffled, nearest_patches=7)
+    assert {k: float(v) for k, v in found.items()} == pytest.approx(
+        {k: float(v) for k, v in expected.items()}, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(
