@@ -1,0 +1,59 @@
+"""The plane of representations: one column per initialisation, one row per property of the tissue."""
+
+import numpy as np
+
+from evaluation.figures import OKABE_ITO, in_report_style, panels
+
+PANEL_INCHES = (1.7, 1.6)
+SPREAD = (5, 95)  # percentiles of T1 and T2 that the colours span
+OTHER = "#C8C8C8"
+
+
+@in_report_style
+def draw_embeddings(points, patches, labels, title=""):
+    """Draw patches in the plane of their representations, the same patches in every panel.
+
+    Args:
+        points: Mapping of initialisation to positions, `(n, 2)`, dimensionless.
+        patches: DataFrame, a row for each patch: `constraint_class`, `label` (0: none), and `T2` and `T1` in ms where
+            they are known.
+        labels: Names of the labels 1, 2, ...
+        title: Above the panels.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    rows = ["constraint_class", "label", *(name for name in ("T2", "T1") if name in patches)]
+    figure, axes = panels(len(rows), len(points) + 1, PANEL_INCHES)  # the last column holds the keys
+    for axis, init in zip(axes[0], points, strict=False):
+        axis.set_title(init)
+    for (*row, key), name in zip(axes, rows, strict=True):
+        row[0].set_ylabel({"constraint_class": "by constraint class", "label": "by label"}.get(name, f"by true {name}"))
+        key.set_axis_off()
+        for axis, places in zip(row, points.values(), strict=True):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[["left", "bottom"]].set_color(OTHER)
+            draw = _draw_labels if name == "label" else _draw_values
+            draw(axis, key, places, patches[name].to_numpy(), labels if name == "label" else name)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _draw_values(axis, key, places, values, name):
+    is_class = name == "constraint_class"
+    low, high = (1, values.max()) if is_class else np.percentile(values, SPREAD)
+    style = {"c": values, "vmin": low, "vmax": high, "cmap": "viridis", "s": 4, "linewidths": 0}
+    drawn = axis.scatter(*places.T, **style, rasterized=True)
+    if not key.child_axes:
+        label, extend = ("class, dark to bright", "neither") if is_class else (f"{name} [ms]", "both")
+        axis.figure.colorbar(drawn, cax=key.inset_axes([0, 0.05, 0.07, 0.9]), label=label, extend=extend)
+
+
+def _draw_labels(axis, key, places, values, labels):
+    for number, name in enumerate(["other foreground", *labels]):
+        here = values == number
+        colour = OKABE_ITO[number % len(OKABE_ITO)] if number else OTHER
+        axis.scatter(*places[here].T, color=colour, s=4 if number else 2, linewidths=0, label=name, rasterized=True)
+    handles = axis.get_legend_handles_labels()
+    key.legend(*handles, loc="center left", bbox_to_anchor=(-0.1, 0.5), markerscale=2, handletextpad=0.1)

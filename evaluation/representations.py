@@ -1,0 +1,226 @@
+"""What the representations of patches hold: linear probes of tissue and label, how far classes lie apart.
+
+A probe is fitted on patches of training subjects and scored on patches of test subjects.
+"""
+
+import numpy as np
+
+from evaluation.inference import predict_slices
+from evaluation.patches import patch_means
+from evaluation.statistics import mean_interval
+from evaluation.tables import Table
+from utils.runs import child_seed
+
+PENALTY = 1.0  # of both probes: weighs as much as one patch does, against thousands of them
+PERPLEXITY = 30  # of t-SNE, the usual value
+SILHOUETTE_PATCHES = 1000  # of one subject at most: silhouettes need all distances
+R2, ACCURACY, SILHOUETTE = "R²", "balanced accuracy", "silhouette"
+
+
+def represent(network, images, edge, batch_size):
+    """Average the feature map of a network over patches.
+
+    Args:
+        network: Anything with Keras' `predict_on_batch`, `(batch_size, H, W, C)` to `(batch_size, h, w, F)`.
+        images: `(S, H, W, C)` float32.
+        edge: Edge of a patch in pixels of the feature map.
+        batch_size: Slices per call.
+
+    Returns:
+        `(S, P, F)` float32. Only one batch of feature maps is held at a time.
+    """
+    starts = range(0, len(images), batch_size)
+    batches = (predict_slices(network, images[start : start + batch_size], batch_size) for start in starts)
+    return np.concatenate([patch_means(maps, edge) for maps in batches])
+
+
+def probe_values(train, values, test):
+    """Predict values from representations: ridge regression on standardised features.
+
+    Args:
+        train: Representations that the probe is fitted on, `(n, F)`.
+        values: Their values, `(n,)`.
+        test: Representations to predict for, `(m, F)`.
+
+    Returns:
+        `(m,)`.
+    """
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), Ridge(PENALTY)).fit(train, values).predict(test)
+
+
+def probe_classes(train, classes, test):
+    """Predict classes from representations: logistic regression, in which every class weighs the same.
+
+    Args and returns are those of `probe_values`, with integers for values.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    regression = LogisticRegression(C=1 / PENALTY, class_weight="balanced", max_iter=1000)
+    return make_pipeline(StandardScaler(), regression).fit(train, classes).predict(test)
+
+
+def r_squared(true, predicted):
+    """Share of the variance that is predicted; below 0 when the mean would predict better, NaN without variance."""
+    spread = np.sum((true - np.mean(true)) ** 2, dtype=np.float64)
+    return float(1 - np.sum((true - predicted) ** 2, dtype=np.float64) / spread) if spread > 0 else np.nan
+
+
+def balanced_accuracy(true, predicted):
+    """Share of patches whose class is found, per class, averaged over the classes that occur in `true`."""
+    return float(np.mean([np.mean(predicted[true == value] == value) for value in np.unique(true)]))
+
+
+def silhouette(representations, classes):
+    """Mean silhouette coefficient with cosine distance, in [-1, 1]; averaged within classes first, then over classes.
+
+    Args:
+        representations: `(n, F)`.
+        classes: `(n,)` integers.
+
+    Returns:
+        1 when classes are compact and far apart, negative when patches lie nearer to another class than to their own;
+        NaN for one class only, or when no class has two patches.
+
+    Reference:
+        Rousseeuw, J. Comput. Appl. Math. 1987;20:53. The average over classes is ours.
+    """
+    from sklearn.metrics import silhouette_samples
+
+    values = np.unique(classes)
+    if not 2 <= len(values) < len(classes):
+        return np.nan
+    each = silhouette_samples(representations, classes, metric="cosine")
+    return float(np.mean([each[classes == value].mean() for value in values]))
+
+
+def by_subject(measure, subjects, *arrays):
+    """Apply a measure to all patches and to those of each subject.
+
+    Args:
+        measure: Function of the arrays.
+        subjects: Subject of each patch, `(n,)`.
+        *arrays: `(n, ...)`.
+
+    Returns:
+        Dictionary with `value`, `subject_mean`, `subject_sd`, `subjects` (that have a value) and `patches`.
+    """
+    subjects = np.asarray(subjects)
+    parts = [subjects == subject for subject in np.unique(subjects)]
+    each = [measure(*(array[part] for array in arrays)) for part in parts]
+    return {"value": measure(*arrays)} | _spread(each) | {"patches": len(subjects)}
+
+
+def _spread(each):
+    mean, sd, *_ = mean_interval(each)
+    return {"subject_mean": mean, "subject_sd": sd, "subjects": int(np.isfinite(each).sum())}
+
+
+def probe_scores(train, test, train_patches, test_patches, quantities):
+    """Probe the true tissue parameters (R²) and the labels (balanced accuracy).
+
+    Args:
+        train: Representations of patches of training subjects, `(n, F)`.
+        test: The same of test subjects, `(m, F)`.
+        train_patches: DataFrame, a row for each patch: `subject`, `label` and a column for each quantity.
+        test_patches: The same of the test patches.
+        quantities: Columns to predict, such as `["T1", "T2"]`; empty where there is no truth.
+
+    Yields:
+        Dictionaries with `measure`, `target` and what `by_subject` returns.
+    """
+    subjects = test_patches["subject"]
+    for name in quantities:
+        found = probe_values(train, train_patches[name].to_numpy(), test)
+        yield {"measure": R2, "target": name} | by_subject(r_squared, subjects, test_patches[name].to_numpy(), found)
+    labels = train_patches["label"].to_numpy()
+    if len(np.unique(labels)) > 1:
+        true, found = test_patches["label"].to_numpy(), probe_classes(train, labels, test)
+        yield {"measure": ACCURACY, "target": "label"} | by_subject(balanced_accuracy, subjects, true, found)
+
+
+def silhouette_scores(test, patches, drawn, seed):
+    """Measure how far labels lie apart over all test subjects, and constraint classes within each of them.
+
+    Labelled patches only, unless there is a single label: then it is set against the other foreground. Constraint
+    classes are numbered anew in every subject, so they are compared within subjects only.
+
+    Args:
+        test: Representations of test patches, `(m, F)`.
+        patches: DataFrame, a row for each patch: `subject`, `label`, `constraint_class`.
+        drawn: Patches that the silhouette of the labels is computed from.
+        seed: Integer; draws the patches of a subject with very many.
+
+    Yields:
+        As `probe_scores`.
+    """
+    labels = patches["label"].to_numpy()
+    if len(np.unique(labels[labels > 0])) > 1:
+        drawn = drawn[labels[drawn] > 0]
+    whole = {"subject_mean": np.nan, "subject_sd": np.nan, "subjects": patches["subject"].iloc[drawn].nunique()}
+    value = silhouette(test[drawn], labels[drawn])
+    yield {"measure": SILHOUETTE, "target": "label", "value": value, **whole, "patches": len(drawn)}
+    classes, few = patches["constraint_class"].to_numpy(), []
+    for subject, places in patches.groupby("subject").indices.items():
+        generator = np.random.default_rng(child_seed(seed, subject))
+        few.append(generator.permutation(places)[:SILHOUETTE_PATCHES])
+    found = _spread([silhouette(test[places], classes[places]) for places in few])
+    counts = {"value": found["subject_mean"], "patches": sum(map(len, few))}
+    yield {"measure": SILHOUETTE, "target": "constraint class"} | found | counts
+
+
+def embed(representations, seed):
+    """Lay representations out in the plane: t-SNE with cosine distance, started from principal components.
+
+    Args:
+        representations: `(n, F)`.
+        seed: Integer; the same representations and seed give the same picture.
+
+    Returns:
+        `(n, 2)`, dimensionless.
+
+    Reference:
+        van der Maaten and Hinton, JMLR 2008;9:2579.
+    """
+    from sklearn.manifold import TSNE
+
+    perplexity = min(PERPLEXITY, (len(representations) - 1) / 3)
+    return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(representations)
+
+
+def probe_table(rows, caption):
+    """Arrange the scores, a row for each representation.
+
+    Args:
+        rows: List of dictionaries: `representation`, `pretrained`, `features` and what `probe_scores` and
+            `silhouette_scores` yield.
+        caption: What the numbers are.
+
+    Returns:
+        A `Table`.
+    """
+    import pandas
+
+    numbers = pandas.DataFrame(rows)
+    columns = dict.fromkeys(zip(numbers["measure"], numbers["target"], strict=True))
+    text = []
+    for name, part in numbers.groupby("representation", sort=False):
+        first, cells = part.iloc[0], part.set_index(["measure", "target"])
+        row = {"Representation": name, "Pretrained": first["pretrained"], "Features": str(first["features"])}
+        text.append(row | {f"{m} {t}": _cell(cells.loc[(m, t)]) if (m, t) in cells.index else "-" for m, t in columns})
+    return Table("probe", "What representations hold", caption, numbers, pandas.DataFrame(text))
+
+
+def _cell(score):
+    value, mean = score["value"], score["subject_mean"]
+    if np.isnan(value):
+        return "-"
+    if np.isnan(mean):
+        return f"{value:.3f}"
+    spread = f"{mean:.3f} ± " + ("-" if np.isnan(score["subject_sd"]) else f"{score['subject_sd']:.3f}")
+    return spread if value == mean else f"{value:.3f} ({spread})"

@@ -1,0 +1,244 @@
+"""Optional, after step 3: what do the representations of pretrained networks hold?
+
+    python visualize_representations.py --config configs/renal_demo.yaml
+    python visualize_representations.py --config configs/renal_demo.yaml --init random constrained
+
+Reads   h5/annotated.h5 (step 2), pretraining/<stage>/weights.npz (step 3) and, of simulated scans, the true T1, T2 and
+        PD beside them.
+Writes  report/representations/ in the work dir: probe.{csv,md,tex}, what a linear probe fitted on training subjects
+        reads on test subjects from the representations of patches (T1, T2, PD, label), and how far classes lie apart;
+        tsne.{png,pdf}; a run record. With cross-validation one such folder per fold.
+Takes   a minute on a CPU with small images. Nothing is trained; every call writes anew. Stages without weights are
+        left out and named.
+Next    python finetune_segmentation.py --config FILE
+"""
+
+import logging
+
+from utils.checks import InputError
+from utils.config import from_command_line
+from utils.runs import child_seed, exit_code_of, open_run
+from utils.schema import channel_names
+
+log = logging.getLogger("mrccl")
+SLICES, PATCHES = 500, 20_000  # at most, of all training and of all test subjects
+SHOWN = 1500  # patches of t-SNE and of the silhouette by label, at most
+PATCH_SIZE = 4  # without a constrained stage that says otherwise; authors' code
+BATCH_SIZE = 16
+
+
+def add_options(parser):
+    parser.add_argument("--init", nargs="+", metavar="NAME", help="random, or stages (default: all that have weights)")
+    parser.add_argument(
+        "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
+    )
+
+
+def main(arguments=None):
+    config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "pretraining"))
+    for name in options.init or ():
+        if name not in ("random", *config.pretraining.stages):
+            known = ", ".join(["random", *config.pretraining.stages])
+            raise InputError(f"--init {name}: neither random nor a stage of pretraining ({known})")
+    if not config.data.label:
+        raise InputError(f"{options.config}: needs data.label, because only subjects with labels are kept for testing")
+    from data.h5_store import packed_folders
+    from data.splits import chosen_folds
+
+    folders = chosen_folds(packed_folders(config.work_dir, "annotated.h5"), options.folds)
+    splits = [RepresentedSplit(config, folder, options.init) for folder in folders]  # every mistake comes to light here
+    for split in splits:
+        table, target = split.write()
+        print_table(table)
+        log.info("wrote %s", target)
+    log.info("next: python finetune_segmentation.py --config %s", options.config)
+
+
+def print_table(table):
+    from evaluation.tables import to_markdown
+
+    print(to_markdown(table))
+
+
+class RepresentedSplit:
+    """One split: its slices, its pretrained networks, its folder in the report."""
+
+    def __init__(self, config, folder, inits=None):
+        from data.h5_store import SliceStore
+        from evaluation.patches import find_truth
+
+        self.config, self.folder = config, folder
+        self.name = str(folder.relative_to(config.work_dir))
+        self.store = SliceStore(folder / "h5" / "annotated.h5")
+        self.store.check_hash(config.hash_of_slices())
+        self.store.check_origin(seed=config.seed, labels=list(config.data.labels))
+        self.subjects = {
+            part: [subject for subject in members if subject in self.store.subjects]
+            for part, members in self.store.attributes["split"].items()
+        }
+        self.contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
+        levels = len(config.network.filters) - 1
+        stages = [stage for stage in config.pretraining.stages.values() if stage.method == "constrained"]
+        self.decoder_levels = (stages[0].decoder_levels if stages else None) or levels
+        self.patch_size = stages[0].patch_size if stages else PATCH_SIZE  # in pixels of the decoder's output
+        self.edge = self.patch_size * 2 ** (levels - self.decoder_levels)  # in pixels of the image
+        self.pretrained, self.missing = self.read_pretrained(inits)
+        self.note, self.truth = "", None
+        if config.data.simulated:
+            data, chosen = config.plain()["data"], [*self.subjects["train"], *self.subjects["test"]]
+            self.note, self.truth = "Simulated scans.", find_truth(config.data.root, data["contrasts"], chosen)
+
+    def seed(self, *names):
+        return child_seed(self.config.seed, "representations", self.name, *names)
+
+    def read_pretrained(self, wanted):
+        """Read the weights of all stages that have any, or of those that are wanted.
+
+        Returns:
+            Initialisation to `(arrays, contrasts)`, and the stages without weights.
+
+        Raises:
+            InputError: Test subjects that were pretrained on, weights of another config, wanted weights not there.
+        """
+        from models.weights import read_weights
+
+        pretrained, missing, mistakes = {}, [], []
+        for init in dict.fromkeys(wanted or ("random", *self.config.pretraining.stages)):
+            path = self.folder / "pretraining" / init / "weights.npz"
+            if init == "random":
+                pretrained[init] = None, None
+            elif path.exists():
+                arrays, metadata = read_weights(path)
+                pretrained[init] = arrays, metadata.get("contrasts")
+                leaked = sorted({*metadata.get("seen", ())} & {*self.subjects["test"]})
+                mistakes += [f"{subject}: test subject, but '{init}' was pretrained on it" for subject in leaked]
+                if metadata.get("config_hash") != self.config.hash_of_stage(init):
+                    mistakes.append(f"{path}: made with another config; run step 3 again with --overwrite")
+            elif wanted:
+                mistakes.append(f"{path}: no such file; run constrained_contrastive_learning.py first")
+            else:
+                missing.append(init)
+                log.warning("%s: no such file; '%s' is left out", path, init)
+        if mistakes:
+            raise InputError(mistakes)
+        return pretrained, missing
+
+    def write(self):
+        """Measure every representation, write table and figure; returns the table and the folder."""
+        from evaluation.figures import save_figure
+        from evaluation.patches import TRUTH, draw_balanced
+        from evaluation.representation_figures import draw_embeddings
+        from evaluation.representations import embed, probe_scores, probe_table, silhouette_scores
+        from evaluation.tables import write_table
+
+        target = self.config.work_dir / "report" / "representations" / self.name
+        with open_run(target, self.config.plain(), self.config.seed):
+            train, test = (self.sample(part) for part in ("train", "test"))
+            drawn = draw_balanced(test.table["label"].to_numpy(), SHOWN, self.seed("shown"))
+            quantities, rows, points = list(TRUTH) if self.truth else [], [], {}
+            for name, pretrained, *values in self.representations(train, test):
+                scores = [*probe_scores(*values, train.table, test.table, quantities)]
+                if name in self.pretrained:
+                    scores += silhouette_scores(values[1], test.table, drawn, self.seed("silhouette"))
+                    points[name] = embed(values[1][drawn], self.seed("t-SNE"))
+                about = {"representation": name, "pretrained": pretrained, "features": values[1].shape[1]}
+                rows += [about | score for score in scores]
+            table = probe_table(rows, self.caption(train.table, test.table))
+            write_table(table, target)
+            shown = test.table.iloc[drawn]
+            title = f"{self.note} t-SNE of {len(shown)} patches of {shown['subject'].nunique()} test subjects".strip()
+            save_figure(draw_embeddings(points, shown, list(self.config.data.labels), title), target, "tsne")
+        return table, target
+
+    def sample(self, part):
+        """Draw the patches of the training or of the test subjects."""
+        from evaluation.patches import sample_patches
+        from training.batches import assign_patch_classes
+
+        return sample_patches(
+            self.store,
+            self.subjects[part],
+            self.contrasts,
+            self.edge,
+            majority=assign_patch_classes,
+            most_slices=SLICES,
+            most_patches=PATCHES,
+            seed=self.seed(part),
+            truth=self.truth,
+        )
+
+    def representations(self, train, test):
+        """Yield what is known of each representation, and its values on training and test patches, `(n, F)`.
+
+        First those that need no network: what pretraining adds is what exceeds them.
+        """
+        import numpy as np
+
+        from evaluation.patches import patch_means
+        from evaluation.representations import represent
+
+        parts = (train, test)
+        intensity = [part.take(patch_means(part.images, self.edge)) for part in parts]
+        places = [np.hstack([part.positions, part.positions**2]) for part in parts]
+        yield "intensity", "-", *intensity
+        yield "intensity + position", "-", *map(np.hstack, zip(intensity, places, strict=True))
+        for init, pretrained, network in self.networks():
+            yield (
+                init,
+                pretrained,
+                *(part.take(represent(network, part.images, self.patch_size, BATCH_SIZE)) for part in parts),
+            )
+
+    def networks(self):
+        """Yield each initialisation, what of its network is pretrained, and the network (one, refilled)."""
+        from models.unet import build_unet
+        from models.weights import transfer
+
+        network = build_unet(
+            (*self.store.image_size, len(self.contrasts)),
+            filters=self.config.network.filters,
+            decoder_levels=self.decoder_levels,
+            head=None,
+            seed=child_seed(self.config.seed, "weights", 0),  # what the first repeat of step 4 starts from
+        )
+        untrained = network.get_weights()
+        for init, (arrays, contrasts) in self.pretrained.items():
+            network.set_weights(untrained)
+            if arrays is None:
+                yield init, "nothing", network
+                continue
+            report = transfer(arrays, network, source_contrasts=contrasts, target_contrasts=self.contrasts)
+            log.info("%s: %s", init, report.summary())
+            yield init, describe_transfer(report), network
+
+    def caption(self, train, test):
+        """Say what the numbers of the table are."""
+        labels = ["other foreground", *self.config.data.labels]
+        levels = len(self.config.network.filters) - 1
+        compared = "labelled patches only" if len(labels) > 2 else "labelled and other patches"
+        sentences = [
+            self.note,
+            f"Linear probes of patch representations, fitted on {len(train)} patches of {train['subject'].nunique()} "
+            f"training subjects, scored on {len(test)} patches of {test['subject'].nunique()} test subjects, which no "
+            f"stage has seen. A patch has {self.edge} × {self.edge} pixels, foreground in every one. Its "
+            f"representation is the mean over it of the features of decoder level {self.decoder_levels} of {levels} "
+            f"(input: {', '.join(self.contrasts)}); intensity: of the input itself; position: row, column, slice and "
+            "their squares.",
+            "R²: ridge regression of the true T1 [ms], T2 [ms] and PD [percent], no logarithms." if self.truth else "",
+            f"Balanced accuracy: logistic regression of the label ({', '.join(labels)}; chance {1 / len(labels):.2f}).",
+            "Both over all test patches; in brackets mean ± standard deviation over test subjects.",
+            f"Silhouette: cosine distance, -1 to 1; of labels ({compared}, subjects together) and of constraint "
+            "classes (within each subject, mean ± standard deviation over subjects).",
+            f"Left out, without weights: {', '.join(self.missing)}." if self.missing else "",
+        ]
+        return " ".join(sentence for sentence in sentences if sentence)
+
+
+def describe_transfer(report):
+    """Name the parts of the network that hold pretrained weights."""
+    moved, left = ({name.split("_")[0] for name in names} for names in (report.moved + report.adapted, report.left))
+    return ", ".join(f"part of {part}" if part in left else part for part in ("encoder", "decoder") if part in moved)
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))
