@@ -102,7 +102,7 @@ def region_contrast(map_a, map_b, corners, is_negative, *, region_size=3, temper
     """
     _check_maps(map_a, map_b, corners, is_negative, temperature)
     corners = ops.cast(corners, "int32")
-    a, b = (unit_vectors(_regions_of(values, corners, region_size)) for values in (map_a, map_b))
+    a, b = (unit_vectors(regions_of(values, corners, region_size)) for values in (map_a, map_b))
     within_a, within_b, across = (ops.einsum("brf,bqf->brq", x, y) / temperature for x, y in ((a, a), (b, b), (a, b)))
     partner = ops.einsum("brf,brf->br", a, b) / temperature
     cost = 0.0
@@ -113,8 +113,18 @@ def region_contrast(map_a, map_b, corners, is_negative, *, region_size=3, temper
     return ops.sum(weight * cost, axis=-1) / ops.maximum(ops.sum(weight, axis=-1), 1.0)
 
 
-def _regions_of(feature_map, corners, region_size):
-    """Read regions out of a map: `(B, R, region_size**rank * F)`, pixels in row-major order."""
+def regions_of(feature_map, corners, region_size):
+    """Read regions out of a map.
+
+    Args:
+        feature_map: `(B, H, W[, D], F)`.
+        corners: Lowest indices of each region, integer `(B, R, rank)`; -1 reads the region at 0.
+        region_size: Edge of a region, pixels.
+
+    Returns:
+        `(B, R, region_size**rank * F)`, the features of a region's pixels side by side, in row-major order.
+    """
+    corners = ops.cast(corners, "int32")
     *size, features = feature_map.shape[1:]
     grid = np.stack(np.meshgrid(*[np.arange(region_size)] * len(size), indexing="ij"), -1).reshape(-1, len(size))
     pixels = ops.maximum(corners, 0)[:, :, None, :] + ops.convert_to_tensor(grid.astype("int32"))

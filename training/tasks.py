@@ -9,18 +9,28 @@ from keras import ops
 
 from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
 from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
-from losses.local_contrastive import region_contrast
+from losses.health import feature_spread, view_health
+from losses.local_contrastive import region_contrast, regions_of
 from losses.regression import masked_l1
 from losses.segmentation import balanced_cross_entropy, focal_tversky_loss
 from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
 
+VIEW_HEALTH = ("alignment", "uniformity", "feature_spread")
+ANCHOR_HEALTH = ("share_without_positive", "share_without_negative", "mean_positives", *VIEW_HEALTH)
+
 
 class Task(keras.Model):
-    """A network in training; `network` alone is what stays afterwards."""
+    """A network in training; `network` alone is what stays afterwards.
 
-    def __init__(self, network, **kwargs):
+    Args:
+        network: The `keras.Model` to train.
+        health: Names of the values that `watch` gets, for the log; they are means over the validation set.
+    """
+
+    def __init__(self, network, health=(), **kwargs):
         super().__init__(**kwargs)
         self.network = network
+        self.health = {name: keras.metrics.Mean(name) for name in health}
 
     def ready(self, learning_rate):
         """Compile with Adam; returns the task itself."""
@@ -29,6 +39,11 @@ class Task(keras.Model):
         self.compile(keras.optimizers.Adam(learning_rate), jit_compile=False if is_slow else "auto")
         self.optimizer.build(self.trainable_variables)
         return self
+
+    def watch(self, training, values):
+        """Log what `values()` returns, on the fixed validation set only."""
+        for name, value in ({} if training else values()).items():
+            self.health[name].update_state(value)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         return ops.mean(self.cost(x, y_pred, training))
@@ -70,7 +85,7 @@ class GlobalContrast(Task):
     """
 
     def __init__(self, network, temperature, **kwargs):
-        super().__init__(network, **kwargs)
+        super().__init__(network, VIEW_HEALTH, **kwargs)
         self.temperature = temperature
 
     def call(self, batch, training=None):
@@ -79,6 +94,7 @@ class GlobalContrast(Task):
         return ops.split(both, 2, axis=0)
 
     def cost(self, batch, views, training):
+        self.watch(training, lambda: view_health(*views))
         if "partition" in batch:
             return anatomical_contrastive_loss(ops.stack(views), batch["partition"], temperature=self.temperature)
         return simclr_loss(*views, temperature=self.temperature)
@@ -95,7 +111,7 @@ class LocalContrast(Task):
     """
 
     def __init__(self, network, map_size, loss_settings, freeze_encoder, **kwargs):
-        super().__init__(network, **kwargs)
+        super().__init__(network, VIEW_HEALTH, **kwargs)
         self.map_size, self.loss_settings = map_size, loss_settings
         for layer in network.layers:
             if freeze_encoder and layer.name.startswith("encoder_"):
@@ -109,7 +125,12 @@ class LocalContrast(Task):
         return ops.split(both, 2, axis=0)
 
     def cost(self, batch, maps, training):
+        self.watch(training, lambda: self._region_health(batch["corners"], *maps))
         return region_contrast(*maps, batch["corners"], batch["is_negative"], **self.loss_settings)
+
+    def _region_health(self, corners, *maps):
+        regions = (regions_of(values, corners, self.loss_settings["region_size"]) for values in maps)
+        return view_health(*regions, corners[..., 0] >= 0)
 
 
 class ConstrainedContrast(Task):
@@ -122,36 +143,23 @@ class ConstrainedContrast(Task):
     """
 
     def __init__(self, network, loss_settings, **kwargs):
-        super().__init__(network, **kwargs)
+        super().__init__(network, ANCHOR_HEALTH, **kwargs)
         self.loss_settings = loss_settings
-        names = ("share_without_positive", "share_without_negative", "mean_positives", "feature_spread")
-        self.health = {name: keras.metrics.Mean(name) for name in names}
 
     def call(self, batch, training=None):
         return self.network(batch["image"], training=training)
 
     def cost(self, batch, representations, training):
-        if not training:  # the health of the anchors is watched on the fixed validation anchors only
-            values = self._anchor_health(batch, representations)
-            for name, value in (values | {"feature_spread": feature_spread(representations)}).items():
-                self.health[name].update_state(value)
+        self.watch(training, lambda: self._anchor_health(batch, representations))
         return constrained_contrastive_loss(
             representations, batch["patch_classes"], batch["anchors"], **self.loss_settings
         )
 
     def _anchor_health(self, batch, representations):
-        return anchor_health(
-            representations,
-            batch["patch_classes"],
-            batch["anchors"],
-            nearest_patches=self.loss_settings["nearest_patches"],
-        )
-
-
-def feature_spread(representations):
-    """Standard deviation of normalised representations over patches, times sqrt(F): 1 when isotropic, 0 on collapse."""
-    unit = ops.normalize(ops.cast(representations, "float32"), axis=-1)
-    return ops.mean(ops.std(unit, axis=1)) * unit.shape[-1] ** 0.5
+        classes, nearest = batch["patch_classes"], self.loss_settings["nearest_patches"]
+        return anchor_health(representations, classes, batch["anchors"], nearest_patches=nearest) | {
+            "feature_spread": feature_spread(representations, classes > 0)
+        }
 
 
 class Segmentation(Task):
