@@ -5,11 +5,11 @@
 
 Reads   h5/annotated.h5 (step 2), pretraining/<stage>/weights.npz (step 3) and, of simulated scans, the true T1, T2 and
         PD beside them.
-Writes  report/representations/ in the work dir: probe.{csv,md,tex}, what a linear probe fitted on training subjects
-        reads on test subjects from the representations of patches (T1, T2, PD, label), and how far classes lie apart;
-        tsne.{png,pdf}; a run record. With cross-validation one such folder per fold.
-Takes   a minute on a CPU with small images. Nothing is trained; every call writes anew. Stages without weights are
-        left out and named.
+Writes  report/representations/ in the work dir, with cross-validation one such folder per fold: probe.{csv,md,tex},
+        how well a linear probe that is fitted on patches of training subjects tells T1, T2, PD and label of patches
+        of test subjects, and how far classes lie apart; tsne.{png,pdf}; a run record.
+Takes   a minute or two on a CPU with small images. No network is trained; every call writes anew. Stages without
+        weights are left out and named.
 Next    python finetune_segmentation.py --config FILE
 """
 
@@ -24,6 +24,7 @@ log = logging.getLogger("mrccl")
 SLICES, PATCHES = 500, 20_000  # at most, of all training and of all test subjects
 SHOWN = 1500  # patches of t-SNE and of the silhouette by label, at most
 PATCH_SIZE = 4  # without a constrained stage that says otherwise; authors' code
+DRAWS = 3  # of untrained layers
 BATCH_SIZE = 16
 
 
@@ -136,13 +137,12 @@ class RepresentedSplit:
             train, test = (self.sample(part) for part in ("train", "test"))
             drawn = draw_balanced(test.table["label"].to_numpy(), SHOWN, self.seed("shown"))
             quantities, rows, points = list(TRUTH) if self.truth else [], [], {}
-            for name, pretrained, *values in self.representations(train, test):
+            for about, *values in self.representations(train, test):
                 scores = [*probe_scores(*values, train.table, test.table, quantities)]
-                if name in self.pretrained:
+                if (name := about["representation"]) in self.pretrained:
                     scores += silhouette_scores(values[1], test.table, drawn, self.seed("silhouette"))
-                    points[name] = embed(values[1][drawn], self.seed("t-SNE"))
-                about = {"representation": name, "pretrained": pretrained, "features": values[1].shape[1]}
-                rows += [about | score for score in scores]
+                    points[name] = points[name] if name in points else embed(values[1][drawn], self.seed("t-SNE"))
+                rows += [about | {"features": values[1].shape[1]} | score for score in scores]
             table = probe_table(rows, self.caption(train.table, test.table))
             write_table(table, target)
             shown = test.table.iloc[drawn]
@@ -177,39 +177,46 @@ class RepresentedSplit:
         from evaluation.patches import patch_means
         from evaluation.representations import represent
 
-        parts = (train, test)
+        parts, plain = (train, test), {"draw": 0, "pretrained": "-"}
         intensity = [part.take(patch_means(part.images, self.edge)) for part in parts]
         places = [np.hstack([part.positions, part.positions**2]) for part in parts]
-        yield "intensity", "-", *intensity
-        yield "intensity + position", "-", *map(np.hstack, zip(intensity, places, strict=True))
-        for init, pretrained, network in self.networks():
-            yield (
-                init,
-                pretrained,
-                *(part.take(represent(network, part.images, self.patch_size, BATCH_SIZE)) for part in parts),
-            )
+        yield {"representation": "intensity"} | plain, *intensity
+        yield {"representation": "intensity + position"} | plain, *map(np.hstack, zip(intensity, places, strict=True))
+        for about, network in self.networks():
+            yield about, *(part.take(represent(network, part.images, self.patch_size, BATCH_SIZE)) for part in parts)
 
     def networks(self):
-        """Yield each initialisation, what of its network is pretrained, and the network (one, refilled)."""
-        from models.unet import build_unet
+        """Yield what is known of each network, and the network (one, refilled).
+
+        What pretraining left untrained is drawn several times: representations depend on it a good deal.
+        """
         from models.weights import transfer
 
-        network = build_unet(
+        drawn = [self.build(draw) for draw in range(DRAWS)]
+        network, untrained = drawn[0], [one.get_weights() for one in drawn]
+        for init, (arrays, contrasts) in self.pretrained.items():
+            pretrained = "nothing"
+            for draw, weights in enumerate(untrained):
+                network.set_weights(weights)
+                if arrays:
+                    report = transfer(arrays, network, source_contrasts=contrasts, target_contrasts=self.contrasts)
+                    pretrained = describe_transfer(report)
+                log.info("%s, draw %d, pretrained: %s", init, draw, pretrained)
+                yield {"representation": init, "draw": draw, "pretrained": pretrained}, network
+                if arrays and not report.left:
+                    break
+
+    def build(self, draw):
+        """Build the network as far as its representations go, with the initial weights of a repeat of step 4."""
+        from models.unet import build_unet
+
+        return build_unet(
             (*self.store.image_size, len(self.contrasts)),
             filters=self.config.network.filters,
             decoder_levels=self.decoder_levels,
             head=None,
-            seed=child_seed(self.config.seed, "weights", 0),  # what the first repeat of step 4 starts from
+            seed=child_seed(self.config.seed, "weights", draw),
         )
-        untrained = network.get_weights()
-        for init, (arrays, contrasts) in self.pretrained.items():
-            network.set_weights(untrained)
-            if arrays is None:
-                yield init, "nothing", network
-                continue
-            report = transfer(arrays, network, source_contrasts=contrasts, target_contrasts=self.contrasts)
-            log.info("%s: %s", init, report.summary())
-            yield init, describe_transfer(report), network
 
     def caption(self, train, test):
         """Say what the numbers of the table are."""
@@ -226,7 +233,8 @@ class RepresentedSplit:
             "their squares.",
             "R²: ridge regression of the true T1 [ms], T2 [ms] and PD [percent], no logarithms." if self.truth else "",
             f"Balanced accuracy: logistic regression of the label ({', '.join(labels)}; chance {1 / len(labels):.2f}).",
-            "Both over all test patches; in brackets mean ± standard deviation over test subjects.",
+            "Both over all test patches; in round brackets mean ± standard deviation over test subjects.",
+            f"Where layers are not pretrained: means over {DRAWS} draws of them, with the smallest and the largest.",
             f"Silhouette: cosine distance, -1 to 1; of labels ({compared}, subjects together) and of constraint "
             "classes (within each subject, mean ± standard deviation over subjects).",
             f"Left out, without weights: {', '.join(self.missing)}." if self.missing else "",

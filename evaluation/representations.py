@@ -108,17 +108,12 @@ def by_subject(measure, subjects, *arrays):
         *arrays: `(n, ...)`.
 
     Returns:
-        Dictionary with `value`, `subject_mean`, `subject_sd`, `subjects` (that have a value) and `patches`.
+        Dictionary with `value`; `each`, `(subjects,)`, subjects sorted, NaN where there is none; and `patches`.
     """
     subjects = np.asarray(subjects)
     parts = [subjects == subject for subject in np.unique(subjects)]
-    each = [measure(*(array[part] for array in arrays)) for part in parts]
-    return {"value": measure(*arrays)} | _spread(each) | {"patches": len(subjects)}
-
-
-def _spread(each):
-    mean, sd, *_ = mean_interval(each)
-    return {"subject_mean": mean, "subject_sd": sd, "subjects": int(np.isfinite(each).sum())}
+    each = np.array([measure(*(array[part] for array in arrays)) for part in parts])
+    return {"value": measure(*arrays), "each": each, "patches": len(subjects)}
 
 
 def probe_scores(train, test, train_patches, test_patches, quantities):
@@ -162,16 +157,15 @@ def silhouette_scores(test, patches, drawn, seed):
     labels = patches["label"].to_numpy()
     if len(np.unique(labels[labels > 0])) > 1:
         drawn = drawn[labels[drawn] > 0]
-    whole = {"subject_mean": np.nan, "subject_sd": np.nan, "subjects": patches["subject"].iloc[drawn].nunique()}
     value = silhouette(test[drawn], labels[drawn])
-    yield {"measure": SILHOUETTE, "target": "label", "value": value, **whole, "patches": len(drawn)}
+    yield {"measure": SILHOUETTE, "target": "label", "value": value, "each": np.array([]), "patches": len(drawn)}
     classes, few = patches["constraint_class"].to_numpy(), []
     for subject, places in patches.groupby("subject").indices.items():
         generator = np.random.default_rng(child_seed(seed, subject))
         few.append(generator.permutation(places)[:SILHOUETTE_PATCHES])
-    found = _spread([silhouette(test[places], classes[places]) for places in few])
-    counts = {"value": found["subject_mean"], "patches": sum(map(len, few))}
-    yield {"measure": SILHOUETTE, "target": "constraint class"} | found | counts
+    each = np.array([silhouette(test[places], classes[places]) for places in few])
+    counts = {"value": mean_interval(each)[0], "each": each, "patches": sum(map(len, few))}
+    yield {"measure": SILHOUETTE, "target": "constraint class"} | counts
 
 
 def embed(representations, seed):
@@ -197,8 +191,8 @@ def probe_table(rows, caption):
     """Arrange the scores, a row for each representation.
 
     Args:
-        rows: List of dictionaries: `representation`, `pretrained`, `features` and what `probe_scores` and
-            `silhouette_scores` yield.
+        rows: List of dictionaries: `representation`, `draw`, `pretrained`, `features`, and what `probe_scores` and
+            `silhouette_scores` yield. Draws of the untrained layers are averaged, per subject first.
         caption: What the numbers are.
 
     Returns:
@@ -206,21 +200,28 @@ def probe_table(rows, caption):
     """
     import pandas
 
-    numbers = pandas.DataFrame(rows)
-    columns = dict.fromkeys(zip(numbers["measure"], numbers["target"], strict=True))
-    text = []
-    for name, part in numbers.groupby("representation", sort=False):
-        first, cells = part.iloc[0], part.set_index(["measure", "target"])
-        row = {"Representation": name, "Pretrained": first["pretrained"], "Features": str(first["features"])}
-        text.append(row | {f"{m} {t}": _cell(cells.loc[(m, t)]) if (m, t) in cells.index else "-" for m, t in columns})
-    return Table("probe", "What representations hold", caption, numbers, pandas.DataFrame(text))
+    scores = pandas.DataFrame(rows)
+    columns, text = dict.fromkeys(zip(scores["measure"], scores["target"], strict=True)), []
+    for name, part in scores.groupby("representation", sort=False):
+        row = {"Representation": name, "Pretrained": part["pretrained"].iloc[0], "Features": part["features"].iloc[0]}
+        for measure, target in columns:
+            draws = part[(part["measure"] == measure) & (part["target"] == target)]
+            row[f"{measure} {target}"] = _cell(draws["value"].to_numpy(), draws["each"].tolist())
+        text.append(row)
+    spread = [mean_interval(each)[:2] for each in scores["each"]]
+    counts = [int(np.isfinite(each).sum()) for each in scores["each"]]
+    numbers = scores.drop(columns="each").assign(subjects=counts)
+    numbers[["subject_mean", "subject_sd"]] = spread
+    return Table("probe", "What representations hold", caption, numbers, pandas.DataFrame(text).astype(str))
 
 
-def _cell(score):
-    value, mean = score["value"], score["subject_mean"]
-    if np.isnan(value):
+def _cell(values, each):
+    """Mean over draws, mean ± standard deviation over subjects, and the range over draws where there are several."""
+    if len(values) == 0 or np.isnan(values).all():
         return "-"
-    if np.isnan(mean):
-        return f"{value:.3f}"
-    spread = f"{mean:.3f} ± " + ("-" if np.isnan(score["subject_sd"]) else f"{score['subject_sd']:.3f}")
-    return spread if value == mean else f"{value:.3f} ({spread})"
+    mean, sd, *_ = mean_interval(np.mean(each, axis=0))
+    cell = f"{values.mean():.3f}"
+    if not np.isnan(mean):
+        spread = f"{mean:.3f} ± " + ("-" if np.isnan(sd) else f"{sd:.3f}")
+        cell = spread if np.isclose(mean, values.mean()) else f"{cell} ({spread})"
+    return cell + (f" [{values.min():.3f}, {values.max():.3f}]" if len(values) > 1 else "")
