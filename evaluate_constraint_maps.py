@@ -1,0 +1,272 @@
+"""Optional, beside step 1: how well constraint maps follow the tissue, how stable they are, how many classes to take.
+
+    python evaluate_constraint_maps.py --config configs/lgg_tcga.yaml --clusters 5 10 20 40 --seeds 3
+
+Reads   the scans below data.root and their labels; of simulated scans also true_tissue, true_t1 and true_t2.nii.gz.
+Writes  report/constraint_maps/ in the work dir: agreement.csv, .md and .tex (means over subjects for every K),
+        agreement.png and .pdf, per_subject.csv, and subjects/<subject>.json, from which the others are made.
+Takes   half a minute to 1.5 minutes and up to 1 GB per subject and job, for 8 numbers of classes and 3 seeds. Finished
+        subjects are skipped unless their settings have changed. No constraint map is written.
+Next    set constraint_maps.clusters in the config, then: python generate_constraint_maps.py --config FILE
+"""
+
+import difflib
+import functools
+import logging
+import time
+
+from utils.checks import InputError
+from utils.config import from_command_line, positive
+from utils.parallel import in_order
+from utils.runs import child_seed, exit_code_of, open_run, progress, read_json, write_json
+from utils.schema import fingerprint
+
+log = logging.getLogger("mrccl")
+
+CLUSTERS = (5, 10, 15, 20, 25, 30, 40, 50)
+TRUTH = ("true_tissue", "true_t1", "true_t2")
+MEASURES_VERSION = 1  # raised when a measure changes, so that older results are made again
+OUTSIDE = 0.01  # share of labelled voxels outside the foreground that is worth a look
+
+
+def add_options(parser):
+    parser.add_argument(
+        "--clusters",
+        type=positive,
+        nargs="+",
+        default=CLUSTERS,
+        metavar="K",
+        help=f"numbers of classes to try (default: {' '.join(map(str, CLUSTERS))}, and the config's)",
+    )
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="maps of each, by seed (default: 3)")
+    parser.add_argument("--subjects", nargs="+", metavar="ID", help="evaluate these only")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects worked on at a time (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="evaluate finished subjects again")
+
+
+def main(arguments=None):
+    config, options = from_command_line(__doc__, arguments, add_options, needs=("constraint_maps",))
+    if options.jobs < 1:
+        raise InputError(f"--jobs {options.jobs}: expected at least 1")
+    evaluate_constraint_maps(config, options)
+    log.info(
+        "look at %s, set constraint_maps.clusters, then: python generate_constraint_maps.py --config %s",
+        report_of(config) / "agreement.png",
+        options.config,
+    )
+
+
+def evaluate_constraint_maps(config, options):
+    """Evaluate every subject that is not finished, then write the report over all that are."""
+    everyone, wanted = find_wanted(config, options.subjects)
+    clusters = sorted({1, config.constraint_maps.clusters, *options.clusters})
+    if options.seeds < 2 and not any(files.label or truth_of(config, files) for files in everyone.values()):
+        raise InputError("--seeds 1: nothing to compare, because no subject has a label; expected at least 2")
+    settings = {name: settings_of(config, clusters, options.seeds, files) for name, files in everyone.items()}
+    finished = {name for name in everyone if is_finished(config, name, settings[name])}
+    todo = [files for name, files in wanted.items() if options.overwrite or name not in finished]
+    if len(todo) < len(wanted):
+        log.info("%d of %d subjects finished before, skipped", len(wanted) - len(todo), len(wanted))
+    refuse_unsound(config, options, todo)
+    with open_run(report_of(config), config.plain(), config.seed):
+        work = functools.partial(evaluate_subject, config, clusters, options.seeds)
+        made = in_order(work, todo, options.jobs)
+        for files, result in zip(todo, progress(made, "Constraint maps", len(todo)), strict=True):
+            write_json(result_of(config, files.subject), {"settings": settings[files.subject], **result})
+            finished.add(files.subject)
+            point_out(files.subject, result)
+        write_report(config, sorted(finished))
+
+
+def find_wanted(config, asked):
+    """Return `{subject: files}` of everyone in the dataset, and of those that the command line asks for."""
+    from data.layouts import find_subjects
+
+    data = config.plain()["data"]
+    everyone = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
+    mistakes = []
+    for name in asked or ():
+        if name not in everyone:
+            near = difflib.get_close_matches(name, everyone, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            mistakes.append(f"--subjects {name}: not in '{config.data.root}'{hint}")
+    if mistakes:
+        raise InputError(mistakes)
+    return everyone, {name: files for name, files in everyone.items() if not asked or name in asked}
+
+
+def settings_of(config, clusters, seeds, files):
+    """Hash of all that shapes the result of a subject."""
+    plain = config.plain()
+    data = {key: plain["data"][key] for key in ("contrasts", "mask", "labels", "ignored_label_values")}
+    recipe = {key: value for key, value in plain["constraint_maps"].items() if key != "clusters"}
+    references = [files.label is not None, *truth_of(config, files)]
+    return fingerprint(MEASURES_VERSION, data, recipe, config.seed, clusters, seeds, references)
+
+
+def truth_of(config, files):
+    """Return `{name: path}` of the true maps beside the scans of a simulated subject."""
+    if not config.data.simulated:
+        return {}
+    folder = next(iter(files.contrasts.values())).parent
+    return {name: path for name in TRUTH if (path := folder / f"{name}.nii.gz").is_file()}
+
+
+def refuse_unsound(config, options, subjects):
+    """Read every file once before the work starts, and name every problem."""
+    checked = in_order(functools.partial(check_subject, config), subjects, options.jobs)
+    problems = [line for found in progress(checked, "Checking scans", len(subjects)) for line in found]
+    if problems:
+        raise InputError(problems)
+    without = [files.subject for files in subjects if len(truth_of(config, files)) < len(TRUTH)]
+    if config.data.simulated and without:
+        log.warning(
+            "%s: no %s beside the scans of %d subjects (%s, ...); make the cohort anew with simulate_cohort.py to have "
+            "all measures",
+            config.data.root,
+            ", ".join(TRUTH),
+            len(without),
+            without[0],
+        )
+
+
+def check_subject(config, files):
+    """Return one line for each thing that is wrong with a subject's files."""
+    from data.volumes import problems_of_subject
+
+    data = config.data
+    names = config.constraint_maps.contrasts
+    return problems_of_subject(files, data.contrasts, names, labels=data.labels, ignored=data.ignored_label_values)
+
+
+def evaluate_subject(config, clusters, seeds, files):
+    """Cluster one subject for every K and seed; return the measures as rows `[K, seeds, measure, label, value]`."""
+    import numpy as np
+
+    from data.constraint_maps import cluster
+    from evaluation.map_agreement import SAMPLE_VOXELS, agreement_with_labels, agreement_with_truth, stability
+
+    started = time.perf_counter()
+    features, labels, truth, outside = read_references(config, files)
+    draw = np.random.default_rng(child_seed(config.seed, "agreement", files.subject))
+    sample = draw.choice(len(features), min(SAMPLE_VOXELS, len(features)), replace=False)
+    shift = int(draw.integers(len(features) // 4, 3 * len(features) // 4 + 1))
+    names, rows = list(config.data.labels), []
+    for k in clusters:
+        maps = [cluster(features, k, seed_of_map(config, files.subject, number))[0] for number in range(seeds)]
+        for number, classes in enumerate(maps):
+            found = {} if labels is None else agreement_with_labels(classes, labels, names, sample, shift)
+            found |= agreement_with_truth(classes, truth, sample)
+            rows += [[k, str(number), measure, label, value] for (measure, label), value in found.items()]
+        rows += [[k, f"{i}-{j}", "stability", "", value] for (i, j), value in stability(maps).items()]
+    rows = [[*row, None if value != value else value] for *row, value in rows]  # JSON has no NaN
+    seconds = round(time.perf_counter() - started, 1)
+    return {"voxels": len(features), "labelled_outside": outside, "seconds": seconds, "rows": rows}
+
+
+def seed_of_map(config, subject, number):
+    """Seed of k-means; that of number 0 is the seed of step 1, so that its map is evaluated too."""
+    return child_seed(config.seed, "constraint_map", subject, *([number] if number else ()))
+
+
+def read_references(config, files):
+    """Read one subject: what k-means sees, and what its classes are compared with.
+
+    Returns:
+        `(features, labels, truth, outside)`: `(voxels, P)`; labels `(voxels,)` uint8 or None; name -> true values
+        `(voxels,)`, all of them in the order of the features; and the share of labelled voxels outside the foreground.
+    """
+    import numpy as np
+
+    from data.constraint_maps import contrast_space
+    from data.volumes import read_contrasts, read_label, read_mask
+
+    section, data = config.constraint_maps, config.data
+    volume, affine = read_contrasts(files, section.contrasts, data.contrasts)
+    shape = volume.shape[:3]
+    mask = read_mask(files, shape, affine)
+    space = contrast_space(volume, mask, **section.model_dump(exclude={"contrasts", "clusters"}), affine=affine)
+    # Number of every foreground voxel in the features; to read a volume at these places puts it into their order.
+    place = space.restore(np.arange(1, len(space.features) + 1))
+    order = np.flatnonzero(place)[np.argsort(place[place > 0])]
+    labels, outside = None, None
+    if files.label is not None:
+        whole = read_label(files, data.labels, data.ignored_label_values, shape, affine)
+        labels = whole.ravel()[order]
+        outside = 1 - np.count_nonzero(labels) / np.count_nonzero(whole)
+    truth = read_truth(config, files, shape, affine)
+    return space.features, labels, {name: values.ravel()[order] for name, values in truth.items()}, outside
+
+
+def read_truth(config, files, shape, affine):
+    """Read the true maps of a simulated subject, `{name: (X, Y, Z)}`; they must lie on the grid of the scans."""
+    import dataclasses
+
+    import numpy as np
+
+    from data.volumes import read_contrasts
+
+    paths = truth_of(config, files)
+    if not paths:
+        return {}
+    values, grid = read_contrasts(dataclasses.replace(files, contrasts=paths), list(paths), dict.fromkeys(paths, ""))
+    if values.shape[:3] != shape or not np.allclose(grid, affine, atol=1e-3):
+        raise InputError(f"{files.subject}: {', '.join(paths)} and the scans are not on one grid; simulate them again")
+    return {
+        name: values[..., n].astype(np.uint8 if name == "true_tissue" else np.float32) for n, name in enumerate(paths)
+    }
+
+
+def point_out(subject, result):
+    """Warn of a subject whose labels are not all seen by the maps."""
+    if (result["labelled_outside"] or 0) > OUTSIDE:
+        share = 100 * result["labelled_outside"]
+        log.warning("%s: %.1f %% of the labelled voxels lie outside the foreground and are not counted", subject, share)
+
+
+def write_report(config, subjects):
+    """Write tables and figure over all finished subjects."""
+    import pandas
+
+    from evaluation.figures import save_figure
+    from evaluation.map_figures import agreement_against_clusters
+    from evaluation.map_tables import (
+        ENOUGH,
+        REFERENCES,
+        agreement_table,
+        average_agreement,
+        enough_clusters,
+        title_of,
+    )
+    from evaluation.tables import write_table
+
+    columns = ["clusters", "seed", "measure", "label", "value"]
+    results = {name: read_json(result_of(config, name))["rows"] for name in subjects}
+    rows = pandas.DataFrame([[name, *row] for name in subjects for row in results[name]], columns=["subject", *columns])
+    rows["value"] = rows["value"].astype(float)
+    rows.to_csv(report_of(config) / "per_subject.csv", index=False)
+    numbers, note = average_agreement(rows), "Simulated scans." if config.data.simulated else ""
+    write_table(agreement_table(numbers, f"{note} {config.name}.".strip()), report_of(config))
+    figure = agreement_against_clusters(numbers, config.constraint_maps.clusters, f"{note} {config.name},".strip())
+    save_figure(figure, report_of(config), "agreement")
+    for (measure, label), line in numbers.groupby(["measure", "label"], sort=False):
+        if label not in REFERENCES:
+            log.info("%s: within %g of its best from K = %d", title_of(measure, label), ENOUGH, enough_clusters(line))
+    log.info("%s: %d subjects", report_of(config) / "agreement.md", len(subjects))
+
+
+def report_of(config):
+    return config.work_dir / "report" / "constraint_maps"
+
+
+def result_of(config, subject):
+    return report_of(config) / "subjects" / f"{subject}.json"
+
+
+def is_finished(config, subject, settings):
+    path = result_of(config, subject)
+    return path.is_file() and read_json(path).get("settings") == settings
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))
