@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,40 @@ def test_pretraining_on_a_test_subject_is_refused(finished):
     other.write_text(yaml.safe_dump(config, sort_keys=False))
     result = run("finetune_segmentation.py", "--config", other)
     assert result.returncode == 2 and "annotated.h5: made with another" in result.stderr
+
+
+def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
+    cohort, _ = finished
+    config = yaml.safe_load(cohort.read_text())
+    stages, training = config["pretraining"]["stages"], {"epochs": 1, "batch_size": 4, "learning_rate": 0.003}
+    more = {
+        "regression": {"method": "regression"},
+        "global_anatomical": {"method": "global", "n_partitions": 2},
+        "global_local": {"method": "local", "warm_start": "global", "decoder_levels": 1},
+        "combined": {"method": "constrained", "warm_start": "regression", "comparison": "setwise", "patch_size": 2}
+        | {"decoder_levels": 1, "background_patches": False, "anchor_is_positive": False},
+    }
+    stages |= {name: stage | {"training": training} for name, stage in more.items()}
+    config["finetuning"]["training"]["epochs"] = 2
+    config["work_dir"] = str(cohort.parent / "methods")
+    for folder in ("h5", "pretraining"):
+        shutil.copytree(cohort.parent / "work" / folder, cohort.parent / "methods" / folder)
+    path = cohort.with_name("methods.yaml")
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    pretrained = run("constrained_contrastive_learning.py", "--config", path, "--method", *more)
+    assert pretrained.returncode == 0, pretrained.stderr
+    finetuned = run("finetune_segmentation.py", "--config", path, "--init", *more, "--subjects-n", 1)
+    assert finetuned.returncode == 0, finetuned.stderr
+    encoder, decoder = 6, 3  # layers with a kernel: two convolutions a level, and one more in the decoder
+    moved = {"regression": encoder + 2 * decoder, "global_anatomical": encoder}
+    moved |= {"global_local": encoder + decoder, "combined": encoder + decoder}
+    for init in more:
+        metrics = json.loads((path.parent / f"methods/finetuning/t1/{init}/n01/r0/metrics.json").read_text())
+        assert metrics["init"] == init and len(metrics["per_subject"]) == 4
+        log = (path.parent / f"methods/finetuning/t1/{init}/n01/r0/run.log").read_text()
+        assert f"{2 * moved[init]} layers moved" in log  # each convolution has its normalisation
+    started = (path.parent / "methods/pretraining/combined/run.log").read_text()
+    assert "warm start from" in started and "layers moved" in started
 
 
 def test_an_interrupted_pretraining_resumes(finished, tmp_path):

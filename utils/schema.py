@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -345,13 +346,13 @@ class Config(Section):
             where, built = f"pretraining.stages.{name}", stage.decoder_levels or levels
             if built > levels:
                 yield f"{where}.decoder_levels: {built}, but network.filters makes {levels} decoder levels"
-            elif stage.method == "constrained" and any(
-                size % (stage.patch_size * 2 ** (levels - built)) for size in self.slices.image_size
-            ):
-                yield (
-                    f"{where}.patch_size: {stage.patch_size} pixels of a decoder output that is "
-                    f"{2 ** (levels - built)} times coarser than the image do not divide {list(self.slices.image_size)}"
-                )
+                continue
+            factor, sizes = 2 ** (levels - built), list(self.slices.image_size)
+            coarser = f"pixels of a decoder output that is {factor} times coarser than the image"
+            if stage.method == "constrained" and any(size % (stage.patch_size * factor) for size in sizes):
+                yield f"{where}.patch_size: {stage.patch_size} {coarser} do not divide {sizes}"
+            if stage.method == "local" and math.prod(size // factor // stage.region_size for size in sizes) < 2:
+                yield f"{where}.region_size: {stage.region_size} {coarser}; fewer than two regions fit into {sizes}"
 
     def plain(self):
         """Return the config as a dictionary of plain YAML types, defaults filled in."""

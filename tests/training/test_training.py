@@ -10,7 +10,7 @@ from keras import ops
 from models.weights import read_weights, save_weights
 from training import checkpoints
 from training.finetuning import SegmentationTrainer
-from training.pretraining import pretrain_constrained, pretrain_global
+from training.pretraining import pretrain_constrained, pretrain_global, pretrain_local, pretrain_regression
 from utils.checks import InputError
 
 FILTERS = [4, 8, 8]
@@ -67,14 +67,72 @@ def test_constrained_pretraining_learns_and_logs_its_health(slices, tmp_path, de
     assert len(rows) == 12 and float(rows[3]["val_loss"]) == history[3]["val_loss"]
 
 
-def test_global_pretraining_learns(slices, tmp_path):
-    images, _ = slices
-    changes = {"crop_scale": (0.8, 1.0), "brightness": 0.05, "contrast": 0.05}
-    training = settings(epochs=12)
-    _, history = pretrain_global(
-        images, images[:8], temperature=0.1, training=training, folder=tmp_path, **changes, **RUN
-    )
-    assert history[-1]["val_loss"] < 0.9 * history[0]["val_loss"]
+VIEWS = {"brightness": 0.05, "contrast": 0.05, "temperature": 0.1}
+PLACES = (np.arange(16) // 4, np.arange(16) % 4)  # four subjects of four slices
+
+
+def pretrain(method, images, maps, folder, epochs=12, **changes):
+    """Run one method on images of either rank; the first half of the images is the validation set."""
+    run = RUN | {"folder": folder, "training": settings(epochs=epochs)} | changes
+    half = len(images) // 2
+    if method == "regression":
+        del run["features"]
+        return pretrain_regression(images, images[:half], corrupted_share=0.1, noise=0.01, **run)
+    if method == "global":
+        return pretrain_global(images, images[:half], crop_scale=(0.8, 1.0), **(VIEWS | run))
+    if method == "anatomical":
+        places = {"places": PLACES, "validation_places": tuple(numbers[:half] for numbers in PLACES)}
+        return pretrain("global", images, maps, folder, epochs, n_partitions=2, **places, **changes)
+    if method == "local":
+        regions = {"decoder_levels": 1, "region_size": 2, "regions": 4, "negatives": 3, "freeze_encoder": False}
+        return pretrain_local(images, images[:half], **(regions | VIEWS | run))
+    constraint = {"decoder_levels": None, "patch_size": 4, "anchors_per_slice": 5, "loss_settings": LOSS}
+    return pretrain_constrained(images, maps, images[:half], maps[:half], **(constraint | run))
+
+
+LEARNED = {"regression": 0.7, "global": 0.9, "anatomical": 0.9, "local": 0.9, "constrained": 0.8}
+HEALTH = {"val_alignment", "val_uniformity", "val_feature_spread"}
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_every_method_learns_from_slices_and_logs_its_health(method, slices, tmp_path):
+    _, history = pretrain(method, *slices, tmp_path)
+    assert history[-1]["val_loss"] < LEARNED[method] * history[0]["val_loss"]
+    assert HEALTH.isdisjoint(history[0]) if method == "regression" else set(history[0]) >= HEALTH
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_every_method_learns_from_volumes(method, tmp_path):
+    generator = np.random.default_rng(0)
+    maps = generator.integers(0, 4, (16, 2, 3, 2)).repeat(4, axis=1).repeat(4, axis=2).repeat(4, axis=3)
+    images = (maps[..., None] / 4 + generator.normal(0, 0.1, (16, 8, 12, 8, 1))).astype("float32")
+    network, history = pretrain(method, images, maps.astype("int32"), tmp_path)
+    assert network.input_shape == (None, 8, 12, 8, 1)
+    assert history[-1]["val_loss"] < LEARNED[method] * history[0]["val_loss"]
+
+
+def test_a_frozen_encoder_stays_and_the_decoder_learns(slices, tmp_path):
+    kept = {}
+
+    def remember(network):
+        kept.update({weight.path: np.array(weight) for weight in network.weights})
+
+    network, _ = pretrain("local", *slices, tmp_path, epochs=3, freeze_encoder=True, warm_start=remember)
+    for weight in network.weights:
+        is_encoder = weight.path.startswith("encoder_")
+        assert np.array_equal(weight, kept[weight.path]) == is_encoder, weight.path
+    assert any(path.startswith("encoder_") for path in kept)
+
+
+def test_patches_of_the_background_may_be_left_out(slices, tmp_path):
+    images, maps = slices
+    losses = []
+    for keep in (True, False):
+        changes = {"background_patches": keep, "patch_size": 1, "loss_settings": LOSS | {"nearest_patches": 255}}
+        _, history = pretrain("constrained", images, maps, tmp_path / str(keep), epochs=1, **changes)
+        losses.append(history[0]["val_loss"])
+        assert 0 < history[0]["val_share_without_negative"] < 1 or history[0]["val_mean_positives"] > 0
+    assert losses[1] < losses[0]  # fewer negatives
 
 
 def test_a_run_repeats_itself_to_the_bit(slices, tmp_path):

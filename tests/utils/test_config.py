@@ -54,6 +54,8 @@ def test_numbers_written_as_text_arrive_as_numbers(small):
     assert yaml.safe_load("1e-3") == "1e-3" and rate == 1e-3 and isinstance(rate, float)
 
 
+LOCAL = "{method: local, warm_start: global, training: {epochs: 1, batch_size: 4, learning_rate: 1e-3}"
+ALONE = LOCAL.replace("warm_start: global, ", "")
 MISTAKES = [
     ("finetuning.repeat=3", "finetuning.repeat: unknown key; did you mean 'repeats'"),
     (
@@ -74,6 +76,14 @@ MISTAKES = [
     ("pretraining.stages.constrained.decoder_levels=3", "network.filters makes 2 decoder levels"),
     ("pretraining.stages.constrained.patch_size=5", "do not divide"),
     ("pretraining.stages.constrained.warm_start=globl", "neither a stage .global. nor a .npz file"),
+    ("pretraining.stages.global.n_partitions=3", r"batch_size: 4 must be a multiple of n_partitions \(3\)"),
+    (f"pretraining.stages.detail={LOCAL}, decoder_levels: 3}}", "network.filters makes 2 decoder levels"),
+    (f"pretraining.stages.detail={LOCAL}, region_size: 20}}", r"fewer than two regions fit into \[32, 32\]"),
+    (
+        f"pretraining.stages.detail={LOCAL.replace('warm_start: global, ', '')}}}",
+        "freeze_encoder: the encoder would stay random",
+    ),
+    ("pretraining.stages.global.method=simclr", "'regression', 'global', 'local', 'constrained'"),
     ("data.labels={kidney: [1], liver: [1]}", "value 1 is named twice"),
     ("finetuning.evaluate_every=2", "more than training.epochs"),
     ("constraint_maps.percentiles=[99, 1]", "must ascend"),
@@ -132,6 +142,19 @@ def test_hashes_ignore_seed_places_and_lists_of_the_grid_but_nothing_else(small)
         "data.labels={kidney: [2]}",
     ]
     assert len({cell_hash(), *(cell_hash(override) for override in other)}) == len(other) + 1
+
+
+def test_a_key_that_came_later_leaves_hashes_alone_until_it_is_used(small):
+    def stage_hash(*overrides):
+        return load_config(small, overrides).hash_of_stage("constrained")
+
+    assert stage_hash() == "035660dac396"
+    for stage, key, default, other in (
+        ("global", "n_partitions", "null", "4"),
+        ("constrained", "background_patches", "true", "false"),
+    ):
+        assert stage_hash(f"pretraining.stages.{stage}.{key}={default}") == stage_hash()
+        assert stage_hash(f"pretraining.stages.{stage}.{key}={other}") != stage_hash()
 
 
 def test_random_initialisation_does_not_depend_on_pretraining(small):
