@@ -14,6 +14,8 @@ from utils.runs import atomic_path, bar
 
 log = logging.getLogger("mrccl")
 
+LEAST_SPREAD = 0.05  # mean cosine similarity 0.9975; untrained encoders showed 0.08 to 0.19, with 64 and 128 features
+MOST_WITHOUT_NEGATIVE = 0.5  # share of the anchors
 SECONDS_BETWEEN_CHECKPOINTS = 20.0  # a kill costs at most this much work; writing more often would slow small networks
 
 
@@ -84,6 +86,32 @@ def reset_optimizer(optimizer, learning_rate):
     optimizer.learning_rate.assign(learning_rate)
 
 
+def health_complaints(row):
+    """Say what is wrong with the representations of an epoch, if anything.
+
+    Args:
+        row: One epoch of a history; measures that it does not have are not judged.
+
+    Returns:
+        One message for each measure beyond its limit, by column: what it means and what to do. Empty if all is well.
+    """
+    spread, share = row.get("val_feature_spread", 1.0), row.get("val_share_without_negative", 0.0)
+    complaints = {}
+    if spread < LEAST_SPREAD:
+        complaints["val_feature_spread"] = (
+            f"val_feature_spread is {spread:.3g}, below {LEAST_SPREAD}: the representations have collapsed, nearly all "
+            "point the same way (or a validation batch holds a single image); lower learning_rate, raise temperature "
+            "or batch_size, and look whether the constraint maps, if used, hold more than one class"
+        )
+    if share > MOST_WITHOUT_NEGATIVE:
+        complaints["val_share_without_negative"] = (
+            f"val_share_without_negative is {share:.3g}, above {MOST_WITHOUT_NEGATIVE}: so many anchors see no other "
+            "class among their nearest patches, cost 0 and teach nothing; raise nearest_patches, or the clusters of "
+            "constraint_maps"
+        )
+    return complaints
+
+
 class Keeper(keras.callbacks.Callback):
     """Keeps what must not be lost: best weights, last state, history; halves the learning rate on a plateau."""
 
@@ -137,6 +165,7 @@ class Keeper(keras.callbacks.Callback):
         self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "seconds": round(seconds, 3)})
         if "val_loss" in row:
             self._judge(row["val_loss"], epoch + 1, rate)
+            self._warn_when_crossing()
         self._report(epoch + 1, row)
         self.advance()
         if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS and epoch + 1 < self.epochs:
@@ -149,6 +178,31 @@ class Keeper(keras.callbacks.Callback):
         elif epoch - self.waited >= self.plateau_epochs:
             self.waited = epoch
             self.task.optimizer.learning_rate.assign(rate / 2)
+
+    def _warn_when_crossing(self):
+        """Warn once when a measure passes its limit; the last row of the history has just been added."""
+        *earlier, row = self._measured()
+        known = health_complaints(earlier[-1]) if earlier else {}
+        for column, complaint in health_complaints(row).items():
+            if column not in known:
+                log.warning("%s: epoch %d: %s", self.name, row["epoch"], complaint)
+
+    def _warn_at_the_end(self):
+        """Repeat what is wrong with the weights that are kept, and with those of the last epoch."""
+        measured = self._measured()
+        if not measured:
+            return
+        last, kept = measured[-1], self.history[self.best_epoch - 1]
+        about_kept = health_complaints(kept)
+        for complaint in about_kept.values():
+            log.warning("%s: the weights kept, of epoch %d: %s", self.name, kept["epoch"], complaint)
+        for column, complaint in health_complaints(last).items():
+            if column not in about_kept:
+                text = "%s: the last epoch, %d: %s (not so in epoch %d, whose weights are kept)"
+                log.warning(text, self.name, last["epoch"], complaint, kept["epoch"])
+
+    def _measured(self):
+        return [row for row in self.history if "val_loss" in row]
 
     def _report(self, epoch, row):
         every = max(1, self.epochs // 10)
@@ -174,6 +228,7 @@ class Keeper(keras.callbacks.Callback):
         """Write last weights and history, and put the best weights into the network."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.task.network, self.folder / "weights_last.npz")
+        self._warn_at_the_end()
         last = ("learning_rate", "seconds")
         columns = [*dict.fromkeys(key for row in self.history for key in row if key not in last), *last]
         with atomic_path(self.folder / "history.csv") as temporary:
