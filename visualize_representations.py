@@ -146,7 +146,8 @@ class RepresentedSplit:
             table = probe_table(rows, self.caption(train.table, test.table))
             write_table(table, target)
             shown = test.table.iloc[drawn]
-            title = f"{self.note} t-SNE of {len(shown)} patches of {shown['subject'].nunique()} test subjects".strip()
+            title = f"t-SNE of {len(shown)} patches of {shown['subject'].nunique()} test subjects, rare labels favoured"
+            title = f"{self.note} {title}".strip()
             save_figure(draw_embeddings(points, shown, list(self.config.data.labels), title), target, "tsne")
         return table, target
 
@@ -235,8 +236,8 @@ class RepresentedSplit:
             f"Balanced accuracy: logistic regression of the label ({', '.join(labels)}; chance {1 / len(labels):.2f}).",
             "Both over all test patches; in round brackets mean ± standard deviation over test subjects.",
             f"Where layers are not pretrained: means over {DRAWS} draws of them, with the smallest and the largest.",
-            f"Silhouette: cosine distance, -1 to 1; of labels ({compared}, subjects together) and of constraint "
-            "classes (within each subject, mean ± standard deviation over subjects).",
+            f"Silhouette: cosine distance, -1 to 1, every class counts the same; of labels ({compared}, subjects "
+            "together) and of constraint classes (within each subject, mean ± standard deviation over subjects).",
             f"Left out, without weights: {', '.join(self.missing)}." if self.missing else "",
         ]
         return " ".join(sentence for sentence in sentences if sentence)
