@@ -145,6 +145,8 @@ def flat(subjects):
 
 def train(config, stage, stores, contrasts, **run):
     """Hand images, maps and the stage's settings to its method."""
+    import numpy as np
+
     from training import pretraining
 
     parts = [stores[part] for part in ("train", "val")]
@@ -155,7 +157,7 @@ def train(config, stage, stores, contrasts, **run):
     if stage.method == "local":
         return pretraining.pretrain_local(*images, **settings)
     if stage.method == "global":
-        places = [(store.subject_index, store.slice_index) for store in parts]
+        places = [(np.array(store.subjects)[store.subject_index], store.slice_index) for store in parts]
         return pretraining.pretrain_global(*images, places=places[0], validation_places=places[1], **settings)
     maps = [store.constraint_maps() for store in parts]
     names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from utils.checks import InputError
 from utils.runs import child_seed
 
 
@@ -54,6 +55,74 @@ class Batches(keras.utils.PyDataset):
             generator = np.random.default_rng(child_seed(self.seed, "draw", self.epoch, step))
             batch |= self.draw(rows, generator)
         return (batch,)
+
+
+class PartitionedBatches(Batches):
+    """Batches of anatomical contrast: some volumes, and of each volume one slice of each of its parts.
+
+    Training walks through permutations of the volumes, as `Batches` through slices; the slice of each part is drawn
+    anew each time. Validation is one fixed pass in which every volume occurs equally often, as often as its part with
+    the most slices has slices, counted in the largest volume.
+
+    Args:
+        arrays: As for `Batches`; `partition (N,)` among them goes into every batch.
+        batch_size: Slices per batch, a multiple of the number of partitions. With fewer volumes than that asks for, a
+            batch holds all volumes.
+        seed: As for `Batches`.
+        subjects: Subject of each slice, `(N,)`.
+        **options: As for `Batches`.
+    """
+
+    def __init__(self, arrays, batch_size, seed, *, subjects, steps=None, **options):
+        partitions = np.asarray(arrays["partition"])
+        parts, names = int(partitions.max()) + 1, np.unique(subjects)
+        self.members = [
+            [np.flatnonzero((subjects == name) & (partitions == part)) for part in range(parts)] for name in names
+        ]
+        self.volumes_per_batch = min(batch_size // parts, len(names))
+        super().__init__(arrays, self.volumes_per_batch * parts, seed, steps=steps, **options)
+        if not self.shuffle:
+            rounds = max(len(rows) for volume in self.members for rows in volume)
+            self.steps = -(-rounds * len(names) // self.volumes_per_batch)
+
+    def rows(self, step):
+        """Slice numbers of a step of the current epoch, volume after volume, `(B,)`."""
+        number, volumes = self.epoch * self.steps + step, len(self.members)
+        rounds, offsets = np.divmod(number * self.volumes_per_batch + np.arange(self.volumes_per_batch), volumes)
+        orders = {r: np.random.default_rng(child_seed(self.seed, "order", r)).permutation(volumes) for r in set(rounds)}
+        generator = np.random.default_rng(child_seed(self.seed, "slices", number))
+        chosen = [self.members[orders[r][offset]] for r, offset in zip(rounds, offsets, strict=True)]
+        return np.array([generator.choice(rows) for volume in chosen for rows in volume])
+
+
+def assign_partitions(subjects, slices, n_partitions):
+    """Cut every volume into parts along its slice axis.
+
+    Args:
+        subjects: Subject of each slice, `(N,)`.
+        slices: Number of each slice in its volume, `(N,)`; only their order counts.
+        n_partitions: Number of parts, as equal in size as possible.
+
+    Returns:
+        Part of each slice, `(N,)` int32, 0 to n_partitions - 1.
+
+    Raises:
+        InputError: A volume has fewer slices than parts.
+
+    Reference:
+        Chaitanya et al., NeurIPS 2020, Sec. 3.1; parts of the packed slices instead of the whole scan are ours.
+    """
+    parts = np.empty(len(subjects), "int32")
+    for subject in np.unique(subjects):
+        rows = np.flatnonzero(subjects == subject)
+        if len(rows) < n_partitions:
+            raise InputError(
+                f"{subject}: {len(rows)} packed slices, fewer than n_partitions ({n_partitions}); "
+                "use fewer partitions or a smaller slices.min_foreground"
+            )
+        rows = rows[np.argsort(slices[rows], kind="stable")]
+        parts[rows] = np.arange(len(rows)) * n_partitions // len(rows)
+    return parts
 
 
 def assign_patch_classes(constraint_maps, patch_px):

@@ -19,7 +19,7 @@ import numpy as np
 from losses.local_contrastive import draw_regions
 from models.unet import build_encoder, build_unet
 from training.augmentation import draw_changes
-from training.batches import Batches, assign_patch_classes, draw_anchors
+from training.batches import Batches, PartitionedBatches, assign_partitions, assign_patch_classes, draw_anchors
 from training.checkpoints import fit
 from training.tasks import ConstrainedContrast, GlobalContrast, LocalContrast, Regression
 from utils.runs import child_seed
@@ -51,8 +51,8 @@ def pretrain_regression(images, validation_images, *, filters, corrupted_share, 
         values = generator.standard_normal((len(rows), *shape), dtype="float32") * np.float32(noise)
         return {"corrupted": generator.random(pixels, dtype="float32") < corrupted_share, "noise": values}
 
-    task = Regression(network)
-    return _train(task, {"image": images}, {"image": validation_images}, draw, training, seed, **run)
+    batches = _batches([{"image": images}, {"image": validation_images}], [draw, draw], training, seed)
+    return _train(Regression(network), batches, training, **run)
 
 
 def pretrain_global(
@@ -87,7 +87,7 @@ def pretrain_global(
         seed: See above.
         n_partitions: Parts into which a volume is cut along its slice axis; slices of one part do not repel each
             other, and a batch holds one slice of each part of each of its volumes. None: SimCLR.
-        places: With partitions, `(subject, slice)` numbers of the training images, two arrays `(N,)`.
+        places: With partitions, subject and slice number of each training image, two arrays `(N,)`.
         validation_places: The same of the validation images.
         **run: See above.
 
@@ -113,9 +113,13 @@ def pretrain_global(
         }
         return {f"{key}_{view}": value for view, changes in views.items() for key, value in changes.items()}
 
-    task = GlobalContrast(network, temperature)
-    sets = [{"image": images}, {"image": validation_images}]
-    return _train(task, *sets, draw, training, seed, **run)
+    sets, subjects = [{"image": images}, {"image": validation_images}], None
+    if n_partitions:
+        subjects = [places[0], validation_places[0]]
+        for one, place in zip(sets, (places, validation_places), strict=True):
+            one["partition"] = assign_partitions(*place, n_partitions)
+    batches = _batches(sets, [draw, draw], training, seed, subjects)
+    return _train(GlobalContrast(network, temperature), batches, training, **run)
 
 
 def pretrain_local(
@@ -171,7 +175,8 @@ def pretrain_local(
 
     settings = {"region_size": region_size, "temperature": temperature}
     task = LocalContrast(network, map_size, settings, freeze_encoder)
-    return _train(task, {"image": images}, {"image": validation_images}, draw, training, seed, **run)
+    batches = _batches([{"image": images}, {"image": validation_images}], [draw, draw], training, seed)
+    return _train(task, batches, training, **run)
 
 
 def pretrain_constrained(
@@ -222,7 +227,7 @@ def pretrain_constrained(
         sets.append({"image": pictures[useful], "patch_classes": compared})
         draws.append(functools.partial(_draw_anchors, classes, anchors_per_slice))
     task = ConstrainedContrast(network, loss_settings)
-    return _train(task, *sets, draws[0], training, seed, validation_draw=draws[1], **run)
+    return _train(task, _batches(sets, draws, training, seed), training, **run)
 
 
 def _draw_anchors(classes, anchors_per_slice, rows, generator):
@@ -247,29 +252,22 @@ def _decoder(images, filters, decoder_levels, features, patch_size, seed):
     return network, 2 ** (levels - built)
 
 
-def _train(
-    task, training_set, validation_set, draw, training, seed, *, warm_start, folder, tag, name, validation_draw=None
-):
-    """The part that all methods share: batches, warm start, fit."""
-    batches = Batches(
-        training_set,
-        training["batch_size"],
-        child_seed(seed, "training"),
-        steps=training["steps_per_epoch"],
-        draw=draw,
-    )
-    fixed = Batches(
-        validation_set,
-        training["batch_size"],
-        child_seed(seed, "validation"),
-        shuffle=False,
-        draw=validation_draw or draw,
-    )
+def _batches(sets, draws, training, seed, subjects=None):
+    """Batches of the training set, and of the validation set, which is fixed."""
+    kind, pair = PartitionedBatches if subjects else Batches, []
+    for place, part in enumerate(("training", "validation")):
+        options = {"steps": training["steps_per_epoch"]} if part == "training" else {"shuffle": False}
+        options |= {"draw": draws[place]} | ({"subjects": subjects[place]} if subjects else {})
+        pair.append(kind(sets[place], training["batch_size"], child_seed(seed, part), **options))
+    return pair
+
+
+def _train(task, batches, training, *, warm_start, folder, tag, name):
+    """Start from earlier weights and train; the part that all methods share."""
     warm_start(task.network)
     history = fit(
         task.ready(training["learning_rate"]),
-        batches,
-        fixed,
+        *batches,
         folder=folder,
         tag=tag,
         name=name,

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from training.batches import Batches, assign_patch_classes, draw_anchors
+from training.batches import Batches, PartitionedBatches, assign_partitions, assign_patch_classes, draw_anchors
+from utils.checks import InputError
 
 
 def majority_by_hand(constraint_map, patch_px):
@@ -91,3 +92,66 @@ def test_validation_is_one_fixed_pass():
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one["slice"], two["slice"])
         np.testing.assert_array_equal(one["noise"], two["noise"])
+
+
+def test_parts_follow_the_order_of_the_slices_and_are_of_equal_size():
+    subjects = np.repeat(["b", "a"], [10, 6])
+    slices = np.concatenate([np.arange(10)[::-1] * 3, np.arange(6) + 40])  # stored from the top, with gaps
+    parts = assign_partitions(subjects, slices, 4)
+    for name in "ab":
+        ordered = parts[subjects == name][np.argsort(slices[subjects == name])]
+        assert (np.diff(ordered) >= 0).all()
+        sizes = np.bincount(ordered, minlength=4)
+        assert sizes.max() - sizes.min() <= 1
+    with pytest.raises(InputError, match="a: 6 packed slices, fewer than n_partitions .7."):
+        assign_partitions(subjects, slices, 7)
+
+
+def partitioned(batch_size=6, volumes=5, shuffle=True, **options):
+    subjects = np.repeat([f"sub-{v}" for v in range(volumes)], np.arange(volumes) + 3)  # 3, 4, ... slices
+    slices = np.concatenate([np.arange(v + 3) for v in range(volumes)])
+    arrays = {"image": np.arange(len(subjects)), "partition": assign_partitions(subjects, slices, 3)}
+    return subjects, PartitionedBatches(arrays, batch_size, 7, subjects=subjects, shuffle=shuffle, **options)
+
+
+def test_a_batch_holds_one_slice_of_each_part_of_each_of_its_volumes():
+    subjects, batches = partitioned()
+    counts = dict.fromkeys(subjects, 0)
+    for epoch in range(5):
+        batches.epoch = epoch
+        for step in range(len(batches)):
+            batch = batches[step][0]
+            found = [(subjects[row], part) for row, part in zip(batch["image"], batch["partition"], strict=True)]
+            names = {name for name, _ in found}
+            assert len(names) == 2 and sorted(found) == sorted((name, part) for name in names for part in range(3))
+            for name in names:
+                counts[name] += 1
+    assert sum(counts.values()) == 5 * len(batches) * 2
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_partitioned_batches_depend_on_epoch_and_step_only():
+    _, one = partitioned()
+    _, two = partitioned()
+    two.epoch = one.epoch = 3
+    forward, backward = [one.rows(step) for step in (0, 1, 2)], [two.rows(step) for step in (2, 1, 0)]
+    np.testing.assert_array_equal(forward, backward[::-1])
+    drawn = set()
+    for epoch in range(40):
+        one.epoch = epoch
+        drawn |= {int(row) for step in range(len(one)) for row in one.rows(step)}
+    assert drawn == set(range(one.slices))  # every slice of a part comes up
+
+
+def test_partitioned_validation_is_fixed_and_uses_volumes_equally():
+    subjects, batches = partitioned(shuffle=False)
+    first = [batches.rows(step).tolist() for step in range(len(batches))]
+    batches.on_epoch_end()
+    assert first == [batches.rows(step).tolist() for step in range(len(batches))]
+    counts = [np.sum(subjects[np.concatenate(first)] == name) for name in np.unique(subjects)]
+    assert max(counts) - min(counts) <= 3  # three slices of one volume, where the last batch is filled up
+
+
+def test_with_fewer_volumes_than_a_batch_asks_for_it_holds_all():
+    subjects, batches = partitioned(batch_size=30, volumes=2)
+    assert sorted(set(subjects[batches.rows(0)])) == ["sub-0", "sub-1"] and len(batches.rows(0)) == 6
