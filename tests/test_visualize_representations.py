@@ -1,0 +1,172 @@
+"""Representations of pretrained networks, from a simulated cohort to table and figure."""
+
+import shutil
+
+import pandas
+import pytest
+import yaml
+
+import generate_constraint_maps
+import generate_h5_pretraining
+import simulate_cohort
+import visualize_representations
+from models.unet import build_encoder, build_unet
+from models.weights import save_weights
+from utils.checks import InputError
+from utils.config import load_config
+
+FILTERS = [8, 8, 8]
+R2, ACCURACY, SILHOUETTE = "R²", "balanced accuracy", "silhouette"
+TRIVIAL, NETWORKS = ["intensity", "intensity + position"], ["random", "global", "constrained"]
+
+
+def make_config(folder):
+    partial = {"decoder_levels": 1, "patch_size": 1}
+    training = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3}
+    content = {
+        "name": "tiny",
+        "seed": 5,
+        "work_dir": str(folder / "work"),
+        "data": {
+            "root": str(folder / "scans"),
+            "contrasts": {"t1w": "{subject}/t1w.nii.gz", "t2w": "{subject}/t2w.nii.gz"},
+            "label": "{subject}/label.nii.gz",
+            "labels": {"kidneys": [1, 2], "liver": [3], "spleen": [4]},
+            "splits": "splits.json",
+            "simulated": True,
+        },
+        "constraint_maps": {"contrasts": ["t1w", "t2w"], "clusters": 6},
+        "slices": {"image_size": [40, 48]},
+        "network": {"filters": FILTERS},
+        "pretraining": {
+            "contrasts": ["t1w"],
+            "stages": {
+                "global": {"method": "global", "training": dict(training)},
+                "constrained": {"method": "constrained", **partial, "training": dict(training)},
+                "later": {"method": "constrained", "training": training},
+            },
+        },
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def write_weights(config, stage, network, **changes):
+    subjects = {"contrasts": ["t1w"], "seen": ["sub-001", "sub-002"], "config_hash": config.hash_of_stage(stage)}
+    save_weights(network, config.work_dir / "pretraining" / stage / "weights.npz", **subjects | changes)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A cohort of five subjects after step 2, and weights as step 3 leaves them: of an encoder, of a whole network."""
+    folder = tmp_path_factory.mktemp("representations")
+    simulate_cohort.main(["--out", str(folder / "scans"), "--subjects", "5", "--shape", "48", "40", "6"])
+    path = make_config(folder)
+    for step in (generate_constraint_maps, generate_h5_pretraining):
+        step.main(["--config", str(path)])
+    config = load_config(path)
+    write_weights(config, "global", build_encoder((40, 48, 1), filters=FILTERS, head="projection", seed=1))
+    network = build_unet((40, 48, 1), filters=FILTERS, decoder_levels=1, head="projection", seed=2)
+    write_weights(config, "constrained", network)
+    return path, config
+
+
+@pytest.fixture(scope="module")
+def finished(packed):
+    """The cohort and the scores of all representations."""
+    path, config = packed
+    return path, config, run(path, config)
+
+
+@pytest.fixture
+def work(packed, tmp_path):
+    """A copy of the work dir for one test."""
+    path, config = packed
+    shutil.copytree(config.work_dir, tmp_path / "work", ignore=shutil.ignore_patterns("report"))
+    return path, load_config(path, work_dir=tmp_path / "work")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_patches():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(visualize_representations, "SHOWN", 150)
+        yield
+
+
+def run(path, config, *words):
+    visualize_representations.main(["--config", str(path), "--work-dir", str(config.work_dir), *words])
+    return pandas.read_csv(config.work_dir / "report" / "representations" / "probe.csv")
+
+
+def test_every_representation_is_measured_on_the_same_patches(finished):
+    _, config, scores = finished
+    assert list(dict.fromkeys(scores["representation"])) == [*TRIVIAL, *NETWORKS]
+    kinds = {(R2, "T1"), (R2, "T2"), (R2, "PD"), (ACCURACY, "label")}
+    of_networks = kinds | {(SILHOUETTE, "label"), (SILHOUETTE, "constraint class")}
+    for (name, _), part in scores.groupby(["representation", "draw"]):
+        found = {*zip(part["measure"], part["target"], strict=True)}
+        assert found == (of_networks if name in NETWORKS else kinds)
+    assert scores.groupby(["measure", "target"])["patches"].nunique().eq(1).all()
+    assert scores[scores["measure"] != SILHOUETTE]["subjects"].eq(1).all()  # one test subject
+    about = scores.groupby("representation")[["pretrained", "features", "draw"]].max()
+    assert about["pretrained"].reindex([*TRIVIAL, *NETWORKS]).tolist() == [
+        *("-", "-", "nothing", "encoder", "encoder, decoder")
+    ]
+    assert about["features"].reindex([*TRIVIAL, *NETWORKS]).tolist() == [1, 7, 8, 8, 8]
+    assert about["draw"].reindex([*TRIVIAL, *NETWORKS]).tolist() == [0, 0, 2, 2, 0]
+
+
+def test_table_figure_and_run_record_are_written(finished):
+    _, config, _ = finished
+    folder = config.work_dir / "report" / "representations"
+    names = {"probe.csv", "probe.md", "probe.tex", "tsne.png", "tsne.pdf", "environment.json", "run.log"}
+    assert names <= {file.name for file in folder.iterdir()}
+    text = (folder / "probe.md").read_text()
+    assert text.startswith("Simulated scans.") and "2 × 2 pixels" in text and "without weights: later" in text
+    assert "decoder level 1 of 2 (input: t1w)" in text
+
+
+def test_the_input_alone_tells_t1_of_a_t1_weighted_image(finished):
+    scores = finished[2].set_index(["representation", "measure", "target"])["value"]
+    assert scores["intensity", R2, "T1"].item() > 0.3  # inversion recovery
+    assert scores["intensity", R2, "T1"].item() > scores["intensity", R2, "T2"].item() + 0.2
+    assert (scores.xs(R2, level="measure") <= 1).all() and scores.xs(ACCURACY, level="measure").between(0, 1).all()
+
+
+def test_a_representation_depends_neither_on_the_others_nor_on_chance(finished, work):
+    everything, (path, config) = finished[2], work
+    alone = run(path, config, "--init", "constrained")
+    assert list(dict.fromkeys(alone["representation"])) == [*TRIVIAL, "constrained"]
+    expected = everything[everything["representation"].isin([*TRIVIAL, "constrained"])].reset_index(drop=True)
+    pandas.testing.assert_frame_equal(alone, expected)
+
+
+def test_scans_of_persons_are_never_called_simulated(work, capsys):
+    path, config = work
+    scores = run(path, config, "--init", "constrained", "--set", "data.simulated=false", "data.root=nowhere")
+    assert set(scores["measure"]) == {ACCURACY, SILHOUETTE}
+    assert "imulated" not in capsys.readouterr().out
+
+
+def test_missing_foreign_and_leaking_weights_are_refused_before_anything_is_written(work):
+    path, config = work
+    with pytest.raises(InputError, match=r"later/weights.npz: no such file; run constrained_contrastive_learning"):
+        run(path, config, "--init", "random", "later")
+    with pytest.raises(InputError, match="--init nothing: neither random nor a stage of pretraining"):
+        run(path, config, "--init", "nothing")
+    with pytest.raises(InputError, match=r"global/weights.npz: made with another config; run step 3 again"):
+        run(path, config, "--set", "pretraining.stages.global.temperature=0.2")
+    with pytest.raises(InputError, match="annotated.h5: made with another config"):
+        run(path, config, "--set", "slices.min_foreground=0.3")
+    network = build_unet((40, 48, 1), filters=FILTERS, decoder_levels=1, head=None, seed=2)
+    write_weights(config, "constrained", network, seen=["sub-005"])
+    with pytest.raises(InputError, match="sub-005: test subject, but 'constrained' was pretrained on it"):
+        run(path, config)
+    assert not (config.work_dir / "report").exists()
+
+
+def test_without_labels_there_are_no_held_out_subjects(work):
+    path, config = work
+    with pytest.raises(InputError, match="needs data.label"):
+        run(path, config, "--set", "data.label=null", "data.labels={}")
