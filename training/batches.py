@@ -1,5 +1,7 @@
 """Slices to batches: which slices, which anchors, which random changes, all fixed by seed, epoch and step."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -45,8 +47,8 @@ class Batches(keras.utils.PyDataset):
         rounds, offsets = np.divmod(places, self.slices)
         return np.concatenate([self._permutation(r)[offsets[rounds == r]] for r in np.unique(rounds)])
 
-    def _permutation(self, number):
-        return np.random.default_rng(child_seed(self.seed, "order", number)).permutation(self.slices)
+    def _permutation(self, number, length=None):
+        return np.random.default_rng(child_seed(self.seed, "order", number)).permutation(length or self.slices)
 
     def __getitem__(self, step):
         rows = self.rows(step)
@@ -60,39 +62,59 @@ class Batches(keras.utils.PyDataset):
 class PartitionedBatches(Batches):
     """Batches of anatomical contrast: some volumes, and of each volume one slice of each of its parts.
 
-    Training walks through permutations of the volumes, as `Batches` through slices; the slice of each part is drawn
-    anew each time. Validation is one fixed pass in which every volume occurs equally often, as often as its part with
-    the most slices has slices, counted in the largest volume.
+    Training walks round a permutation of the volumes until a round ends with a full batch, then takes the next one:
+    so every volume is seen equally often, and no batch holds a volume twice. The slice of each part is drawn anew each
+    time. Validation is fixed: each part starts at a slice of its own and goes on by one slice per visit, beginning
+    again where it ends, until the largest part of all volumes is through and all volumes were visited equally often.
 
     Args:
-        arrays: As for `Batches`; `partition (N,)` among them goes into every batch.
+        arrays: As for `Batches`; `partition (N,)` of `assign_partitions` among them goes into every batch.
         batch_size: Slices per batch, a multiple of the number of partitions. With fewer volumes than that asks for, a
             batch holds all volumes.
         seed: As for `Batches`.
         subjects: Subject of each slice, `(N,)`.
-        **options: As for `Batches`.
+        steps: Batches per epoch; None: as many as cover the slices once, in validation as described.
+        shuffle: As for `Batches`.
+        draw: As for `Batches`.
+
+    Raises:
+        InputError: The batch size is no multiple of the number of partitions.
+
+    Reference:
+        Chaitanya et al., NeurIPS 2020, Sec. 3.1: a batch of m volumes, one slice of each partition of each.
     """
 
-    def __init__(self, arrays, batch_size, seed, *, subjects, steps=None, **options):
+    def __init__(self, arrays, batch_size, seed, *, subjects, steps=None, shuffle=True, draw=None):
         partitions = np.asarray(arrays["partition"])
-        parts, names = int(partitions.max()) + 1, np.unique(subjects)
-        self.members = [
-            [np.flatnonzero((subjects == name) & (partitions == part)) for part in range(parts)] for name in names
-        ]
+        names, volumes = np.unique(subjects, return_inverse=True)
+        parts = int(partitions.max()) + 1
+        if batch_size % parts:
+            raise InputError(
+                f"training.batch_size: {batch_size} must be a multiple of n_partitions ({parts}), because a batch "
+                "holds one slice of each part of each volume"
+            )
+        self.counts = np.bincount(volumes * parts + partitions, minlength=len(names) * parts).reshape(-1, parts)
+        self.by_part = np.lexsort((partitions, volumes))  # slice numbers, part after part, volume after volume
+        self.first = np.cumsum(self.counts).reshape(-1, parts) - self.counts
         self.volumes_per_batch = min(batch_size // parts, len(names))
-        super().__init__(arrays, self.volumes_per_batch * parts, seed, steps=steps, **options)
-        if not self.shuffle:
-            rounds = max(len(rows) for volume in self.members for rows in volume)
-            self.steps = -(-rounds * len(names) // self.volumes_per_batch)
+        common = math.gcd(self.volumes_per_batch, len(names))
+        self.batches_per_round, visits_per_round = len(names) // common, self.volumes_per_batch // common
+        if not shuffle:
+            steps = steps or -(-self.counts.max() // visits_per_round) * self.batches_per_round
+        super().__init__(arrays, self.volumes_per_batch * parts, seed, steps=steps, shuffle=shuffle, draw=draw)
 
     def rows(self, step):
-        """Slice numbers of a step of the current epoch, volume after volume, `(B,)`."""
-        number, volumes = self.epoch * self.steps + step, len(self.members)
-        rounds, offsets = np.divmod(number * self.volumes_per_batch + np.arange(self.volumes_per_batch), volumes)
-        orders = {r: np.random.default_rng(child_seed(self.seed, "order", r)).permutation(volumes) for r in set(rounds)}
-        generator = np.random.default_rng(child_seed(self.seed, "slices", number))
-        chosen = [self.members[orders[r][offset]] for r, offset in zip(rounds, offsets, strict=True)]
-        return np.array([generator.choice(rows) for volume in chosen for rows in volume])
+        """Slice numbers of a step of the current epoch, volume after volume, part after part, `(B,)`."""
+        number, volumes = self.epoch * self.steps + step, len(self.counts)
+        places = number * self.volumes_per_batch + np.arange(self.volumes_per_batch)
+        chosen = self._permutation(number // self.batches_per_round, volumes)[places % volumes]
+        if self.shuffle:
+            generator = np.random.default_rng(child_seed(self.seed, "slices", number))
+            slices = generator.integers(self.counts[chosen])
+        else:
+            starts = np.random.default_rng(child_seed(self.seed, "slices")).integers(self.counts)
+            slices = (starts[chosen] + (places // volumes)[:, None]) % self.counts[chosen]
+        return self.by_part[self.first[chosen] + slices].ravel()
 
 
 def assign_partitions(subjects, slices, n_partitions):
@@ -112,16 +134,18 @@ def assign_partitions(subjects, slices, n_partitions):
     Reference:
         Chaitanya et al., NeurIPS 2020, Sec. 3.1; parts of the packed slices instead of the whole scan are ours.
     """
+    names, volumes, counts = np.unique(subjects, return_inverse=True, return_counts=True)
+    lines = [
+        f"{name}: {count} packed slices, fewer than n_partitions ({n_partitions}); "
+        "use fewer partitions or a smaller slices.min_foreground"
+        for name, count in zip(names, counts, strict=True)
+        if count < n_partitions
+    ]
+    if lines:
+        raise InputError(lines)
+    rank = np.arange(len(subjects)) - np.repeat(np.cumsum(counts) - counts, counts)
     parts = np.empty(len(subjects), "int32")
-    for subject in np.unique(subjects):
-        rows = np.flatnonzero(subjects == subject)
-        if len(rows) < n_partitions:
-            raise InputError(
-                f"{subject}: {len(rows)} packed slices, fewer than n_partitions ({n_partitions}); "
-                "use fewer partitions or a smaller slices.min_foreground"
-            )
-        rows = rows[np.argsort(slices[rows], kind="stable")]
-        parts[rows] = np.arange(len(rows)) * n_partitions // len(rows)
+    parts[np.lexsort((slices, volumes))] = rank * n_partitions // np.repeat(counts, counts)
     return parts
 
 
@@ -129,27 +153,33 @@ def assign_patch_classes(constraint_maps, patch_px):
     """Give each patch the class that most of its pixels have.
 
     Args:
-        constraint_maps: Integer classes, 0 background, `(N, H, W)`.
-        patch_px: Edge of a patch in pixels of the map; must divide H and W.
+        constraint_maps: Integer classes, 0 background, `(N, H, W)`, or `(N, H, W, D)` of volumes.
+        patch_px: Edge of a patch in pixels of the map, along every axis; must divide H, W and D.
 
     Returns:
-        Classes `(N, P)` int32, patches in row-major order. Of equally frequent classes the lowest wins, so a patch
-        that is half background counts as background.
+        Classes `(N, P)` int32, patches in row-major order, as `models.projection.project_patches` has them. Of equally
+        frequent classes the lowest wins, so a patch that is half background counts as background.
+
+    Raises:
+        InputError: For patches that do not fill the map.
 
     Reference:
         Majority rule and 4 x 4 patches: Umapathy et al., Med. Phys. 2024; the rule for ties is ours.
     """
-    count, height, width = constraint_maps.shape
-    rows, columns = height // patch_px, width // patch_px
-    pixels = constraint_maps.reshape(count, rows, patch_px, columns, patch_px).transpose(0, 1, 3, 2, 4)
-    pixels = pixels.reshape(count * rows * columns, patch_px**2)
+    count, *sizes = constraint_maps.shape
+    if any(size % patch_px for size in sizes):
+        raise InputError(f"constraint maps: patches of {patch_px} pixels do not fill {tuple(sizes)}; use smaller ones")
+    patches, rank = [size // patch_px for size in sizes], len(sizes)
+    split = constraint_maps.reshape(count, *(part for number in patches for part in (number, patch_px)))
+    pixels = split.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2))
+    pixels = pixels.reshape(count * math.prod(patches), patch_px**rank)
     best = np.zeros(len(pixels), "int32")
     best_votes = (pixels == 0).sum(1)
     for number in range(1, int(constraint_maps.max(initial=0)) + 1):
         votes = (pixels == number).sum(1)
         wins = votes > best_votes
         best[wins], best_votes[wins] = number, votes[wins]
-    return best.reshape(count, rows * columns)
+    return best.reshape(count, math.prod(patches))
 
 
 def draw_anchors(patch_classes, anchors_per_slice, generator):

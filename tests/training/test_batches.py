@@ -1,24 +1,51 @@
+import itertools
+
+import keras
 import numpy as np
 import pytest
+from keras import ops
 
+from models.projection import project_patches
 from training.batches import Batches, PartitionedBatches, assign_partitions, assign_patch_classes, draw_anchors
 from utils.checks import InputError
 
 
 def majority_by_hand(constraint_map, patch_px):
-    rows = []
-    for top in range(0, constraint_map.shape[0], patch_px):
-        for left in range(0, constraint_map.shape[1], patch_px):
-            values = constraint_map[top : top + patch_px, left : left + patch_px].ravel().tolist()
-            rows.append(min(sorted(set(values)), key=lambda value: (-values.count(value), value)))
-    return rows
+    classes = []
+    for corner in itertools.product(*(range(0, size, patch_px) for size in constraint_map.shape)):
+        values = constraint_map[tuple(slice(start, start + patch_px) for start in corner)].ravel().tolist()
+        classes.append(min(sorted(set(values)), key=lambda value: (-values.count(value), value)))
+    return classes
 
 
+@pytest.mark.parametrize("size", [(8, 12), (8, 4, 12)])
 @pytest.mark.parametrize("patch_px", [1, 2, 4])
-def test_patch_classes_are_the_majority_in_row_major_order(patch_px):
-    maps = np.random.default_rng(patch_px).integers(0, 4, (3, 8, 12))
+def test_patch_classes_are_the_majority_in_row_major_order(size, patch_px):
+    maps = np.random.default_rng(patch_px).integers(0, 4, (3, *size))
     expected = [majority_by_hand(one, patch_px) for one in maps]
     np.testing.assert_array_equal(assign_patch_classes(maps, patch_px), expected)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (8, 4, 12)])
+def test_patches_come_in_the_order_of_the_network(size):
+    patches = tuple(length // 4 for length in size)
+    numbers = np.random.default_rng(0).permutation(np.prod(patches)).reshape(1, *patches)
+    maps = np.kron(numbers, np.ones((1, *(4,) * len(size)), int))
+    image = keras.Input((*size, 1))
+    network = keras.Model(image, project_patches(image, len(size), 1, 4, seed=0))
+    for number in (1, 2):
+        network.get_layer(f"projection_conv_{number}").set_weights([np.ones((1,) * (len(size) + 2)), np.zeros(1)])
+    means = ops.convert_to_numpy(network(maps[..., None].astype("float32")))
+    np.testing.assert_array_equal(assign_patch_classes(maps, 4), means[..., 0])
+
+
+def test_patches_that_do_not_fill_the_map_are_refused():
+    with pytest.raises(InputError, match=r"patches of 4 pixels do not fill \(8, 8, 6\)"):
+        assign_patch_classes(np.zeros((1, 8, 8, 6), int), 4)
+
+
+def test_no_images_have_no_patches():
+    assert assign_patch_classes(np.zeros((0, 8, 4), int), 4).shape == (0, 2)
 
 
 def test_a_patch_half_background_is_background():
@@ -94,64 +121,116 @@ def test_validation_is_one_fixed_pass():
         np.testing.assert_array_equal(one["noise"], two["noise"])
 
 
-def test_parts_follow_the_order_of_the_slices_and_are_of_equal_size():
+@pytest.mark.parametrize("parts", [1, 3, 4, 6])
+def test_parts_follow_the_order_of_the_slices_and_are_of_equal_size(parts):
     subjects = np.repeat(["b", "a"], [10, 6])
     slices = np.concatenate([np.arange(10)[::-1] * 3, np.arange(6) + 40])  # stored from the top, with gaps
-    parts = assign_partitions(subjects, slices, 4)
+    shuffled = np.random.default_rng(0).permutation(16)
+    subjects, slices = subjects[shuffled], slices[shuffled]
+    found = assign_partitions(subjects, slices, parts)
+    assert found.dtype == np.int32
     for name in "ab":
-        ordered = parts[subjects == name][np.argsort(slices[subjects == name])]
-        assert (np.diff(ordered) >= 0).all()
-        sizes = np.bincount(ordered, minlength=4)
-        assert sizes.max() - sizes.min() <= 1
-    with pytest.raises(InputError, match="a: 6 packed slices, fewer than n_partitions .7."):
-        assign_partitions(subjects, slices, 7)
+        ordered = found[subjects == name][np.argsort(slices[subjects == name])]
+        np.testing.assert_array_equal(ordered, [rank * parts // len(ordered) for rank in range(len(ordered))])
+        sizes = np.bincount(ordered, minlength=parts)
+        assert len(sizes) == parts and sizes.max() - sizes.min() <= 1
+
+
+def test_volumes_with_fewer_slices_than_parts_are_all_named():
+    with pytest.raises(InputError) as caught:
+        assign_partitions(np.array([0, 7, 7, 2, 2, 2, 2]), np.arange(7), 3)
+    assert [line[:40] for line in caught.value.lines] == [
+        "0: 1 packed slices, fewer than n_partiti",
+        "7: 2 packed slices, fewer than n_partiti",
+    ]
 
 
 def partitioned(batch_size=6, volumes=5, shuffle=True, **options):
     subjects = np.repeat([f"sub-{v}" for v in range(volumes)], np.arange(volumes) + 3)  # 3, 4, ... slices
     slices = np.concatenate([np.arange(v + 3) for v in range(volumes)])
+    shuffled = np.random.default_rng(0).permutation(len(subjects))
+    subjects, slices = subjects[shuffled], slices[shuffled]
     arrays = {"image": np.arange(len(subjects)), "partition": assign_partitions(subjects, slices, 3)}
     return subjects, PartitionedBatches(arrays, batch_size, 7, subjects=subjects, shuffle=shuffle, **options)
 
 
-def test_a_batch_holds_one_slice_of_each_part_of_each_of_its_volumes():
-    subjects, batches = partitioned()
+def all_rows(batches, epochs=1):
+    """Slice numbers of every batch of the next epochs."""
+    found = []
+    for _ in range(epochs):
+        found += [batches[step][0]["image"].tolist() for step in range(len(batches))]
+        batches.on_epoch_end()
+    return found
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batch_size", [3, 6, 9, 12, 15])
+def test_a_batch_holds_one_slice_of_each_part_of_each_of_its_volumes(batch_size, shuffle):
+    subjects, batches = partitioned(batch_size, shuffle=shuffle, steps=13)
+    partitions = batches.arrays["partition"]
+    for step, rows in enumerate(all_rows(batches, epochs=4)):
+        np.testing.assert_array_equal(batches[step % 13][0]["partition"], partitions[batches.rows(step % 13)])
+        names = {subjects[row] for row in rows}
+        assert len(names) == batch_size // 3 and len(rows) == batch_size
+        found = sorted((subjects[row], partitions[row]) for row in rows)
+        assert found == sorted(itertools.product(names, range(3)))
+
+
+@pytest.mark.parametrize("batch_size", [6, 9, 12])
+def test_every_volume_is_used_equally_often_at_any_time(batch_size):
+    subjects, batches = partitioned(batch_size)
     counts = dict.fromkeys(subjects, 0)
-    for epoch in range(5):
-        batches.epoch = epoch
-        for step in range(len(batches)):
-            batch = batches[step][0]
-            found = [(subjects[row], part) for row, part in zip(batch["image"], batch["partition"], strict=True)]
-            names = {name for name, _ in found}
-            assert len(names) == 2 and sorted(found) == sorted((name, part) for name in names for part in range(3))
-            for name in names:
-                counts[name] += 1
-    assert sum(counts.values()) == 5 * len(batches) * 2
-    assert max(counts.values()) - min(counts.values()) <= 1
+    for rows in all_rows(batches, epochs=12):
+        for row in rows:
+            counts[subjects[row]] += 1
+        assert max(counts.values()) - min(counts.values()) <= 3  # three slices of a volume at a time
 
 
-def test_partitioned_batches_depend_on_epoch_and_step_only():
-    _, one = partitioned()
-    _, two = partitioned()
-    two.epoch = one.epoch = 3
-    forward, backward = [one.rows(step) for step in (0, 1, 2)], [two.rows(step) for step in (2, 1, 0)]
-    np.testing.assert_array_equal(forward, backward[::-1])
-    drawn = set()
-    for epoch in range(40):
-        one.epoch = epoch
-        drawn |= {int(row) for step in range(len(one)) for row in one.rows(step)}
-    assert drawn == set(range(one.slices))  # every slice of a part comes up
+def test_volumes_meet_in_changing_company_and_slices_of_a_part_come_up_equally_often():
+    subjects, batches = partitioned(6, steps=3000)
+    rows = all_rows(batches)
+    pairs = {tuple(sorted({subjects[row] for row in batch})) for batch in rows}
+    assert len(pairs) == 10  # every pair of five volumes
+    drawn, expected = np.bincount(np.ravel(rows)), np.empty(batches.slices)
+    for row in range(batches.slices):
+        is_same = (subjects == subjects[row]) & (batches.arrays["partition"] == batches.arrays["partition"][row])
+        expected[row] = 3000 * 2 / 5 / is_same.sum()
+    np.testing.assert_allclose(drawn, expected, rtol=0.15)
 
 
-def test_partitioned_validation_is_fixed_and_uses_volumes_equally():
-    subjects, batches = partitioned(shuffle=False)
-    first = [batches.rows(step).tolist() for step in range(len(batches))]
-    batches.on_epoch_end()
-    assert first == [batches.rows(step).tolist() for step in range(len(batches))]
-    counts = [np.sum(subjects[np.concatenate(first)] == name) for name in np.unique(subjects)]
-    assert max(counts) - min(counts) <= 3  # three slices of one volume, where the last batch is filled up
+def test_partitioned_batches_depend_on_seed_epoch_and_step_only():
+    walked, jumped = (partitioned(draw=lambda rows, generator: {"noise": generator.random()})[1] for _ in range(2))
+    before = [all_rows(walked) for _ in range(3)]
+    jumped.epoch = 3  # as a resumed run sets it
+    for step in (2, 0, 1):
+        assert walked[step][0]["image"].tolist() == jumped[step][0]["image"].tolist()
+        assert walked[step][0]["noise"] == jumped[step][0]["noise"]
+    assert all_rows(walked) not in before
+    walked.epoch = 3
+    jumped.seed = 8
+    assert any((walked.rows(step) != jumped.rows(step)).any() for step in range(3))
+
+
+@pytest.mark.parametrize(("batch_size", "volumes"), [(3, 5), (6, 5), (9, 5), (12, 4), (30, 2)])
+def test_partitioned_validation_is_fixed_shows_every_slice_and_visits_volumes_equally(batch_size, volumes):
+    subjects, batches = partitioned(batch_size, volumes, shuffle=False)
+    first, again = all_rows(batches), all_rows(batches)
+    assert first == again
+    assert set(np.ravel(first)) == set(range(batches.slices))
+    counts = [int(np.sum(subjects[np.ravel(first)] == name)) for name in np.unique(subjects)]
+    assert len(set(counts)) == 1
+    partitions = batches.arrays["partition"]
+    for row in range(batches.slices):  # within a part no slice is shown twice more than another
+        is_same = np.flatnonzero((subjects == subjects[row]) & (partitions == partitions[row]))
+        seen = np.bincount(np.ravel(first), minlength=batches.slices)[is_same]
+        assert seen.max() - seen.min() <= 1
 
 
 def test_with_fewer_volumes_than_a_batch_asks_for_it_holds_all():
     subjects, batches = partitioned(batch_size=30, volumes=2)
     assert sorted(set(subjects[batches.rows(0)])) == ["sub-0", "sub-1"] and len(batches.rows(0)) == 6
+
+
+def test_a_batch_size_that_parts_do_not_divide_is_refused():
+    with pytest.raises(InputError, match=r"batch_size: 8 must be a multiple of n_partitions \(3\)"):
+        partitioned(batch_size=8)
