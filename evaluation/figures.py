@@ -26,6 +26,20 @@ STYLE = {
     "savefig.dpi": 200,
 }
 PANEL_INCHES = (3.4, 2.8)
+LOW_PANEL_INCHES = (3.4, 2.1)  # where several are stacked
+
+# The rows of panels of `training_curves`: {column of a history: (name in the legend, line style)}.
+LOSSES = {"loss": ("training", "--"), "val_loss": ("validation", "-")}
+SHARES = {
+    "val_feature_spread": ("feature spread (0: collapsed)", "-"),
+    "val_share_without_positive": ("anchors without positive", "--"),
+    "val_share_without_negative": ("anchors without negative", ":"),
+}
+DISTANCES = {
+    "val_alignment": ("alignment (0: positives agree)", "-"),
+    "val_uniformity": ("uniformity (0: collapsed)", "--"),
+}
+CURVES = {"loss [dimensionless]": LOSSES, "share or spread (0 to 1)": SHARES, "alignment, uniformity": DISTANCES}
 
 
 def in_report_style(function):
@@ -111,43 +125,79 @@ def _label_dice_axes(axis, values, title, lowest):
 
 @in_report_style
 def training_curves(histories, note=""):
-    """Draw training and validation loss against epochs, one panel per stage, one pair of lines per fold.
+    """Draw losses and the health of the representations against epochs.
+
+    One column of panels per stage, one colour per fold, one line style per measure. Rows of panels: losses; spread and
+    shares; alignment and uniformity. Rows that no stage needs are left out, and so are panels without values.
 
     Args:
         histories: Mapping of stage name to a mapping of fold name ("" without folds) to DataFrame with the columns
-            `epoch` and `loss`, and `val_loss` where there was validation.
+            `epoch` and `loss`; `val_loss` where there was validation, and any other column of `CURVES`.
         note: Beginning of the title.
 
     Returns:
         A matplotlib `Figure`.
     """
-    figure, axes = panels(1, len(histories))
-    for axis, (stage, folds) in zip(axes[0], histories.items(), strict=True):
-        for number, (fold, history) in enumerate(folds.items()):
-            colour = OKABE_ITO[(number + 1) % len(OKABE_ITO)]
-            for column, name, line in (("loss", "training", "--"), ("val_loss", "validation", "-")):
-                if column in history:
-                    # Validation may be looked at every few epochs only; lines join the epochs that have a value.
-                    rows = history.dropna(subset=column)
-                    marker = "." if len(rows) < 3 else None
-                    axis.plot(rows["epoch"], rows[column], line, color=colour, marker=marker, label=f"{fold} {name}")
-        axis.set_title(stage)
-        axis.set_xlabel("epoch")
-        axis.set_ylabel("loss [dimensionless]")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(ncols=1 if len(folds) < 3 else 2, fontsize=6)
+    order = sorted({fold for folds in histories.values() for fold in folds})
+    colours = {fold: OKABE_ITO[(number + 1) % len(OKABE_ITO)] for number, fold in enumerate(order)}
+    every = [history for folds in histories.values() for history in folds.values()]
+    rows = {label: row for label, row in CURVES.items() if any(_columns(history, row) for history in every)}
+    figure, axes = panels(len(rows), len(histories), PANEL_INCHES if len(rows) == 1 else LOW_PANEL_INCHES)
+    for column, (stage, folds) in zip(axes.T, histories.items(), strict=True):
+        drawn = [_draw_curves(*panel, folds, colours) for panel in zip(column, rows.items(), strict=True)]
+        column[0].set_title(stage)
+        column[drawn][-1].set_xlabel("epoch")
+    if len(order) > 1:
+        figure.legend(
+            handles=[_sample(label=fold, color=colours[fold]) for fold in order], loc="outside lower center", ncols=8
+        )
     if note:
         figure.suptitle(note)
     return figure
+
+
+def _columns(history, row):
+    """The columns of a row of panels of which a history has values."""
+    return [column for column in row if column in history and history[column].notna().any()]
+
+
+def _draw_curves(axis, labelled_row, folds, colours):
+    """Draw one panel; returns False, and leaves it blank, if no fold has any of its columns."""
+    label, row = labelled_row
+    found = {column for history in folds.values() for column in _columns(history, row)}
+    if not found:
+        axis.set_axis_off()
+        return False
+    for fold, history in folds.items():
+        for column in _columns(history, row):
+            # Validation may be looked at every few epochs only; lines join the epochs that have a value.
+            values = history.dropna(subset=column)
+            marker = "." if len(values) < 3 else None
+            axis.plot(values["epoch"], values[column], row[column][1], color=colours[fold], marker=marker)
+    axis.set_ylabel(label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    if row is SHARES:
+        axis.set_ylim(-0.03, 1.03)
+    # With several folds a line style belongs to all their colours: it is shown in grey.
+    colour = "0.3" if len(colours) > 1 else next(iter(colours.values()))
+    styles = [row[column] for column in row if column in found]
+    axis.legend(handles=[_sample(label=name, linestyle=line, color=colour) for name, line in styles], fontsize=6)
+    return True
+
+
+def _sample(**style):
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **style)
 
 
 def save_training_curves(history, path, title=""):
     """Write the curves of one run as PNG.
 
     Args:
-        history: List with one dictionary per epoch: `epoch`, `loss`, and `val_loss` where there was validation.
+        history: List with one dictionary per epoch, with the columns that `training_curves` knows.
         path: PNG file to write.
-        title: Above the panel.
+        title: Above the panels.
     """
     import pandas
 

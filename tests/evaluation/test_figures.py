@@ -91,6 +91,95 @@ def test_training_curves_join_the_epochs_that_were_validated(tmp_path):
     assert (tmp_path / "curves.png").exists()
 
 
+HEALTH = {
+    "val_feature_spread": 0.6,
+    "val_share_without_positive": 0.1,
+    "val_share_without_negative": 0.02,
+    "val_alignment": 0.3,
+    "val_uniformity": -2.0,
+}
+
+
+def make_history(*measures, epochs=4, shift=0.0):
+    """Each measure starts at its value in `HEALTH` and grows by a hundredth per epoch; `val_mean_positives` as well."""
+    measures = {**{name: HEALTH[name] for name in measures}, "val_mean_positives": 15.0, "loss": 4.0, "val_loss": 4.5}
+    rows = [{name: value + shift + epoch / 100 for name, value in measures.items()} for epoch in range(epochs)]
+    return pandas.DataFrame([{"epoch": epoch + 1, **row} for epoch, row in enumerate(rows)])
+
+
+def legend_of(axis):
+    return [text.get_text().split(" (")[0] for text in axis.get_legend().get_texts()]
+
+
+def test_health_is_drawn_below_the_losses(tmp_path):
+    history = make_history(*HEALTH)
+    losses, shares, distances = training_curves({"constrained": {"": history}}).axes
+    assert [len(axis.lines) for axis in (losses, shares, distances)] == [2, 3, 2]
+    for axis, columns in ((shares, list(HEALTH)[:3]), (distances, list(HEALTH)[3:])):
+        for line, column in zip(axis.lines, columns, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), history[column])
+    assert legend_of(shares) == ["feature spread", "anchors without positive", "anchors without negative"]
+    assert legend_of(distances) == ["alignment", "uniformity"]
+    for axis in (losses, shares, distances):
+        drawn = [line.get_linestyle() for line in axis.lines]
+        assert drawn == [handle.get_linestyle() for handle in axis.get_legend().legend_handles]
+        assert len(set(drawn)) == len(drawn)
+    low, high = shares.get_ylim()
+    assert low < 0 and high > 1
+    assert [axis.get_xlabel() for axis in (losses, shares, distances)] == ["", "", "epoch"]
+    save_training_curves(history.to_dict("records"), tmp_path / "curves.png", title="tiny: constrained")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_stages_without_health_leave_no_empty_panel():
+    stages = {
+        "regression": {"": make_history()},
+        "global": {"": make_history("val_feature_spread", "val_alignment", "val_uniformity")},
+        "constrained": {"": make_history(*HEALTH)},
+    }
+    axes = np.reshape(training_curves(stages).axes, (3, 3))
+    assert [[axis.axison for axis in row] for row in axes] == [[True] * 3, [False, True, True], [False, True, True]]
+    assert [axis.get_xlabel() for axis in axes[0]] == ["epoch", "", ""]
+    assert legend_of(axes[1, 1]) == ["feature spread"]
+    assert len(training_curves({"regression": {"": make_history()}}).axes) == 1
+    only_distances = training_curves({"local": {"": make_history("val_alignment")}, "x": {"": make_history()}}).axes
+    assert len(only_distances) == 4 and legend_of(only_distances[2]) == ["alignment"]
+
+
+def test_measures_without_a_value_are_not_drawn():
+    history = make_history(*HEALTH)
+    history[["val_alignment", "val_uniformity", "val_share_without_positive"]] = np.nan
+    history.loc[1, "val_feature_spread"] = np.nan
+    _, shares = training_curves({"constrained": {"": history}}).axes
+    assert legend_of(shares) == ["feature spread", "anchors without negative"]
+    np.testing.assert_allclose(shares.lines[0].get_xdata(), [1, 3, 4])
+
+
+def test_a_fold_has_one_colour_everywhere(tmp_path):
+    folds = {f"fold{number}": make_history(*HEALTH, shift=number / 50) for number in range(3)}
+    late = {name: folds[name] for name in ("fold1", "fold2")}
+    figure = training_curves({"global": late, "constrained": folds}, note="Simulated scans.")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(folds)
+    colours = {
+        text.get_text(): handle.get_color()
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+    }
+    assert len(set(colours.values())) == 3
+    for number, axis in enumerate(figure.axes):
+        shown = late if number % 2 == 0 else folds
+        drawn = [line.get_color() for line in axis.lines]
+        assert drawn == [colours[fold] for fold in shown for _ in range(len(drawn) // len(shown))]
+        assert len(legend_of(axis)) == len(drawn) // len(shown)
+        assert not {handle.get_color() for handle in axis.get_legend().legend_handles} & set(colours.values())
+    save_figure(figure, tmp_path, "curves")
+
+
+def test_the_first_epoch_is_a_point():
+    axes = training_curves({"constrained": {"": make_history(*HEALTH, epochs=1)}}).axes
+    assert all(line.get_marker() == "." for axis in axes for line in axis.lines)
+
+
 def test_subjects_are_chosen_by_rank():
     scores = {"a": (0.9, 0.8), "b": (0.2, 0.9), "c": (0.5, 0.5), "d": (np.nan, np.nan), "e": (0.7, 0.7)}
     rows = [{"subject": s, "label": MEAN, "value": v} for s, pair in scores.items() for v in pair]
