@@ -82,7 +82,7 @@ def drop_checkpoint(folder):
 def reset_optimizer(optimizer, learning_rate):
     """Forget all moments, so that one compiled step serves many runs."""
     for variable in optimizer.variables:
-        variable.assign(keras.ops.zeros_like(variable))
+        variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
     optimizer.learning_rate.assign(learning_rate)
 
 

@@ -1,7 +1,7 @@
 """Network and loss, joined: one `keras.Model` per way of training, the same on every backend.
 
-A task's `call` turns a batch into what its loss compares; `compute_loss` compares it. Keras supplies gradient,
-optimiser and compilation for TensorFlow, JAX and PyTorch alike.
+A task's `forward` turns a batch into what its loss compares; `cost` compares it. Keras supplies gradient, optimiser
+and compilation for TensorFlow, JAX and PyTorch alike; `training.devices` shares a batch among several devices.
 """
 
 import keras
@@ -14,6 +14,7 @@ from losses.local_contrastive import region_contrast, regions_of
 from losses.regression import masked_l1
 from losses.segmentation import balanced_cross_entropy, focal_tversky_loss
 from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
+from training.devices import gathered, replicas, share_of_loss, shared_out
 
 VIEW_HEALTH = ("alignment", "uniformity", "feature_spread")
 ANCHOR_HEALTH = ("share_without_positive", "share_without_negative", "mean_positives", *VIEW_HEALTH)
@@ -36,7 +37,8 @@ class Task(keras.Model):
         """Compile with Adam; returns the task itself."""
         # XLA's convolutions on a CPU are slower than TensorFlow's own (oneDNN); on a GPU and on JAX it pays.
         is_slow = keras.backend.backend() == "tensorflow" and not has_accelerator()
-        self.compile(keras.optimizers.Adam(learning_rate), jit_compile=False if is_slow else "auto")
+        is_possible = replicas() == 1  # XLA cannot compile a step of several TensorFlow devices
+        self.compile(keras.optimizers.Adam(learning_rate), jit_compile="auto" if is_possible and not is_slow else False)
         self.optimizer.build(self.trainable_variables)
         return self
 
@@ -45,8 +47,15 @@ class Task(keras.Model):
         for name, value in ({} if training else values()).items():
             self.health[name].update_state(value)
 
+    def call(self, batch, training=None):
+        return self.forward(shared_out(batch), training)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return ops.mean(self.cost(x, y_pred, training))
+        return share_of_loss(self.cost(x, y_pred, training))
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # To learn shapes, Keras would average a batch over the devices, which fails for booleans; all is built already.
+        pass
 
 
 def has_accelerator():
@@ -65,7 +74,7 @@ class Regression(Task):
         arXiv 2205.13109, Sec. II.B.
     """
 
-    def call(self, batch, training=None):
+    def forward(self, batch, training):
         corrupted = ops.cast(batch["corrupted"], "float32")
         return self.network((1 - corrupted) * batch["image"] + corrupted * batch["noise"], training=training)
 
@@ -88,15 +97,17 @@ class GlobalContrast(Task):
         super().__init__(network, VIEW_HEALTH, **kwargs)
         self.temperature = temperature
 
-    def call(self, batch, training=None):
+    def forward(self, batch, training):
         views = [augmented(batch, view) for view in ("a", "b")]
         both = self.network(ops.concatenate(views, axis=0), training=training)
         return ops.split(both, 2, axis=0)
 
     def cost(self, batch, views, training):
+        views = gathered(*views)
         self.watch(training, lambda: view_health(*views))
         if "partition" in batch:
-            return anatomical_contrastive_loss(ops.stack(views), batch["partition"], temperature=self.temperature)
+            (partitions,) = gathered(batch["partition"])
+            return anatomical_contrastive_loss(ops.stack(views), partitions, temperature=self.temperature)
         return simclr_loss(*views, temperature=self.temperature)
 
 
@@ -117,7 +128,7 @@ class LocalContrast(Task):
             if freeze_encoder and layer.name.startswith("encoder_"):
                 layer.trainable = False
 
-    def call(self, batch, training=None):
+    def forward(self, batch, training):
         image = batch["image"]
         views = [change_intensities(image, batch[f"brightness_{v}"], batch[f"contrast_{v}"]) for v in ("a", "b")]
         both = self.network(ops.concatenate(views, axis=0), training=training)
@@ -128,7 +139,8 @@ class LocalContrast(Task):
         self.watch(training, lambda: self._region_health(batch["corners"], *maps))
         return region_contrast(*maps, batch["corners"], batch["is_negative"], **self.loss_settings)
 
-    def _region_health(self, corners, *maps):
+    def _region_health(self, *corners_and_maps):
+        corners, *maps = gathered(*corners_and_maps)
         regions = (regions_of(values, corners, self.loss_settings["region_size"]) for values in maps)
         return view_health(*regions, corners[..., 0] >= 0)
 
@@ -146,7 +158,7 @@ class ConstrainedContrast(Task):
         super().__init__(network, ANCHOR_HEALTH, **kwargs)
         self.loss_settings = loss_settings
 
-    def call(self, batch, training=None):
+    def forward(self, batch, training):
         return self.network(batch["image"], training=training)
 
     def cost(self, batch, representations, training):
@@ -156,8 +168,9 @@ class ConstrainedContrast(Task):
         )
 
     def _anchor_health(self, batch, representations):
-        classes, nearest = batch["patch_classes"], self.loss_settings["nearest_patches"]
-        return anchor_health(representations, classes, batch["anchors"], nearest_patches=nearest) | {
+        representations, classes, anchors = gathered(representations, batch["patch_classes"], batch["anchors"])
+        nearest = self.loss_settings["nearest_patches"]
+        return anchor_health(representations, classes, anchors, nearest_patches=nearest) | {
             "feature_spread": feature_spread(representations, classes > 0)
         }
 
@@ -173,7 +186,7 @@ class Segmentation(Task):
         super().__init__(network, **kwargs)
         self.loss_settings, self.cross_entropy_weight = loss_settings, cross_entropy_weight
 
-    def call(self, batch, training=None):
+    def forward(self, batch, training):
         image, label = batch["image"], batch["label"]
         if "affine" in batch:
             positions = sampling_positions(batch["affine"], batch["elastic"], image.shape[1:3])
@@ -182,7 +195,7 @@ class Segmentation(Task):
         return self.network(image, training=training), label
 
     def cost(self, batch, outputs, training):
-        probabilities, label = outputs
+        probabilities, label = gathered(*outputs)  # its sums run over the whole batch
         loss = focal_tversky_loss(label, probabilities, **self.loss_settings)
         if self.cross_entropy_weight:
             loss = loss + self.cross_entropy_weight * balanced_cross_entropy(label, probabilities)

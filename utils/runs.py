@@ -213,13 +213,19 @@ def _backend():
     return keras.backend.backend() if keras else None
 
 
+def tensorflow():
+    """Return TensorFlow; imported here only, so that the other backends do without it."""
+    import tensorflow as module
+
+    return module
+
+
 def device_name():
     """Name the accelerator that the loaded backend uses, or 'cpu'; None when no backend is loaded."""
     if _backend() == "tensorflow":
-        import tensorflow
-
-        devices = tensorflow.config.list_physical_devices("GPU")
-        return tensorflow.config.experimental.get_device_details(devices[0])["device_name"] if devices else "cpu"
+        config = tensorflow().config
+        devices = config.list_physical_devices("GPU")
+        return config.experimental.get_device_details(devices[0])["device_name"] if devices else "cpu"
     if _backend() == "jax":
         return sys.modules["jax"].devices()[0].device_kind
     if _backend() == "torch":

@@ -1,0 +1,115 @@
+"""Data parallel: several devices of one machine share each batch, and train what one device would have trained.
+
+Every device holds all weights and a part of the batch. JAX compiles one program for all of them, in which a loss sees
+the whole batch by itself. TensorFlow runs one program per device and adds up their gradients: there `gathered` brings
+the slices of all devices together where a loss compares them, and `share_of_loss` keeps the sum of the gradients right.
+"""
+
+import contextlib
+import logging
+
+import keras
+from keras import ops
+
+from utils.checks import InputError
+from utils.runs import tensorflow
+
+log = logging.getLogger("mrccl")
+
+
+@contextlib.contextmanager
+def data_parallel(count):
+    """Share every batch among several devices; networks must be built and trained inside this context.
+
+    Args:
+        count: Devices N; 1 changes nothing. Training batches must be a multiple of N (`check_batch_sizes`).
+
+    Raises:
+        InputError: When fewer devices are visible, or with PyTorch, which uses one device here.
+    """
+    if count == 1:
+        yield
+        return
+    backend = keras.backend.backend()
+    if backend == "torch":
+        raise InputError(f"--devices {count}: PyTorch uses one device here; set KERAS_BACKEND to tensorflow or jax")
+    devices = keras.distribution.list_devices()
+    if len(devices) < count:
+        raise InputError(f"--devices {count}: {backend} sees only {', '.join(devices)}; give --devices {len(devices)}")
+    log.info("each batch is shared among %s", ", ".join(devices[:count]))
+    with {"tensorflow": _mirrored, "jax": Replicated}[backend](devices=devices[:count]).scope():
+        yield
+
+
+def check_batch_sizes(count, batch_sizes):
+    """Raise InputError unless all batch sizes, a dictionary from config key to slices, are multiples of N devices."""
+    lines = [
+        f"{key}: {size} slices cannot be shared evenly among --devices {count}; give a multiple of {count}"
+        for key, size in batch_sizes.items()
+        if size % count
+    ]
+    if lines:
+        raise InputError(lines)
+
+
+class Replicated(keras.distribution.DataParallel):
+    """Weights and batches on every device (JAX); `shared_out` then splits the batch in the compiled step.
+
+    Keras itself would split all batches of a set as it splits the first one, and the last one of a validation set is
+    smaller.
+    """
+
+    def get_data_layout(self, data_shape):
+        return keras.distribution.TensorLayout([None] * len(data_shape), self.device_mesh)
+
+
+def shared_out(batch):
+    """Give each JAX device its part of a batch, a dictionary of tensors `(B, ...)`; other backends do it themselves.
+
+    A batch that cannot be shared evenly stays on all devices.
+    """
+    distribution = keras.distribution.distribution()
+    if not isinstance(distribution, Replicated):
+        return batch
+    mesh, name = distribution.device_mesh, distribution.batch_dim_name
+    return {
+        key: tensor
+        if tensor.shape[0] is None or tensor.shape[0] % mesh.devices.size
+        else keras.distribution.distribute_tensor(
+            tensor, keras.distribution.TensorLayout([name] + [None] * (len(tensor.shape) - 1), mesh)
+        )
+        for key, tensor in batch.items()
+    }
+
+
+def _mirrored(devices):
+    return tensorflow().distribute.MirroredStrategy(devices)
+
+
+def replicas():
+    """How many TensorFlow programs share the batch that is being trained on; 1 on other backends."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    return tensorflow().distribute.get_strategy().num_replicas_in_sync
+
+
+def gathered(*tensors):
+    """Slices of all devices instead of this device's part, `(B, ...)` each; gradients flow back to their devices."""
+    if replicas() == 1:
+        return tensors
+    return tuple(tensorflow().distribute.get_replica_context().all_gather(list(tensors), axis=0))
+
+
+def share_of_loss(costs):
+    """Return what this device contributes to the mean of the costs `(B,)`, so that contributions add up to it.
+
+    TensorFlow adds the gradients of all devices. Where each has the costs of its own slices, their means are divided
+    by the number of devices; where each has the costs of the whole batch, `all_gather` has already added up what all
+    of them say of a slice, and the same division holds. A device without slices, at the end of a validation set,
+    contributes 0.
+    """
+    number = replicas()
+    if number == 1:
+        return ops.mean(costs)
+    slices = ops.maximum(ops.cast(ops.size(costs), "float32"), 1.0)
+    return ops.sum(costs) / slices / number
