@@ -1,9 +1,11 @@
-"""The same seed and data give the same network, losses and gradients on every Keras backend."""
+"""The same seed and data give the same networks, losses, gradients and trainings on every Keras backend."""
 
+import functools
 import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import keras
@@ -11,50 +13,136 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = "import sys, numpy; from tests.test_backends import outcome; numpy.savez(sys.argv[1], **outcome())"
+BACKENDS = ("jax", "torch")  # compared with TensorFlow
+COMMAND = "import sys, numpy; from tests import test_backends; numpy.savez(sys.argv[1], **test_backends.outcome())"
+METHODS = ("regression", "global", "local", "constrained")
+STEPS = 20
+RESUME = "interrupted or halved or repeats or serves_many"  # tests of the training loop that a backend can break
 
 
 def outcome():
-    """Compute values and gradients of network and losses; every backend imports and runs this very function."""
-    from losses.constrained_contrastive import constrained_contrastive_loss
-    from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
-    from losses.segmentation import focal_tversky_loss
-    from models.unet import build_unet
-    from tests.gradients import gradient
+    """Everything that is compared; every backend imports and runs this very function."""
+    return weights() | losses_and_gradients() | {f"curve/{method}": curve(method) for method in METHODS}
 
-    generator = np.random.default_rng(0)
-    images = generator.normal(size=(2, 16, 16, 2)).astype("float32")
-    classes, target = generator.integers(0, 3, (2, 16)), generator.integers(0, 3, (2, 16, 16))
-    anchors = np.array([[0, 5, 9], [3, 15, -1]])
-    build = {"filters": (4, 8, 8), "seed": 3}
-    patches = keras.ops.convert_to_numpy(build_unet((16, 16, 2), head="projection", patch_size=4, **build)(images))
-    probabilities = keras.ops.convert_to_numpy(build_unet((16, 16, 2), outputs=3, **build)(images))
-    losses = {
-        "pairwise": (lambda x: constrained_contrastive_loss(x, classes, anchors, nearest_patches=6), patches),
-        "setwise": (
-            lambda x: constrained_contrastive_loss(x, classes, anchors, nearest_patches=6, comparison="setwise"),
-            patches,
-        ),
-        "simclr": (lambda x: simclr_loss(x[0], x[1]), patches),
-        "anatomical": (lambda x: anatomical_contrastive_loss(x, classes[0]), patches),
-        "focal": (lambda x: focal_tversky_loss(target, x), probabilities),
-    }
-    result = {"patches": patches, "probabilities": probabilities}
-    for name, (loss, argument) in losses.items():
-        result[name] = keras.ops.convert_to_numpy(loss(keras.ops.convert_to_tensor(argument)))
-        result[f"{name}_gradient"] = gradient(loss, argument)
+
+def weights():
+    """Initial weights of networks for slices and volumes, and what they make of an image."""
+    from models.unet import build_encoder, build_unet
+
+    result = {}
+    for rank in (2, 3):
+        shape = (8,) * rank + (2,)
+        images = np.random.default_rng(rank).normal(size=(2, *shape)).astype("float32")
+        for name, head in (("encoder", "projection"), ("unet", "projection"), ("unet", "reconstruction")):
+            build = {"encoder": build_encoder, "unet": build_unet}[name]
+            network = build(shape, rank=rank, filters=(4, 8), head=head, seed=3)
+            key = f"{name}_{head}_{rank}d"
+            result[f"output/{key}"] = keras.ops.convert_to_numpy(network(images))
+            for variable in network.weights:
+                result[f"weights/{key}/{variable.path}"] = keras.ops.convert_to_numpy(variable)
     return result
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_another_backend_agrees(backend, tmp_path):
+def losses_and_gradients():
+    """Value and gradient of every loss at the same random representations, maps or probabilities."""
+    from losses.constrained_contrastive import constrained_contrastive_loss
+    from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
+    from losses.local_contrastive import local_contrastive_loss
+    from losses.regression import masked_l1
+    from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss
+    from tests.gradients import gradient
+
+    generator = np.random.default_rng(0)
+    patches, views = generator.normal(size=(2, 16, 6)), generator.normal(size=(2, 6, 5))
+    maps, image = generator.normal(size=(2, 2, 8, 8, 4)), generator.random((2, 8, 8, 2))
+    scores = np.exp(generator.normal(size=(2, 8, 8, 3)))
+    classes, target = generator.integers(0, 3, (2, 16)), generator.integers(0, 3, (2, 8, 8))
+    corrupted, anchors = generator.random((2, 8, 8, 1)) < 0.3, np.array([[0, 5, 9], [3, 15, -1]])
+    near = functools.partial(constrained_contrastive_loss, anchors=anchors, nearest_patches=6)
+    foreground = np.where(classes > 0, classes, -1)
+    probabilities = scores / scores.sum(-1, keepdims=True)
+    losses = {
+        "pairwise": (lambda x: near(x, classes), patches),
+        "setwise": (lambda x: near(x, classes, comparison="setwise"), patches),
+        "without_background": (lambda x: near(x, foreground, anchor_is_positive=False), patches),
+        "simclr": (lambda x: simclr_loss(x[0], x[1]), views),
+        "anatomical": (lambda x: anatomical_contrastive_loss(x, np.arange(6) % 3), views),
+        "local": (lambda x: local_contrastive_loss(x[0], x[1], region_size=2, regions=6, negatives=3, seed=1), maps),
+        "masked_l1": (lambda x: masked_l1(x, image.astype("float32"), corrupted), generator.random(image.shape)),
+        "focal_tversky": (lambda x: focal_tversky_loss(target, x), probabilities),
+        "dice": (lambda x: dice_loss(target, x, include_background=False), probabilities),
+        "cross_entropy": (lambda x: balanced_cross_entropy(target, x), probabilities),
+    }
+    result = {}
+    for name, (loss, argument) in losses.items():
+        argument = argument.astype("float32")
+        result[f"loss/{name}"] = keras.ops.convert_to_numpy(loss(keras.ops.convert_to_tensor(argument)))
+        result[f"gradient/{name}"] = gradient(loss, argument)
+    return result
+
+
+def curve(method):
+    """Training and validation loss after each of 20 steps of one pretraining method, `(20, 2)`."""
+    from tests.training.test_training import pretrain, settings
+
+    generator = np.random.default_rng(0)
+    maps = generator.integers(0, 4, (12, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
+    images = (maps[..., None] / 4 + generator.normal(0, 0.1, (12, 16, 16, 1))).astype("float32")
+    training = settings(epochs=STEPS, steps=1, rate=3e-3) | {"plateau_epochs": STEPS}
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"filters": [4, 8], "training": training}
+        _, history = pretrain(method, images, maps.astype("int32"), Path(folder), **options)
+    return np.array([[row["loss"], row["val_loss"]] for row in history])
+
+
+def run(backend, *command):
+    """Run Python under another backend, from the root of the repository."""
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=True, timeout=600)
+
+
+def skip_unless_installed(backend):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    environment = {**os.environ, "KERAS_BACKEND": backend}
-    path = tmp_path / "outcome.npz"
-    subprocess.run([sys.executable, "-c", COMMAND, str(path)], cwd=ROOT, env=environment, check=True, timeout=300)
-    expected = outcome()
-    with np.load(path) as found:
-        assert set(found.files) == set(expected)
-        for name, array in expected.items():
-            np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return outcome()
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def found(request, tmp_path_factory):
+    """What another backend computes."""
+    skip_unless_installed(request.param)
+    path = tmp_path_factory.mktemp(request.param) / "outcome.npz"
+    run(request.param, "-c", COMMAND, str(path))
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def test_initial_weights_are_equal_to_the_bit(expected, found):
+    names = [name for name in expected if name.startswith("weights/")]
+    assert set(found) == set(expected) and len(names) > 50
+    for name in names:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("what", ["output/", "loss/", "gradient/"])
+def test_outputs_losses_and_gradients_agree(expected, found, what):
+    for name in (name for name in expected if name.startswith(what)):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert what == "output/" or np.any(expected[name] != 0), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_curves_agree(expected, found, method):
+    name = f"curve/{method}"
+    assert expected[name].shape == (STEPS, 2) and len(np.unique(expected[name][:, 1])) == STEPS
+    np.testing.assert_allclose(found[name], expected[name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_training_loop_works(backend):
+    skip_unless_installed(backend)
+    run(backend, "-m", "pytest", "-p", "no:cacheprovider", "tests/training/test_training.py", "-k", RESUME)
