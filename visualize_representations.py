@@ -69,7 +69,7 @@ class RepresentedSplit:
         from evaluation.patches import find_truth
 
         self.config, self.folder = config, folder
-        self.name = str(folder.relative_to(config.work_dir))
+        self.name = "" if folder == config.work_dir else folder.name  # of the fold
         self.store = SliceStore(folder / "h5" / "annotated.h5")
         self.store.check_hash(config.hash_of_slices())
         self.store.check_origin(seed=config.seed, labels=list(config.data.labels))
@@ -84,10 +84,11 @@ class RepresentedSplit:
         self.patch_size = stages[0].patch_size if stages else PATCH_SIZE  # in pixels of the decoder's output
         self.edge = self.patch_size * 2 ** (levels - self.decoder_levels)  # in pixels of the image
         self.pretrained, self.missing = self.read_pretrained(inits)
-        self.note, self.truth = "", None
+        self.note, self.truth = f"{self.name}:" if self.name else "", None
         if config.data.simulated:
             data, chosen = config.plain()["data"], [*self.subjects["train"], *self.subjects["test"]]
-            self.note, self.truth = "Simulated scans.", find_truth(config.data.root, data["contrasts"], chosen)
+            self.note = f"Simulated scans. {self.note}".strip()
+            self.truth = find_truth(config.data.root, data["contrasts"], chosen)
 
     def seed(self, *names):
         return child_seed(self.config.seed, "representations", self.name, *names)
