@@ -4,7 +4,8 @@
 
 Reads   the scans below data.root and their labels; of simulated scans also true_tissue, true_t1 and true_t2.nii.gz.
 Writes  report/constraint_maps/ in the work dir: agreement.csv, .md and .tex (means over subjects for every K),
-        agreement.png and .pdf, per_subject.csv, and subjects/<subject>.json, from which the others are made.
+        change.csv, .md and .tex (paired differences to the config's K), agreement.png and .pdf, per_subject.csv, and
+        subjects/<subject>.json, from which the others are made.
 Takes   half a minute to 1.5 minutes and up to 1 GB per subject and job, for 8 numbers of classes and 3 seeds. Finished
         subjects are skipped unless their settings have changed. No constraint map is written.
 Next    set constraint_maps.clusters in the config, then: python generate_constraint_maps.py --config FILE
@@ -235,6 +236,7 @@ def write_report(config, subjects):
         REFERENCES,
         agreement_table,
         average_agreement,
+        change_table,
         enough_clusters,
         title_of,
     )
@@ -246,8 +248,11 @@ def write_report(config, subjects):
     rows["value"] = rows["value"].astype(float)
     rows.to_csv(report_of(config) / "per_subject.csv", index=False)
     numbers, note = average_agreement(rows), "Simulated scans." if config.data.simulated else ""
-    write_table(agreement_table(numbers, f"{note} {config.name}.".strip()), report_of(config))
-    figure = agreement_against_clusters(numbers, config.constraint_maps.clusters, f"{note} {config.name},".strip())
+    own, title = config.constraint_maps.clusters, f"{note} {config.name}.".strip()
+    write_table(agreement_table(numbers, title), report_of(config))
+    if rows["clusters"].isin({1, own}).sum() < len(rows):
+        write_table(change_table(rows, own, title), report_of(config))
+    figure = agreement_against_clusters(numbers, own, title)
     save_figure(figure, report_of(config), "agreement")
     for (measure, label), line in numbers.groupby(["measure", "label"], sort=False):
         if label not in REFERENCES:

@@ -46,7 +46,7 @@ def agreement_against_clusters(numbers, clusters, note=""):
         axis.legend(fontsize=6)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
-    subjects = f"{numbers['subjects'].max()} subjects; grey line: K = {clusters} of the config."
+    subjects = f"{numbers['subjects'].max()} subjects, mean and 95 % CI; grey line: K = {clusters} of the config."
     figure.suptitle(f"{note} {subjects}".strip())
     return figure
 

@@ -40,15 +40,24 @@ def average_agreement(rows):
         DataFrame with a row per measure, label and number of clusters: `mean`, `sd`, `ci95_low`, `ci95_high` over
         subjects, `subjects` with a value, and `missing`, the subjects without. Measures without any value are left out.
     """
+    return _over_subjects(_per_subject(rows))
+
+
+def _per_subject(rows):
+    """Average the seeds of a subject, NaN left out."""
+    return rows.groupby(["measure", "label", "clusters", "subject"], sort=False)["value"].mean().reset_index()
+
+
+def _over_subjects(values):
+    """Statistics of one value per subject, in the order of `MEASURES`."""
     import pandas
 
-    keys = ["measure", "label", "clusters"]
-    per_subject = rows.groupby([*keys, "subject"], sort=False)["value"].mean().reset_index()
-    found = []
-    for key, cell in per_subject.groupby(keys, sort=False):
+    keys, found = ["measure", "label", "clusters"], []
+    for key, cell in values.groupby(keys, sort=False):
         statistics = dict(zip(("mean", "sd", "ci95_low", "ci95_high"), mean_interval(cell["value"]), strict=True))
         known = int(cell["value"].notna().sum())
-        found.append(dict(zip(keys, key, strict=True)) | statistics | {"subjects": known, "missing": len(cell) - known})
+        counts = {"subjects": known, "missing": len(cell) - known}
+        found.append(dict(zip(keys, key, strict=True)) | statistics | counts)
     numbers = pandas.DataFrame(found)
     order = {measure: place for place, measure in enumerate(MEASURES)}
     numbers = numbers[numbers.groupby(["measure", "label"])["subjects"].transform("max") > 0]
@@ -95,6 +104,45 @@ def agreement_table(numbers, note=""):
     ).strip()
     text = pandas.DataFrame(rows).fillna("-")
     return Table("agreement", "Agreement of constraint maps", caption, numbers, text)
+
+
+def change_table(rows, clusters, note=""):
+    """What another K than the config's would change in the same subjects.
+
+    Args:
+        rows: As for `average_agreement`; K of the config is among them, and at least one other.
+        clusters: K of the config.
+        note: First words of the caption.
+
+    Returns:
+        A `Table`: mean paired difference and its 95 % CI, measures in rows, K in columns.
+    """
+    import pandas
+
+    values = _per_subject(rows[~rows["label"].isin(REFERENCES) & (rows["clusters"] > NO_MAP)])
+    at_config = values[values["clusters"] == clusters].set_index(["measure", "label", "subject"])["value"]
+    own = at_config.reindex(pandas.MultiIndex.from_frame(values[["measure", "label", "subject"]])).to_numpy()
+    numbers = _over_subjects(values.assign(value=values["value"] - own)[values["clusters"] != clusters])
+    text = []
+    for (measure, label), line in numbers.groupby(["measure", "label"], sort=False):
+        cells = line.set_index("clusters").sort_index()
+        text.append(
+            {"Measure": title_of(measure, label)} | {_heading(k): _change(cell) for k, cell in cells.iterrows()}
+        )
+    caption = (
+        f"{note} Difference to maps of K = {clusters}, as in the config, in the same subjects: mean and 95 % "
+        f"confidence interval (t distribution, n = {numbers['subjects'].max()}), not adjusted for the number of "
+        "comparisons. "
+        "Measures as in the table of agreement."
+    ).strip()
+    return Table("change", f"Change against K = {clusters}", caption, numbers, pandas.DataFrame(text).fillna("-"))
+
+
+def _change(cell):
+    if math.isnan(cell["mean"]):
+        return "-"
+    interval = "" if math.isnan(cell["ci95_low"]) else f" ({cell['ci95_low']:+.3f} to {cell['ci95_high']:+.3f})"
+    return f"{cell['mean']:+.3f}{interval}"
 
 
 def title_of(measure, label):

@@ -78,6 +78,7 @@ def done(cohort, tmp_path_factory):
 def test_what_is_written(done):
     names = {path.name for path in report(done).iterdir()}
     assert {f"agreement.{suffix}" for suffix in ("csv", "md", "tex", "png", "pdf")} <= names
+    assert {f"change.{suffix}" for suffix in ("csv", "md", "tex")} <= names
     assert {"per_subject.csv", "resolved_config.yaml", "environment.json", "command.txt", "run.log"} <= names
     assert sorted(stamps(done)) == ["sub-001", "sub-002", "sub-003"]
     assert (report(done) / "agreement.md").read_text().startswith("Simulated scans. tiny.")

@@ -23,7 +23,7 @@ from evaluation.map_agreement import (
     stability,
 )
 from evaluation.map_figures import agreement_against_clusters
-from evaluation.map_tables import MEASURES, agreement_table, average_agreement, enough_clusters
+from evaluation.map_tables import MEASURES, agreement_table, average_agreement, change_table, enough_clusters
 from evaluation.results import MEAN
 from evaluation.tables import to_latex, write_table
 
@@ -284,6 +284,22 @@ def test_the_table_has_a_row_per_measure_and_a_column_per_k(tmp_path):
     write_table(table, tmp_path)
     assert "K = 20" in (tmp_path / "agreement.md").read_text() and "toprule" in to_latex(table)
     assert len(pandas.read_csv(tmp_path / "agreement.csv")) == 16
+
+
+def test_changes_are_paired():
+    rows = sweep(measures=(("best_dice", "liver"), ("best_dice", SHIFTED), ("stability", "")))
+    rows.loc[(rows["measure"] == "stability") & (rows["subject"] == "s1") & (rows["clusters"] == 5), "value"] = np.nan
+    table = change_table(rows, 5, "Simulated scans.")
+    assert list(table.text.columns) == ["Measure", "K = 10", "K = 20"]
+    assert list(table.text["Measure"]) == ["Best Dice: liver", "Stability"]
+    cells = rows[rows["label"] == "liver"].groupby(["subject", "clusters"])["value"].mean()
+    differences = [cells[s, 20] - cells[s, 5] for s in ("s0", "s1", "s2", "s3")]
+    found = table.numbers[(table.numbers["label"] == "liver") & (table.numbers["clusters"] == 20)].iloc[0]
+    assert found["mean"] == pytest.approx(np.mean(differences))
+    assert found["ci95_low"] == pytest.approx(np.mean(differences) - 3.182 * np.std(differences, ddof=1) / 2, rel=1e-3)
+    assert set(table.numbers.loc[table.numbers["measure"] == "stability", "missing"]) == {1}
+    expected = f"{found['mean']:+.3f} ({found['ci95_low']:+.3f} to {found['ci95_high']:+.3f})"
+    assert table.text["K = 20"][0] == expected
 
 
 def test_the_figure_shows_means_bands_and_the_clusters_of_the_config():
