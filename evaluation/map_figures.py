@@ -14,7 +14,7 @@ PANELS = {
     "Stability over seeds": ("stability",),
 }
 COLUMNS = 3
-INCHES = (3.2, 2.7)
+INCHES = (3.2, 2.9)
 
 
 @in_report_style
@@ -27,11 +27,12 @@ def agreement_against_clusters(numbers, clusters, note=""):
         note: Beginning of the title, such as "Simulated scans.".
 
     Returns:
-        A matplotlib `Figure`, three panels a row; a panel without a measure is left out.
+        A matplotlib `Figure`; a panel without a measure is left out.
     """
     present = set(numbers["measure"])
     shown = {title: group for title, group in PANELS.items() if present & set(group)}
-    figure, axes = panels(-(-len(shown) // COLUMNS), min(COLUMNS, len(shown)), INCHES)
+    columns = 2 if len(shown) in (2, 4) else min(COLUMNS, len(shown))
+    figure, axes = panels(-(-len(shown) // columns), columns, INCHES)
     ticks = sorted(k for k in numbers["clusters"].unique() if k > NO_MAP)
     for axis, (title, group) in zip(axes.flat, shown.items(), strict=False):
         part = numbers[numbers["measure"].isin(group)]
@@ -43,7 +44,7 @@ def agreement_against_clusters(numbers, clusters, note=""):
         axis.set_ylabel("0 to 1")
         axis.set_ylim(-0.02, 1.02)
         axis.grid(axis="y", alpha=0.3)
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
     subjects = f"{numbers['subjects'].max()} subjects, mean and 95 % CI; grey line: K = {clusters} of the config."
