@@ -176,18 +176,29 @@ def _check_transfer(arrays, variables, shared):
             "weight transfer: no layer of the network has a name that occurs in the pretrained weights; found "
             f"{', '.join(_layer_names(arrays)[:3]) or 'nothing'}, expected {', '.join(_layer_names(variables)[:3])}"
         )
+    _check_rank(arrays, variables, shared)
     depths = [_depth(keys) for keys in (arrays, variables)]
     # Decoder levels count from the deepest one: with another depth they would land on levels of another size.
     if depths[0] != depths[1] and any(key.startswith("decoder_") for key in shared):
         raise InputError(f"weight transfer: the pretrained network has {depths[0]} levels, this one {depths[1]}")
     lines = [
         f"weight transfer: {key} is {arrays[key].shape} in the pretrained network, {tuple(variables[key].shape)} in "
-        "this one; rank and network.filters of both must agree"
+        "this one; network.filters of both must agree"
         for key in shared
         if arrays[key].shape != tuple(variables[key].shape)
     ]
     if lines:
         raise InputError(lines)
+
+
+def _check_rank(arrays, variables, shared):
+    for key in shared:
+        before, now = (len(values[key].shape) - 2 for values in (arrays, variables))
+        if key.endswith("/kernel") and before != now:
+            raise InputError(
+                f"weight transfer: the pretrained network has rank {before}, this one {now} (2: slices, 3: volumes); "
+                "start from a network that was pretrained on the same kind of image"
+            )
 
 
 def _depth(keys):
@@ -204,4 +215,7 @@ def _check_format(path):
         with zipfile.ZipFile(path) as content:
             found = "a .keras archive" if "model.weights.h5" in content.namelist() else None
     if found:
-        raise InputError(f"{path}: this is {found}; expected an .npz weight file written by this suite")
+        raise InputError(
+            f"{path}: this is {found}; expected an .npz weight file of this suite; give the weights.npz of a stage, "
+            "or load the file into its Keras model and write that with models.weights.save_weights"
+        )

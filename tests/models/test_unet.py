@@ -1,3 +1,5 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from utils.checks import InputError
 from utils.runs import child_seed
 
 SMALL = (4, 8, 8)
+SHAPES = {2: (16, 24, 2), 3: (16, 24, 8, 2)}  # not cubic, and thinner along the depth
+both_ranks = pytest.mark.parametrize("rank", [2, 3])
 
 
 def images(shape, seed=0):
@@ -26,30 +30,48 @@ def weighted_layers(model):
 @pytest.mark.parametrize(
     ("rank", "options", "shape"),
     [
-        (2, {"head": "segmentation", "outputs": 3}, (2, 16, 16, 3)),
-        (2, {"head": "synthesis", "outputs": 1}, (2, 16, 16, 1)),
-        (2, {"head": "reconstruction"}, (2, 16, 16, 2)),
-        (2, {"head": None}, (2, 16, 16, 4)),
-        (2, {"head": None, "decoder_levels": 1}, (2, 8, 8, 8)),
-        (2, {"head": "projection", "patch_size": 4, "features": 5}, (2, 16, 5)),
-        (2, {"head": "projection", "decoder_levels": 1, "features": 5}, (2, 64, 5)),
-        (3, {"head": "segmentation", "outputs": 3}, (2, 16, 16, 16, 3)),
-        (3, {"head": "projection", "patch_size": 4, "features": 5}, (2, 64, 5)),
-        (3, {"head": "projection", "decoder_levels": 1, "features": 5}, (2, 512, 5)),
+        (2, {"head": "segmentation", "outputs": 3}, (2, 16, 24, 3)),
+        (2, {"head": "synthesis", "outputs": 1}, (2, 16, 24, 1)),
+        (2, {"head": "reconstruction"}, (2, 16, 24, 2)),
+        (2, {"head": None}, (2, 16, 24, 4)),
+        (2, {"head": None, "decoder_levels": 1}, (2, 8, 12, 8)),
+        (2, {"head": "projection", "patch_size": 4, "features": 5}, (2, 4 * 6, 5)),
+        (2, {"head": "projection", "decoder_levels": 1, "features": 5}, (2, 8 * 12, 5)),
+        (3, {"head": "segmentation", "outputs": 3}, (2, 16, 24, 8, 3)),
+        (3, {"head": "synthesis", "outputs": 1}, (2, 16, 24, 8, 1)),
+        (3, {"head": "reconstruction"}, (2, 16, 24, 8, 2)),
+        (3, {"head": None}, (2, 16, 24, 8, 4)),
+        (3, {"head": None, "decoder_levels": 1}, (2, 8, 12, 4, 8)),
+        (3, {"head": "projection", "patch_size": 4, "features": 5}, (2, 4 * 6 * 2, 5)),
+        (3, {"head": "projection", "decoder_levels": 1, "features": 5}, (2, 8 * 12 * 4, 5)),
     ],
 )
 def test_output_shape_of_every_head(rank, options, shape):
-    model = build_unet((16,) * rank + (2,), rank=rank, filters=SMALL, **options)
+    model = build_unet(SHAPES[rank], rank=rank, filters=SMALL, **options)
     found = output(model)
     assert found.shape == shape
     assert np.isfinite(found).all()
+    if options["head"] == "segmentation":
+        np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [2, 3])
+@both_ranks
 def test_encoder_gives_one_representation_per_image(rank):
-    shape = (8,) * rank + (2,)
-    assert output(build_encoder(shape, rank=rank, filters=SMALL, features=6)).shape == (2, 6)
-    assert output(build_encoder(shape, rank=rank, filters=SMALL, head=None)).shape == (2, *(2,) * rank, 8)
+    assert output(build_encoder(SHAPES[rank], rank=rank, filters=SMALL, features=6)).shape == (2, 6)
+    deepest = output(build_encoder(SHAPES[rank], rank=rank, filters=SMALL, head=None))
+    assert deepest.shape == (2, *(4, 6, 2)[:rank], 8)
+
+
+@both_ranks
+def test_every_size_of_a_volume_counts(rank):
+    # A single bright pixel reaches the output at its own place: no axis is swapped, cropped or reversed.
+    model = build_unet(SHAPES[rank], rank=rank, filters=(4, 8), decoder_levels=1, head=None)
+    image = np.zeros((1, *SHAPES[rank]), "float32")
+    place = (3, 21, 6)[:rank]
+    dark = ops.convert_to_numpy(model(image))
+    image[(0, *place)] = 50.0
+    change = np.abs(ops.convert_to_numpy(model(image)) - dark).max(axis=-1)[0]
+    assert np.max(np.abs(np.subtract(np.unravel_index(change.argmax(), change.shape), place))) <= 2
 
 
 def test_default_network_has_the_levels_of_the_papers_and_images_need_not_be_square():
@@ -67,9 +89,11 @@ def test_names_of_levels_and_parts():
     assert weighted_layers(build_unet((4, 4, 1), filters=(4, 8), outputs=2)) == [*expected, "segmentation_conv"]
 
 
-def test_a_partial_decoder_is_the_deep_part_of_the_full_one():
+@both_ranks
+def test_a_partial_decoder_is_the_deep_part_of_the_full_one(rank):
     full, partial = (
-        build_unet((16, 16, 1), filters=(4, 8, 8, 8), decoder_levels=levels, head=None) for levels in (None, 2)
+        build_unet(SHAPES[rank], rank=rank, filters=(4, 8, 8, 8), decoder_levels=levels, head=None)
+        for levels in (None, 2)
     )
     names = weighted_layers(partial)
     assert set(names) < set(weighted_layers(full))
@@ -79,9 +103,9 @@ def test_a_partial_decoder_is_the_deep_part_of_the_full_one():
     np.testing.assert_allclose(output(partial), output(half_way), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rank", [2, 3])
+@both_ranks
 def test_patches_are_averages_in_row_major_order(rank):
-    shape = (8, 4, 4)[:rank] + (1,)
+    shape = (8, 4, 6)[:rank] + (1,)
     options = {"rank": rank, "filters": (4, 8)}
     features = output(build_unet(shape, head=None, **options)).astype("float64")
     model = build_unet(shape, head="projection", features=3, patch_size=2, **options)
@@ -94,11 +118,29 @@ def test_patches_are_averages_in_row_major_order(rank):
     np.testing.assert_allclose(output(model), np.stack(expected, axis=1), rtol=1e-4, atol=1e-5)
 
 
-def test_no_two_layers_start_with_equal_kernels():
-    arrays = weights_of(build_unet((32, 32, 1), outputs=2))
-    kernels = [(key, array) for key, array in arrays.items() if key.endswith("kernel")]
-    values = {array.ravel()[:16].tobytes() for _, array in kernels}
-    assert len(values) == len(kernels) == 28
+def random_numbers(model):
+    """The standard normal numbers behind the beginning of every kernel."""
+    kernels = [array for key, array in weights_of(model).items() if key.endswith("kernel")]
+    return [array.ravel()[:8] / np.sqrt(2 / np.prod(array.shape[:-1])) for array in kernels]
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "layers"),
+    [
+        (build_unet, {"rank": 2, "outputs": 2}, 28),
+        (build_unet, {"rank": 2, "head": "projection"}, 29),
+        (build_encoder, {"rank": 2}, 14),
+        (build_unet, {"rank": 3, "filters": (4, 8, 8, 8), "outputs": 2}, 18),
+        (build_unet, {"rank": 3, "filters": (4, 8, 8, 8), "head": "projection"}, 19),
+        (build_encoder, {"rank": 3, "filters": (4, 8, 8, 8)}, 10),
+    ],
+)
+def test_no_two_layers_start_with_equal_kernels(build, options, layers):
+    numbers = random_numbers(build((32,) * options["rank"] + (1,), **options))
+    assert len(numbers) == layers
+    for one, other in itertools.combinations(numbers, 2):
+        # Layers of another size would differ by a factor only, if they shared their random numbers.
+        assert not np.allclose(one, other, rtol=1e-3)
 
 
 def test_initial_kernels_come_from_numpy_and_the_layer_name_alone():
@@ -121,7 +163,7 @@ def test_a_saved_architecture_rebuilds_the_same_network():
     np.testing.assert_array_equal(output(model), output(again))
 
 
-@pytest.mark.parametrize("rank", [2, 3])
+@both_ranks
 def test_signal_keeps_its_size_through_the_network(rank):
     model = build_unet((16,) * rank + (2,), rank=rank, filters=(16, 32, 64), head=None)
     assert 0.1 < output(model).std() < 3
@@ -136,10 +178,12 @@ def test_outputs_are_float32_whatever_the_precision(policy):
             build_unet((8, 8, 1), filters=SMALL, outputs=3),
             build_unet((8, 8, 1), filters=SMALL, head="projection"),
             build_encoder((8, 8, 1), filters=SMALL),
+            build_unet((8, 8, 4, 1), rank=3, filters=SMALL, head="projection"),
         ]
     finally:
         keras.config.set_dtype_policy(previous)
-    for model in models:
+    assert [model.output.dtype for model in models] == ["float32"] * 4
+    for model in models[:3]:  # TensorFlow pools volumes in float16 on GPUs only
         assert ops.dtype(model(images((8, 8, 1)))) == "float32"
     np.testing.assert_allclose(output(models[0]).sum(axis=-1), 1, rtol=1e-6)
 
@@ -163,6 +207,9 @@ def test_softmax_is_applied_once():
         ((32, 32, 1), {"head": "synthesis"}, "needs outputs of at least 1, not None"),
         ((32, 32, 1), {"head": "projection", "patch_size": 5}, r"patch size 5 must divide .*\(32, 32\)"),
         ((32, 32, 1), {"filters": (16,), "outputs": 2}, "at least two levels"),
+        ((32, 32, 20, 1), {"rank": 3, "outputs": 2}, r"\(32, 32, 20\) must be divisible by 32 .*or fewer levels"),
+        ((8, 8, 1), {"rank": 3, "filters": SMALL, "outputs": 2}, "must have 3 sizes"),
+        ((8, 8, 4, 1), {"rank": 3, "filters": SMALL, "head": "projection", "patch_size": 8}, r"divide .*\(8, 8, 4\)"),
     ],
 )
 def test_impossible_networks_are_refused(shape, options, message):

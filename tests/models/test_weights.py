@@ -1,7 +1,6 @@
 import pickle
-import zipfile
 
-import h5py
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -67,14 +66,19 @@ def test_a_failed_write_leaves_the_old_file(model, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["weights.npz"]
 
 
-def write_h5(path, model):
-    with h5py.File(path, "w") as file:
-        file["x"] = 1
+def write_keras_weights(path, model):
+    model.save_weights(path.with_suffix(".weights.h5"))
+    path.with_suffix(".weights.h5").rename(path)
+
+
+def write_keras_h5(path, model):
+    model.save(path.with_suffix(".h5"))
+    path.with_suffix(".h5").rename(path)
 
 
 def write_keras_archive(path, model):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("model.weights.h5", "x")
+    model.save(path.with_suffix(".keras"))
+    path.with_suffix(".keras").rename(path)
 
 
 def write_pickle(path, model):
@@ -108,8 +112,9 @@ def write_text(path, model):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (write_h5, r"Keras HDF5 file \(.h5\); expected an .npz"),
-        (write_keras_archive, "a .keras archive"),
+        (write_keras_weights, r"Keras HDF5 file \(.h5\); expected an .npz .*; give the weights.npz of a stage"),
+        (write_keras_h5, r"Keras HDF5 file \(.h5\); .* write that with models.weights.save_weights"),
+        (write_keras_archive, "a .keras archive; expected an .npz"),
         (write_pickle, "a pickle file"),
         (write_object_array, "damaged weight file"),
         (write_truncated, "damaged weight file"),
@@ -141,10 +146,21 @@ def test_loading_into_another_network_lists_every_difference_and_changes_nothing
         np.testing.assert_array_equal(array, before[key])
 
 
-@pytest.mark.parametrize("decoder_levels", [1, 2])
+SHAPES = {2: (16, 24), 3: (16, 24, 8)}  # not cubic, and thinner along the depth
+LEVELS = (4, 8, 8, 8)
+both_ranks = pytest.mark.parametrize("rank", [2, 3])
+
+
+def network(rank, contrasts=1, **options):
+    return build_unet((*SHAPES[rank], contrasts), rank=rank, filters=LEVELS, **({"features": 4} | options))
+
+
+@both_ranks
+@pytest.mark.parametrize("decoder_levels", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["model", "dict", "path"])
-def test_a_partial_decoder_reaches_its_levels_of_the_full_network(kind, decoder_levels, tmp_path):
-    source, target = unet(head="projection", decoder_levels=decoder_levels, seed=1), unet(seed=2)
+def test_a_partial_decoder_reaches_its_levels_of_the_full_network(rank, kind, decoder_levels, tmp_path):
+    source = network(rank, head="projection", decoder_levels=decoder_levels, seed=1)
+    target = network(rank, outputs=3, seed=2)
     initial, trained = weights_of(target), weights_of(source)
     save_weights(source, tmp_path / "w.npz")
     report = transfer({"model": source, "dict": trained, "path": tmp_path / "w.npz"}[kind], target)
@@ -157,12 +173,24 @@ def test_a_partial_decoder_reaches_its_levels_of_the_full_network(kind, decoder_
         np.testing.assert_array_equal(array, (trained if key.split("/")[0] in report.moved else initial)[key])
 
 
-def test_a_moved_network_computes_the_same_features():
-    source, target = unet(head="projection", decoder_levels=1, seed=1), unet(head=None, decoder_levels=1, seed=2)
+@both_ranks
+@pytest.mark.parametrize("decoder_levels", [1, 2])
+def test_the_full_network_computes_the_features_of_the_partial_one_that_it_started_from(rank, decoder_levels):
+    source = network(rank, head="projection", decoder_levels=decoder_levels, seed=1)
+    target = network(rank, outputs=3, seed=2)
+    image = np.random.default_rng(0).normal(size=(2, *SHAPES[rank], 1)).astype("float32")
+
+    def features(model, layer):
+        return ops.convert_to_numpy(keras.Model(model.input, model.get_layer(layer).output)(image))
+
+    layers = [f"encoder_{level}_relu_2" for level in range(1, 5)]
+    layers += [f"decoder_{level}_relu_2" for level in range(1, decoder_levels + 1)]
+    before = [features(target, layer) for layer in layers]
     transfer(source, target)
-    image = np.random.default_rng(0).normal(size=(1, 8, 8, 1)).astype("float32")
-    expected = unet(head=None, decoder_levels=1, seed=1)(image)
-    np.testing.assert_array_equal(ops.convert_to_numpy(target(image)), ops.convert_to_numpy(expected))
+    for layer, old in zip(layers, before, strict=True):
+        found = features(target, layer)
+        np.testing.assert_allclose(found, features(source, layer), rtol=1e-5, atol=1e-6)
+        assert np.abs(found - old).max() > 0.1
 
 
 def test_an_encoder_moves_without_its_head_and_the_report_says_so():
@@ -180,13 +208,14 @@ def test_a_head_never_moves_even_between_equal_networks():
     np.testing.assert_array_equal(weights_of(target)["segmentation_conv/kernel"], before)
 
 
-def test_the_stem_adapts_by_contrast_name():
-    source, target = unet(contrasts=3, seed=1), unet(contrasts=2, seed=2)
+@both_ranks
+def test_the_stem_adapts_by_contrast_name(rank):
+    source, target = (network(rank, contrasts, outputs=3, seed=contrasts) for contrasts in (3, 2))
     report = transfer(source, target, source_contrasts=["t1", "t2", "flair"], target_contrasts=["flair", "t1"])
     assert report.adapted == (STEM,)
     assert STEM not in report.moved
     assert "adapted to other contrasts: encoder_1_conv_1" in report.summary()
-    np.testing.assert_allclose(stem(target), stem(source)[:, :, [2, 0]] * 3 / 2, rtol=1e-6)
+    np.testing.assert_allclose(stem(target), stem(source)[..., [2, 0], :] * 3 / 2, rtol=1e-6)
 
 
 def test_equal_numbers_of_other_contrasts_are_still_matched_by_name():
@@ -205,14 +234,17 @@ def test_a_new_contrast_starts_from_the_mean_of_the_known_ones():
     np.testing.assert_allclose(stem(target)[:, :, 1], stem(source).mean(axis=2), rtol=1e-5)
 
 
+@both_ranks
 @pytest.mark.parametrize("contrasts", [1, 4])
-def test_without_names_the_mean_is_repeated_and_the_response_keeps_its_size(contrasts):
-    source, target = unet(contrasts=2, seed=1), unet(contrasts=contrasts, seed=2)
+def test_without_names_the_mean_is_repeated_and_the_response_keeps_its_size(rank, contrasts):
+    source, target = (network(rank, number, outputs=3, seed=number) for number in (2, contrasts))
     transfer(source, target)
-    image = np.random.default_rng(0).normal(size=(1, 8, 8, 1)).astype("float32")
+    for channel in range(contrasts):
+        np.testing.assert_allclose(stem(target)[..., channel, :], stem(source).mean(-2) * 2 / contrasts, rtol=1e-5)
+    image = np.random.default_rng(0).normal(size=(1, *SHAPES[rank], 1)).astype("float32")
     responses = [
-        ops.convert_to_numpy(network.get_layer(STEM)(np.repeat(image, network.input_shape[-1], axis=-1)))
-        for network in (source, target)
+        ops.convert_to_numpy(one.get_layer(STEM)(np.repeat(image, one.input_shape[-1], axis=-1)))
+        for one in (source, target)
     ]
     np.testing.assert_allclose(*responses, rtol=1e-4, atol=1e-5)
 
@@ -225,7 +257,12 @@ def test_without_names_the_mean_is_repeated_and_the_response_keeps_its_size(cont
         (lambda: unet(filters=(4, 8, 16)), {}, r"encoder_3_conv_1/kernel is \(3, 3, 8, 16\) .*\(3, 3, 8, 8\)"),
         (lambda: unet(filters=(4, 8)), {}, "the pretrained network has 2 levels, this one 3"),
         (lambda: unet(), {"source_contrasts": ["a", "b"], "target_contrasts": ["a"]}, "1 input channels, but 2"),
-        (lambda: build_unet((8, 8, 8, 1), rank=3, filters=FILTERS, outputs=3), {}, "rank and network.filters"),
+        (lambda: build_unet((8, 8, 8, 1), rank=3, filters=FILTERS, outputs=3), {}, r"has rank 3, this one 2 \(2:"),
+        (
+            lambda: build_unet((8, 8, 8, 2), rank=3, filters=(4, 8), decoder_levels=1, head="projection"),
+            {"source_contrasts": ["t1", "t2"], "target_contrasts": ["t2"]},
+            "pretrained on the same kind of image",
+        ),
     ],
 )
 def test_a_transfer_that_cannot_be_meant_is_refused_and_changes_nothing(source, options, message):
@@ -233,5 +270,14 @@ def test_a_transfer_that_cannot_be_meant_is_refused_and_changes_nothing(source, 
     before = weights_of(target)
     with pytest.raises(InputError, match=message):
         transfer(source() if callable(source) else source, target, **options)
+    for key, array in weights_of(target).items():
+        np.testing.assert_array_equal(array, before[key])
+
+
+def test_weights_of_slices_are_refused_by_a_network_for_volumes():
+    target = network(3, outputs=3)
+    before = weights_of(target)
+    with pytest.raises(InputError, match="the pretrained network has rank 2, this one 3 .*start from a network"):
+        transfer(network(2, outputs=3), target)
     for key, array in weights_of(target).items():
         np.testing.assert_array_equal(array, before[key])
