@@ -122,7 +122,12 @@ def draw_training_curves(config, folder):
     if not histories:
         return []
     png = save_figure(training_curves(histories, simulated_note(config)), folder, "pretraining_curves")
-    return [ReportFigure("Pretraining", "Loss on training slices and on the fixed validation slices.", png)]
+    caption = (
+        "Loss on training slices and on the fixed validation slices. Below, where a stage contrasts, the health of its "
+        "representations on the validation slices: spread (0: collapsed), anchors without positive or negative, "
+        "alignment and uniformity."
+    )
+    return [ReportFigure("Pretraining", caption, png)]
 
 
 def write_page(config, results, tables, figures, notes, path):
