@@ -15,7 +15,7 @@ class SegmentationTrainer:
     """Trains segmentation networks of one shape one after another; the training step is compiled once.
 
     Args:
-        image_shape: `(H, W, C)`.
+        image_shape: `(H, W, C)`, or `(H, W, D, C)` for volumes.
         filters: Filters per level.
         classes: Classes K, background included.
         loss_settings: Keyword arguments of `focal_tversky_loss`.
@@ -39,7 +39,8 @@ class SegmentationTrainer:
     ):
         self.image_shape, self.augmentation, self.training = tuple(image_shape), augmentation, training
         self.evaluate_every = evaluate_every
-        self._build = functools.partial(build_unet, self.image_shape, filters=filters, outputs=classes)
+        rank = len(self.image_shape) - 1
+        self._build = functools.partial(build_unet, self.image_shape, rank=rank, filters=filters, outputs=classes)
         self.network = self._build(seed=0)
         self.task = Segmentation(self.network, loss_settings, cross_entropy_weight).ready(training["learning_rate"])
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: self._build(seed=seed).get_weights())
@@ -76,7 +77,7 @@ class SegmentationTrainer:
         """
 
         def draw(rows, generator):
-            return draw_changes(len(rows), self.image_shape[:2], generator, **self.augmentation)
+            return draw_changes(len(rows), self.image_shape[:-1], generator, **self.augmentation)
 
         size = self.training["batch_size"]
         batches = Batches(
