@@ -97,7 +97,11 @@ def gathered(*tensors):
     """Slices of all devices instead of this device's part, `(B, ...)` each; gradients flow back to their devices."""
     if replicas() == 1:
         return tensors
-    return tuple(tensorflow().distribute.get_replica_context().all_gather(list(tensors), axis=0))
+    context = tensorflow().distribute.get_replica_context()
+    # One by one: labels beside probabilities have no gradient. Gathering forgets sizes that are known.
+    return tuple(
+        tensorflow().ensure_shape(context.all_gather(part, axis=0), (None, *part.shape[1:])) for part in tensors
+    )
 
 
 def share_of_loss(costs):

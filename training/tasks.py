@@ -48,7 +48,11 @@ class Task(keras.Model):
             self.health[name].update_state(value)
 
     def call(self, batch, training=None):
-        return self.forward(shared_out(batch), training)
+        if replicas() == 1 or training:
+            return self.forward(shared_out(batch), training)
+        # The end of a validation set can leave a device without slices, and TensorFlow's convolutions fail on none.
+        one_more = {key: ops.concatenate([x, ops.zeros((1, *x.shape[1:]), x.dtype)]) for key, x in batch.items()}
+        return keras.tree.map_structure(lambda x: x[:-1], self.forward(one_more, training))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         return share_of_loss(self.cost(x, y_pred, training))

@@ -1,0 +1,95 @@
+"""Two devices train what one device trains. The processor stands in for both devices, so no GPU is needed."""
+
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tests.test_backends import outcomes
+from training.devices import check_batch_sizes, data_parallel
+from utils.checks import InputError
+
+COMMAND = "import sys, numpy; from tests.training import test_devices as t; numpy.savez(sys.argv[1], **t.outcome())"
+BACKENDS = ("tensorflow", "jax")
+METHODS = ("global", "constrained", "segmentation")
+
+
+def outcome():
+    """Losses and health of two epochs of three steps, `(2, values)`, of each method on one device and on two."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        half = tf.config.LogicalDeviceConfiguration()
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [half, half])
+    result = {}
+    for count in (1, 2):
+        with data_parallel(count):
+            result |= {f"{method}/{count}": history(method) for method in METHODS}
+    return result
+
+
+def history(method):
+    from tests.training.test_training import pretrain, settings
+
+    generator = np.random.default_rng(0)
+    maps = generator.integers(0, 4, (18, 4, 4)).repeat(4, axis=1).repeat(4, axis=2).astype("int32")
+    images = (maps[..., None] / 4 + generator.normal(0, 0.1, (18, 16, 16, 1))).astype("float32")
+    training = settings(epochs=2, steps=3, rate=3e-3)  # batches of 4, validation of 9
+    with tempfile.TemporaryDirectory() as folder:
+        if method == "segmentation":
+            rows = segment(images, maps, training, Path(folder))
+        else:
+            _, rows = pretrain(method, images, maps, Path(folder), filters=[4, 8], training=training)
+    names = [name for name in rows[0] if name not in ("epoch", "learning_rate", "seconds")]
+    return np.array([[row[name] for name in names] for row in rows])
+
+
+def segment(images, maps, training, folder):
+    from training.finetuning import SegmentationTrainer
+
+    trainer = SegmentationTrainer(
+        images.shape[1:],
+        filters=[4, 8],
+        classes=4,
+        loss_settings={},
+        cross_entropy_weight=0.5,
+        augmentation={"translation": 0.1, "rotation_degrees": 10, "scale": (0.9, 1.1), "elastic_px": 1.0},
+        training=training,
+        evaluate_every=1,
+    )
+    trainer.start_from(seed=1)
+    return trainer.train(images[9:], maps[9:], images[:9], maps[:9], seed=1, folder=folder, tag="hash", name="test")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    flags = "--xla_force_host_platform_device_count=2"
+    return outcomes(BACKENDS, tmp_path_factory.mktemp("devices"), COMMAND, XLA_FLAGS=flags)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def found(request, both):
+    return both(request.param)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_devices_train_what_one_trains(found, method):
+    one, two = (found[f"{method}/{count}"] for count in (1, 2))
+    assert np.isfinite(one).all() and (one[0] != one[1]).any()
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_shared_is_refused_before_any_work(monkeypatch):
+    with data_parallel(1):
+        pass
+    seen = len(keras.distribution.list_devices())
+    with pytest.raises(InputError, match=f"--devices 64: .* sees only .*; give --devices {seen}"), data_parallel(64):
+        pass
+    monkeypatch.setattr("keras.backend.backend", lambda: "torch")
+    with pytest.raises(InputError, match="PyTorch uses one device"), data_parallel(2):
+        pass
+    check_batch_sizes(2, {"a": 4, "b": 6})
+    with pytest.raises(InputError, match="^b: 6 slices cannot be shared evenly among --devices 4"):
+        check_batch_sizes(4, {"a": 4, "b": 6})
