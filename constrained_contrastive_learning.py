@@ -9,12 +9,13 @@ Takes   minutes (CPU, small images) to hours. Finished stages are skipped; an in
 Next    python finetune_segmentation.py --config FILE
 """
 
+import itertools
 import json
 import logging
 from pathlib import Path
 
 from utils.checks import InputError
-from utils.config import from_command_line
+from utils.config import from_command_line, positive
 from utils.runs import child_seed, exit_code_of, open_run, write_json
 from utils.schema import channel_names
 
@@ -26,6 +27,7 @@ def add_options(parser):
     parser.add_argument(
         "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
     )
+    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs that share a batch (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="redo finished stages")
 
 
@@ -36,11 +38,16 @@ def main(arguments=None):
             raise InputError(f"--method {name}: not one of the stages {', '.join(config.pretraining.stages)}")
     from data.h5_store import packed_folders
     from data.splits import chosen_folds
+    from training.devices import check_batch_sizes, data_parallel
 
-    for folder in chosen_folds(packed_folders(config.work_dir, "pretrain_train.h5"), options.folds):
-        for stage in config.pretraining.stages:  # the config's order: what others start from comes first
-            if not options.method or stage in options.method:
-                pretrain(config, stage, folder, options.overwrite)
+    # The config's order: what others start from comes first.
+    stages = [name for name in config.pretraining.stages if not options.method or name in options.method]
+    sizes = {name: config.pretraining.stages[name].training.batch_size for name in stages}
+    check_batch_sizes(options.devices, {f"pretraining.stages.{name}.training": size for name, size in sizes.items()})
+    folders = chosen_folds(packed_folders(config.work_dir, "pretrain_train.h5"), options.folds)
+    with data_parallel(options.devices):
+        for folder, name in itertools.product(folders, stages):
+            pretrain(config, name, folder, options.overwrite)
     log.info("next: python finetune_segmentation.py --config %s", options.config)
 
 

@@ -32,6 +32,7 @@ def add_options(parser):
     parser.add_argument(
         "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
     )
+    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs that share a batch (default: 1)")
     parser.add_argument("--keep-going", action="store_true", help="go on when a cell fails; exit code 1 at the end")
     parser.add_argument("--overwrite", action="store_true", help="redo finished cells")
 
@@ -40,8 +41,10 @@ def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "finetuning"))
     from data.layouts import find_subjects
     from data.splits import chosen_folds, make_splits
+    from training.devices import check_batch_sizes, data_parallel
 
     cells = cells_of_grid(config, options)
+    check_batch_sizes(options.devices, {"finetuning.training": config.finetuning.training.batch_size})
     data = config.plain()["data"]
     files = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
     splits = chosen_folds(make_splits(data["splits"], config.data.root, list(files), config.seed), options.folds)
@@ -49,7 +52,8 @@ def main(arguments=None):
     grids = [SplitGrid(config, split, files, trainers) for split in splits]
     for grid in grids:
         grid.check(cells, options.overwrite)
-    failed = [name for grid in grids for name in grid.run(options.keep_going)]
+    with data_parallel(options.devices):
+        failed = [name for grid in grids for name in grid.run(options.keep_going)]
     for line in failed:
         log.error("failed: %s", line)
     log.info("next: python reproduce_tables.py --config %s", options.config)

@@ -42,9 +42,9 @@ def data_parallel(count):
 
 
 def check_batch_sizes(count, batch_sizes):
-    """Raise InputError unless all batch sizes, a dictionary from config key to slices, are multiples of N devices."""
+    """Raise InputError unless all batch sizes, a dictionary by section of the config, are multiples of the devices."""
     lines = [
-        f"{key}: {size} slices cannot be shared evenly among --devices {count}; give a multiple of {count}"
+        f"{key}.batch_size: {size} slices cannot be shared evenly by --devices {count}; give a multiple of {count}"
         for key, size in batch_sizes.items()
         if size % count
     ]

@@ -1,5 +1,6 @@
 """Two devices train what one device trains. The processor stands in for both devices, so no GPU is needed."""
 
+import importlib
 import tempfile
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.test_backends import outcomes
+from tests.test_backends import ROOT, outcomes
 from training.devices import check_batch_sizes, data_parallel
 from utils.checks import InputError
 
@@ -90,6 +91,14 @@ def test_what_cannot_be_shared_is_refused_before_any_work(monkeypatch):
     monkeypatch.setattr("keras.backend.backend", lambda: "torch")
     with pytest.raises(InputError, match="PyTorch uses one device"), data_parallel(2):
         pass
+
+
+@pytest.mark.parametrize("script", ["constrained_contrastive_learning", "finetune_segmentation"])
+def test_batches_that_cannot_be_shared_evenly_are_refused(script):
+    main = importlib.import_module(script).main
+    with pytest.raises(InputError, match=r"training.batch_size: \d+ slices .* --devices 7; give a multiple of 7"):
+        main(["--config", str(ROOT / "configs" / "renal_demo.yaml"), "--devices", "7"])
     check_batch_sizes(2, {"a": 4, "b": 6})
-    with pytest.raises(InputError, match="^b: 6 slices cannot be shared evenly among --devices 4"):
-        check_batch_sizes(4, {"a": 4, "b": 6})
+    with pytest.raises(InputError) as error:
+        check_batch_sizes(4, {"a": 4, "b": 6, "c": 2})
+    assert [line[0] for line in error.value.lines] == ["b", "c"]
