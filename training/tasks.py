@@ -42,10 +42,13 @@ class Task(keras.Model):
         self.optimizer.build(self.trainable_variables)
         return self
 
-    def watch(self, training, values):
-        """Log what `values()` returns, on the fixed validation set only."""
-        for name, value in ({} if training else values()).items():
-            self.health[name].update_state(value)
+    def watch(self, training, health, *tensors):
+        """Log what `health(*tensors)` says of a batch of the fixed validation set; each slice counts the same."""
+        if training:
+            return
+        tensors = gathered(*tensors)
+        for name, value in health(*tensors).items():
+            self.health[name].update_state(value, sample_weight=ops.cast(ops.shape(tensors[0])[0], "float32"))
 
     def call(self, batch, training=None):
         if replicas() == 1 or training:
@@ -107,8 +110,8 @@ class GlobalContrast(Task):
         return ops.split(both, 2, axis=0)
 
     def cost(self, batch, views, training):
+        self.watch(training, view_health, *views)
         views = gathered(*views)
-        self.watch(training, lambda: view_health(*views))
         if "partition" in batch:
             (partitions,) = gathered(batch["partition"])
             return anatomical_contrastive_loss(ops.stack(views), partitions, temperature=self.temperature)
@@ -140,11 +143,10 @@ class LocalContrast(Task):
         return ops.split(both, 2, axis=0)
 
     def cost(self, batch, maps, training):
-        self.watch(training, lambda: self._region_health(batch["corners"], *maps))
+        self.watch(training, self._region_health, batch["corners"], *maps)
         return region_contrast(*maps, batch["corners"], batch["is_negative"], **self.loss_settings)
 
-    def _region_health(self, *corners_and_maps):
-        corners, *maps = gathered(*corners_and_maps)
+    def _region_health(self, corners, *maps):
         regions = (regions_of(values, corners, self.loss_settings["region_size"]) for values in maps)
         return view_health(*regions, corners[..., 0] >= 0)
 
@@ -166,13 +168,12 @@ class ConstrainedContrast(Task):
         return self.network(batch["image"], training=training)
 
     def cost(self, batch, representations, training):
-        self.watch(training, lambda: self._anchor_health(batch, representations))
+        self.watch(training, self._anchor_health, representations, batch["patch_classes"], batch["anchors"])
         return constrained_contrastive_loss(
             representations, batch["patch_classes"], batch["anchors"], **self.loss_settings
         )
 
-    def _anchor_health(self, batch, representations):
-        representations, classes, anchors = gathered(representations, batch["patch_classes"], batch["anchors"])
+    def _anchor_health(self, representations, classes, anchors):
         nearest = self.loss_settings["nearest_patches"]
         return anchor_health(representations, classes, anchors, nearest_patches=nearest) | {
             "feature_spread": feature_spread(representations, classes > 0)
@@ -193,7 +194,7 @@ class Segmentation(Task):
     def forward(self, batch, training):
         image, label = batch["image"], batch["label"]
         if "affine" in batch:
-            positions = sampling_positions(batch["affine"], batch["elastic"], image.shape[1:3])
+            positions = sampling_positions(batch["affine"], batch["elastic"], image.shape[1:-1])
             image = change_intensities(warp(image, positions), batch["brightness"], batch["contrast"])
             label = warp_labels(label, positions)
         return self.network(image, training=training), label
