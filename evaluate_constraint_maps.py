@@ -6,7 +6,7 @@ Reads   the scans below data.root and their labels; of simulated scans also true
 Writes  report/constraint_maps/ in the work dir: agreement.csv, .md and .tex (means over subjects for every K),
         change.csv, .md and .tex (paired differences to the config's K), agreement.png and .pdf, per_subject.csv, and
         subjects/<subject>.json, from which the others are made.
-Takes   half a minute to 1.5 minutes and up to 1 GB per subject and job, for 8 numbers of classes and 3 seeds. Finished
+Takes   10 to 40 seconds of one core and up to 1 GB per subject and job, for 8 numbers of classes and 3 seeds. Finished
         subjects are skipped unless their settings have changed. No constraint map is written.
 Next    set constraint_maps.clusters in the config, then: python generate_constraint_maps.py --config FILE
 """
