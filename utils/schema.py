@@ -91,6 +91,8 @@ class ConstraintMapSection(Section):
 
     contrasts: list[Name] = Field(min_length=1, description="the contrast space, at least two channels")
     clusters: PositiveInt = Field(
+        20, description="k-means classes in the foreground; 20 to 30 do best (results/constraint_maps)"
+    )
         20, description="k-means classes in the foreground; 20 to 30 (results/constraint_maps)"
     )
     components: PositiveInt = Field(4, description="principal components kept, at most the number of contrasts")
