@@ -64,7 +64,7 @@ def make_figures(config, results, folder):
     note, inits = simulated_note(config), config.finetuning.inits
     values = per_subject(results)
     caption = (
-        "Small points: single test subjects, repeats averaged. Lines: means over subjects; bands and bars: 95 % "
+        "Small points: single test subjects, repeats averaged. Lines: means over subjects; bars (and bands): 95 % "
         "confidence interval of the mean (t distribution)."
     )
     labels = all_labels(values)

@@ -26,6 +26,8 @@ STYLE = {
     "savefig.dpi": 200,
 }
 PANEL_INCHES = (3.4, 2.8)
+WIDEST = 0.6  # of the distance between two N, for all initialisations side by side
+MOST_BANDS = 3  # more of them hide one another; the bars say the same
 LOW_PANEL_INCHES = (3.4, 2.1)  # where several are stacked
 
 # The rows of panels of `training_curves`: {column of a history: (name in the legend, line style)}.
@@ -84,7 +86,10 @@ def dice_against_n(values, labels, inits=(), note=""):
         axis.set_axis_off()
     # All panels share one legend, drawn from a panel that has every initialisation if there is one.
     fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    figure.legend(*fullest.get_legend_handles_labels(), loc="outside lower center", ncols=4, title="initialisation")
+    columns = 2 * axes.shape[1]  # as many as fit below the panels
+    figure.legend(
+        *fullest.get_legend_handles_labels(), loc="outside lower center", ncols=columns, title="initialisation"
+    )
     if note:
         figure.suptitle(note)
     return figure
@@ -95,7 +100,7 @@ def _draw_init(axis, values, init, number, count):
         return
     style = {"color": OKABE_ITO[number % len(OKABE_ITO)]}
     # On the logarithmic axis a constant factor is a constant shift: initialisations stand side by side.
-    shift = 2 ** (0.16 * (number - (count - 1) / 2))
+    shift = 2 ** (min(0.16, WIDEST / count) * (number - (count - 1) / 2))
     cells = list(values.groupby("n_annotated")["value"])
     intervals = np.array([mean_interval(cell) for _, cell in cells])
     x = np.array([n for n, _ in cells]) * shift
@@ -103,7 +108,8 @@ def _draw_init(axis, values, init, number, count):
         spread = 2 ** (np.linspace(-0.05, 0.05, len(cell)))
         axis.scatter(position * spread, cell, s=6, alpha=0.45, linewidths=0, **style)
     mean, _, low, high = intervals.T
-    axis.fill_between(x, low, high, alpha=0.15, linewidth=0, **style)
+    if count <= MOST_BANDS:
+        axis.fill_between(x, low, high, alpha=0.15, linewidth=0, **style)
     error = np.nan_to_num([mean - low, high - mean])
     line, marker = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
     axis.errorbar(x, mean, yerr=error, label=init, marker=marker, linestyle=line, markersize=5, capsize=2, **style)

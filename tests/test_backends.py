@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ("jax", "torch")  # compared with TensorFlow
 COMMAND = "import sys, numpy; from tests import test_backends; numpy.savez(sys.argv[1], **test_backends.outcome())"
-METHODS = ("regression", "global", "local", "constrained")
+METHODS = ("regression", "global", "anatomical", "local", "constrained")
 STEPS = 20
 LOOP = "interrupted or halved"  # tests of the training loop that a backend can break: state kept between epochs
 
@@ -86,8 +86,8 @@ def curve(method):
     from tests.training.test_training import pretrain, settings
 
     generator = np.random.default_rng(0)
-    maps = generator.integers(0, 4, (12, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
-    images = (maps[..., None] / 4 + generator.normal(0, 0.1, (12, 16, 16, 1))).astype("float32")
+    maps = generator.integers(0, 4, (16, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
+    images = (maps[..., None] / 4 + generator.normal(0, 0.1, (16, 16, 16, 1))).astype("float32")
     training = settings(epochs=STEPS, steps=1, rate=3e-3) | {"plateau_epochs": STEPS}
     with tempfile.TemporaryDirectory() as folder:
         options = {"filters": [4, 8], "training": training}

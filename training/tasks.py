@@ -29,7 +29,8 @@ class Task(keras.Model):
     """
 
     def __init__(self, network, health=(), **kwargs):
-        super().__init__(**kwargs)
+        # Half precision is for the network's layers; images are augmented and positions computed in float32.
+        super().__init__(dtype="float32", **kwargs)
         self.network = network
         self.health = {name: keras.metrics.Mean(name) for name in health}
 

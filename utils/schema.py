@@ -90,11 +90,7 @@ class ConstraintMapSection(Section):
     """Step 1."""
 
     contrasts: list[Name] = Field(min_length=1, description="the contrast space, at least two channels")
-    clusters: PositiveInt = Field(
-        20, description="k-means classes in the foreground; 20 to 30 do best (results/constraint_maps)"
-    )
-        20, description="k-means classes in the foreground; 20 to 30 (results/constraint_maps)"
-    )
+    clusters: PositiveInt = Field(20, description="k-means classes; 20 to 30 do best (results/constraint_maps)")
     components: PositiveInt = Field(4, description="principal components kept, at most the number of contrasts")
     tv_weight: PositiveFloat = Field(40.0, description="weight of total-variation denoising (higher: less smoothing)")
     percentiles: tuple[float, float] = Field((1.0, 99.0), description="intensities inside the mask mapped to 0 and 1")
