@@ -1,12 +1,13 @@
 # make demo    everything from simulated scans to the report, in a few minutes on two CPU cores
 # make test    lint and all tests
+# make test-backends    TensorFlow, JAX and, where it is installed, PyTorch against each other; two devices against one
 # make bench   time and memory, written to benchmarks/output/
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := configs/renal_demo.yaml
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install demo test bench clean
+.PHONY: install demo test test-backends bench clean
 
 install: .venv/installed$(GPU)
 
@@ -29,6 +30,9 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-backends: install
+	$(BIN)/python -m pytest tests/test_backends.py tests/training/test_devices.py
 
 bench: install
 	for file in benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
