@@ -259,7 +259,7 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
         "combined": {"method": "constrained", "warm_start": "regression", "comparison": "setwise", "patch_size": 2}
         | {"decoder_levels": 1, "background_patches": False, "anchor_is_positive": False},
     }
-    stages |= {name: stage | {"training": training} for name, stage in more.items()}
+    stages |= {name: stage | {"training": dict(training)} for name, stage in more.items()}
     config["finetuning"]["training"]["epochs"] = 2
     config["work_dir"] = str(cohort.parent / "methods")
     for folder in ("h5", "pretraining"):
