@@ -5,11 +5,12 @@ import typing
 
 from pydantic_core import PydanticUndefined
 
-from utils.schema import Config, Section
+from utils.schema import Config
+from utils.sections import Section
 
 INTRODUCTION = """# Config reference
 
-Written from `utils/schema.py` by `python -m utils.reference > docs/configuration.md`; a test keeps the two equal. One
+Written from `utils/sections.py` by `python -m utils.reference > docs/configuration.md`; a test keeps the two equal. One
 YAML file per dataset holds everything that shapes a result. Unknown and repeated keys are errors. Any value can be
 replaced on the command line: `--set finetuning.repeats=5 data.root=/scans`.
 """
