@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -14,6 +15,15 @@ from pydantic import (
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _ascending(percentiles):
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise ValueError(f"{list(percentiles)} must ascend within 0 to 100")
+    return percentiles
+
+
+Percentiles = Annotated[tuple[float, float], AfterValidator(_ascending)]
 ADDED = {"added": True}  # marks a key that came later: while it has its default, hashes are those of before
 
 
@@ -101,13 +111,7 @@ class ConstraintMapSection(Section):
     clusters: PositiveInt = Field(20, description="k-means classes; 20 to 30 do best (results/constraint_maps)")
     components: PositiveInt = Field(4, description="principal components kept, at most the number of contrasts")
     tv_weight: PositiveFloat = Field(40.0, description="weight of total-variation denoising (higher: less smoothing)")
-    percentiles: tuple[float, float] = Field((1.0, 99.0), description="intensities inside the mask mapped to 0 and 1")
-
-    @model_validator(mode="after")
-    def _percentiles_ascend(self):
-        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ValueError(f"percentiles: {list(self.percentiles)} must ascend within 0 to 100")
-        return self
+    percentiles: Percentiles = Field((1.0, 99.0), description="intensities inside the mask mapped to 0 and 1")
 
 
 class SliceSection(Section):
@@ -116,10 +120,8 @@ class SliceSection(Section):
     image_size: tuple[PositiveInt, PositiveInt] = Field(description="rows and columns of a slice, pixels")
     pixel_size: PositiveFloat | None = Field(None, description="in-plane resampling, in the affine's unit; null: keep")
     min_foreground: Share = Field(0.05, description="slices with a smaller share of foreground pixels are left out")
-    percentiles: tuple[float, float] = Field(
-        (1.0, 99.0),
-        json_schema_extra=ADDED,
-        description="as in constraint_maps, for configs without that section",
+    percentiles: Percentiles = Field(
+        (1.0, 99.0), json_schema_extra=ADDED, description="as in constraint_maps, for configs without that section"
     )
 
 
