@@ -10,11 +10,12 @@ import numpy as np
 
 from evaluation.results import MEAN, in_grid_order
 from evaluation.statistics import mean_interval
+from evaluation.tables import BASELINE
 from utils.runs import atomic_path
 
 OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("--", "-", "-.", ":")
+LINES = ("--", "-", "-.", (0, (6, 1, 1, 1, 1, 1)))  # dots alone are the supervised baseline
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -26,6 +27,7 @@ STYLE = {
     "savefig.dpi": 200,
 }
 PANEL_INCHES = (3.4, 2.8)
+LEGEND_ROW_INCHES = 0.17
 WIDEST = 0.6  # of the distance between two N, for all initialisations side by side
 MOST_BANDS = 3  # more of them hide one another; the bars say the same
 LOW_PANEL_INCHES = (3.4, 2.1)  # where several are stacked
@@ -58,20 +60,26 @@ def in_report_style(function):
 
 
 @in_report_style
-def dice_against_n(values, labels, inits=(), note=""):
+def dice_against_n(values, labels, inits=(), note="", all_subjects=None):
     """Draw Dice against the number of annotated subjects, one line per initialisation.
 
     Small points are single test subjects (repeats averaged), so that a mean of 0.5 made of zeros and ones shows as
-    such; lines join the means over subjects; bands are the 95 % confidence intervals of these means.
+    such; lines join the means over subjects; bands are the 95 % confidence intervals of these means. The mean of
+    random initialisation on all annotated subjects, the supervised baseline, is a dotted line across the panel.
 
     Args:
         values: From `results.per_subject`.
         labels: One panel for each: class names or `MEAN`.
         inits: Initialisations in the order of the legend.
         note: Beginning of the title, such as "Simulated scans.".
+        all_subjects: Number of annotated training subjects there are; None when it is not known. Random
+            initialisation at this N is the dotted line and no point of its curve.
 
     Returns:
         A matplotlib `Figure`, two panels a row.
+
+    Reference:
+        The dotted line: Umapathy et al., arXiv 2205.13109, Figs. 3 and 5. Bands and points: ours.
     """
     order = in_grid_order(set(values["init"]), inits)
     shown = [(contrasts, label) for contrasts in dict.fromkeys(values["contrasts"]) for label in labels]
@@ -79,20 +87,33 @@ def dice_against_n(values, labels, inits=(), note=""):
     lowest = values.loc[values["label"].isin(labels), "value"].min()
     for axis, (contrasts, label) in zip(axes.flat, shown, strict=False):
         panel = values[(values["contrasts"] == contrasts) & (values["label"] == label)]
+        is_baseline = (panel["init"] == BASELINE) & (panel["n_annotated"] == all_subjects)
+        is_baseline &= not is_baseline.all()  # alone it is a curve of one point
         for number, init in enumerate(order):
-            _draw_init(axis, panel[panel["init"] == init], init, number, len(order))
-        _label_dice_axes(axis, panel, f"{contrasts}: {label}", lowest)
+            _draw_init(axis, panel[(panel["init"] == init) & ~is_baseline], init, number, len(order))
+        if is_baseline.any():
+            name, colour = f"{BASELINE}, all {all_subjects}", order.index(BASELINE)
+            mean = panel.loc[is_baseline, "value"].mean()
+            axis.axhline(mean, linestyle=":", linewidth=1.5, color=OKABE_ITO[colour % len(OKABE_ITO)], label=name)
+        _label_dice_axes(axis, panel[~is_baseline], f"{contrasts}: {label}", lowest)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
-    # All panels share one legend, drawn from a panel that has every initialisation if there is one.
-    fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    columns = 2 * axes.shape[1]  # as many as fit below the panels
-    figure.legend(
-        *fullest.get_legend_handles_labels(), loc="outside lower center", ncols=columns, title="initialisation"
-    )
+    _share_legend(figure, axes)
     if note:
         figure.suptitle(note)
     return figure
+
+
+def _share_legend(figure, axes):
+    """Draw one legend below the panels, from a panel that has every initialisation if there is one."""
+    fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    # The dotted baseline comes last, though matplotlib lists lines before error bars.
+    samples = sorted(zip(*fullest.get_legend_handles_labels(), strict=True), key=lambda sample: "," in sample[1])
+    columns = 2 * axes.shape[1]  # as many as fit below the panels
+    rows = -(-len(samples) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * max(0, rows - 2))
+    handles, names = zip(*samples, strict=True)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, title="initialisation")
 
 
 def _draw_init(axis, values, init, number, count):

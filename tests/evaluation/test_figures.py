@@ -50,6 +50,24 @@ def test_lines_are_means_and_every_subject_is_a_point():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "constrained"]
 
 
+def test_the_supervised_baseline_is_a_dotted_line_and_no_point_of_the_curve():
+    values = make_values()
+    (axis,) = dice_against_n(values, [MEAN], all_subjects=8).axes
+    (dotted,) = [line for line in axis.lines if line.get_linestyle() == ":"]
+    baseline = values[(values.init == "random") & (values.n_annotated == 8)]
+    np.testing.assert_allclose(dotted.get_ydata(), sum(baseline["value"]) / len(baseline))
+    assert [len(container.lines[0].get_xdata()) for container in axis.containers] == [2, 3]
+    names = [text.get_text() for text in axis.figure.legends[0].get_texts()]
+    assert names == ["random", "constrained", "random, all 8"]
+
+
+@pytest.mark.parametrize(("inits", "numbers"), [(("random",), (8,)), (("constrained",), (2, 8)), (("random",), (2, 4))])
+def test_without_a_baseline_beside_something_else_no_line_is_dotted(inits, numbers):
+    (axis,) = dice_against_n(make_values(inits, numbers), [MEAN], all_subjects=8).axes
+    assert not [line for line in axis.lines if line.get_linestyle() == ":"]
+    assert len(axis.containers[0].lines[0].get_xdata()) == len(numbers)
+
+
 @pytest.mark.parametrize(("numbers", "subjects"), [((4,), 5), ((2, 4), 1)])
 def test_one_n_or_one_subject_still_gives_a_figure(numbers, subjects, tmp_path):
     save_figure(dice_against_n(make_values(numbers=numbers, subjects=subjects), [MEAN]), tmp_path, "dice")
