@@ -200,11 +200,14 @@ class SplitGrid:
             load_weights(trainer.network, folder / "weights.npz")
             rows = self.score(trainer.network, channels, folder / "predictions")
             cell = {"split": self.split.name, "contrasts": contrasts, "init": init, "n_annotated": n, "repeat": repeat}
-            duration = round(time.monotonic() - started, 1)
+            cell["annotated_available"] = len(self.train_subjects)
+            times = {"duration_s": round(time.monotonic() - started, 1), "compile_s": round(trainer.compile_s, 2)}
             write_json(folder / "model.json", self.describe_model(channels, origin))
             # Written last: a folder with metrics.json is a finished cell.
-            write_json(folder / "metrics.json", origin | cell | {"duration_s": duration, "per_subject": rows})
+            write_json(folder / "metrics.json", origin | cell | times | {"per_subject": rows})
             drop_checkpoint(folder)
+            share = times["compile_s"] / max(times["duration_s"], 0.1)
+            log.info("%s: %.1f s, %.0f %% of them compiling", name, times["duration_s"], 100 * min(share, 1))
 
     def slices(self, channels, subjects):
         """Images and labels of all slices of some subjects."""
@@ -245,7 +248,7 @@ class SplitGrid:
             "mask": plain["data"]["mask"],
             "labels": {name: index for index, name in enumerate(self.labels, start=1)},
             "voxel_size_known": plain["data"]["voxel_size_known"],
-            "percentiles": list(self.config.constraint_maps.percentiles),
+            "percentiles": list(self.config.percentiles()),
             "slices": plain["slices"],
             "filters": self.config.network.filters,
             "trained_on": origin["train_subjects"],
@@ -266,6 +269,7 @@ def build_trainer(config, channels):
     settings = config.finetuning
     use_precision(settings.training.mixed_precision)
     loss, changes = settings.loss.model_dump(), settings.augmentation.model_dump()
+    loss_name = loss.pop("name")
     if weights := loss.pop("class_weights"):
         loss["class_weights"] = [weights.get(name, 1.0) for name in ("background", *config.data.labels)]
     zoom = changes.pop("scale")
@@ -273,6 +277,7 @@ def build_trainer(config, channels):
         (*config.slices.image_size, channels),
         filters=config.network.filters,
         classes=len(config.data.labels) + 1,
+        loss=loss_name,
         cross_entropy_weight=loss.pop("cross_entropy_weight"),
         loss_settings=loss,
         augmentation=changes | {"scale": (1 - zoom, 1 + zoom)},

@@ -32,6 +32,7 @@ def fit(
     evaluate_every=1,
     name="",
     with_bar=False,
+    callbacks=(),
 ):
     """Train a task, or go on training it, and leave it with its best weights.
 
@@ -50,6 +51,7 @@ def fit(
         evaluate_every: Epochs between two looks at the validation set.
         name: What the messages call this run.
         with_bar: Show a progress bar of epochs; off where a bar of runs is shown already.
+        callbacks: More `keras.callbacks.Callback`, which watch only.
 
     Returns:
         History, a list with one dictionary per epoch.
@@ -68,7 +70,7 @@ def fit(
             epochs=epochs,
             shuffle=False,  # the batches come shuffled, by seed and epoch
             verbose=0,
-            callbacks=[keeper],
+            callbacks=[keeper, *callbacks],
         )
     keeper.finish()
     return keeper.history

@@ -1,6 +1,11 @@
 """Finetuning: one compiled step, many cells of the grid contrasts x init x N x repeat."""
 
+import collections
 import functools
+import statistics
+import time
+
+import keras
 
 from models.unet import build_unet
 from models.weights import transfer
@@ -18,11 +23,16 @@ class SegmentationTrainer:
         image_shape: `(H, W, C)`, or `(H, W, D, C)` for volumes.
         filters: Filters per level.
         classes: Classes K, background included.
-        loss_settings: Keyword arguments of `focal_tversky_loss`.
+        loss: `focal_tversky` or `dice`.
+        loss_settings: Keyword arguments of that loss.
         cross_entropy_weight: Weight of the balanced cross-entropy that is added to it.
         augmentation: Keyword arguments of `augmentation.draw_changes`.
         training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
         evaluate_every: Epochs between two looks at the validation set.
+
+    Attributes:
+        network: The `keras.Model` in training.
+        compile_s: Seconds that the last cell spent on compiling the step, see `CompileClock`.
     """
 
     def __init__(
@@ -35,14 +45,16 @@ class SegmentationTrainer:
         augmentation,
         training,
         evaluate_every,
+        loss="focal_tversky",
         cross_entropy_weight=0.0,
     ):
         self.image_shape, self.augmentation, self.training = tuple(image_shape), augmentation, training
-        self.evaluate_every = evaluate_every
+        self.evaluate_every, self.compile_s = evaluate_every, 0.0
         rank = len(self.image_shape) - 1
         self._build = functools.partial(build_unet, self.image_shape, rank=rank, filters=filters, outputs=classes)
         self.network = self._build(seed=0)
-        self.task = Segmentation(self.network, loss_settings, cross_entropy_weight).ready(training["learning_rate"])
+        task = Segmentation(self.network, loss_settings, cross_entropy_weight)
+        self.task = task.ready(training["learning_rate"])
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: self._build(seed=seed).get_weights())
 
     def start_from(self, seed, pretrained=None, **contrasts):
@@ -93,7 +105,8 @@ class SegmentationTrainer:
             child_seed(seed, "validation"),
             shuffle=False,
         )
-        return fit(
+        clock = CompileClock(len(fixed))
+        history = fit(
             self.task,
             batches,
             fixed,
@@ -104,4 +117,42 @@ class SegmentationTrainer:
             learning_rate=self.training["learning_rate"],
             plateau_epochs=self.training["plateau_epochs"],
             evaluate_every=self.evaluate_every,
+            callbacks=[clock],
         )
+        self.compile_s = clock.compile_s()
+        return history
+
+
+class CompileClock(keras.callbacks.Callback):
+    """Times batches, to tell compiling from training on every backend.
+
+    A step is traced and compiled inside its first call. What the first training batch, the first validation batch and
+    the first batch at the end of the validation set (which is smaller, and on JAX another shape) took longer than the
+    median of the later ones is therefore what compiling cost. Where the step was compiled before, that is about 0.
+    On JAX, Keras then waits for each batch before it starts the next, which cost no measurable time on a CPU.
+
+    Args:
+        validation_steps: Batches of the validation set.
+    """
+
+    def __init__(self, validation_steps):
+        super().__init__()
+        self.validation_steps, self.seconds = validation_steps, collections.defaultdict(list)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seconds["training"].append(time.perf_counter() - self.started)
+
+    def on_test_batch_begin(self, batch, logs=None):
+        self.test_started = time.perf_counter()
+
+    def on_test_batch_end(self, batch, logs=None):
+        kind = "end of validation" if batch + 1 == self.validation_steps else "validation"
+        self.seconds[kind].append(time.perf_counter() - self.test_started)
+
+    def compile_s(self):
+        """Return the seconds spent on compiling; a kind of batch that came only once counts in full."""
+        excess = (first - (statistics.median(later) if later else 0.0) for first, *later in self.seconds.values())
+        return sum(max(0.0, seconds) for seconds in excess)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from keras import ops
 
 from models.weights import read_weights, save_weights
 from training import checkpoints
-from training.finetuning import SegmentationTrainer
+from training.finetuning import CompileClock, SegmentationTrainer
 from training.pretraining import pretrain_constrained, pretrain_global, pretrain_local, pretrain_regression
 from utils.checks import InputError
 
@@ -235,6 +236,33 @@ def test_one_compiled_step_serves_many_cells(slices, tmp_path):
     for one, two in zip(runs[1][1], runs[2][1], strict=True):
         np.testing.assert_array_equal(one, two)
     assert runs[0][0][-1]["val_loss"] < runs[0][0][0]["val_loss"] != runs[1][0][0]["val_loss"]
+
+
+def test_the_first_cell_pays_for_compiling(slices, tmp_path):
+    images, maps = slices
+    data = (images, (maps == 3).astype("uint8"), images[:6], (maps[:6] == 3).astype("uint8"))
+    shared, measured = trainer(epochs=3), []
+    for name in "ab":
+        shared.start_from(seed=0)
+        started = time.monotonic()
+        shared.train(*data, seed=0, folder=tmp_path / name, tag="hash", name=name)
+        measured.append((shared.compile_s, time.monotonic() - started))
+    (first, whole), (second, _) = measured
+    assert 0.5 * whole < first < whole
+    assert second < 0.1 * first
+
+
+def test_the_clock_of_compiling_takes_what_first_batches_took_longer():
+    clock = CompileClock(validation_steps=2)
+    assert clock.compile_s() == 0
+    clock.seconds |= {
+        "training": [5.0, 0.1, 0.3, 0.2],
+        "validation": [2.0, 0.5, 0.5],
+        "end of validation": [1.0],  # once only
+    }
+    assert clock.compile_s() == pytest.approx((5.0 - 0.2) + (2.0 - 0.5) + 1.0)
+    clock.seconds = {"training": [0.1, 0.2, 0.2]}
+    assert clock.compile_s() == 0
 
 
 def test_pretrained_weights_reach_the_network_and_the_head_stays_random(slices, tmp_path):
