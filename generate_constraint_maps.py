@@ -100,7 +100,7 @@ def check_plan(config, subjects):
     """Refuse splits that later steps could not use, before the first map is made."""
     from data.splits import annotated_subsets, make_splits
 
-    splits = make_splits(config.plain()["data"]["splits"], config.data.root, list(subjects), config.seed)
+    splits = make_splits(config.plain()["data"]["splits"], config.data.root, subjects, config.seed)
     for split in splits if config.finetuning else ():
         annotated = [subject for subject in split.train if subjects[subject].label]
         annotated_subsets(annotated, config.finetuning.subjects_n, config.finetuning.repeats, config.seed)

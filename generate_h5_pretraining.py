@@ -38,7 +38,7 @@ def main(arguments=None):
 
     data = config.plain()["data"]
     subjects = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
-    splits = make_splits(data["splits"], config.data.root, list(subjects), config.seed)
+    splits = make_splits(data["splits"], config.data.root, subjects, config.seed)
     plans = [plan for split in splits for plan in plan_stores(config, split, subjects)]
     unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished()]
     if unfinished:

@@ -36,21 +36,25 @@ def make_splits(splits, root, subjects, seed):
 
     Args:
         splits: Name of a JSON file below `root`, or `{"train": [...], "val": [...], "test": [...]}`, or
-            `{"folds": k, "validation": v}` for cross-validation.
+            `{"folds": k, "validation": v}` for cross-validation, or `{"train": a, "val": b, "test": c}`, numbers of
+            labelled subjects to draw; subjects without a label then train too (pretraining only).
         root: Folder of the data set.
-        subjects: Identifiers of the subjects that exist.
-        seed: Seed of the config; only cross-validation draws.
+        subjects: Subjects that exist: identifier -> `SubjectFiles`. Only numbers ask who has a label; for the other
+            kinds of splits the identifiers alone do.
+        seed: Seed of the config; cross-validation and numbers draw.
 
     Returns:
         List of `Split`, one without cross-validation; with it every subject is tested in exactly one.
 
     Raises:
         InputError: A set is missing or empty, a subject is in two sets or does not exist, or there are too few
-            subjects for the folds; one line each.
+            subjects for the folds or too few labelled ones for the numbers; one line each.
     """
     if not isinstance(splits, str) and "folds" in splits:
         return _folds(sorted(subjects), splits["folds"], splits["validation"], seed)
     where, lists = ("data.splits", splits) if not isinstance(splits, str) else _from_file(Path(root) / splits)
+    if not isinstance(splits, str) and isinstance(splits["train"], int):
+        lists = _drawn(splits, subjects, seed)
     problems = _problems_of_lists(where, lists, set(subjects))
     if problems:
         raise InputError(problems)
@@ -123,9 +127,26 @@ def _folds(subjects, folds, validation, seed):
     return splits
 
 
+def _drawn(sizes, subjects, seed):
+    """Draw so many labelled subjects for each set, the test set first: it stays when the other numbers change."""
+    labelled = sorted(name for name, files in subjects.items() if files.label is not None)
+    asked = sum(sizes[name] for name in SETS)
+    if asked > len(labelled):
+        listed = " + ".join(f"{name} {sizes[name]}" for name in SETS)
+        raise InputError(
+            f"data.splits: {listed} = {asked} labelled subjects asked for, but {len(labelled)} of {len(subjects)} "
+            "subjects have a file that data.label names; choose smaller numbers, or correct data.label"
+        )
+    order, lists = np.random.default_rng(child_seed(seed, "splits")).permutation(labelled).tolist(), {}
+    for name in reversed(SETS):
+        lists[name], order = sorted(order[: sizes[name]]), order[sizes[name] :]
+    lists["train"] = sorted({*lists["train"], *(set(subjects) - set(labelled))})
+    return lists
+
+
 def _from_file(path):
     content = read_json(path)
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
         raise InputError(f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}')
     return path, content
 

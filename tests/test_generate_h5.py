@@ -179,6 +179,17 @@ def test_every_fold_has_its_own_files(config):
     assert sorted(tested) == SUBJECTS
 
 
+def test_numbers_of_subjects_instead_of_names(config):
+    run(config, "--set", "data.splits={train: 3, val: 1, test: 2}")
+    found = stores(config.parent / "work")
+    split = found["annotated"].attributes["split"]
+    assert "sub-6" in split["train"] and [len(split[part]) for part in ("train", "val", "test")] == [4, 1, 2]
+    assert found["pretrain_train"].subjects == split["train"] and found["pretrain_val"].subjects == split["val"]
+    assert found["annotated"].subjects == [subject for subject in SUBJECTS if subject != "sub-6"]
+    with pytest.raises(InputError, match="train 4 . val 1 . test 2 = 7 labelled subjects asked for, but 6 of 7"):
+        run(config, "--set", "data.splits={train: 4, val: 1, test: 2}")
+
+
 def test_without_labels_there_is_no_annotated_file(config):
     run(config, "--set", "data.label=null", "--set", "data.labels={}")
     assert sorted(stores(config.parent / "work")) == ["pretrain_train", "pretrain_val"]

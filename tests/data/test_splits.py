@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from data.layouts import SubjectFiles
 from data.splits import Split, annotated_subsets, make_splits
 from utils.checks import InputError
 
@@ -58,9 +59,52 @@ def test_every_mistake_of_a_split_has_its_line(tmp_path):
 def test_files_that_are_no_split(tmp_path):
     with pytest.raises(InputError, match="absent.json: no such file"):
         make_splits("absent.json", tmp_path, SUBJECTS, seed=1)
-    (tmp_path / "list.json").write_text("[1, 2]")
-    with pytest.raises(InputError, match="list.json: expected"):
-        make_splits("list.json", tmp_path, SUBJECTS, seed=1)
+    for content in ("[1, 2]", '{"train": 10, "val": 2, "test": 3}'):
+        (tmp_path / "list.json").write_text(content)
+        with pytest.raises(InputError, match="list.json: expected"):
+            make_splits("list.json", tmp_path, SUBJECTS, seed=1)
+
+
+LABELLED = SUBJECTS[::2]
+FILES = {name: SubjectFiles(name, {}, f"{name}.nii.gz" if name in LABELLED else None) for name in SUBJECTS}
+
+
+def test_numbers_draw_labelled_subjects_and_the_others_train(tmp_path):
+    drawn = set()
+    for seed in range(20):
+        [split] = make_splits({"train": 3, "val": 2, "test": 2}, tmp_path, FILES, seed)
+        assert split.name == "" and split.folder(tmp_path) == tmp_path
+        assert (len(split.val), len(split.test)) == (2, 2) and {*split.val, *split.test} <= {*LABELLED}
+        annotated = [name for name in split.train if name in LABELLED]
+        assert len(annotated) == 3 and {*split.train} - {*annotated} == {*SUBJECTS} - {*LABELLED}
+        assert len({*split.train, *split.val, *split.test}) == len(split.train) + 4 == 7 + 7
+        assert all(list(names) == sorted(names) for names in (split.train, split.val, split.test))
+        drawn |= {split.test}
+    assert len(drawn) > 10, "the seed decides"
+
+
+def test_numbers_depend_on_names_and_seed_only_and_leave_the_test_set_alone(tmp_path):
+    backwards = dict(reversed(FILES.items()))
+    [split] = make_splits({"train": 3, "val": 2, "test": 2}, tmp_path, FILES, seed=4)
+    assert [split] == make_splits({"test": 2, "val": 2, "train": 3}, tmp_path / "elsewhere", backwards, seed=4)
+    [other] = make_splits({"train": 2, "val": 3, "test": 2}, tmp_path, FILES, seed=4)
+    assert other.test == split.test and {*split.val} < {*other.val}
+
+
+def test_labelled_subjects_that_the_numbers_leave_over_are_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mrccl"), "propagate", True)  # scripts turn it off
+    [split] = make_splits({"train": 2, "val": 1, "test": 2}, tmp_path, FILES, seed=4)
+    over = sorted({*LABELLED} - {*split.train, *split.val, *split.test})
+    assert len(over) == 3 and f"data.splits: subjects in no set, unused (3): {', '.join(over)}" in caplog.text
+
+
+def test_numbers_beyond_the_labelled_subjects(tmp_path):
+    with pytest.raises(InputError) as error:
+        make_splits({"train": 4, "val": 2, "test": 3}, tmp_path, FILES, seed=1)
+    assert error.value.lines == [
+        "data.splits: train 4 + val 2 + test 3 = 9 labelled subjects asked for, but 8 of 15 subjects have a file that "
+        "data.label names; choose smaller numbers, or correct data.label"
+    ]
 
 
 def test_too_few_subjects_for_the_folds(tmp_path):
