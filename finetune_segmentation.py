@@ -47,7 +47,7 @@ def main(arguments=None):
     check_batch_sizes(options.devices, {"finetuning.training": config.finetuning.training.batch_size})
     data = config.plain()["data"]
     files = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
-    splits = chosen_folds(make_splits(data["splits"], config.data.root, list(files), config.seed), options.folds)
+    splits = chosen_folds(make_splits(data["splits"], config.data.root, files, config.seed), options.folds)
     trainers = {}  # one per network shape: all cells and folds of that shape share one compiled step
     grids = [SplitGrid(config, split, files, trainers) for split in splits]
     for grid in grids:
