@@ -29,6 +29,7 @@ def add_options(parser):
     parser.add_argument("--init", nargs="+", metavar="NAME", help="initialisations (default: all in the config)")
     parser.add_argument("--subjects-n", nargs="+", type=positive, metavar="N", help="numbers of annotated subjects")
     parser.add_argument("--repeats", type=positive, metavar="K", help="draws of annotated subjects")
+    parser.add_argument("--only-repeats", nargs="+", type=int, metavar="R", help="of these draws only, counted from 0")
     parser.add_argument(
         "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
     )
@@ -69,12 +70,16 @@ def cells_of_grid(config, options):
     for name in options.init or ():
         if name not in known:
             raise InputError(f"--init {name}: neither random nor a stage of pretraining ({', '.join(sorted(known))})")
+    repeats = range(options.repeats or grid.repeats)
+    for repeat in options.only_repeats or ():
+        if repeat not in repeats:
+            raise InputError(f"--only-repeats {repeat}: there are {len(repeats)}, counted from 0")
     return list(
         itertools.product(
             options.contrasts or grid.contrasts,
             options.init or grid.inits,
             options.subjects_n or grid.subjects_n,
-            range(options.repeats or grid.repeats),
+            options.only_repeats or repeats,
         )
     )
 

@@ -1,0 +1,210 @@
+# The whole grid as a graph of files: maps -> HDF5 -> pretraining stage by stage -> one job per cell -> tables.
+#
+#   make install-grid
+#   .venv-grid/bin/snakemake --cores 2 --config dataset=configs/lgg_tcga.yaml
+#   .venv-grid/bin/snakemake --cores 2 --config dataset=configs/lgg_tcga.yaml work_dir=runs/try set="finetuning.repeats=1"
+#   .venv-grid/bin/snakemake --cores 16 --resources gpu=1 --config dataset=configs/lgg_tcga.yaml
+#   .venv-grid/bin/snakemake --profile profiles/slurm --config dataset=configs/lgg_tcga.yaml
+#
+# With -n it says what would run, and why. Each job is one call of a script that also runs by hand, in the same work dir.
+# A job that was stopped goes on where it was: its checkpoint and its finished maps are not declared as output, because
+# Snakemake deletes the declared output of a job that did not finish. What is made again, and when: profiles/default.
+import functools
+import itertools
+import json
+import shlex
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from utils.checks import InputError
+from utils.config import load_config
+from utils.schema import fingerprint
+
+
+def read_config():
+    """Return the dataset's `Config`, checked as the scripts do, and the words that give a script the same one."""
+    if "dataset" not in config:
+        raise WorkflowError("which dataset? add --config dataset=configs/NAME.yaml")
+    overrides = config.get("set") or []
+    overrides = shlex.split(overrides) if isinstance(overrides, str) else overrides
+    try:
+        dataset = load_config(config["dataset"], overrides, config.get("work_dir"))
+    except InputError as error:
+        raise WorkflowError("\n".join(error.lines)) from None
+    words = ["--config", config["dataset"], "--work-dir", dataset.work_dir]
+    return dataset, shlex.join(map(str, [*words, *(["--set", *overrides] if overrides else [])]))
+
+
+DATASET, OPTIONS = read_config()
+WORK, HERE = DATASET.work_dir, Path(workflow.basedir)
+PYTHON = HERE / ".venv" / "bin" / "python"
+PYTHON = PYTHON if PYTHON.exists() else "python"
+STAGES = DATASET.pretraining.stages if DATASET.pretraining else {}
+# Without cross-validation the one split lies in the work dir itself.
+SPLITS = [f"fold{number}/" for number in range(getattr(DATASET.data.splits, "folds", 0))] or [""]
+STORES = ["pretrain_train", "pretrain_val", *(["annotated"] if DATASET.data.label else [])]
+
+hash_of_stage = functools.cache(DATASET.hash_of_stage)
+hash_of_cell = functools.cache(DATASET.hash_of_cell)
+
+
+def cells():
+    """Yield `(split, contrasts, init, n, repeat)` of every cell of the grid."""
+    grid = DATASET.finetuning
+    if grid:
+        yield from itertools.product(SPLITS, grid.contrasts, grid.inits, grid.subjects_n, range(grid.repeats))
+
+
+def cell_folder(split, contrasts, init, n, repeat):
+    return f"{WORK}/{split}finetuning/{contrasts}/{init}/n{n:02d}/r{repeat}"
+
+
+def weights(split, stage):
+    return f"{WORK}/{split}pretraining/{stage}/weights.npz"
+
+
+def weights_of(split, source):
+    """List the weights that something starts from: those of a stage, of a file, or none."""
+    if source in (None, "random"):
+        return []
+    return weights(split, source) if source in STAGES else source
+
+
+def fold_option(split):
+    return f"--folds {split.removeprefix('fold').rstrip('/')}" if split else ""
+
+
+def last_files():
+    """What the last step that the config has makes."""
+    if DATASET.finetuning:
+        return f"{WORK}/report/index.html"
+    if STAGES:
+        return [weights(split, stage) for split, stage in itertools.product(SPLITS, STAGES)]
+    if DATASET.slices:
+        return [f"{WORK}/{split}h5/{store}.h5" for split, store in itertools.product(SPLITS, STORES)]
+    return f"{WORK}/constraint_maps/command.txt"
+
+
+def refuse_cells_made_otherwise():
+    """Snakemake sees a changed config only in results that it made itself; of others it would say: all is done."""
+    for split, contrasts, init, n, repeat in cells():
+        folder = cell_folder(split, contrasts, init, n, repeat)
+        if not Path(folder, "metrics.json").exists() or Path(folder, "snakemake.log").exists():
+            continue
+        found = json.loads(Path(folder, "metrics.json").read_text())
+        if (found["config_hash"], found["seed"]) != (hash_of_cell(contrasts, init), DATASET.seed):
+            raise WorkflowError(
+                f"{folder}: made with another config or seed, by finetune_segmentation.py itself, so that Snakemake "
+                "cannot know what else is outdated; choose another work_dir=DIR, or delete this one"
+            )
+
+
+refuse_cells_made_otherwise()
+
+
+wildcard_constraints:
+    split=r"(fold\d+/)?",
+    stage="|".join(STAGES) or "none",
+    n=r"\d+",
+    repeat=r"\d+",
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        last_files(),
+
+
+if DATASET.constraint_maps:
+
+    rule maps:
+        # command.txt stands for the maps: summary.csv lists the finished ones, which a stopped job must find again.
+        # Maps of other settings are refused by the script, so they are overwritten.
+        output:
+            f"{WORK}/constraint_maps/command.txt",
+        params:
+            made_from=DATASET.hash_of_maps(),
+            seed=DATASET.seed,
+            summary=f"{WORK}/constraint_maps/summary.csv",
+        log:
+            f"{WORK}/constraint_maps/snakemake.log",
+        threads: 16
+        shell:
+            "grep -qs ',{params.made_from},{params.seed},' {params.summary:q} || overwrite=--overwrite; "
+            "{PYTHON} {HERE}/generate_constraint_maps.py {OPTIONS} --jobs {threads} ${{overwrite-}} 2> {log:q} && "
+            "touch {output:q}"
+
+
+if DATASET.slices:
+
+    rule slices:
+        input:
+            f"{WORK}/constraint_maps/command.txt" if DATASET.constraint_maps else [],
+        output:
+            expand(f"{WORK}/{{split}}h5/{{store}}.h5", split=SPLITS, store=STORES),
+        params:
+            made_from=DATASET.hash_of_slices(),
+            seed=DATASET.seed,
+        log:
+            f"{WORK}/h5/snakemake.log",
+        threads: 16
+        shell:
+            "{PYTHON} {HERE}/generate_h5_pretraining.py {OPTIONS} --jobs {threads} 2> {log:q}"
+
+
+rule pretrain:
+    input:
+        f"{WORK}/{{split}}h5/pretrain_train.h5",
+        f"{WORK}/{{split}}h5/pretrain_val.h5",
+        lambda wildcards: weights_of(wildcards.split, STAGES[wildcards.stage].warm_start),
+    output:
+        weights("{split}", "{stage}"),
+    params:
+        made_from=lambda wildcards: hash_of_stage(wildcards.stage),
+        seed=DATASET.seed,
+        fold=lambda wildcards: fold_option(wildcards.split),
+    log:
+        f"{WORK}/{{split}}pretraining/{{stage}}/snakemake.log",
+    threads: 8
+    resources:
+        gpu=1,
+    shell:
+        "TF_NUM_INTRAOP_THREADS={threads} {PYTHON} {HERE}/constrained_contrastive_learning.py {OPTIONS} "
+        "--method {wildcards.stage} {params.fold} 2> {log:q}"
+
+
+rule cell:
+    input:
+        f"{WORK}/{{split}}h5/annotated.h5",
+        lambda wildcards: weights_of(wildcards.split, wildcards.init),
+    output:
+        f"{WORK}/{{split}}finetuning/{{contrasts}}/{{init}}/n{{n}}/r{{repeat}}/metrics.json",
+    params:
+        made_from=lambda wildcards: hash_of_cell(wildcards.contrasts, wildcards.init),
+        seed=DATASET.seed,
+        fold=lambda wildcards: fold_option(wildcards.split),
+        n=lambda wildcards: int(wildcards.n),
+    log:
+        f"{WORK}/{{split}}finetuning/{{contrasts}}/{{init}}/n{{n}}/r{{repeat}}/snakemake.log",
+    threads: 1
+    resources:
+        gpu=1,
+    shell:
+        "TF_NUM_INTRAOP_THREADS={threads} {PYTHON} {HERE}/finetune_segmentation.py {OPTIONS} {params.fold} "
+        "--contrasts {wildcards.contrasts} --init {wildcards.init} --subjects-n {params.n} "
+        "--only-repeats {wildcards.repeat} 2> {log:q}"
+
+
+rule tables:
+    input:
+        [f"{cell_folder(*cell)}/metrics.json" for cell in cells()],
+    output:
+        f"{WORK}/report/index.html",
+    params:
+        made_from=fingerprint(DATASET.paper, sorted(DATASET.data.labels), list(cells())),
+    shell:
+        "{PYTHON} {HERE}/reproduce_tables.py {OPTIONS}"
