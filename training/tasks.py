@@ -12,7 +12,7 @@ from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
 from losses.health import feature_spread, view_health
 from losses.local_contrastive import region_contrast, regions_of
 from losses.regression import masked_l1
-from losses.segmentation import balanced_cross_entropy, focal_tversky_loss
+from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss
 from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
 from training.devices import gathered, replicas, share_of_loss, shared_out
 
@@ -186,11 +186,21 @@ class Segmentation(Task):
 
     Batches hold `image (B, H, W, C)` and `label (B, H, W)`; training batches also the changes of
     `augmentation.draw_changes`.
+
+    Args:
+        network: As for `Task`.
+        loss_settings: Keyword arguments of `focal_tversky_loss`; the Dice loss takes `class_weights` of them.
+        cross_entropy_weight: Weight of the balanced cross-entropy that is added.
+        loss: `"focal_tversky"`, or `"dice"`, the multi-label Dice loss of arXiv 2205.13109, Sec. II.E.
+        **kwargs: Of `Task`.
     """
 
-    def __init__(self, network, loss_settings, cross_entropy_weight=0.0, **kwargs):
+    def __init__(self, network, loss_settings, cross_entropy_weight=0.0, loss="focal_tversky", **kwargs):
         super().__init__(network, **kwargs)
-        self.loss_settings, self.cross_entropy_weight = loss_settings, cross_entropy_weight
+        self.overlap_loss = {"focal_tversky": focal_tversky_loss, "dice": dice_loss}[loss]
+        is_dice = loss == "dice"  # which weighs false positives and negatives alike and has no focus
+        self.loss_settings = {k: v for k, v in loss_settings.items() if k == "class_weights" or not is_dice}
+        self.cross_entropy_weight = cross_entropy_weight
 
     def forward(self, batch, training):
         image, label = batch["image"], batch["label"]
@@ -202,7 +212,7 @@ class Segmentation(Task):
 
     def cost(self, batch, outputs, training):
         probabilities, label = gathered(*outputs)  # its sums run over the whole batch
-        loss = focal_tversky_loss(label, probabilities, **self.loss_settings)
+        loss = self.overlap_loss(label, probabilities, **self.loss_settings)
         if self.cross_entropy_weight:
             loss = loss + self.cross_entropy_weight * balanced_cross_entropy(label, probabilities)
         return loss
