@@ -9,6 +9,8 @@ from utils.checks import InputError
 from utils.runs import read_json
 
 METRICS = ("dice", "hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference")
+VOLUME_ERROR = "volume_error_ml"
+OF_A_CELL = ("annotated_available", "duration_s", "compile_s")
 CELL = ["contrasts", "init", "n_annotated"]
 MEAN = "mean over labels"
 
@@ -21,7 +23,10 @@ def collect_results(work_dir):
 
     Returns:
         DataFrame, one row per cell, test subject and label: `split`, `contrasts`, `init`, `n_annotated`, `repeat`,
-        `subject`, `label`, the metrics as floats (NaN where there is no value), `config_hash` and `folder` (a `Path`).
+        `subject`, `label`, the metrics as floats (NaN where there is no value), `volume_error_ml` (segmented minus
+        reference), `config_hash` and `folder` (a `Path`); and, repeated in each row of a cell and NaN in files from
+        before they were written: `annotated_available` (annotated training subjects there are), `duration_s` and
+        `compile_s` (of these, spent on compiling). Rows come in the order of folders, subjects and the config's labels.
 
     Raises:
         InputError: When no cell is finished, a file is not readable, a cell mixes configs, or a subject is tested
@@ -34,7 +39,9 @@ def collect_results(work_dir):
     if not files:
         raise InputError(f"{work_dir}: no finetuning/*/*/n*/r*/metrics.json; run finetune_segmentation.py first")
     results = pandas.DataFrame([row for file in files for row in _rows(file, work_dir)])
-    results[list(METRICS)] = results[list(METRICS)].astype(float)
+    numbers = [*METRICS, *OF_A_CELL]
+    results[numbers] = results[numbers].astype(float)
+    results[VOLUME_ERROR] = results["volume_ml"] - results["volume_ml_reference"]
     _refuse_mixed_configs(results)
     _refuse_repeated_subjects(results)
     return results
@@ -46,7 +53,9 @@ def _rows(file, work_dir):
     shared = {"split": "" if fold == "finetuning" else fold, "folder": file.parent}
     try:
         shared |= {key: metrics[key] for key in (*CELL, "repeat", "config_hash")}
-        for row in metrics["per_subject"]:
+        shared |= {key: metrics.get(key) for key in OF_A_CELL}
+        order = {label: place for place, label in enumerate(metrics.get("labels", []))}
+        for row in sorted(metrics["per_subject"], key=lambda row: (str(row["subject"]), order.get(row["label"], 0))):
             yield shared | {"subject": str(row["subject"]), "label": row["label"]} | {key: row[key] for key in METRICS}
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: key {error} is missing; delete the cell's folder and run step 4 again") from None
@@ -106,7 +115,7 @@ def per_subject(results, metric="dice"):
 
     Args:
         results: From `collect_results`.
-        metric: One of `METRICS`.
+        metric: One of `METRICS`, or `volume_error_ml`.
 
     Returns:
         DataFrame with the columns of `CELL`, `subject`, `label` (the class names and `MEAN`), `value` (NaN when no
@@ -127,6 +136,20 @@ def per_subject(results, metric="dice"):
         .assign(label=MEAN)
     )
     return pandas.concat([by_label, over_labels], ignore_index=True)
+
+
+def repeats_of(results):
+    """Name the runs behind each contrasts, init and N.
+
+    Args:
+        results: From `collect_results`.
+
+    Returns:
+        Mapping of `(contrasts, init, n_annotated)` to a set of names, `r0` or, with cross-validation, `fold1/r0`.
+    """
+    runs = results.drop_duplicates([*CELL, "split", "repeat"])
+    names = [f"{row.split}/r{row.repeat}".lstrip("/") for row in runs.itertuples()]
+    return runs.assign(run=names).groupby(CELL)["run"].agg(set).to_dict()
 
 
 def in_grid_order(names, order=()):

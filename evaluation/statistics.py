@@ -1,4 +1,4 @@
-"""Comparing initialisations on the same test subjects, and the annotation that pretraining saves."""
+"""Comparing initialisations on the same test subjects, volumes with their reference, and the annotation saved."""
 
 import dataclasses
 import math
@@ -6,6 +6,8 @@ import math
 import numpy as np
 
 CONFIDENCE = 0.95
+LIMIT = 1.96  # standard deviations from the bias to a limit of agreement
+STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,18 @@ def adjust_family(comparisons):
     return adjusted
 
 
+def stars(p):
+    """Mark an adjusted p value.
+
+    Args:
+        p: In [0, 1], or None where there is no test.
+
+    Returns:
+        `***` up to 0.001, `**` up to 0.01, `*` up to 0.05 (Ghoul et al., ISMRM 2024: * for p <= 0.05), else nothing.
+    """
+    return next((mark for bound, mark in STARS if p is not None and p <= bound), "")
+
+
 def mean_interval(values):
     """Mean of the finite values, their standard deviation and the 95 % CI of the mean (t distribution).
 
@@ -145,6 +159,75 @@ def mean_interval(values):
     sd = float(values.std(ddof=1))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
     return mean, sd, mean - half, mean + half
+
+
+@dataclasses.dataclass(frozen=True)
+class BlandAltman:
+    """Outcome of `bland_altman`, in the unit of the measurements; None where a quantity is not defined."""
+
+    pairs: int
+    bias: float | None = None
+    bias_low: float | None = None
+    bias_high: float | None = None
+    sd: float | None = None
+    lower: float | None = None
+    lower_low: float | None = None
+    lower_high: float | None = None
+    upper: float | None = None
+    upper_low: float | None = None
+    upper_high: float | None = None
+
+
+def bland_altman(measured, reference):
+    """Agreement of a measurement with a reference: bias and 95 % limits of agreement, bias -+ 1.96 sd.
+
+    se(bias)^2 = sd^2 / n,  se(limit)^2 = sd^2 (1 / n + 1.96^2 / (2 (n - 1))),  CI = value -+ t_(n-1) se.
+
+    Args:
+        measured: One value per subject, `(subjects,)`; NaN where there is none.
+        reference: One value per subject, same order and unit.
+
+    Returns:
+        A `BlandAltman` of measured minus reference: bias, standard deviation of the differences, both limits, and 95 %
+        CIs of bias and limits. Pairs with a NaN are left out; one pair has a bias but no spread, none has nothing.
+
+    Raises:
+        ValueError: For inputs of different length.
+
+    Reference:
+        Bland and Altman, Stat. Methods Med. Res. 1999;8:135, Sec. 2. (Their Lancet paper of 1986 takes 2 for 1.96, and
+        sd^2 3 / n for the variance of a limit.)
+    """
+    from scipy import stats
+
+    measured, reference = np.asarray(measured, np.float64), np.asarray(reference, np.float64)
+    if measured.shape != reference.shape or measured.ndim != 1:
+        raise ValueError(f"measured is {measured.shape}, reference {reference.shape}; both must list the same subjects")
+    difference = measured - reference
+    difference = difference[np.isfinite(difference)]
+    n = len(difference)
+    if n == 0:
+        return BlandAltman(pairs=0)
+    bias = float(difference.mean())
+    if n == 1:
+        return BlandAltman(pairs=1, bias=bias)
+    sd = float(difference.std(ddof=1))
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    half, half_limit = t * sd / math.sqrt(n), t * sd * math.sqrt(1 / n + LIMIT**2 / (2 * (n - 1)))
+    lower, upper = bias - LIMIT * sd, bias + LIMIT * sd
+    return BlandAltman(
+        pairs=n,
+        bias=bias,
+        bias_low=bias - half,
+        bias_high=bias + half,
+        sd=sd,
+        lower=lower,
+        lower_low=lower - half_limit,
+        lower_high=lower + half_limit,
+        upper=upper,
+        upper_low=upper - half_limit,
+        upper_high=upper + half_limit,
+    )
 
 
 def annotation_saved(curve, reference_curve, reference_n, *, interpolate=True):

@@ -1,14 +1,21 @@
-"""The tables of a report: scores by contrasts, init and N, and the paired differences to random initialisation."""
+"""The tables of a report: scores by contrasts, init and N, paired differences to random initialisation, durations."""
 
 import dataclasses
 import math
 
-from evaluation.results import CELL, MEAN, in_grid_order, per_subject
-from evaluation.statistics import adjust_family, annotation_saved, mean_interval, paired_comparison
+from evaluation.comparisons import BASELINE, cells_in_order, compare_inits
+from evaluation.results import CELL, MEAN, VOLUME_ERROR, in_grid_order, per_subject
+from evaluation.statistics import annotation_saved, mean_interval, stars
 from utils.runs import atomic_path
 
-BASELINE = "random"
-TITLES = {"dice": "Dice", "hd95_mm": "HD95 [mm]", "surface_dice": "Surface Dice"}
+TITLES = {
+    "dice": "Dice",
+    "hd95_mm": "HD95 [mm]",
+    "surface_dice": "Surface Dice",
+    VOLUME_ERROR: "Volume error [mL]",
+}
+DIGITS = {"hd95_mm": 1, VOLUME_ERROR: 1}
+STARS_SAY = "* p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001, Bonferroni-adjusted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +42,20 @@ def score_table(results, metric, inits=(), note=""):
 
     Args:
         results: From `collect_results`.
-        metric: `dice`, `hd95_mm` or `surface_dice`.
+        metric: One of `TITLES`.
         inits: Initialisations in the order of the rows.
         note: First words of the caption, such as "Simulated scans.".
 
     Returns:
-        A `Table`.
+        A `Table`. In that of Dice the means over labels are starred as in `difference_table`.
     """
     import pandas
 
     values = per_subject(results, metric)
+    compared = compare_inits(results, inits) if metric == "dice" else pandas.DataFrame()
+    marks = {(row.contrasts, row.init, row.n_annotated): stars(row.p_bonferroni) for row in compared.itertuples()}
     rows = []
-    for key in _cells(values, inits):
+    for key in cells_in_order(values, inits):
         cell = values[(values[CELL] == key).all(axis=1)]
         for label in [*_labels(values), MEAN]:
             part = cell[cell["label"] == label]
@@ -54,19 +63,16 @@ def score_table(results, metric, inits=(), note=""):
             rows.append(
                 dict(zip(CELL, key, strict=True))
                 | {"label": label, "mean": mean, "sd": sd, "ci95_low": low, "ci95_high": high}
-                | {
-                    "subjects": int(part["value"].notna().sum()),
-                    "repeats": int(part["repeats"].max() if len(part) else 0),
-                }
-                | {"missing": int(part["missing"].sum())}
+                | {"stars": marks.get(key, "") if label == MEAN else ""}
+                | {"subjects": int(part["value"].notna().sum()), "missing": int(part["missing"].sum())}
+                | {"repeats_min": int(part["repeats"].min()), "repeats": int(part["repeats"].max())}
             )
     numbers = pandas.DataFrame(rows)
-    return Table(
-        metric, TITLES[metric], _score_caption(metric, values, note), numbers, _score_text(numbers, _digits(metric))
-    )
+    caption = _score_caption(metric, values, note, any(marks.values()))
+    return Table(metric, TITLES[metric], caption, numbers, _score_text(numbers, DIGITS.get(metric, 3)))
 
 
-def _score_caption(metric, values, note):
+def _score_caption(metric, values, note, is_starred):
     parts = [
         note,
         f"{TITLES[metric]} (mean ± standard deviation over test subjects) by initialisation and number N of annotated "
@@ -75,6 +81,10 @@ def _score_caption(metric, values, note):
     ]
     if metric == "hd95_mm":
         parts.append("A label absent in one of the two counts as the image diagonal.")
+    if metric == VOLUME_ERROR:
+        parts.append("Segmented minus reference volume, with its sign: errors of opposite sign cancel in the means.")
+    if is_starred:
+        parts.append(f"Stars: the mean over labels differs from that of {BASELINE} initialisation ({STARS_SAY}).")
     if values.loc[values["label"] == MEAN, "subject"].nunique() < 10:
         parts.append("Fewer than 10 test subjects: read the spread with care.")
     return " ".join(part for part in parts if part)
@@ -88,74 +98,117 @@ def _score_text(numbers, digits):
     rows = []
     for key, cell in numbers.groupby(CELL, sort=False):
         by_label = cell.set_index("label")
+        over_labels = by_label.loc[MEAN]
         row = dict(zip(("Contrasts", "Init", "N"), map(str, key), strict=True))
-        row |= {label: _mean_sd(by_label.loc[label], digits) for label in shown}
-        row |= {"Subjects": str(by_label.loc[MEAN, "subjects"]), "Repeats": str(by_label.loc[MEAN, "repeats"])}
-        rows.append(row | {"NaN": str(by_label.loc[MEAN, "missing"])})
+        row |= {label: mean_sd(by_label.loc[label], digits) for label in shown}
+        row[shown[-1]] += over_labels["stars"]  # the only label, or the mean over labels
+        fewest, most = over_labels["repeats_min"], over_labels["repeats"]
+        row |= {"Subjects": str(over_labels["subjects"])}
+        row |= {"Repeats": str(most) if fewest == most else f"{fewest} to {most}"}
+        rows.append(row | {"NaN": str(over_labels["missing"])})
     return pandas.DataFrame(rows)
 
 
-def difference_table(results, inits=(), note="", baseline=BASELINE):
-    """Paired differences in Dice (mean over labels) of every init to the baseline, by contrasts and N.
+def difference_table(results, inits=(), note="", baseline=BASELINE, by_label=False):
+    """Paired differences in Dice of every init to the baseline, by contrasts and N.
 
     Args:
         results: From `collect_results`.
         inits: Initialisations in the order of the rows.
         note: First words of the caption.
         baseline: The initialisation the others are compared with.
+        by_label: False: the mean over labels, table `dice_differences`. True: every label by itself, with a family of
+            its own for the adjusted p values, table `dice_differences_by_label`.
 
     Returns:
-        A `Table`, or None when no init shares contrasts and N with the baseline.
+        A `Table`, or None when no init shares contrasts and N with the baseline, and by label when there is only one.
     """
     import pandas
 
-    values = per_subject(results)
-    values = values[values["label"] == MEAN]
-    keys, comparisons = [], []
-    for contrasts, init, n in _cells(values, inits):
-        cells = values[(values["contrasts"] == contrasts) & (values["n_annotated"] == n)]
-        both = cells.pivot(index="subject", columns="init", values="value")
-        if init != baseline and baseline in both:
-            keys.append((contrasts, init, n))
-            comparisons.append(paired_comparison(both[init], both[baseline]))
-    if not keys:
+    numbers = compare_inits(results, inits, baseline, by_label)
+    if numbers.empty or (by_label and numbers["label"].nunique() == 1):
         return None
-    family = adjust_family(comparisons)
-    numbers = pandas.DataFrame(
-        [dict(zip(CELL, key, strict=True)) | dataclasses.asdict(one) for key, one in zip(keys, family, strict=True)]
-    ).astype({"note": str})
+    what = "of every label" if by_label else "mean over labels"
     caption = (
-        f"{note} Difference in Dice to {baseline} initialisation (mean over labels, repeats averaged per subject) "
-        f"across the same test subjects, with 95 % CI. Paired two-sided t-test; Bonferroni and Holm over the family of "
-        f"{len(family)} comparisons in this table. d_z: mean difference / standard deviation of the differences. "
-        "* Bonferroni-adjusted p ≤ 0.05."
+        f"{note} Difference in Dice to {baseline} initialisation ({what}, repeats averaged per subject) across the "
+        f"same test subjects, with 95 % CI. Paired two-sided t-test; Bonferroni and Holm over the family of "
+        f"{len(numbers)} comparisons in this table. d_z: mean difference / standard deviation of the differences. "
+        f"{STARS_SAY}. These columns compare the networks that were trained, on other subjects. By repeat: the same "
+        "difference in single repeats (other annotated subjects, other random weights, the same pretrained ones), mean "
+        "± standard deviation over repeats. Same sign: repeats that agree with that mean; among K repeats all agree by "
+        "chance with probability 1 / 2^(K-1). A difference that is small beside its spread over repeats may turn "
+        "round in another training, however small p is."
     ).strip()
-    text = pandas.DataFrame(list(map(_difference_text, keys, family)))
+    text = pandas.DataFrame([_difference_text(row, by_label) for row in numbers.itertuples()])
     text = text if text["Note"].any() else text.drop(columns="Note")
-    return Table("dice_differences", f"Difference in Dice to {baseline} initialisation", caption, numbers, text)
+    name, title = "dice_differences", f"Difference in Dice to {baseline} initialisation"
+    return Table(
+        name + ("_by_label" if by_label else ""), title + (", by label" if by_label else ""), caption, numbers, text
+    )
 
 
-def _difference_text(key, comparison):
-    contrasts, init, n = key
-    star = "*" if comparison.p_bonferroni is not None and comparison.p_bonferroni <= 0.05 else ""
-    interval = "-"
-    if comparison.ci_low is not None:
-        interval = f"{comparison.ci_low:+.3f} to {comparison.ci_high:+.3f}"
-    return {
-        "Contrasts": contrasts,
-        "Init": init,
-        "N": str(n),
-        "Difference": _number(comparison.mean_difference, "+.3f") + star,
-        "95 % CI": interval,
-        "Pairs": str(comparison.pairs),
-        "t": _number(comparison.t, ".2f"),
-        "p": _p_value(comparison.p),
-        "p Bonferroni": _p_value(comparison.p_bonferroni),
-        "p Holm": _p_value(comparison.p_holm),
-        "p Wilcoxon": _p_value(comparison.p_wilcoxon),
-        "d_z": _number(comparison.effect_size, ".2f"),
-        "Note": comparison.note + (f" {comparison.unpaired} without a pair" if comparison.unpaired else ""),
-    }
+def _difference_text(row, by_label):
+    return (
+        {"Contrasts": row.contrasts, "Init": row.init, "N": str(row.n_annotated)}
+        | ({"Label": row.label} if by_label else {})
+        | {
+            "Difference": number(row.mean_difference, "+.3f") + stars(row.p_bonferroni),
+            "95 % CI": interval(row.ci_low, row.ci_high, "+.3f"),
+            "Pairs": str(row.pairs),
+            "t": number(row.t, ".2f"),
+            "p": _p_value(row.p),
+            "p Bonferroni": _p_value(row.p_bonferroni),
+            "p Holm": _p_value(row.p_holm),
+            "p Wilcoxon": _p_value(row.p_wilcoxon),
+            "d_z": number(row.effect_size, ".2f"),
+            "By repeat": f"{number(row.repeat_mean, '+.3f')} ± {number(row.repeat_sd, '.3f')}",
+            "Same sign": f"{row.repeats_same_sign} of {row.repeats}",
+            "Note": row.note,
+        }
+    )
+
+
+def duration_table(results, inits=(), note=""):
+    """Wall-clock time per cell, and how much of it was compilation.
+
+    Args:
+        results: From `collect_results`.
+        inits: Initialisations in the order of the rows.
+        note: First words of the caption.
+
+    Returns:
+        A `Table` with one row per contrasts, init and N and one for all of them, or None when no cell has a duration.
+    """
+    import pandas
+
+    runs = results.drop_duplicates("folder")
+    runs = runs[runs["duration_s"].notna()]
+    if runs.empty:
+        return None
+    rows = []
+    for contrasts, init, n in [*cells_in_order(runs, inits), ("all", "", "")]:
+        chosen = runs if contrasts == "all" else runs[(runs[CELL] == (contrasts, init, n)).all(axis=1)]
+        timed = chosen[chosen["compile_s"].notna()]
+        rows.append(
+            dict(zip(CELL, (contrasts, init, n), strict=True))
+            | {"runs": len(chosen), "mean_s": chosen["duration_s"].mean(), "longest_s": chosen["duration_s"].max()}
+            | {"total_s": chosen["duration_s"].sum(), "compile_s": timed["compile_s"].sum(min_count=1)}
+            | {"compile_share": timed["compile_s"].sum() / timed["duration_s"].sum() if len(timed) else math.nan}
+        )
+    numbers = pandas.DataFrame(rows)
+    columns = {"Mean [s]": "mean_s", "Longest [s]": "longest_s", "Compiling [s]": "compile_s"}
+    text = [
+        {"Contrasts": row.contrasts, "Init": row.init, "N": str(row.n_annotated), "Runs": str(row.runs)}
+        | {title: number(getattr(row, column), ".1f") for title, column in columns.items()}
+        | {"Compiling": number(row.compile_share, ".0%"), "In all [min]": number(row.total_s / 60, ".1f")}
+        for row in numbers.itertuples()
+    ]
+    caption = (
+        f"{note} Wall-clock time of finetuning runs: training, validation and prediction of the test subjects. "
+        "Compiling [s]: in all runs of a row, until their first training and validation steps have run; runs of one "
+        "call share what is compiled, so the first pays for the others. -: not recorded."
+    ).strip()
+    return Table("durations", "Time per run", caption, numbers, pandas.DataFrame(text))
 
 
 def describe_savings(results, inits=(), baseline=BASELINE):
@@ -223,37 +276,36 @@ def to_latex(table):
 
 
 def _latex(text):
-    for character, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#")):
+    for character, escaped in (
+        ("\\", r"\textbackslash{}"),
+        ("&", r"\&"),
+        ("%", r"\%"),
+        ("_", r"\_"),
+        ("#", r"\#"),
+        ("^", r"\^{}"),
+    ):
         text = text.replace(character, escaped)
-    return text.replace("±", r"$\pm$").replace("≤", r"$\leq$").replace("<", "$<$")
-
-
-def _cells(values, inits):
-    """Cells in the order of the rows: contrasts, then N, then init, so that what is compared stands together."""
-    present = set(values[CELL].itertuples(index=False, name=None))
-    order = in_grid_order({init for _, init, _ in present}, inits)
-    return sorted(present, key=lambda cell: (cell[0], cell[2], order.index(cell[1])))
+    return text.replace("±", r"$\pm$").replace("≤", r"$\leq$").replace("≥", r"$\geq$").replace("<", "$<$")
 
 
 def _labels(values):
     return [label for label in dict.fromkeys(values["label"]) if label != MEAN]
 
 
-def _digits(metric):
-    return 1 if metric == "hd95_mm" else 3
+def mean_sd(row, digits):
+    """Write mean and standard deviation; a dash for what is not defined."""
+    return "-" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f} ± {number(row['sd'], f'.{digits}f')}"
 
 
-def _mean_sd(row, digits):
-    if math.isnan(row["mean"]):
-        return "-"
-    return f"{row['mean']:.{digits}f} ± " + ("-" if math.isnan(row["sd"]) else f"{row['sd']:.{digits}f}")
+def number(value, form):
+    """Write a number in a format such as "+.3f"; a dash for None and NaN."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
 
 
-def _number(value, form):
-    return "-" if value is None else format(value, form)
+def interval(low, high, form):
+    """Write an interval; a dash where it is not defined."""
+    return "-" if "-" in (number(low, form), number(high, form)) else f"{low:{form}} to {high:{form}}"
 
 
 def _p_value(p):
-    if p is None:
-        return "-"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p is not None and p < 0.001 else number(p, ".3f")

@@ -21,7 +21,14 @@ def make_results(quality, subjects=6, repeats=2, labels=LABELS, missing=()):
         rng = np.random.default_rng(n + len(init))
         for subject, repeat, label in itertools.product(range(subjects), range(repeats), labels):
             dice = math.nan if (init, n, subject, repeat, label) in missing else mean + rng.uniform(-0.05, 0.05)
-            keys = {"contrasts": "t2", "init": init, "n_annotated": n, "repeat": repeat, "subject": f"s{subject}"}
+            keys = {
+                "contrasts": "t2",
+                "init": init,
+                "n_annotated": n,
+                "repeat": repeat,
+                "subject": f"s{subject}",
+                "split": "",
+            }
             rows.append(keys | {"label": label, "dice": dice, "hd95_mm": 100 * (1 - dice)})
     return pandas.DataFrame(rows)
 
@@ -35,6 +42,7 @@ def test_spread_is_between_subjects_not_between_runs():
     results = pandas.DataFrame(
         [
             {"contrasts": "t2", "init": "random", "n_annotated": 2, "repeat": r, "subject": s, "label": "x", "dice": d}
+            | {"split": ""}
             for s, r, d in rows
         ]
     )

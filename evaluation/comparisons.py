@@ -1,0 +1,100 @@
+"""Every initialisation against one of them, at the same contrasts and N: across test subjects, and across repeats."""
+
+import dataclasses
+
+from evaluation.results import CELL, MEAN, in_grid_order, per_subject, repeats_of
+from evaluation.statistics import adjust_family, paired_comparison
+
+BASELINE = "random"
+
+
+def compare_inits(results, inits=(), baseline=BASELINE, by_label=False):
+    """Compare the Dice of every init with that of the baseline, by contrasts and N.
+
+    Two questions are answered, because either alone misleads. Across test subjects (paired t-test, as in the renal
+    paper): do these trained networks differ on other subjects? Many subjects that are alike make any difference
+    between two trainings significant, also one that another training would turn round. Across repeats (ours): does
+    the difference come back when other annotated subjects are drawn, with other random weights?
+
+    Args:
+        results: From `collect_results`.
+        inits: Initialisations in the order of the rows.
+        baseline: The initialisation the others are compared with.
+        by_label: True: every label by itself. False: the mean over labels.
+
+    Returns:
+        DataFrame, one row per comparison: `contrasts`, `init`, `n_annotated`, `label`, the fields of
+        `PairedComparison` (repeats averaged per subject first; p values adjusted over all rows), `repeats` (those that
+        both have), `repeat_mean` and `repeat_sd` of the differences of single repeats, `repeats_same_sign` (repeats
+        whose difference has the sign of `repeat_mean`), and `note` (why there is no test; subjects without a pair;
+        repeats that only one of the two has). Empty when no init shares contrasts and N with the baseline.
+    """
+    import pandas
+
+    values, runs = per_subject(results), repeats_of(results)
+    labels = [label for label in dict.fromkeys(values["label"]) if (label != MEAN) == by_label]
+    keys, comparisons, repeats = [], [], []
+    for contrasts, init, n in cells_in_order(values, inits):
+        if init == baseline or (contrasts, baseline, n) not in runs:
+            continue
+        cells = values[(values["contrasts"] == contrasts) & (values["n_annotated"] == n)]
+        single = results[(results["contrasts"] == contrasts) & (results["n_annotated"] == n)]
+        for label in labels:
+            both = cells[cells["label"] == label].pivot(index="subject", columns="init", values="value")
+            keys.append((contrasts, init, n, label))
+            comparisons.append(paired_comparison(both[init], both[baseline]))
+            chosen = single if label == MEAN else single[single["label"] == label]
+            repeats.append(_differences_of_repeats(chosen, init, baseline))
+    rows = [
+        dict(zip((*CELL, "label"), key, strict=True))
+        | dataclasses.asdict(one)
+        | repeat
+        | {"note": _note(one, runs[key[0], key[1], key[2]], runs[key[0], baseline, key[2]], key[1], baseline)}
+        for key, one, repeat in zip(keys, adjust_family(comparisons), repeats, strict=True)
+    ]
+    return pandas.DataFrame(rows)
+
+
+def _differences_of_repeats(results, init, baseline):
+    """Mean over subjects of the difference in every repeat; folds are pooled by subject, labels averaged first."""
+    both = results.groupby(["repeat", "subject", "init"])["dice"].mean().unstack("init")
+    differences = (both[init] - both[baseline]).groupby("repeat").mean().dropna()
+    mean = differences.mean()  # NaN without any repeat
+    return {
+        "repeats": len(differences),
+        "repeat_mean": mean,
+        "repeat_sd": differences.std(),  # NaN for a single repeat
+        "repeats_same_sign": int((differences * mean > 0).sum()),
+    }
+
+
+def _note(comparison, runs, baseline_runs, init, baseline):
+    parts = [comparison.note, f"{comparison.unpaired} without a pair" if comparison.unpaired else ""]
+    return "; ".join(part for part in (*parts, unequal_repeats({init: runs, baseline: baseline_runs})) if part)
+
+
+def unequal_repeats(runs):
+    """Name the runs that only one of two initialisations has; nothing when they have the same.
+
+    Args:
+        runs: Mapping of two initialisations to their sets of runs, from `repeats_of`.
+
+    Returns:
+        Such as "unequal repeats: constrained 2, random 3 (only random: r2)", or "".
+    """
+    (one, its), (other, others) = runs.items()
+    if its == others:
+        return ""
+    only = [
+        f"only {name}: {', '.join(sorted(alone))}"
+        for name, alone in ((one, its - others), (other, others - its))
+        if alone
+    ]
+    return f"unequal repeats: {one} {len(its)}, {other} {len(others)} ({'; '.join(only)})"
+
+
+def cells_in_order(values, inits=()):
+    """List the cells of a table: by contrasts, then N, then init, so that what is compared stands together."""
+    present = set(values[CELL].itertuples(index=False, name=None))
+    order = in_grid_order({init for _, init, _ in present}, inits)
+    return sorted(present, key=lambda cell: (cell[0], cell[2], order.index(cell[1])))

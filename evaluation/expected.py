@@ -1,0 +1,156 @@
+"""The numbers a paper states, and ours beside them."""
+
+import difflib
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from evaluation.results import CELL, MEAN, per_subject
+from evaluation.statistics import annotation_saved, mean_interval
+from evaluation.tables import Table, interval, number
+from utils.checks import InputError
+from utils.config import read_yaml
+from utils.sections import Section
+
+EXPECTED = Path(__file__).resolve().parent.parent / "papers" / "expected.yaml"
+SHARES = ("shortfall", "annotation_used", "annotation_saved")
+
+
+class Ours(Section):
+    """Where our value of a number is found; the quantities are explained at the top of papers/expected.yaml."""
+
+    quantity: str
+    init: str
+    n: int | None = None
+    label: str = MEAN
+    reference: str | None = None
+    reference_n: int | None = None
+
+
+class Stated(Section):
+    """One number of a source."""
+
+    what: str
+    place: str
+    quotation: str
+    value: float
+    at_most: bool = False
+    note: str = ""
+    ours: Ours | None = None
+
+
+class Entry(Section):
+    """One source, or the part of it that a preset reproduces."""
+
+    citation: str
+    file: str
+    note: str = ""
+    numbers: list[Stated]
+
+
+def read_expected(name, path=EXPECTED):
+    """Read what a paper states.
+
+    Args:
+        name: Entry of the file, `paper:` of a config.
+        path: The YAML file.
+
+    Returns:
+        An `Entry`; its `numbers` are empty when the source states no result.
+
+    Raises:
+        InputError: When there is no such entry, or the file is not as described at its top.
+    """
+    try:
+        entries = TypeAdapter(dict[str, Entry]).validate_python(read_yaml(path))
+    except ValidationError as error:
+        raise InputError(
+            [f"{path}: {'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in error.errors()]
+        ) from None
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(entries)}"
+        raise InputError(f"paper: {path} has no entry '{name}'; {hint}")
+    return entries[name]
+
+
+def expected_table(results, entry, note=""):
+    """Paper, ours, difference.
+
+    Args:
+        results: From `collect_results`.
+        entry: From `read_expected`.
+        note: First words of the caption.
+
+    Returns:
+        A `Table` with one row per number of the paper and contrasts of the results; `ours` is missing where the
+        results have no such cell. None when the source states no number.
+    """
+    import pandas
+
+    rows = [
+        {"what": stated.what, "contrasts": contrasts, "paper": stated.value, "at_most": stated.at_most}
+        | _ours(results[results["contrasts"] == contrasts], stated.ours)
+        | {"place": stated.place, "quotation": stated.quotation, "note": stated.note}
+        for stated in entry.numbers
+        for contrasts in sorted(set(results["contrasts"]))
+    ]
+    if not rows:
+        return None
+    numbers = pandas.DataFrame(rows).astype(dict.fromkeys(("ours", "ours_low", "ours_high"), float))
+    numbers.insert(numbers.columns.get_loc("ours") + 1, "difference", numbers["ours"] - numbers["paper"])
+    caption = (
+        f"{note} Results that {entry.citation} states for its own subjects, and ours; difference: ours - paper. Ours: "
+        "mean over test subjects, labels and repeats with the 95 % CI of the mean over subjects; shortfall: 1 - Dice / "
+        "Dice of the baseline; annotation: tested N. -: these results hold no such cell. Place: where the paper states "
+        f"it; the quotations are in the CSV file. {entry.note}"
+    ).strip()
+    text = pandas.DataFrame([_expected_text(row) for row in numbers.itertuples()])
+    text = text if text["Note"].any() else text.drop(columns="Note")
+    return Table("paper", "The paper's numbers and ours", caption, numbers, text)
+
+
+def _ours(results, ours):
+    """Our value of one number from the results of one set of contrasts: a share, or a mean with its interval."""
+    found = {"quantity": ours.quantity if ours else "", "ours": None, "ours_low": None, "ours_high": None, "status": ""}
+    if ours is None:
+        return found | {"status": "not compared"}
+    metric = "dice" if ours.quantity in SHARES else ours.quantity
+    if metric not in results:
+        return found | {"status": "no such metric"}
+    values = per_subject(results, metric)
+    values = values[values["label"] == ours.label]
+    of_cells = {key[1:]: cell["value"] for key, cell in values.groupby(CELL) if cell["value"].notna().any()}
+    means = {key: value.mean() for key, value in of_cells.items()}
+    curves = {init: {n: mean for (one, n), mean in means.items() if one == init} for init, _ in means}
+    own, reference = curves.get(ours.init, {}), curves.get(ours.reference, {})
+    needed = [(own, ours.n)] if ours.n is not None else []
+    needed += [(reference, ours.reference_n)] if ours.reference else []
+    if not own or any(n not in curve for curve, n in needed):
+        return found | {"status": "no such cell"}
+    if ours.quantity == "shortfall":
+        return found | {"ours": 1 - own[ours.n] / reference[ours.reference_n]}
+    if ours.quantity in SHARES:
+        saved = annotation_saved(own, reference, ours.reference_n, interpolate=False)
+        if saved is None:
+            return found | {"status": "not reached"}
+        return found | {"ours": saved if ours.quantity == "annotation_saved" else 1 - saved}
+    mean, _, low, high = mean_interval(of_cells[ours.init, ours.n])
+    return found | {"ours": mean, "ours_low": low, "ours_high": high}
+
+
+def _expected_text(row):
+    is_share = row.quantity in SHARES
+    paper = f"{100 * row.paper:g}%" if is_share else f"{row.paper:g}"
+    difference = f"{100 * row.difference:+.1f} points" if is_share else f"{row.difference:+.3f}"
+    is_found = row.ours == row.ours  # not NaN
+    return {
+        "Number": row.what,
+        "Contrasts": row.contrasts,
+        "Paper": ("≤ " if row.at_most else "") + paper,
+        "Ours": "not reached" if row.status == "not reached" else number(row.ours, ".1%" if is_share else ".3f"),
+        "95 % CI": interval(row.ours_low, row.ours_high, ".3f"),
+        "Difference": difference if is_found else "-",
+        "Place": row.place,
+        "Note": row.note,
+    }
