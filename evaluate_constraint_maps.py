@@ -100,7 +100,7 @@ def settings_of(config, clusters, seeds, files):
     """Hash of all that shapes the result of a subject."""
     plain = config.plain()
     data = {key: plain["data"][key] for key in ("contrasts", "mask", "labels", "ignored_label_values")}
-    recipe = {key: value for key, value in plain["constraint_maps"].items() if key != "clusters"}
+    recipe = {key: value for key, value in plain["constraint_maps"].items() if key not in ("clusters", "spaces")}
     references = [files.label is not None, *truth_of(config, files)]
     return fingerprint(MEASURES_VERSION, data, recipe, config.seed, clusters, seeds, references)
 
@@ -186,7 +186,8 @@ def read_references(config, files):
     volume, affine = read_contrasts(files, section.contrasts, data.contrasts)
     shape = volume.shape[:3]
     mask = read_mask(files, shape, affine)
-    space = contrast_space(volume, mask, **section.model_dump(exclude={"contrasts", "clusters"}), affine=affine)
+    recipe = section.model_dump(exclude={"contrasts", "clusters", "spaces"})
+    space = contrast_space(volume, mask, **recipe, affine=affine)
     # Number of every foreground voxel in the features; to read a volume at these places puts it into their order.
     place = space.restore(np.arange(1, len(space.features) + 1))
     order = np.flatnonzero(place)[np.argsort(place[place > 0])]

@@ -4,9 +4,10 @@
 
 Reads   the scans below data.root.
 Writes  constraint_maps/ in the work dir: <subject>.nii.gz (0 background, 1...K tissue classes, on the contrasts' own
-        grid), qc/<subject>.png to look at, and summary.csv with class sizes, inertia, explained variance and seconds.
-Takes   1 to 8 seconds and up to 1 GB per subject and job. All scans are checked before the first map is made.
-        Finished subjects are skipped.
+        grid), qc/<subject>.png to look at, and summary.csv with class sizes, inertia, explained variance and seconds;
+        the same in constraint_maps/<space>/ for each further contrast space of the config.
+Takes   1 to 8 seconds and up to 1 GB per map and job. All scans are checked before the first map is made.
+        Finished maps are skipped.
 Next    python generate_h5_pretraining.py --config FILE
 """
 
@@ -37,6 +38,8 @@ def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("constraint_maps",))
     if options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: expected at least 1")
+    if "qc" in config.spaces():
+        raise InputError("constraint_maps.spaces.qc: constraint_maps/qc/ holds pictures; give the space another name")
     failures = []
     generate_constraint_maps(config, options, failures)
     for line in failures:
@@ -47,34 +50,49 @@ def main(arguments=None):
 
 def generate_constraint_maps(config, options, failures):
     """Make every map that is missing; under --keep-going, `failures` collects a line for each thing that failed."""
-    from data.map_summary import read_summary, refuse_other_settings, write_summary
+    from data.map_summary import write_summary
 
     everyone, wanted = find_wanted(config, options, failures)
     if not options.keep_going:  # which may leave out subjects that the splits name
         check_plan(config, everyone)
-    summary = maps_of(config) / "summary.csv"
-    rows = {name: row for name, row in read_summary(summary).items() if is_finished(config, name) and name in everyone}
-    if options.overwrite:
-        rows = {name: row for name, row in rows.items() if name not in wanted}
-    refuse_other_settings(summary, rows, config.hash_of_maps(), config.seed)
-    todo = [files for name, files in wanted.items() if name not in rows]
-    if len(todo) < len(wanted):
-        log.info("%s: %d of %d subjects finished before, skipped", summary, len(wanted) - len(todo), len(wanted))
-    todo = sound_subjects(config, options, todo, failures)
-    if not todo:
+    rows = {space: finished_rows(config, space, everyone, wanted, options.overwrite) for space in config.spaces()}
+    todo = {name: [space for space in rows if name not in rows[space]] for name in wanted}
+    todo = {name: spaces for name, spaces in todo.items() if spaces}
+    sound = sound_subjects(config, options, [wanted[name] for name in todo], failures)
+    if not sound:
         return
+    maps = [(space, files) for files in sound for space in todo[files.subject]]
     with open_run(maps_of(config), config.plain(), config.seed):
-        write_summary(summary, rows)
-        for files in todo:  # maps without a row were made otherwise, or not to the end
-            map_of(config, files.subject).unlink(missing_ok=True)
-        made = in_order(functools.partial(attempt, config, options.keep_going), todo, options.jobs)
-        for row, problems in progress(made, "Constraint maps", len(todo)):
+        for space in rows:
+            write_summary(summary_of(config, space), rows[space])
+        for space, files in maps:  # maps without a row were made otherwise, or not to the end
+            map_of(config, files.subject, space).unlink(missing_ok=True)
+        made = in_order(functools.partial(attempt, config, options.keep_going), maps, options.jobs)
+        for space, row, problems in progress(made, "Constraint maps", len(maps)):
             accept(problems, options.keep_going, failures)
             if row:
-                rows[row["subject"]] = row
-                write_summary(summary, rows)
-                point_out(row, config.constraint_maps.clusters)
-    log.info("%s: %d of %d subjects have a constraint map", summary, len(rows), len(everyone))
+                rows[space][row["subject"]] = row
+                write_summary(summary_of(config, space), rows[space])
+                point_out(row, config.constraint_maps.clusters, space)
+    for space in rows:
+        log.info(
+            "%s: %d of %d subjects have a constraint map", summary_of(config, space), len(rows[space]), len(everyone)
+        )
+
+
+def finished_rows(config, space, everyone, wanted, overwrite):
+    """Return the rows of one contrast space's summary whose maps are finished and stay."""
+    from data.map_summary import read_summary, refuse_other_settings
+
+    summary = summary_of(config, space)
+    rows = {name: row for name, row in read_summary(summary).items() if name in everyone}
+    rows = {name: row for name, row in rows.items() if is_finished(config, name, space)}
+    if overwrite:
+        rows = {name: row for name, row in rows.items() if name not in wanted}
+    refuse_other_settings(summary, rows, config.hash_of_maps(), config.seed)
+    if kept := len(rows.keys() & wanted.keys()):
+        log.info("%s: %d of %d subjects finished before, skipped", summary, kept, len(wanted))
+    return rows
 
 
 def find_wanted(config, options, failures):
@@ -121,30 +139,35 @@ def accept(problems, keep_going, failures):
     failures += problems
 
 
-def point_out(row, clusters):
+def point_out(row, clusters, space):
     """Warn of a map that deserves a look."""
     low, high = PLAUSIBLE_FOREGROUND
+    where = f"{row['subject']}, contrast space {space}" if space else row["subject"]
     if row["classes"] < clusters:
-        log.warning("%s: %d classes, not %d: too few distinct values", row["subject"], row["classes"], clusters)
+        log.warning("%s: %d classes, not %d: too few distinct values", where, row["classes"], clusters)
     if not low < row["foreground"] < high:
         share = 100 * row["foreground"]
-        log.warning("%s: %.1f %% of the volume is foreground; look at its picture in qc/", row["subject"], share)
+        log.warning("%s: %.1f %% of the volume is foreground; look at its picture in qc/", where, share)
 
 
-def maps_of(config):
-    return config.work_dir / "constraint_maps"
+def maps_of(config, space=None):
+    return config.work_dir / "constraint_maps" / (space or "")
 
 
-def map_of(config, subject):
-    return maps_of(config) / f"{subject}.nii.gz"
+def summary_of(config, space):
+    return maps_of(config, space) / "summary.csv"
 
 
-def picture_of(config, subject):
-    return maps_of(config) / "qc" / f"{subject}.png"
+def map_of(config, subject, space):
+    return maps_of(config, space) / f"{subject}.nii.gz"
 
 
-def is_finished(config, subject):
-    return map_of(config, subject).is_file() and picture_of(config, subject).is_file()
+def picture_of(config, subject, space):
+    return maps_of(config, space) / "qc" / f"{subject}.png"
+
+
+def is_finished(config, subject, space):
+    return map_of(config, subject, space).is_file() and picture_of(config, subject, space).is_file()
 
 
 def check_subject(config, files):
@@ -155,38 +178,41 @@ def check_subject(config, files):
     return problems_of_subject(files, data.contrasts, labels=data.labels, ignored=data.ignored_label_values)
 
 
-def attempt(config, keep_going, files):
-    """Return `(row, problems)` of one subject; a fault of the suite counts as a problem under --keep-going only."""
+def attempt(config, keep_going, job):
+    """Return `(space, row, problems)` of one map; a fault of the suite counts as a problem under --keep-going only."""
+    space, files = job
     try:
-        return map_subject(config, files), []
+        return space, map_subject(config, space, files), []
     except InputError as error:
         lines = error.lines
     except Exception as error:
         if not keep_going:
             raise
         lines = [f"{type(error).__name__}: {error} (without --keep-going the full report is shown)"]
-    return None, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines]
+    return space, None, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines]
 
 
-def map_subject(config, files):
-    """Make map and picture of one subject and return its row of the summary."""
+def map_subject(config, space, files):
+    """Make map and picture of one subject in one contrast space and return its row of the summary."""
     from data.constraint_maps import describe_constraint_map
     from data.volumes import read_contrasts, read_mask, write_nifti
     from evaluation.quality_control import draw_constraint_map
 
     section, contrasts, subject = config.constraint_maps, config.data.contrasts, files.subject
+    names, title = config.spaces()[space], f"{config.name}: {subject}" + (f", contrast space {space}" if space else "")
     clock = [time.perf_counter()]
-    volume, affine = read_contrasts(files, section.contrasts, contrasts)
+    volume, affine = read_contrasts(files, names, contrasts)
     mask = read_mask(files, volume.shape, affine)
     clock.append(time.perf_counter())
-    recipe = section.model_dump(exclude={"contrasts"})
-    seed = child_seed(config.seed, "constraint_map", subject)
+    recipe = section.model_dump(exclude={"contrasts", "spaces"})
+    seed = child_seed(config.seed, "constraint_map", subject, *([space] if space else []))
     details = describe_constraint_map(volume, mask, **recipe, seed=seed, affine=affine)
     clock.append(time.perf_counter())
-    names = channel_names(contrasts, section.contrasts)
-    draw_constraint_map(picture_of(config, subject), volume, names, details, affine, f"{config.name}: {subject}")
+    picture = picture_of(config, subject, space)
+    draw_constraint_map(picture, volume, channel_names(contrasts, names), details, affine, title)
     clock.append(time.perf_counter())
-    write_nifti(map_of(config, subject), details.classes, affine, header_of=next(iter(files.contrasts.values())))
+    header_of = next(iter(files.contrasts.values()))
+    write_nifti(map_of(config, subject, space), details.classes, affine, header_of=header_of)
     clock.append(time.perf_counter())
     reading, _, picture, writing = (after - before for before, after in zip(clock, clock[1:], strict=False))
     seconds = {"reading": reading, **details.seconds, "picture": picture, "writing": writing}

@@ -11,12 +11,15 @@ import pytest
 import yaml
 
 import generate_constraint_maps as script
+from data.constraint_maps import constraint_map
+from data.map_summary import read_summary
 from data.volumes import write_nifti
 from utils.checks import InputError
-from utils.runs import exit_code_of
+from utils.runs import child_seed, exit_code_of
 
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ["sub-1", "sub-2", "sub-3"]
+FILES = ["echoes", "t1"]
 SHAPE = (28, 24, 6)
 AFFINE = np.array([[-2, 0, 0, 27], [0, 2, 0, -23], [0, 0, 5, 0], [0, 0, 0, 1.0]])
 
@@ -222,10 +225,10 @@ def replaced(monkeypatch, error, subject="sub-2"):
     """Let one subject fail in the middle of the work."""
     original = script.map_subject
 
-    def map_subject(config, files):
+    def map_subject(config, space, files):
         if files.subject == subject:
             raise error
-        return original(config, files)
+        return original(config, space, files)
 
     monkeypatch.setattr(script, "map_subject", map_subject)
     return lambda: monkeypatch.setattr(script, "map_subject", original)
@@ -276,6 +279,8 @@ def test_given_mask_is_used(own_data, tmp_path):
         (["--jobs", "0"], "--jobs 0: expected at least 1"),
         (["--set", "data.root=/nowhere"], "'/nowhere' is not a folder"),
         (["--set", "constraint_maps.contrasts=[t1, echos]"], "did you mean 'echoes'"),
+        (["--set", "constraint_maps.spaces={qc: [t1, echoes]}"], "spaces.qc: constraint_maps/qc/ holds pictures"),
+        (["--set", "constraint_maps=null", "slices={image_size: [32, 32]}"], "needs the section 'constraint_maps:'"),
     ],
 )
 def test_mistakes_are_named(data, tmp_path, words, message):
@@ -286,6 +291,44 @@ def test_mistakes_are_named(data, tmp_path, words, message):
 def test_maps_worth_a_look_are_pointed_out(monkeypatch, caplog):
     monkeypatch.setattr(script.log, "propagate", True)
     row = {"subject": "sub-9", "classes": 3, "foreground": 0.99}
-    script.point_out(row, clusters=20)
+    script.point_out(row, clusters=20, space=None)
     assert "sub-9: 3 classes, not 20: too few distinct values" in caplog.messages
     assert any("99.0 % of the volume is foreground" in line for line in caplog.messages)
+    script.point_out(row, clusters=4, space="late")
+    assert "sub-9, contrast space late: 3 classes, not 4: too few distinct values" in caplog.messages
+
+
+def test_every_contrast_space_has_maps_of_its_own(data, tmp_path):
+    config, one = write_config(tmp_path, data), ["--subjects", "sub-1"]
+    assert run(config, *one) == 0
+    default, folder = classes(maps(config)["sub-1"]), tmp_path / "work" / "constraint_maps"
+    assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "qc"]
+    config = write_config(tmp_path, data, spaces={"late": ["echoes"], "mixed": ["echoes_2", "t1"]})
+    with pytest.raises(InputError, match=r"constraint_maps.summary.csv: 1 maps .* were made with other contrasts"):
+        run(config)
+    assert run(config, *one, "--overwrite") == 0
+    np.testing.assert_array_equal(classes(maps(config)["sub-1"]), default)
+    echoes, t1 = (nibabel.load(data / "sub-1" / f"{file}.nii.gz").get_fdata(dtype=np.float32) for file in FILES)
+    for space, volume in {"late": echoes, "mixed": np.stack([echoes[..., 1], t1], axis=-1)}.items():
+        found = nibabel.load(folder / space / "sub-1.nii.gz")
+        seed = child_seed(3, "constraint_map", "sub-1", space)
+        expected = constraint_map(volume, clusters=5, components=2, seed=seed, affine=AFFINE)
+        np.testing.assert_array_equal(classes(found), expected)
+        np.testing.assert_allclose(found.affine, AFFINE)
+        assert (folder / space / "qc" / "sub-1.png").is_file()
+        row = read_summary(folder / space / "summary.csv")["sub-1"]
+        assert "explained_variance_2" in row and "explained_variance_3" not in row
+
+
+def test_only_the_missing_maps_of_a_space_are_made(data, tmp_path):
+    config = write_config(tmp_path, data, spaces={"late": ["echoes"]})
+    assert run(config, "--subjects", "sub-2") == 0
+    assert run(config, "--subjects", "sub-2", "sub-1") == 0
+    folder = tmp_path / "work" / "constraint_maps"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nii.gz")}
+    assert len(before) == 4
+    (folder / "late" / "qc" / "sub-2.png").unlink()
+    assert run(config, "--subjects", "sub-2", "sub-1") == 0
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nii.gz")}
+    assert {path for path in after if after[path] > before[path]} == {folder / "late" / "sub-2.nii.gz"}
+    assert list(read_summary(folder / "late" / "summary.csv")) == ["sub-1", "sub-2"]
