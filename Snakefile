@@ -88,15 +88,17 @@ def last_files():
 
 def refuse_cells_made_otherwise():
     """Snakemake sees a changed config only in results that it made itself; of others it would say: all is done."""
+    has_memory = any(Path(".snakemake", "metadata").glob("*"))
     for split, contrasts, init, n, repeat in cells():
         folder = cell_folder(split, contrasts, init, n, repeat)
-        if not Path(folder, "metrics.json").exists() or Path(folder, "snakemake.log").exists():
+        is_ours = has_memory and Path(folder, "snakemake.log").exists()
+        if is_ours or not Path(folder, "metrics.json").exists():
             continue
         found = json.loads(Path(folder, "metrics.json").read_text())
         if (found["config_hash"], found["seed"]) != (hash_of_cell(contrasts, init), DATASET.seed):
             raise WorkflowError(
-                f"{folder}: made with another config or seed, by finetune_segmentation.py itself, so that Snakemake "
-                "cannot know what else is outdated; choose another work_dir=DIR, or delete this one"
+                f"{folder}: made with another config or seed, and not by Snakemake, which therefore cannot know "
+                "what else is outdated; choose another work_dir=DIR, or delete this one"
             )
 
 
