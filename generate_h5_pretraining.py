@@ -2,7 +2,8 @@
 
     python generate_h5_pretraining.py --config configs/lgg_tcga.yaml --jobs 2
 
-Reads   the scans below data.root and constraint_maps/<subject>.nii.gz in the work dir (step 1).
+Reads   the scans below data.root and constraint_maps/ in the work dir (step 1); in a config without that section
+        the foreground takes the place of the maps, and step 1 is not needed.
 Writes  h5/pretrain_train.h5 and h5/pretrain_val.h5 (contrasts and constraint maps; slices with little foreground are
         left out and counted) and h5/annotated.h5 (every slice of every subject that has a label, with the label);
         with cross-validation one such h5 folder per fold. Test subjects are in annotated.h5 only.
@@ -32,7 +33,7 @@ def add_options(parser):
 
 
 def main(arguments=None):
-    config, options = from_command_line(__doc__, arguments, add_options, needs=("constraint_maps", "slices"))
+    config, options = from_command_line(__doc__, arguments, add_options, needs=("slices",))
     from data.layouts import find_subjects
     from data.splits import make_splits
 
@@ -51,8 +52,9 @@ def check_maps(config):
     """Refuse constraint maps that step 1 made with another config or seed."""
     from data.map_summary import read_summary, refuse_other_settings
 
-    summary = config.work_dir / "constraint_maps" / "summary.csv"
-    refuse_other_settings(summary, read_summary(summary), config.hash_of_maps(), config.seed)
+    for space in config.spaces():
+        summary = maps_of(config, space) / "summary.csv"
+        refuse_other_settings(summary, read_summary(summary), config.hash_of_maps(), config.seed)
 
 
 def pack(config, plans, subjects, jobs):
@@ -89,7 +91,7 @@ class PlannedStore:
         log.info("%s: finished before, skipped", self.path)
         return True
 
-    def writer(self, contrasts, image_size):
+    def writer(self, contrasts, image_size, spaces):
         """Open the file for writing."""
         from data.h5_store import StoreWriter
 
@@ -99,14 +101,16 @@ class PlannedStore:
             image_size=image_size,
             attributes=self.attributes | {"min_foreground": self.min_foreground},
             has_labels=self.has_labels,
+            spaces=spaces,
         )
 
 
 def plan_stores(config, split, subjects):
     """List the files of one split."""
-    low, high = config.constraint_maps.percentiles
+    (low, high), spaces = config.percentiles(), config.spaces()
     attributes = {
-        "clusters": config.constraint_maps.clusters,
+        "clusters": config.constraint_maps.clusters if config.constraint_maps else 1,
+        "contrast_spaces": {f"param_{space}" if space else "param": names for space, names in spaces.items()},
         "normalization": f"percentiles {low:g} and {high:g} of a contrast's foreground become 0 and 1, clipped",
         "config_hash": config.hash_of_slices(),
         "seed": config.seed,
@@ -132,22 +136,30 @@ def plan_stores(config, split, subjects):
 
 def check_subject(config, files):
     """Return one line for each thing that is wrong with a subject's files."""
-    from data.volumes import grid_of_subject, problems_of_subject, read_constraint_map
+    from data.volumes import grid_of_subject, problems_of_subject
 
     data = config.data
     problems = problems_of_subject(files, data.contrasts, labels=data.labels, ignored=data.ignored_label_values)
-    if not problems:
-        shape, affine = grid_of_subject(files, list(data.contrasts), data.contrasts)
+    shape, affine = (None, None) if problems else grid_of_subject(files, list(data.contrasts), data.contrasts)
+    for space in () if problems else config.spaces():
         try:
-            read_constraint_map(*constraint_map_of(config, files), shape, affine, config.constraint_maps.clusters)
+            read_map(config, space, files.subject, shape, affine)
         except InputError as error:
-            problems = error.lines
+            problems += error.lines
     return problems
 
 
-def constraint_map_of(config, files):
-    """Return `(path, subject)` of a subject's constraint map."""
-    return config.work_dir / "constraint_maps" / f"{files.subject}.nii.gz", files.subject
+def maps_of(config, space):
+    """Return the folder of a contrast space's maps."""
+    return config.work_dir / "constraint_maps" / (space or "")
+
+
+def read_map(config, space, subject, shape, affine):
+    """Read the constraint map of one subject in one contrast space."""
+    from data.volumes import read_constraint_map
+
+    path = maps_of(config, space) / f"{subject}.nii.gz"
+    return read_constraint_map(path, subject, shape, affine, config.constraint_maps.clusters)
 
 
 @dataclass(frozen=True)
@@ -166,18 +178,18 @@ def prepare_subject(config, files):
     from data.geometry import SliceGrid
     from data.h5_store import SubjectSlices
     from data.intensity import scale_intensities
-    from data.volumes import read_constraint_map, read_contrasts, read_label, read_mask
+    from data.volumes import read_contrasts, read_label, read_mask
 
     data = config.data
     volume, affine = read_contrasts(files, list(data.contrasts), data.contrasts)
     grid = SliceGrid(volume.shape[:3], affine, config.slices.pixel_size, config.slices.image_size)
-    constraint_map = read_constraint_map(
-        *constraint_map_of(config, files), volume.shape, affine, config.constraint_maps.clusters
-    )
+    mask = read_mask(files, volume.shape, affine)
+    maps = {space: read_map(config, space, files.subject, volume.shape, affine) for space in config.spaces()}
+    maps = maps or {None: find_foreground(volume, mask, affine).astype(np.uint8)}
     # Each contrast by its own foreground, unless a mask is given: predict.py sees single contrasts and must agree.
-    scaled = scale_intensities(volume, read_mask(files, volume.shape, affine), config.constraint_maps.percentiles)
+    scaled = scale_intensities(volume, mask, config.percentiles())
     del volume  # a BraTS subject takes 140 MB
-    maps = grid.to_slices(constraint_map, order=0)
+    maps = {space: grid.to_slices(classes, order=0) for space, classes in maps.items()}
     label, cut = None, 0.0
     if files.label:
         on_disk = read_label(files, data.labels, data.ignored_label_values, grid.shape, affine)
@@ -186,14 +198,23 @@ def prepare_subject(config, files):
         cut = float(np.mean(inside[on_disk > 0] == 0))
     images = grid.to_slices(scaled).astype(np.float16)
     slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label)
-    return Prepared(slices, (maps > 0).mean(axis=(1, 2)), cut)
+    return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut)
+
+
+def find_foreground(volume, mask, affine):
+    """Return the given mask, or the foreground that the contrasts show together, boolean `(X, Y, Z)`."""
+    from data.geometry import axial_turns
+    from data.intensity import foreground_mask
+
+    turn, turn_back = axial_turns(affine)
+    return turn_back(foreground_mask(turn(volume))) if mask is None else mask
 
 
 def write_stores(config, plans, prepared):
     """Append every subject to the files it belongs to; they appear together, complete."""
-    contrasts, image_size = channel_names(config.data.contrasts), config.slices.image_size
+    form = channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:]
     with contextlib.ExitStack() as stack:
-        stores = [(plan, stack.enter_context(plan.writer(contrasts, image_size))) for plan in plans]
+        stores = [(plan, stack.enter_context(plan.writer(*form))) for plan in plans]
         for subject in prepared:
             if subject.cut_label:
                 cut = f"{subject.slices.subject}: {subject.cut_label:.2%} of the labelled voxels"
@@ -225,7 +246,7 @@ def add_slices(store, subject, min_foreground):
             slices,
             slice_index=slices.slice_index[keep],
             images=slices.images[keep],
-            constraint_maps=slices.constraint_maps[keep],
+            constraint_maps={space: maps[keep] for space, maps in slices.constraint_maps.items()},
             labels=slices.labels[keep] if store.has_labels else None,
         )
     )

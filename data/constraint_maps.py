@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from nibabel import orientations
 from skimage.restoration import denoise_tv_bregman
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 from threadpoolctl import threadpool_limits
 
-from data.geometry import SLICE_AXES
+from data.geometry import axial_turns
 from data.intensity import check_mask, foreground_mask, scale_intensities
 from utils.checks import check_axes
 
@@ -108,7 +107,7 @@ def contrast_space(volume, mask, *, components, tv_weight, percentiles, affine=N
     check_axes("volume", volume.shape, "X Y Z C")
     if mask is not None:
         check_mask(mask, volume.shape)
-    turn, turn_back = _turns(affine)
+    turn, turn_back = axial_turns(affine)
     seconds = {}
     with _one_thread():
         with _timed(seconds, "mask"):
@@ -221,18 +220,6 @@ def _one_thread():
     """Limit arithmetic to one thread: the same classes on any number of cores, and workers that do not get in each
     other's way. It reaches only libraries that are loaded by now, hence no deferred import in this file."""
     return threadpool_limits(1)
-
-
-def _turns(affine):
-    """Return two functions: from the axes on disk to rows, columns and axial slices, and back."""
-    if affine is None:
-        return np.asarray, np.asarray
-    on_disk, slices = orientations.io_orientation(affine), orientations.axcodes2ornt(SLICE_AXES)
-    there, back = orientations.ornt_transform(on_disk, slices), orientations.ornt_transform(slices, on_disk)
-    return (
-        lambda array: orientations.apply_orientation(array, there),
-        lambda array: np.ascontiguousarray(orientations.apply_orientation(array, back)),
-    )
 
 
 def _bounding_box(mask):

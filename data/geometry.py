@@ -11,6 +11,25 @@ SLICE_AXES = ("P", "L", "S")
 EXACT = 1e-6  # positions are that exact, in voxels or pixels
 
 
+def axial_turns(affine):
+    """Tell how to turn a volume so that its axial slices lie along the third axis.
+
+    Args:
+        affine: `(4, 4)`, voxel to world in RAS+; None: they lie along it.
+
+    Returns:
+        Two functions: from the axes on disk, `(X, Y, Z, ...)`, to rows, columns and slices; and back.
+    """
+    if affine is None:
+        return np.asarray, np.asarray
+    on_disk, slices = orientations.io_orientation(affine), orientations.axcodes2ornt(SLICE_AXES)
+    there, back = orientations.ornt_transform(on_disk, slices), orientations.ornt_transform(slices, on_disk)
+    return (
+        lambda array: orientations.apply_orientation(array, there),
+        lambda array: np.ascontiguousarray(orientations.apply_orientation(array, back)),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class SliceGrid:
     """The way from one subject's voxel grid to its slices and back.
@@ -44,12 +63,6 @@ class SliceGrid:
     def spacing(self):
         """Voxel size `(3,)` along the axes on disk, in the unit of the affine."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
-
-    @property
-    def slice_spacing(self):
-        """`(rows, columns, slices)`: distance of pixel centres within a slice, and of slices."""
-        *in_plane, between = (float(spacing) for spacing in self._turned_spacing)
-        return (*(axis.ratio * spacing for axis, spacing in zip(self._axes, in_plane, strict=True)), between)
 
     def to_slices(self, volume, order=1):
         """Cut a volume into slices.

@@ -1,7 +1,8 @@
 """The HDF5 schema, once: slices of many subjects in one file, written and read in constant memory.
 
-Datasets: `img` (N, H, W, C) float16, `param` (N, H, W, 1) unsigned integer (the constraint map), `label` (N, H, W)
-uint8 (class index, only in files with labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON
+Datasets: `img` (N, H, W, C) float16, `param` (N, H, W, 1) unsigned integer (the constraint map; without one, 1 in the
+foreground), `param_<space>` beside it for each further contrast space, `label` (N, H, W) uint8 (class index, only in
+files with labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON
 text per subject, what is needed to carry slices back to the scan. The grids are a dataset because the attributes of
 an HDF5 object end at 64 KiB, about 200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and those of
 the caller. Names, axes and order of `img` and `param` are those of the authors' data loader.
@@ -34,7 +35,7 @@ class SubjectSlices:
         grid: The way back to the subject's scan.
         slice_index: `(n,)`, number of each slice in the scan, inferior to superior.
         images: `(n, H, W, C)`, in [0, 1].
-        constraint_maps: `(n, H, W)` integer, 0 is background.
+        constraint_maps: Contrast space (None: the default one) -> `(n, H, W)` integer, 0 is background.
         labels: `(n, H, W)` class index, or None.
     """
 
@@ -42,7 +43,7 @@ class SubjectSlices:
     grid: SliceGrid
     slice_index: np.ndarray
     images: np.ndarray
-    constraint_maps: np.ndarray
+    constraint_maps: dict
     labels: np.ndarray | None = None
 
 
@@ -55,11 +56,12 @@ class StoreWriter:
         image_size: `(H, W)`.
         attributes: Name -> text, number, list of texts, or anything JSON can hold.
         has_labels: Whether every subject comes with labels.
+        spaces: Names of the contrast spaces whose maps every subject has, besides the default one.
     """
 
-    def __init__(self, path, *, contrasts, image_size, attributes, has_labels):
+    def __init__(self, path, *, contrasts, image_size, attributes, has_labels, spaces=()):
         self.path, self.contrasts, self.image_size = Path(path), list(contrasts), tuple(image_size)
-        self.attributes, self.has_labels = attributes, has_labels
+        self.attributes, self.has_labels, self.spaces = attributes, has_labels, (None, *spaces)
         self.subjects, self.slices = [], 0
 
     def __enter__(self):
@@ -67,7 +69,8 @@ class StoreWriter:
         self._file = h5py.File(self._renamed.__enter__(), "w")
         plane = self.image_size
         self._create("img", (*plane, len(self.contrasts)), np.float16)
-        self._create("param", (*plane, 1), np.min_scalar_type(self.attributes.get("clusters", 2**16 - 1)))
+        for space in self.spaces:
+            self._create(_maps_of(space), (*plane, 1), np.min_scalar_type(self.attributes.get("clusters", 2**16 - 1)))
         if self.has_labels:
             self._create("label", plane, np.uint8)
         self._create("subject_index", (), np.int32)
@@ -87,10 +90,10 @@ class StoreWriter:
         count = len(subject.slice_index)
         parts = {
             "img": np.asarray(subject.images, np.float16),
-            "param": np.asarray(subject.constraint_maps)[..., None],
             "subject_index": np.full(count, len(self.subjects), np.int32),
             "slice_index": subject.slice_index,
         }
+        parts |= {_maps_of(space): np.asarray(subject.constraint_maps[space])[..., None] for space in self.spaces}
         if self.has_labels:
             parts["label"] = subject.labels
         if subject.subject in self.subjects:
@@ -127,24 +130,6 @@ class StoreWriter:
                 self._file.attrs[name] = json.dumps(value)
 
 
-def write_store(path, subjects, *, contrasts, image_size, attributes):
-    """Write a store from an iterator of `SubjectSlices`, one subject in memory at a time.
-
-    Labels are stored if the first subject has them; see `StoreWriter` for the other arguments.
-    """
-    subjects = iter(subjects)
-    first = next(subjects, None)
-    if first is None:
-        raise InputError(f"{path}: no subject to write")
-    has_labels = first.labels is not None
-    with StoreWriter(
-        path, contrasts=contrasts, image_size=image_size, attributes=attributes, has_labels=has_labels
-    ) as store:
-        store.add(first)
-        for subject in subjects:
-            store.add(subject)
-
-
 class SliceStore:
     """Reads a store. The file is opened when slices are asked for, once per process, so a store can be pickled.
 
@@ -156,6 +141,7 @@ class SliceStore:
         subject_index: `(N,)`, place of each slice's subject in `subjects`.
         slice_index: `(N,)`, number of each slice in its scan.
         has_labels: Whether there are labels.
+        spaces: Contrast spaces with constraint maps, None (the default one) first.
         attributes: Everything else that is written on the file (`clusters`, `config_hash`, `labels`, ...).
 
     Raises:
@@ -203,9 +189,12 @@ class SliceStore:
         channels = [self.contrasts.index(name) for name in contrasts]
         return self._read("img", rows, np.float32, None if contrasts == self.contrasts else channels)
 
-    def constraint_maps(self, rows=None):
-        """Return `(n, H, W)` int32: 0 is background, classes from 1."""
-        return self._read("param", rows, np.int32, 0)
+    def constraint_maps(self, rows=None, space=None):
+        """Return `(n, H, W)` int32 of a contrast space (None: the default one): 0 is background, classes from 1."""
+        if space not in self.spaces:
+            held = ", ".join(self.spaces[1:]) or "only those of the default one"
+            raise InputError(f"{self.path}: has no maps of contrast space '{space}', it holds {held}; {AGAIN}")
+        return self._read(_maps_of(space), rows, np.int32, 0)
 
     def labels(self, rows=None):
         """Return `(n, H, W)` uint8 class indices, 0 is background."""
@@ -233,7 +222,10 @@ class SliceStore:
         self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
         self.contrasts, self.subjects = self.attributes.pop("contrasts"), self.attributes.pop("subjects")
         self.has_labels = "label" in file
-        needed = ("img", "param", "subject_index", "slice_index", *(["label"] if self.has_labels else []))
+        further = [name.removeprefix("param_") for name in file if name.startswith("param_")]
+        self.spaces = (None, *further)
+        maps = [_maps_of(space) for space in self.spaces]
+        needed = ("img", *maps, "subject_index", "slice_index", *(["label"] if self.has_labels else []))
         lengths = {name: len(file[name]) for name in needed}
         if len(set(lengths.values())) != 1 or file["img"].shape[3] != len(self.contrasts):
             raise ValueError(f"datasets do not match: {lengths}, {len(self.contrasts)} contrasts")
@@ -263,6 +255,11 @@ class SliceStore:
             values = dataset[wanted[start] : wanted[stop - 1] + 1]
             read[start:stop] = values if channels is None else values[..., channels]
         return read if np.array_equal(wanted, rows) else read[place]
+
+
+def _maps_of(space):
+    """Name of the dataset with the constraint maps of a contrast space."""
+    return f"param_{space}" if space else "param"
 
 
 def _runs(rows, longest):

@@ -1,6 +1,7 @@
 """Step 2 on a small cohort: what lands in which file, what stays out, what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +23,19 @@ SPLIT = {"train": SUBJECTS[:3], "val": SUBJECTS[3:4], "test": SUBJECTS[4:6]}
 SHAPE, AFFINE = (20, 18, 6), np.array([[-2, 0, 0, 19], [0, 2, 0, -17], [0, 0, 5, 0], [0, 0, 0, 1.0]])
 
 
+def body_of(shape):
+    """An ellipse in slices 1 to 4."""
+    x, y = np.meshgrid(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), indexing="ij")
+    body = np.zeros(shape, bool)
+    body[..., 1:5] = (x**2 + y**2 < 0.7)[..., None]
+    return body
+
+
 def write_subject(data, maps, subject, seed):
     """An ellipse of tissue in slices 1 to 4, a liver on the patient's right, a constraint map of three classes."""
     rng = np.random.default_rng(seed)
     shape = (*SHAPE[:2], SHAPE[2] + seed % 2)
-    x, y = np.meshgrid(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), indexing="ij")
-    body = np.zeros(shape, bool)
-    body[..., 1:5] = (x**2 + y**2 < 0.7)[..., None]
+    body, x = body_of(shape), np.linspace(-1, 1, shape[0])[:, None]
     label = np.zeros(shape, np.uint8)
     label[12 + seed % 3 : 16, 7:11, 2:4] = 4  # the affine counts x downwards: high indices are the patient's left
     image = np.where(body, 400 + 50.0 * label + rng.normal(0, 20, shape), rng.normal(0, 3, shape))
@@ -188,6 +195,62 @@ def test_numbers_of_subjects_instead_of_names(config):
     assert found["annotated"].subjects == [subject for subject in SUBJECTS if subject != "sub-6"]
     with pytest.raises(InputError, match="train 4 . val 1 . test 2 = 7 labelled subjects asked for, but 6 of 7"):
         run(config, "--set", "data.splits={train: 4, val: 1, test: 2}")
+
+
+def test_maps_of_every_contrast_space_are_packed(config):
+    maps = config.parent / "work" / "constraint_maps"
+    for subject in SUBJECTS:
+        default = nibabel.load(maps / f"{subject}.nii.gz")
+        # Foreground in slice 0 as well: which slices stay is the default space's business.
+        other = (np.asarray(default.dataobj) > 1) + np.uint8(1)
+        write_nifti(maps / "late" / f"{subject}.nii.gz", other.astype(np.uint8), default.affine)
+    run(config, "--set", "constraint_maps.spaces={late: [echoes]}")
+    for store in stores(config.parent / "work").values():
+        assert store.spaces == (None, "late")
+        assert store.attributes["contrast_spaces"] == {"param": ["t1", "echoes"], "param_late": ["echoes"]}
+        for subject in store.subjects:
+            rows, grid = store.rows_of([subject]), store.grid(subject)
+            stored = np.asarray(nibabel.load(maps / "late" / f"{subject}.nii.gz").dataobj)
+            expected = grid.to_slices(stored, order=0)[store.slice_index[rows]]
+            assert np.array_equal(store.constraint_maps(rows, "late"), expected)
+    train = stores(config.parent / "work")["pretrain_train"]
+    assert set(train.slice_index) == {1, 2, 3, 4}
+    (maps / "late" / "sub-2.nii.gz").unlink()
+    with pytest.raises(InputError, match="sub-2: no constraint map '.*late/sub-2.nii.gz'; run generate_constraint"):
+        run(config, "--set", "constraint_maps.spaces={late: [echoes]}", "--overwrite")
+
+
+WITHOUT = ("--set", "constraint_maps=null", "slices.percentiles=[2, 98]")
+
+
+def test_without_constraint_maps_the_foreground_is_packed(config):
+    shutil.rmtree(config.parent / "work")
+    run(config, *WITHOUT)
+    found = stores(config.parent / "work")
+    assert sorted(found) == ["annotated", "pretrain_train", "pretrain_val"]
+    assert set(found["pretrain_train"].slice_index) == {1, 2, 3, 4} and found["annotated"].spaces == (None,)
+    for store in found.values():
+        assert store.attributes["clusters"] == 1 and store.attributes["contrast_spaces"] == {}
+        assert store.attributes["normalization"].startswith("percentiles 2 and 98 of")
+        for subject in store.subjects:
+            rows, grid = store.rows_of([subject]), store.grid(subject)
+            clean = body_of(grid.shape)
+            is_inside = grid.to_slices(clean.astype(np.uint8), order=0)[store.slice_index[rows]]
+            assert np.mean(store.constraint_maps(rows) != is_inside) < 0.02
+            assert set(np.unique(store.constraint_maps(rows))) == {0, 1}
+
+
+def test_a_given_mask_is_packed_in_place_of_constraint_maps(config):
+    mask = np.zeros((*SHAPE[:2], SHAPE[2] + 1), np.uint8)
+    mask[5:14, 4:13, 2:] = 3
+    for seed, subject in enumerate(SUBJECTS):
+        write_nifti(config.parent / "data" / subject / "mask.nii.gz", mask[..., : SHAPE[2] + seed % 2], AFFINE)
+    run(config, *WITHOUT, "data.mask='{subject}/mask.nii.gz'")
+    store = stores(config.parent / "work")["annotated"]
+    for subject in store.subjects:
+        grid = store.grid(subject)
+        packed = grid.to_volume(store.constraint_maps(store.rows_of([subject])), order=0)
+        assert np.array_equal(packed, mask[..., : grid.shape[2]] > 0)
 
 
 def test_without_labels_there_is_no_annotated_file(config):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from data.geometry import SliceGrid
+from data.geometry import SliceGrid, axial_turns
 
 ORIENTATIONS = [
     "".join(axis[end] for axis, end in zip(axes, ends, strict=True))
@@ -53,7 +53,9 @@ def test_slices_are_the_same_from_every_orientation_and_labels_return_exactly(co
     assert np.array_equal(slices, expected)
     assert slices.dtype == np.uint8
     assert np.array_equal(grid.to_volume(slices, order=0), stored)
-    assert grid.slice_spacing == pytest.approx((3, 2, 4))
+    turn, turn_back = axial_turns(affine)
+    assert np.array_equal(turn(stored)[::-1, ::-1], volume.transpose(1, 0, 2)) and turn(stored)[..., None].ndim == 4
+    assert np.array_equal(turn_back(turn(stored)), stored)
 
 
 @pytest.mark.parametrize("pixel_size", [None, 1.7])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data.geometry import SliceGrid
-from data.h5_store import SliceStore, StoreWriter, SubjectSlices, packed_folders, write_store
+from data.h5_store import SliceStore, StoreWriter, SubjectSlices, packed_folders
+from tests.stores import write_store
 from utils.checks import InputError
 
 CONTRASTS = ["t1", "echoes_1", "echoes_2"]
@@ -29,14 +30,14 @@ def make_subject(name, slices, seed, has_labels=True):
         grid,
         np.arange(2, 2 + slices),
         rng.random((slices, 8, 6, 3)).astype(np.float32),
-        rng.integers(0, 301, (slices, 8, 6)),
+        {space: rng.integers(0, 301, (slices, 8, 6)) for space in (None, "t2")},
         rng.integers(0, 2, (slices, 8, 6)).astype(np.uint8) if has_labels else None,
     )
 
 
 SUBJECTS = [make_subject("sub-1", 7, 1), make_subject("sub-2", 0, 2), make_subject("10", 4, 3)]
 IMAGES = np.concatenate([subject.images for subject in SUBJECTS]).astype(np.float16)
-MAPS = np.concatenate([subject.constraint_maps for subject in SUBJECTS])
+MAPS, T2_MAPS = (np.concatenate([subject.constraint_maps[space] for subject in SUBJECTS]) for space in (None, "t2"))
 LABELS = np.concatenate([subject.labels for subject in SUBJECTS])
 
 
@@ -127,7 +128,7 @@ def test_a_thousand_subjects_fit_the_attributes(tmp_path):
             SliceGrid((240, 240, 155), np.eye(4) * 1.000001 / 3, None, (2, 2)),
             np.array([7]),
             np.zeros((1, 2, 2, 1)),
-            np.zeros((1, 2, 2), np.uint8),
+            {None: np.zeros((1, 2, 2), np.uint8)},
         )
         for number in range(1251)
     )
@@ -135,6 +136,23 @@ def test_a_thousand_subjects_fit_the_attributes(tmp_path):
     store = SliceStore(tmp_path / "a.h5")
     assert store.subjects[-1] == "BraTS2021_01250"
     assert store.grid("BraTS2021_01250").shape == (240, 240, 155)
+
+
+def test_maps_of_further_contrast_spaces(path, tmp_path):
+    assert SliceStore(path).spaces == (None,)
+    with pytest.raises(InputError, match="no maps of contrast space 't2', it holds only those of the default one"):
+        SliceStore(path).constraint_maps(space="t2")
+    form = {"contrasts": CONTRASTS, "image_size": (8, 6), "attributes": ATTRIBUTES}
+    write_store(tmp_path / "a.h5", SUBJECTS, **form, spaces=["t2"])
+    store = SliceStore(tmp_path / "a.h5")
+    assert store.spaces == (None, "t2")
+    np.testing.assert_array_equal(store.constraint_maps(), MAPS)
+    np.testing.assert_array_equal(store.constraint_maps(space="t2"), T2_MAPS)
+    np.testing.assert_array_equal(store.constraint_maps([9, 1], "t2"), T2_MAPS[[9, 1]])
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["param_t2"].shape == (11, 8, 6, 1) and file["param_t2"].dtype == np.uint16
+    with pytest.raises(InputError, match="no maps of contrast space 't1', it holds t2; make it again"):
+        store.constraint_maps(space="t1")
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(path):
@@ -168,8 +186,6 @@ def test_subjects_that_do_not_fit(tmp_path, subject, message):
 def test_contrasts_must_match_the_images(tmp_path):
     with pytest.raises(ValueError, match=r"sub-1: img is \(7, 8, 6, 3\), expected \(7, 8, 6, 1\)"):
         write_store(tmp_path / "a.h5", SUBJECTS, contrasts=["t1"], image_size=(8, 6), attributes=ATTRIBUTES)
-    with pytest.raises(InputError, match="no subject to write"):
-        write_store(tmp_path / "a.h5", [], contrasts=["t1"], image_size=(8, 6), attributes=ATTRIBUTES)
 
 
 def truncate(path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data.geometry import SliceGrid
-from data.h5_store import SliceStore, SubjectSlices, write_store
+from data.h5_store import SliceStore, SubjectSlices
 from data.volumes import write_nifti
 from evaluation.patches import (
     TRUTH,
@@ -16,6 +16,7 @@ from evaluation.patches import (
     sample_patches,
     true_parameters,
 )
+from tests.stores import write_store
 from training.batches import assign_patch_classes
 from utils.checks import InputError
 
@@ -50,7 +51,7 @@ def dataset(tmp_path):
         constraint, label = generator.integers(0, 6, plane), generator.integers(0, 3, plane).astype(np.uint8)
         constraint[:, :4] = np.maximum(constraint[:, :4], 1)
         images = generator.uniform(size=(*plane, 2))
-        parts.append(SubjectSlices(subject, grid, np.arange(grid.slices), images, constraint, label))
+        parts.append(SubjectSlices(subject, grid, np.arange(grid.slices), images, {None: constraint}, label))
         truth[subject] = maps
     path = tmp_path / "annotated.h5"
     write_store(path, parts, contrasts=["t1", "t2"], image_size=IMAGE, attributes={"clusters": 5})
@@ -103,7 +104,7 @@ def test_a_patch_across_an_edge_to_air_has_the_t1_of_its_tissue(dataset):
     folder, store, _ = dataset
     grid = SliceGrid(SHAPE, AFFINES["a"], 3.7, IMAGE)
     plane = np.ones((3, *IMAGE), np.uint8)
-    part = SubjectSlices("a", grid, np.arange(3), plane[..., None], plane, plane)
+    part = SubjectSlices("a", grid, np.arange(3), plane[..., None], {None: plane}, plane)
     write_store(folder / "coarse.h5", [part], contrasts=["t1"], image_size=IMAGE, attributes={"clusters": 5})
     pd = np.full(SHAPE, 80.0)
     pd[:5] = 0
