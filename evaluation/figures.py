@@ -8,9 +8,9 @@ import functools
 
 import numpy as np
 
+from evaluation.comparisons import BASELINE
 from evaluation.results import MEAN, in_grid_order
 from evaluation.statistics import mean_interval
-from evaluation.tables import BASELINE
 from utils.runs import atomic_path
 
 OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -30,6 +30,11 @@ PANEL_INCHES = (3.4, 2.8)
 LEGEND_ROW_INCHES = 0.17
 WIDEST = 0.6  # of the distance between two N, for all initialisations side by side
 MOST_BANDS = 3  # more of them hide one another; the bars say the same
+DICE_SHOWS = (
+    "Small points: single test subjects, repeats averaged. Lines: means over subjects; bars (and bands): 95 % "
+    "confidence interval of the mean (t distribution). Dotted, where it was run: mean of random initialisation on all "
+    "annotated subjects, the supervised baseline."
+)
 LOW_PANEL_INCHES = (3.4, 2.1)  # where several are stacked
 
 # The rows of panels of `training_curves`: {column of a history: (name in the legend, line style)}.

@@ -1,0 +1,228 @@
+"""Figures of the renal paper: violins of the Dice by label and contrasts, and Bland-Altman plots of volumes."""
+
+import numpy as np
+
+from evaluation.comparisons import BASELINE
+from evaluation.figures import MARKERS, OKABE_ITO, in_report_style, panels
+from evaluation.results import in_grid_order
+from evaluation.statistics import bland_altman, stars
+
+NARROW, WIDE = 3.4, 7.0  # inches: one column and two columns of a journal
+VIOLIN_INCHES = 0.3
+PANEL_HEIGHT = 2.3
+GROUP_WIDTH = 0.84  # of the distance between two contrasts, for all initialisations side by side
+WIDEST_VIOLIN = 0.3
+BAR_STEP = 0.075  # between significance bars above one another, in units of the Dice
+MOST_COLUMNS = 3
+AGREEMENT_INCHES = (1.75, 2.2)
+VIOLINS_SHOW = (
+    "Distribution over test subjects (repeats averaged), all of them as points; open circles: further than 1.5 "
+    "interquartile ranges from the quartiles. Markers: medians; thick lines: quartiles. Bars with stars: differs from "
+    "random initialisation across the same subjects in a paired two-sided t-test (* p ≤ 0.05, ** p ≤ 0.01, "
+    "*** p ≤ 0.001); no bar: not shown to differ."
+)
+AGREEMENT_SHOWS = (
+    "Bland-Altman plot at the largest N: segmented minus reference volume against their mean, one point per test "
+    "subject (repeats averaged). Solid: bias; dashed: limits of agreement (bias ± 1.96 standard deviations of the "
+    "differences); bands: their 95 % confidence intervals; numbers in mL."
+)
+
+
+def at_largest_n(values):
+    """Keep, of each input set, the rows with its largest number of annotated subjects."""
+    return values[values["n_annotated"] == values.groupby("contrasts")["n_annotated"].transform("max")]
+
+
+@in_report_style
+def dice_violins(values, labels, inits=(), differences=None, note=""):
+    """Draw the distribution of the Dice over test subjects, one violin per initialisation, at the largest N.
+
+    One panel per label (two a row where few violins stand in each); in it the contrasts side by side. Every subject
+    is a small point (repeats averaged), one further than 1.5 interquartile ranges from the quartiles an open one; the
+    marker is the median and the thick line joins the quartiles. Violins end at the lowest and the highest subject.
+
+    Args:
+        values: From `results.per_subject`.
+        labels: Class names, or `MEAN`, one panel each.
+        inits: Initialisations in the order of the legend.
+        differences: DataFrame with `contrasts`, `init`, `n_annotated`, `label` and `p_bonferroni` of each
+            initialisation against the baseline; significant ones get a bar with stars. None: no bars.
+        note: Beginning of the title, such as "Simulated scans.".
+
+    Returns:
+        A matplotlib `Figure`.
+
+    Reference:
+        Ghoul et al., ISMRM 2024, Fig. 1. Points, medians and quartiles: ours.
+    """
+    from matplotlib.lines import Line2D
+
+    values = at_largest_n(values).dropna(subset="value")
+    order, contrasts = in_grid_order(set(values["init"]), inits), list(dict.fromkeys(values["contrasts"]))
+    width = np.clip(VIOLIN_INCHES * len(order) * len(contrasts) + 0.7, NARROW, WIDE)
+    columns = 2 if len(labels) > 1 and width == NARROW else 1
+    figure, axes = panels(-(-len(labels) // columns), columns, (width, PANEL_HEIGHT))
+    lowest = values.loc[values["label"].isin(labels), "value"].min()
+    for axis in axes.flat[len(labels) :]:
+        axis.set_axis_off()
+    for axis, label in zip(axes.flat, labels, strict=False):
+        panel, top = values[values["label"] == label], 1.0
+        for place, name in enumerate(contrasts):
+            group = panel[panel["contrasts"] == name]
+            _draw_violins(axis, group, place, order)
+            top = max(top, _draw_bars(axis, group, place, order, differences))
+        _label_violin_axes(axis, panel, label, contrasts, (lowest, top))
+    samples = [
+        Line2D([], [], color=_colour(number), marker=_marker(number), linestyle="", label=init)
+        for number, init in enumerate(order)
+    ]
+    figure.legend(handles=samples, loc="outside lower center", ncols=min(len(order), int(figure.get_figwidth() / 1.4)))
+    if note:
+        figure.suptitle(note)
+    return figure
+
+
+def _colour(number):
+    return OKABE_ITO[number % len(OKABE_ITO)]
+
+
+def _marker(number):
+    return MARKERS[number % len(MARKERS)]
+
+
+def _position(place, number, count):
+    return place + GROUP_WIDTH * ((number + 0.5) / count - 0.5)
+
+
+def _draw_violins(axis, group, place, order):
+    width = min(WIDEST_VIOLIN, GROUP_WIDTH / len(order))
+    for number, init in enumerate(order):
+        values = group.loc[group["init"] == init, "value"].to_numpy()
+        if not len(values):
+            continue
+        x, colour = _position(place, number, len(order)), _colour(number)
+        if len(values) > 1:
+            (body,) = axis.violinplot([values], [x], widths=0.92 * width, showextrema=False)["bodies"]
+            body.set(facecolor=colour, edgecolor=colour, alpha=0.25)
+        low, median, high = np.percentile(values, (25, 50, 75))
+        is_outlier = (values < low - 1.5 * (high - low)) | (values > high + 1.5 * (high - low))
+        # Subjects are spread in their order, not at random: the same results give the same figure.
+        spread = x + 0.3 * width * np.linspace(-1, 1, len(values))
+        axis.scatter(spread[~is_outlier], values[~is_outlier], s=4, color=colour, alpha=0.6, linewidths=0)
+        axis.scatter(spread[is_outlier], values[is_outlier], s=13, facecolors="none", edgecolors=colour, linewidths=0.8)
+        axis.vlines(x, low, high, color=colour, linewidth=2)
+        axis.plot(x, median, marker=_marker(number), color=colour, markersize=5, markeredgecolor="white")
+
+
+def _draw_bars(axis, group, place, order, differences):
+    """Draw a bar with stars over each significant pair; returns the height of the highest, or 0."""
+    if differences is None or group.empty or BASELINE not in order:
+        return 0.0
+    rows = differences[
+        (differences["contrasts"] == group["contrasts"].iloc[0])
+        & (differences["n_annotated"] == group["n_annotated"].iloc[0])
+        & (differences["label"] == group["label"].iloc[0])
+    ]
+    adjusted = rows.set_index("init")["p_bonferroni"].to_dict()
+    height = 1.0
+    for number, init in enumerate(order):
+        text = stars(adjusted.get(init))
+        if not text:
+            continue
+        height += BAR_STEP
+        start, end = (_position(place, index, len(order)) for index in (order.index(BASELINE), number))
+        axis.plot([start, start, end, end], [height - 0.02, height, height, height - 0.02], color="0.2", linewidth=0.8)
+        axis.text((start + end) / 2, height - 0.012, text, ha="center", va="bottom", fontsize=7)
+    return height
+
+
+def _label_violin_axes(axis, panel, label, contrasts, limits):
+    numbers = panel.groupby("contrasts")["n_annotated"].first()
+    lowest, top = limits
+    axis.set_xticks(range(len(contrasts)), [f"{name}\nN = {numbers.get(name, '-')}" for name in contrasts])
+    axis.tick_params(axis="x", length=0)
+    axis.set_xlim(-0.5, len(contrasts) - 0.5)
+    floor = max(0.0, np.floor(10 * np.nan_to_num(lowest)) / 10)
+    axis.set_yticks(np.arange(1.0, floor - 0.001, -0.1 if floor >= 0.5 else -0.2))
+    axis.set_ylim(floor - 0.02, top + (0.02 if top <= 1.0 else 0.07))
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_ylabel("Dice (0 to 1)")
+    axis.set_title(f"{label} ({panel['subject'].nunique()} test subjects)")
+
+
+@in_report_style
+def bland_altman_plots(both, label, inits=(), note=""):
+    """Draw the agreement of segmented and reference volumes of one label at the largest N.
+
+    One panel per contrasts and initialisation, all with the same axes: difference against mean of the two volumes,
+    one point per test subject (repeats averaged); bias (solid) and limits of agreement (dashed), each with the band of
+    its 95 % confidence interval.
+
+    Args:
+        both: From `agreement.volumes`.
+        label: Class name.
+        inits: Initialisations in the order of the panels.
+        note: Beginning of the title.
+
+    Returns:
+        A matplotlib `Figure`, or None when no subject has both volumes.
+
+    Reference:
+        Ghoul et al., ISMRM 2024, Fig. 2; Bland and Altman, Stat. Methods Med. Res. 1999;8:135-160.
+    """
+    both = at_largest_n(both[both["label"] == label]).dropna(subset=["measured", "reference"])
+    if both.empty:
+        return None
+    order, contrasts = in_grid_order(set(both["init"]), inits), list(dict.fromkeys(both["contrasts"]))
+    columns = min(MOST_COLUMNS, len(order))
+    rows = -(-len(order) // columns)  # of each input set
+    figure, axes = panels(rows * len(contrasts), columns, AGREEMENT_INCHES)
+    drawn = []
+    for block, name in zip(axes.reshape(len(contrasts), rows * columns), contrasts, strict=True):
+        for number, axis in enumerate(block):
+            part = both[(both["contrasts"] == name) & (both["init"].isin(order[number : number + 1]))]
+            if part.empty:
+                axis.set_axis_off()
+                continue
+            _draw_agreement(axis, part, _colour(number))
+            n = part["n_annotated"].iloc[0]
+            axis.set_title(f"{name}, N = {n}\n{order[number]}\n{axis.get_title()}", fontsize=7)
+            axis.tick_params(labelleft=number % columns == 0)
+            drawn.append(axis)
+    _share_limits(drawn)
+    figure.supxlabel("mean of segmented and reference volume [mL]", fontsize=8)
+    figure.supylabel("segmented - reference volume [mL]", fontsize=8)
+    figure.suptitle(f"{note} {label}".strip())
+    return figure
+
+
+def _draw_agreement(axis, part, colour):
+    """Draw one panel; its numbers stand in the title."""
+    agreement = bland_altman(part["measured"], part["reference"])
+    mean, difference = (part["measured"] + part["reference"]) / 2, part["measured"] - part["reference"]
+    axis.axhline(0, color="0.7", linewidth=0.6)
+    axis.scatter(mean, difference, s=10, color=colour, alpha=0.7, linewidths=0)
+    for name, line, alpha in (("bias", "-", 0.35), ("lower", "--", 0.15), ("upper", "--", 0.15)):
+        value, low, high = (getattr(agreement, field) for field in (name, f"{name}_low", f"{name}_high"))
+        if value is not None:
+            axis.axhline(value, linestyle=line, linewidth=1, color="0.15")
+        if low is not None:
+            axis.axhspan(low, high, color=colour, alpha=alpha, linewidth=0)
+    bias = f"bias {_ml(agreement.bias)} ({_ml(agreement.bias_low)} to {_ml(agreement.bias_high)})"
+    axis.set_title(f"{bias}\nlimits {_ml(agreement.lower)} to {_ml(agreement.upper)}")
+    axis.locator_params(axis="x", nbins=4)
+    axis.tick_params(labelsize=7)
+
+
+def _ml(value):
+    if value is None:
+        return "-"
+    return f"{value:.{0 if abs(value) >= 10 else 1}f}"
+
+
+def _share_limits(axes):
+    """Give all panels the same axes, so that the width of the limits can be compared by eye."""
+    for get, put in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
+        low, high = np.transpose([getattr(axis, get)() for axis in axes])
+        for axis in axes:
+            getattr(axis, put)(low.min(), high.max())
