@@ -14,6 +14,8 @@ from evaluation.results import MEAN
 from utils.checks import InputError
 
 PICTURE_INCHES = 2.3
+MOST_COLUMNS = 4  # more pictures of a subject go on in the next row
+WINDOW = (1, 99.5)  # percentiles of a slice that are shown black and white
 RULE = (
     "Subjects are ranked by Dice averaged over labels, repeats and all initialisations at this N; the median and the "
     "worst are shown, on the axial slice on which the reference labels together are largest, each relative to its own "
@@ -62,25 +64,35 @@ def read_pictures(cells, values, files, inits, shown, *, contrasts, labels, igno
     Raises:
         InputError: When an image, the label or a prediction is missing or does not fit the others.
     """
+    keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
+    return [
+        read_picture(f"{role}: {subject}", subject, cells, files, inits, shown, **keys)
+        for role, subject in choose_subjects(values).items()
+    ]
+
+
+def read_picture(title, subject, cells, files, inits, shown, *, contrasts, labels, ignored=()):
+    """Read what is drawn of one subject; arguments and errors as of `read_pictures`.
+
+    Returns:
+        A `Picture`.
+    """
     from data.volumes import read_contrasts, read_label
 
-    pictures = []
-    for role, subject in choose_subjects(values).items():
-        if subject not in files:
-            raise InputError(f"{subject}: was a test subject, but is not below data.root any more")
-        volume, affine = read_contrasts(files[subject], [shown], contrasts)
-        image = volume[..., 0]
-        reference = read_label(files[subject], labels, ignored, image.shape, affine)
-        predictions, dice = {}, {}
-        for init in inits:
-            rows = cells[(cells["subject"] == subject) & (cells["init"] == init)]
-            if rows.empty:
-                raise InputError(f"{subject}: no result with {init} initialisation yet")
-            first = rows[rows["repeat"] == rows["repeat"].min()]
-            path = first["folder"].iloc[0] / "predictions" / f"{subject}.nii.gz"
-            predictions[init], dice[init] = _read_prediction(path, image.shape), first["dice"].mean()
-        pictures.append(Picture(f"{role}: {subject}", image, reference, predictions, dice, affine))
-    return pictures
+    if subject not in files:
+        raise InputError(f"{subject}: was a test subject, but is not below data.root any more")
+    volume, affine = read_contrasts(files[subject], [shown], contrasts)
+    image = volume[..., 0]
+    reference = read_label(files[subject], labels, ignored, image.shape, affine)
+    predictions, dice = {}, {}
+    for init in inits:
+        rows = cells[(cells["subject"] == subject) & (cells["init"] == init)]
+        if rows.empty:
+            raise InputError(f"{subject}: no result with {init} initialisation yet")
+        first = rows[rows["repeat"] == rows["repeat"].min()]
+        path = first["folder"].iloc[0] / "predictions" / f"{subject}.nii.gz"
+        predictions[init], dice[init] = _read_prediction(path, image.shape), first["dice"].mean()
+    return Picture(title, image, reference, predictions, dice, affine)
 
 
 def _read_prediction(path, shape):
@@ -113,7 +125,7 @@ def choose_subjects(values):
 
 @in_report_style
 def draw_overlays(pictures, labels, title):
-    """Draw one row per subject: the image with the reference, then with each initialisation's prediction.
+    """Draw, subject by subject, the image with the reference and then with each initialisation's prediction.
 
     Args:
         pictures: List of `Picture`, all with the same inits.
@@ -125,24 +137,29 @@ def draw_overlays(pictures, labels, title):
     """
     from matplotlib.lines import Line2D
 
-    inits = list(pictures[0].predictions)
+    count = 1 + len(pictures[0].predictions)
+    rows = -(-count // MOST_COLUMNS)  # of each subject
+    columns = -(-count // rows)
     shown = [slices_to_show([p.image, p.reference, *p.predictions.values()], p.affine) for p in pictures]
     tallest = max(aspect * image.shape[0] / image.shape[1] for aspect, (image, *_) in shown)
-    figure, axes = panels(len(pictures), 1 + len(inits), (PICTURE_INCHES, PICTURE_INCHES * tallest + 0.25))
-    for row, picture, (aspect, (image, reference, *predictions)) in zip(axes, pictures, shown, strict=True):
-        window = np.percentile(image, (1, 99.5))
-        for axis in row:
+    figure, axes = panels(rows * len(pictures), columns, (PICTURE_INCHES, PICTURE_INCHES * tallest + 0.25))
+    blocks = axes.reshape(len(pictures), rows * columns)
+    for block, picture, (aspect, (image, reference, *predictions)) in zip(blocks, pictures, shown, strict=True):
+        window = np.percentile(image, WINDOW)
+        for axis in block[:count]:
             axis.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
             axis.set_xticks([])
             axis.set_yticks([])
             _contours(axis, reference, len(labels), "dashed")
-        row[0].set_ylabel(picture.title)
-        row[0].set_title("reference")
-        for axis, init, prediction in zip(row[1:], inits, predictions, strict=True):
+        for axis in block[count:]:
+            axis.set_axis_off()
+        block[0].set_ylabel(picture.title)
+        block[0].set_title("reference")
+        for axis, init, prediction in zip(block[1:count], picture.predictions, predictions, strict=True):
             _contours(axis, prediction, len(labels), "solid")
             axis.set_title(f"{init}: Dice {picture.dice[init]:.3f}")
-    handles = [Line2D([], [], color=_colour(index), label=label) for index, label in enumerate(labels)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(labels))
+    handles = [Line2D([], [], color=label_colour(index), label=label) for index, label in enumerate(labels)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(labels), columns + 1))
     figure.suptitle(title)
     return figure
 
@@ -185,10 +202,11 @@ def _contours(axis, classes, count, linestyle):
     for index in range(count):
         mask = classes == index + 1
         if mask.any() and not mask.all():
-            colour = _colour(index)
+            colour = label_colour(index)
             axis.contour(mask.astype(float), [0.5], colors=colour, linewidths=1.1, linestyles=linestyle)
 
 
-def _colour(index):
+def label_colour(index):
+    """Colour of the label with this index, counted from 0."""
     # Black, the first of the palette, would vanish on a dark image.
     return OKABE_ITO[1:][::-1][index % (len(OKABE_ITO) - 1)]

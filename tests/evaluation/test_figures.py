@@ -253,3 +253,16 @@ def test_an_overlay_has_a_panel_per_init_and_a_row_per_subject(tmp_path):
     assert titles == ["reference", "random: Dice 0.000", "constrained: Dice 0.750"] * 2
     assert figure.axes[0].get_ylabel() == "worst: s1"
     save_figure(figure, tmp_path, "overlay")
+
+
+def test_many_inits_go_on_in_the_next_row():
+    reference = np.zeros((12, 10, 4), np.uint8)
+    reference[3:7, 3:7, 1:3] = 1
+    inits = ["random", "regression", "global", "global_local", "constrained", "other"]
+    predictions, dice = dict.fromkeys(inits, reference), dict.fromkeys(inits, 1.0)
+    picture = Picture("worst: s1", np.eye(12, 10)[..., None] * np.ones(4), reference, predictions, dice, np.eye(4))
+    figure = draw_overlays([picture, picture], ["liver"], "t2, N = 2")
+    assert figure.get_figwidth() < 10
+    titles = [axis.get_title().split(":")[0] for axis in figure.axes]
+    assert titles == ["reference", *inits, ""] * 2
+    assert [axis.axison for axis in figure.axes] == [*[True] * 7, False] * 2
