@@ -126,9 +126,10 @@ def per_subject(results, metric="dice"):
     keys = [*CELL, "subject"]
     by_label = (
         results.groupby([*keys, "label"], sort=False)[metric]
-        .agg(value="mean", repeats="size", missing=lambda values: int(values.isna().sum()))
+        .agg(value="mean", repeats="size", known="count")
         .reset_index()
     )
+    by_label["missing"] = by_label["repeats"] - by_label.pop("known")
     over_labels = (
         by_label.groupby(keys, sort=False)
         .agg(value=("value", "mean"), repeats=("repeats", "max"), missing=("missing", "sum"))

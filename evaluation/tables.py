@@ -77,12 +77,12 @@ def _score_caption(metric, values, note, is_starred):
         note,
         f"{TITLES[metric]} (mean ± standard deviation over test subjects) by initialisation and number N of annotated "
         "subjects. The repeats of a subject are averaged first, then its labels.",
-        "NaN: scores without a value (label absent in reference and prediction), left out of the means.",
+        "NaN: scores without a value (label absent in reference and prediction), left out of the means."
+        if metric != VOLUME_ERROR
+        else "Segmented minus reference volume, with its sign: errors of opposite sign cancel in the means.",
     ]
     if metric == "hd95_mm":
         parts.append("A label absent in one of the two counts as the image diagonal.")
-    if metric == VOLUME_ERROR:
-        parts.append("Segmented minus reference volume, with its sign: errors of opposite sign cancel in the means.")
     if is_starred:
         parts.append(f"Stars: the mean over labels differs from that of {BASELINE} initialisation ({STARS_SAY}).")
     if values.loc[values["label"] == MEAN, "subject"].nunique() < 10:

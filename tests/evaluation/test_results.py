@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
-from evaluation.results import MEAN, collect_results, in_grid_order, missing_cells, per_subject
+from evaluation.results import MEAN, collect_results, in_grid_order, missing_cells, per_subject, repeats_of
 from utils.checks import InputError
 
 KEYS = ("dice", "hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference")
@@ -120,3 +120,42 @@ def test_a_metric_without_any_value_stays_nan(tmp_path):
     write_cell(tmp_path)
     values = per_subject(collect_results(tmp_path), "hd95_mm")
     assert values["value"].isna().all() and isinstance(values, pandas.DataFrame)
+
+
+def test_volume_error_has_a_sign_and_is_averaged_like_a_metric(tmp_path):
+    """Repeats 110 and 90 mL, reference 80: errors +30 and +10, mean +20; a volume that is not known has no error."""
+    for repeat, volume in enumerate((110.0, 90.0)):
+        rows = [
+            {"subject": "a", "label": "liver"}
+            | dict.fromkeys(KEYS)
+            | {"volume_ml": volume, "volume_ml_reference": 80.0},
+            {"subject": "b", "label": "liver"} | dict.fromkeys(KEYS) | {"volume_ml": 5.0},
+        ]
+        write_cell(tmp_path, repeat=repeat, per_subject=rows)
+    values = per_subject(collect_results(tmp_path), "volume_error_ml").query("label == 'liver'").set_index("subject")
+    assert values.loc["a", "value"] == 20
+    assert np.isnan(values.loc["b", "value"]) and values.loc["b", "missing"] == 2
+
+
+def test_what_a_cell_records_of_itself_and_older_files_without_it(tmp_path):
+    write_cell(tmp_path)
+    write_cell(tmp_path, n=4, annotated_available=58, duration_s=12.5, compile_s=3)
+    results = collect_results(tmp_path).set_index("n_annotated")[["annotated_available", "duration_s", "compile_s"]]
+    assert set(map(str, results.dtypes)) == {"float64"}
+    assert results.loc[2].isna().all() and results.loc[4].tolist() == [58, 12.5, 3]
+
+
+def test_rows_come_in_the_order_of_subjects_and_of_the_configs_labels(tmp_path):
+    scores = [(s, label, 0.5) for s in "ba" for label in ("liver", "kidney")]
+    write_cell(tmp_path, dice=scores, labels=["kidney", "liver"])
+    results = collect_results(tmp_path)
+    found = [*zip(results["subject"], results["label"], strict=True)]
+    assert found == [("a", "kidney"), ("a", "liver"), ("b", "kidney"), ("b", "liver")]
+
+
+def test_the_runs_behind_a_cell_have_names(tmp_path):
+    write_cell(tmp_path, fold="fold0", dice=[("a", "liver", 0.5)])
+    write_cell(tmp_path, fold="fold1", repeat=2, dice=[("b", "liver", 0.5)])
+    assert repeats_of(collect_results(tmp_path)) == {("t2", "random", 2): {"fold0/r0", "fold1/r2"}}
+    write_cell(tmp_path / "single", repeat=1)
+    assert repeats_of(collect_results(tmp_path / "single")) == {("t2", "random", 2): {"r1"}}

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
-from evaluation.statistics import adjust_family, annotation_saved, mean_interval, paired_comparison
+from evaluation.statistics import adjust_family, annotation_saved, bland_altman, mean_interval, paired_comparison, stars
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +109,72 @@ def test_mean_interval_of_too_few_values():
     mean, *rest = mean_interval([0.5, np.nan])
     assert mean == 0.5
     assert all(math.isnan(value) for value in rest)
+
+
+def test_stars_at_and_beside_the_bounds():
+    assert [stars(p) for p in (None, 1.0, 0.0501, 0.05, 0.01, 0.0011, 0.001, 0.0)] == [
+        "", "", "", "*", "**", "**", "***", "***",
+    ]  # fmt: skip
+
+
+# Peak expiratory flow [L/min], large and mini Wright meter; Bland and Altman, Lancet 1986;i:307, table of 17 subjects.
+LARGE = (494, 395, 516, 434, 476, 557, 413, 442, 650, 433, 417, 656, 267, 478, 178, 423, 427)
+MINI = (512, 430, 520, 428, 500, 600, 364, 380, 658, 445, 432, 626, 260, 477, 259, 350, 451)
+
+
+def test_bland_altman_of_the_published_peak_flow_data():
+    """Published: mean -2.1, sd 38.8, limits -2.1 -+ 2 x 38.8 = -79.7 and 75.5; CI of the mean -22.0 to 17.8."""
+    result = bland_altman(LARGE, MINI)
+    assert result.pairs == 17
+    assert (round(result.bias, 1), round(result.sd, 1)) == (-2.1, 38.8)
+    assert (result.bias_low, result.bias_high) == pytest.approx((-22.0, 17.8), abs=0.1)
+    # The paper rounds 1.96 to 2, and mean and sd before it adds them.
+    bias, sd = round(result.bias, 1), round(result.sd, 1)
+    assert (bias - 2 * sd, bias + 2 * sd) == pytest.approx((-79.7, 75.5))
+    assert (result.lower, result.upper) == pytest.approx((-2.1 - 1.96 * 38.8, -2.1 + 1.96 * 38.8), abs=0.1)
+    # Its intervals of the limits are -114.3 to -45.1 and 40.9 to 110.1, 34.6 either way, with sd sqrt(3 / n).
+    halves = (result.lower - result.lower_low, result.upper_high - result.upper)
+    assert halves == pytest.approx((34.6, 34.6), abs=0.3)
+
+
+def test_bland_altman_of_the_published_blood_pressures():
+    """Bland and Altman 1999, Sec. 2: 85 subjects, mean -16.29, sd 19.61 mmHg; their limits and all three intervals."""
+    difference = np.random.default_rng(0).normal(size=85)
+    difference = -16.29 + 19.61 * (difference - difference.mean()) / difference.std(ddof=1)
+    result = bland_altman(difference, np.zeros(85))
+    assert (result.lower, result.upper) == pytest.approx((-54.7, 22.1), abs=0.06)
+    assert (result.bias_low, result.bias_high) == pytest.approx((-20.5, -12.1), abs=0.06)
+    assert (result.lower_low, result.lower_high) == pytest.approx((-61.9, -47.5), abs=0.1)
+    assert (result.upper_low, result.upper_high) == pytest.approx((14.9, 29.3), abs=0.15)  # from rounded steps
+
+
+def test_the_interval_of_a_limit_covers_the_true_limit():
+    rng, covered = np.random.default_rng(1), []
+    for difference in rng.normal(3.0, 2.0, (1000, 20)):
+        result = bland_altman(difference, np.zeros(20))
+        covered.append(result.upper_low <= 3.0 + 1.96 * 2.0 <= result.upper_high)
+    assert 0.92 < np.mean(covered) < 0.98
+
+
+def test_bland_altman_against_statsmodels_and_with_the_methods_exchanged():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(100, 10, (2, 12))
+    forth, back = bland_altman(a, b), bland_altman(b, a)
+    assert (forth.bias_low, forth.bias_high) == pytest.approx(DescrStatsW(a - b).tconfint_mean(alpha=0.05))
+    assert (forth.lower, forth.lower_low) == pytest.approx((-back.upper, -back.upper_high))
+    gaps = bland_altman([*a, np.nan, 5.0], [*b, 1.0, np.nan])
+    assert gaps.pairs == 12 and gaps.upper_high == pytest.approx(forth.upper_high)
+
+
+def test_bland_altman_of_too_few_pairs():
+    assert vars(bland_altman([np.nan], [1.0])) == vars(bland_altman([], []))
+    assert bland_altman([], []).pairs == 0 and bland_altman([], []).bias is None
+    single = bland_altman([3.0], [1.0])
+    assert (single.pairs, single.bias, single.sd, single.lower, single.bias_low) == (1, 2.0, None, None, None)
+    alike = bland_altman([3.0, 4.0], [1.0, 2.0])
+    assert alike.lower == alike.lower_high == alike.upper == alike.bias == 2.0
+    with pytest.raises(ValueError, match="same subjects"):
+        bland_altman([1.0, 2.0], [1.0])
 
 
 def test_annotation_saved_as_in_the_renal_abstract():

@@ -1,5 +1,6 @@
 """Tables against hand-worked numbers, and in each of the three formats."""
 
+import functools
 import itertools
 import math
 
@@ -8,8 +9,20 @@ import pandas
 import pytest
 from scipy import stats
 
-from evaluation.results import MEAN
-from evaluation.tables import describe_savings, difference_table, score_table, to_latex, to_markdown, write_table
+from evaluation.agreement import bland_altman_table
+from evaluation.expected import Entry, Ours, Stated, expected_table
+from evaluation.results import MEAN, collect_results
+from evaluation.savings import savings_table
+from evaluation.tables import (
+    TITLES,
+    difference_table,
+    duration_table,
+    score_table,
+    to_latex,
+    to_markdown,
+    write_table,
+)
+from utils.runs import write_json
 
 LABELS = ("liver", "left_kidney")
 
@@ -21,15 +34,9 @@ def make_results(quality, subjects=6, repeats=2, labels=LABELS, missing=()):
         rng = np.random.default_rng(n + len(init))
         for subject, repeat, label in itertools.product(range(subjects), range(repeats), labels):
             dice = math.nan if (init, n, subject, repeat, label) in missing else mean + rng.uniform(-0.05, 0.05)
-            keys = {
-                "contrasts": "t2",
-                "init": init,
-                "n_annotated": n,
-                "repeat": repeat,
-                "subject": f"s{subject}",
-                "split": "",
-            }
-            rows.append(keys | {"label": label, "dice": dice, "hd95_mm": 100 * (1 - dice)})
+            keys = {"contrasts": "t2", "init": init, "n_annotated": n, "repeat": repeat, "subject": f"s{subject}"}
+            keys |= {"split": "", "label": label, "folder": f"{init}/{n}/{repeat}"}
+            rows.append(keys | {"dice": dice, "hd95_mm": 100 * (1 - dice), "volume_error_ml": 50 * (mean - 0.75)})
     return pandas.DataFrame(rows)
 
 
@@ -92,14 +99,93 @@ def test_paired_differences_average_repeats_first():
     assert "family of 2 comparisons" in table.caption
 
 
-def test_shuffled_rows_and_repeats_leave_the_tables_unchanged():
+def test_differences_by_label_are_a_family_of_their_own():
     results = make_results(QUALITY)
-    shuffled = results.sample(frac=1, random_state=1)
-    shuffled["repeat"] = shuffled["repeat"].map({0: 7, 1: 3})
-    for make in (lambda r: score_table(r, "dice"), difference_table):
-        numbers = [make(r).numbers.sort_values(list(make(results).numbers.columns[:4])) for r in (results, shuffled)]
-        first, second = (table.reset_index(drop=True) for table in numbers)
-        pandas.testing.assert_frame_equal(first, second, rtol=1e-9)
+    table = difference_table(results, by_label=True)
+    assert table.name == "dice_differences_by_label" and len(table.numbers) == 4
+    assert set(table.numbers["comparisons"]) == {4}
+    by_subject = results.groupby(["init", "n_annotated", "label", "subject"])["dice"].mean()
+    for row in table.numbers.itertuples():
+        both = (by_subject[init, row.n_annotated, row.label] for init in (row.init, "random"))
+        assert row.p_bonferroni == pytest.approx(min(1, 4 * stats.ttest_rel(*both).pvalue))
+    assert table.text["Label"].tolist() == [*LABELS, *LABELS]
+    assert difference_table(make_results(QUALITY, labels=("liver",)), by_label=True) is None
+
+
+def test_stars_stand_at_the_means_that_differ_and_agree_with_the_difference_table():
+    results = make_results(QUALITY)
+    marked = score_table(results, "dice").text.set_index(["Init", "N"])[MEAN]
+    differences = difference_table(results).text.set_index(["Init", "N"])["Difference"]
+    for key, difference in differences.items():
+        assert marked[key].count("*") == difference.count("*")
+    assert marked["constrained", "2"].endswith("***")
+    assert not any("*" in marked["random", n] for n in ("2", "8"))
+    assert "Bonferroni" in score_table(results, "dice").caption
+    assert "*" not in score_table(results, "hd95_mm").text.to_string()
+
+
+def test_volume_errors_say_that_they_have_a_sign():
+    table = score_table(make_results(QUALITY), "volume_error_ml")
+    assert table.text.set_index(["Init", "N"]).loc[("random", "2"), MEAN] == "-12.5 ± 0.0"
+    assert "[mL]" in table.title and "errors of opposite sign cancel" in table.caption and "NaN:" not in table.caption
+
+
+def test_cells_with_a_subject_that_has_fewer_repeats_show_both_numbers():
+    results = make_results(QUALITY)
+    results = results[~((results["subject"] == "s0") & (results["repeat"] == 1) & (results["init"] == "random"))]
+    shown = score_table(results, "dice").text.set_index(["Init", "N"])["Repeats"]
+    assert shown["random", "2"] == "1 to 2" and shown["constrained", "2"] == "2"
+
+
+def test_durations_by_hand():
+    """Cells of 10 and 20 s, 3 and 0 s of them compiling: mean 15 s, 10 % compiling, half a minute in all."""
+    results = make_results({("random", 2): 0.5})
+    results["duration_s"] = results["repeat"].map({0: 10.0, 1: 20.0})
+    results["compile_s"] = results["repeat"].map({0: 3.0, 1: 0.0})
+    table = duration_table(results, note="Simulated scans.")
+    for row in table.text.to_dict("records"):
+        assert (row["Runs"], row["Mean [s]"], row["Longest [s]"]) == ("2", "15.0", "20.0")
+        assert (row["Compiling [s]"], row["Compiling"], row["In all [min]"]) == ("3.0", "10%", "0.5")
+    assert table.text["Contrasts"].tolist() == ["t2", "all"] and table.caption.startswith("Simulated scans. Wall-clock")
+
+
+def test_durations_that_were_not_recorded():
+    results = make_results({("random", 2): 0.5}).assign(duration_s=math.nan, compile_s=math.nan)
+    assert duration_table(results) is None
+    results.loc[results["repeat"] == 0, "duration_s"] = 8.0
+    row = duration_table(results).text.iloc[0]
+    assert (row["Runs"], row["Mean [s]"], row["Compiling [s]"], row["Compiling"]) == ("1", "8.0", "-", "-")
+
+
+def write_cells(work, seed=None):
+    """Write a small grid; with a seed, the repeats of an N have other numbers and the rows of files another order."""
+    for (init, n), cell in make_results(QUALITY, subjects=5, repeats=3).groupby(["init", "n_annotated"]):
+        renamed = range(3) if seed is None else np.random.default_rng([seed, n]).permutation(3).tolist()
+        for repeat, rows in cell.groupby("repeat"):
+            scores = rows[["subject", "label", "dice", "hd95_mm"]].assign(surface_dice=rows["dice"] - 0.1)
+            scores = scores.assign(volume_ml=100 * rows["dice"], volume_ml_reference=75.0)
+            scores = scores if seed is None else scores.sample(frac=1, random_state=seed)
+            metrics = {"contrasts": "t2", "init": init, "n_annotated": n, "repeat": renamed[repeat], "labels": LABELS}
+            metrics |= {"config_hash": init, "duration_s": 10.0 + repeat, "compile_s": 1.0, "annotated_available": 20}
+            folder = work / "finetuning" / "t2" / init / f"n{n:02d}" / f"r{renamed[repeat]}"
+            write_json(folder / "metrics.json", metrics | {"per_subject": scores.to_dict("records")})
+    return collect_results(work)
+
+
+def test_shuffled_repeats_and_subjects_leave_every_table_unchanged(tmp_path):
+    stated = Stated(what="Dice", place="", quotation="", value=0.8, ours=Ours(quantity="dice", init="random", n=8))
+    makers = [functools.partial(score_table, metric=metric) for metric in TITLES]
+    makers += [difference_table, functools.partial(difference_table, by_label=True), savings_table, duration_table]
+    makers += [
+        bland_altman_table,
+        functools.partial(expected_table, entry=Entry(citation="", file="", numbers=[stated])),
+    ]
+    first, second = write_cells(tmp_path / "first"), write_cells(tmp_path / "second", seed=1)
+    assert first["dice"].tolist() != second["dice"].tolist()
+    for make in makers:
+        table, shuffled = make(first), make(second)
+        assert to_markdown(table) == to_markdown(shuffled)
+        pandas.testing.assert_frame_equal(table.numbers, shuffled.numbers, rtol=1e-9)
 
 
 def test_without_the_baseline_there_is_no_difference_table():
@@ -111,17 +197,6 @@ def test_a_pair_that_cannot_be_tested_says_so_in_the_table():
     table = difference_table(make_results(QUALITY, subjects=1))
     assert set(table.text["Note"]) == {"one pair: no test"}
     assert set(table.text["p Bonferroni"]) == {"-"}
-
-
-def test_savings_in_words():
-    flat = {(i, n): q for (i, n), q in QUALITY.items()}
-    (sentence,) = describe_savings(make_results(flat))
-    assert "constrained reaches the mean Dice of random at N = 8" in sentence and "annotation saved:" in sentence
-    (sentence,) = describe_savings(make_results(flat | {("constrained", 2): 0.95}))
-    assert "at most N = 2.0 (annotation saved: 75%" in sentence
-    (sentence,) = describe_savings(make_results(flat | {("constrained", 2): 0.1, ("constrained", 8): 0.2}))
-    assert "at no tested N" in sentence
-    assert describe_savings(make_results({("constrained", 2): 0.7})) == []
 
 
 def test_markdown_and_latex_hold_what_the_reader_sees():
