@@ -53,7 +53,7 @@ class SegmentationTrainer:
         rank = len(self.image_shape) - 1
         self._build = functools.partial(build_unet, self.image_shape, rank=rank, filters=filters, outputs=classes)
         self.network = self._build(seed=0)
-        task = Segmentation(self.network, loss_settings, cross_entropy_weight)
+        task = Segmentation(self.network, loss_settings, cross_entropy_weight, loss=loss)
         self.task = task.ready(training["learning_rate"])
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: self._build(seed=seed).get_weights())
 

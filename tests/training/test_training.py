@@ -3,17 +3,22 @@
 import csv
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from keras import ops
 
+import finetune_segmentation
+from losses.segmentation import dice_loss, focal_tversky_loss
 from models.weights import read_weights, save_weights
 from training import checkpoints
 from training.finetuning import CompileClock, SegmentationTrainer
 from training.pretraining import pretrain_constrained, pretrain_global, pretrain_local, pretrain_regression
 from utils.checks import InputError
+from utils.config import load_config
 
+ROOT = Path(__file__).resolve().parents[2]
 FILTERS = [4, 8, 8]
 RUN = {"warm_start": lambda network: None, "tag": "hash", "name": "test", "seed": 1, "filters": FILTERS, "features": 8}
 LOSS = {"temperature": 0.1, "nearest_patches": 20, "comparison": "pairwise", "anchor_is_positive": True}
@@ -263,6 +268,16 @@ def test_the_clock_of_compiling_takes_what_first_batches_took_longer():
     assert clock.compile_s() == pytest.approx((5.0 - 0.2) + (2.0 - 0.5) + 1.0)
     clock.seconds = {"training": [0.1, 0.2, 0.2]}
     assert clock.compile_s() == 0
+
+
+@pytest.mark.parametrize("name", ["focal_tversky", "dice"])
+def test_the_loss_of_the_config_reaches_the_task(name):
+    changes = [f"finetuning.loss.name={name}", "finetuning.loss.class_weights={liver: 3}", "network.filters=[4, 8]"]
+    config = load_config(ROOT / "configs" / "renal_demo.yaml", changes)
+    built = finetune_segmentation.build_trainer(config, channels=1)
+    assert built.task.overlap_loss is {"focal_tversky": focal_tversky_loss, "dice": dice_loss}[name]
+    assert built.task.loss_settings["class_weights"] == [1.0, 1.0, 1.0, 3.0, 1.0]
+    assert built.task.cross_entropy_weight == config.finetuning.loss.cross_entropy_weight
 
 
 def test_pretrained_weights_reach_the_network_and_the_head_stays_random(slices, tmp_path):
