@@ -105,8 +105,9 @@ def expected_table(results, entry, note=""):
         "Dice of the baseline; annotation: tested N. -: these results hold no such cell. Place: where the paper states "
         f"it; the quotations are in the CSV file. {entry.note}"
     ).strip()
+    # Here and not in a column, because captions wrap in every format.
+    caption += "".join(f" {stated.what}: {stated.note}." for stated in entry.numbers if stated.note)
     text = pandas.DataFrame([_expected_text(row) for row in numbers.itertuples()])
-    text = text if text["Note"].any() else text.drop(columns="Note")
     return Table("paper", "The paper's numbers and ours", caption, numbers, text)
 
 
@@ -152,5 +153,4 @@ def _expected_text(row):
         "95 % CI": interval(row.ours_low, row.ours_high, ".3f"),
         "Difference": difference if is_found else "-",
         "Place": row.place,
-        "Note": row.note,
     }

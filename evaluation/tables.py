@@ -84,7 +84,9 @@ def _score_caption(metric, values, note, is_starred):
     if metric == "hd95_mm":
         parts.append("A label absent in one of the two counts as the image diagonal.")
     if is_starred:
-        parts.append(f"Stars: the mean over labels differs from that of {BASELINE} initialisation ({STARS_SAY}).")
+        parts.append(
+            f"Stars: the mean over labels differs from that of {BASELINE} initialisation, up or down ({STARS_SAY})."
+        )
     if values.loc[values["label"] == MEAN, "subject"].nunique() < 10:
         parts.append("Fewer than 10 test subjects: read the spread with care.")
     return " ".join(part for part in parts if part)
