@@ -36,6 +36,12 @@ def main(arguments=None):
     for name in options.method or ():
         if name not in config.pretraining.stages:
             raise InputError(f"--method {name}: not one of the stages {', '.join(config.pretraining.stages)}")
+    mapless = [] if config.constraint_maps else config.pretraining.stages.items()
+    if without := [name for name, stage in mapless if stage.method == "constrained"]:
+        raise InputError(
+            f"pretraining.stages.{without[0]}: a constrained stage needs constraint maps; add the section "
+            "'constraint_maps:' and begin with step 1, or take the stage out"
+        )
     from data.h5_store import packed_folders
     from data.splits import chosen_folds
     from training.devices import check_batch_sizes, data_parallel
@@ -62,6 +68,8 @@ def pretrain(config, name, folder, overwrite):
     stores = open_stores(config, folder)
     subjects = {part: store.subjects for part, store in stores.items()}
     contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
+    # A network that saw the contrasts one by one has an input of no particular contrast.
+    inputs = contrasts if config.pretraining.contrasts_as == "channels" else None
     origin = {"config_hash": config.hash_of_stage(name), "seed": config.seed, "subjects": subjects}
     if is_finished(target / "weights.npz", origin, overwrite):
         return
@@ -75,14 +83,15 @@ def pretrain(config, name, folder, overwrite):
             stores,
             contrasts,
             seed=child_seed(config.seed, "pretraining", name),
-            warm_start=lambda network: start_from(earlier, network, contrasts),
+            warm_start=lambda network: start_from(earlier, network, inputs),
             folder=target,
             tag=json.dumps(origin),
             name=str(target.relative_to(config.work_dir)),
         )
         # Subjects that an earlier stage saw count as seen: test subjects must be in none of them.
         seen = subjects | ({"earlier": earlier[1].get("subjects", {})} if earlier else {})
-        save_weights(network, target / "weights.npz", contrasts=contrasts, seen=flat(seen), **origin)
+        shown = {"contrasts": inputs} | ({"contrasts_one_by_one": contrasts} if inputs is None else {})
+        save_weights(network, target / "weights.npz", seen=flat(seen), **shown, **origin)
         drop_checkpoint(target)
         save_training_curves(history, target / "curves.png", title=f"{config.name}: {name}")
     log.info("wrote %s", target)
@@ -134,13 +143,13 @@ def read_earlier(config, source, folder):
     return arrays, metadata
 
 
-def start_from(earlier, network, contrasts):
-    """Move earlier weights into a network."""
+def start_from(earlier, network, inputs):
+    """Move earlier weights into a network whose input channels have these names, or none."""
     from models.weights import transfer
 
     if earlier:
         arrays, metadata = earlier
-        report = transfer(arrays, network, source_contrasts=metadata.get("contrasts"), target_contrasts=contrasts)
+        report = transfer(arrays, network, source_contrasts=metadata.get("contrasts"), target_contrasts=inputs)
         log.info("%s", report.summary())
 
 
@@ -152,24 +161,48 @@ def flat(subjects):
 
 def train(config, stage, stores, contrasts, **run):
     """Hand images, maps and the stage's settings to its method."""
-    import numpy as np
-
     from training import pretraining
 
     parts = [stores[part] for part in ("train", "val")]
+    copies = contrasts if config.pretraining.contrasts_as == "samples" else [None]
     images = [store.images(contrasts) for store in parts]
-    settings = stage.model_dump(exclude={"method", "warm_start"}) | {"filters": config.network.filters} | run
+    if copies is contrasts:
+        images = [one_by_one(channels) for channels in images]
+    settings = stage.model_dump(exclude={"method", "warm_start", "space"}) | {"filters": config.network.filters} | run
     if stage.method == "regression":
         return pretraining.pretrain_regression(*images, **settings)
     if stage.method == "local":
         return pretraining.pretrain_local(*images, **settings)
     if stage.method == "global":
-        places = [(np.array(store.subjects)[store.subject_index], store.slice_index) for store in parts]
+        places = [places_of(store, copies) for store in parts]
         return pretraining.pretrain_global(*images, places=places[0], validation_places=places[1], **settings)
-    maps = [store.constraint_maps() for store in parts]
+    maps = [repeated(store.constraint_maps(space=stage.space), len(copies)) for store in parts]
     names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")
     loss = {name: settings.pop(name) for name in names}
     return pretraining.pretrain_constrained(images[0], maps[0], images[1], maps[1], loss_settings=loss, **settings)
+
+
+def one_by_one(images):
+    """Turn slices of C contrasts, `(N, H, W, C)`, into C times as many of one: all of the first, all of the second."""
+    import numpy as np
+
+    return np.moveaxis(images, -1, 0).reshape(-1, *images.shape[1:-1], 1)
+
+
+def repeated(maps, copies):
+    """Repeat maps `(N, H, W)` for the samples of `one_by_one`."""
+    import numpy as np
+
+    return maps if copies == 1 else np.concatenate([maps] * copies)
+
+
+def places_of(store, copies):
+    """Volume and slice number of each sample; every contrast that is shown by itself makes a volume of its own."""
+    import numpy as np
+
+    subjects = np.array(store.subjects)[store.subject_index]
+    volumes = [subjects if contrast is None else np.char.add(subjects, f", {contrast}") for contrast in copies]
+    return np.concatenate(volumes), np.tile(store.slice_index, len(copies))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,9 @@ class RepresentedSplit:
             for part, members in self.store.attributes["split"].items()
         }
         self.contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
+        # What a network sees at once, as channels of the images: all contrasts, or one after the other.
+        is_alone = config.pretraining.contrasts_as == "samples"
+        self.inputs = [[channel] for channel in range(len(self.contrasts))] if is_alone else [slice(None)]
         levels = len(config.network.filters) - 1
         stages = [stage for stage in config.pretraining.stages.values() if stage.method == "constrained"]
         self.decoder_levels = (stages[0].decoder_levels if stages else None) or levels
@@ -177,7 +180,6 @@ class RepresentedSplit:
         import numpy as np
 
         from evaluation.patches import patch_means
-        from evaluation.representations import represent
 
         parts, plain = (train, test), {"draw": 0, "pretrained": "-"}
         intensity = [part.take(patch_means(part.images, self.edge)) for part in parts]
@@ -185,7 +187,14 @@ class RepresentedSplit:
         yield {"representation": "intensity"} | plain, *intensity
         yield {"representation": "intensity + position"} | plain, *map(np.hstack, zip(intensity, places, strict=True))
         for about, network in self.networks():
-            yield about, *(part.take(represent(network, part.images, self.patch_size, BATCH_SIZE)) for part in parts)
+            yield about, *(np.hstack([part.take(maps) for maps in self.feature_maps(network, part)]) for part in parts)
+
+    def feature_maps(self, network, part):
+        """Yield the representations of all patches for each input that the network sees, `(S, P, F)`."""
+        from evaluation.representations import represent
+
+        for channels in self.inputs:
+            yield represent(network, part.images[..., channels], self.patch_size, BATCH_SIZE)
 
     def networks(self):
         """Yield what is known of each network, and the network (one, refilled).
@@ -201,7 +210,8 @@ class RepresentedSplit:
             for draw, weights in enumerate(untrained):
                 network.set_weights(weights)
                 if arrays:
-                    report = transfer(arrays, network, source_contrasts=contrasts, target_contrasts=self.contrasts)
+                    target = self.contrasts if len(self.inputs) == 1 else None
+                    report = transfer(arrays, network, source_contrasts=contrasts, target_contrasts=target)
                     pretrained = describe_transfer(report)
                 log.info("%s, draw %d, pretrained: %s", init, draw, pretrained)
                 yield {"representation": init, "draw": draw, "pretrained": pretrained}, network
@@ -213,7 +223,7 @@ class RepresentedSplit:
         from models.unet import build_unet
 
         return build_unet(
-            (*self.store.image_size, len(self.contrasts)),
+            (*self.store.image_size, len(self.contrasts) // len(self.inputs)),
             filters=self.config.network.filters,
             decoder_levels=self.decoder_levels,
             head=None,
@@ -224,6 +234,7 @@ class RepresentedSplit:
         """Say what the numbers of the table are."""
         labels = ["other foreground", *self.config.data.labels]
         levels = len(self.config.network.filters) - 1
+        together = ", one by one, their features side by side" if len(self.inputs) > 1 else ""
         compared = "labelled patches only" if len(labels) > 2 else "labelled and other patches"
         sentences = [
             self.note,
@@ -231,8 +242,8 @@ class RepresentedSplit:
             f"training subjects, scored on {len(test)} patches of {test['subject'].nunique()} test subjects, which no "
             f"stage has seen. A patch has {self.edge} × {self.edge} pixels, foreground in every one. Its "
             f"representation is the mean over it of the features of decoder level {self.decoder_levels} of {levels} "
-            f"(input: {', '.join(self.contrasts)}); intensity: of the input itself; position: row, column, slice and "
-            "their squares.",
+            f"(input: {', '.join(self.contrasts)}{together}); intensity: of the input itself; position: row, column, "
+            "slice and their squares.",
             "R²: ridge regression of the true T1 [ms], T2 [ms] and PD [percent], no logarithms." if self.truth else "",
             f"Balanced accuracy: logistic regression of the label ({', '.join(labels)}; chance {1 / len(labels):.2f}).",
             "Both over all test patches; in round brackets mean ± standard deviation over test subjects.",

@@ -114,7 +114,8 @@ def transfer(source, target, *, source_contrasts=None, target_contrasts=None):
     Args:
         source: A `keras.Model`, a dict from `layer/variable` to array, or the path of a weight file.
         target: The `keras.Model` to change.
-        source_contrasts: Contrast names of the source's input channels.
+        source_contrasts: Contrast names of the source's input channels; None where they have none, as that of a
+            network which saw its contrasts one by one.
         target_contrasts: Contrast names of the target's input channels.
 
     Returns:

@@ -249,6 +249,18 @@ def test_without_names_the_mean_is_repeated_and_the_response_keeps_its_size(rank
     np.testing.assert_allclose(*responses, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("contrasts", [["t1"], ["t1", "flair"]])
+def test_a_network_of_no_particular_contrast_moves_into_any(tmp_path, contrasts):
+    """What saw its contrasts one by one has one channel without a name: its weight file says None."""
+    source, target = unet(seed=1), unet(contrasts=len(contrasts), seed=2)
+    save_weights(source, tmp_path / "w.npz", contrasts=None)
+    arrays, metadata = read_weights(tmp_path / "w.npz")
+    report = transfer(arrays, target, source_contrasts=metadata["contrasts"], target_contrasts=contrasts)
+    for channel in range(len(contrasts)):
+        np.testing.assert_array_equal(stem(target)[:, :, channel], stem(source)[:, :, 0] / len(contrasts))
+    assert report.adapted == (() if len(contrasts) == 1 else (STEM,))
+
+
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [

@@ -1,0 +1,170 @@
+"""Step 3: which images and maps reach the training, and that networks of one channel go through to step 4."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+import constrained_contrastive_learning as script
+import finetune_segmentation
+import generate_h5_pretraining
+from data.h5_store import SliceStore
+from data.volumes import write_nifti
+from models.weights import read_weights
+from training import pretraining
+from utils.checks import InputError
+from utils.config import load_config
+
+SUBJECTS = [f"sub-{number}" for number in range(1, 7)]
+SPLIT = {"train": SUBJECTS[:3], "val": SUBJECTS[3:4], "test": SUBJECTS[4:]}
+SHAPE, AFFINE = (16, 16, 6), np.diag([-3.0, -3.0, 5.0, 1.0])
+
+
+def make_config(folder, **pretraining_section):
+    training = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 4, "learning_rate": 1e-3}
+    content = {
+        "name": "tiny",
+        "seed": 3,
+        "work_dir": str(folder / "work"),
+        "data": {
+            "root": str(folder / "scans"),
+            "contrasts": {name: f"{{subject}}/{name}.nii.gz" for name in ("t1", "t2", "flair")},
+            "label": "{subject}/label.nii.gz",
+            "labels": {"organ": [1]},
+            "splits": SPLIT,
+        },
+        "constraint_maps": {"contrasts": ["t1", "t2"], "clusters": 3, "spaces": {"late": ["t2", "flair"]}},
+        "slices": {"image_size": [16, 16]},
+        "network": {"filters": [4, 8, 8]},
+        "pretraining": {
+            "contrasts": ["flair", "t1"],
+            "stages": {
+                "regression": {"method": "regression", "training": dict(training)},
+                "anatomical": {"method": "global", "n_partitions": 2, "training": dict(training)},
+                "local": {"method": "local", "warm_start": "anatomical", "training": dict(training)},
+                "constrained": {"method": "constrained", "warm_start": "anatomical", "training": dict(training)},
+                "late": {"method": "constrained", "space": "late", "training": dict(training)},
+            },
+            **pretraining_section,
+        },
+        "finetuning": {
+            "contrasts": {"t2": ["t2"]},
+            "inits": ["late"],
+            "subjects_n": [2],
+            "repeats": 1,
+            "training": training,
+        },
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Scans, maps of two contrast spaces and the packed slices of them."""
+    folder, generator = tmp_path_factory.mktemp("step3"), np.random.default_rng(0)
+    for subject in SUBJECTS:
+        label = np.zeros(SHAPE, np.uint8)
+        label[5:9, 6:11, 1:5] = 1
+        body = np.pad(np.ones((12, 12, SHAPE[2])), ((2, 2), (2, 2), (0, 0)))
+        for name in ("t1", "t2", "flair"):
+            image = body * generator.uniform(200, 400, SHAPE) + 300.0 * label + generator.uniform(0, 5, SHAPE)
+            write_nifti(folder / "scans" / subject / f"{name}.nii.gz", image.astype(np.float32), AFFINE)
+        write_nifti(folder / "scans" / subject / "label.nii.gz", label, AFFINE)
+        for space in ("", "late"):
+            maps = (body * generator.integers(1, 4, SHAPE)).astype(np.uint8)
+            write_nifti(folder / "work" / "constraint_maps" / space / f"{subject}.nii.gz", maps, AFFINE)
+    path = make_config(folder)
+    generate_h5_pretraining.main(["--config", str(path)])
+    return folder
+
+
+@pytest.fixture
+def given(packed, monkeypatch):
+    """Run a stage as far as its training and return what that is given, method after method."""
+    calls = {}
+
+    def record(method):
+        def pretrain(*arrays, **settings):
+            calls[method] = arrays, settings
+            raise InputError("recorded")
+
+        return pretrain
+
+    for method in ("regression", "global", "local", "constrained"):
+        monkeypatch.setattr(pretraining, f"pretrain_{method}", record(method))
+
+    def run(stage, contrasts_as):
+        config = load_config(make_config(packed, contrasts_as=contrasts_as))
+        stores = script.open_stores(config, config.work_dir)
+        with pytest.raises(InputError, match="recorded"):
+            script.train(config, config.pretraining.stages[stage], stores, ["flair", "t1"])
+        return calls[config.pretraining.stages[stage].method]
+
+    return run
+
+
+def stores_of(packed):
+    return [SliceStore(packed / "work" / "h5" / f"pretrain_{part}.h5") for part in ("train", "val")]
+
+
+@pytest.mark.parametrize("stage", ["regression", "anatomical", "local"])
+def test_one_by_one_every_slice_is_shown_once_in_every_contrast(packed, given, stage):
+    arrays, settings = given(stage, "samples")
+    for number, (images, store) in enumerate(zip(arrays, stores_of(packed), strict=True)):
+        whole = store.images(["flair", "t1"])
+        assert images.shape == (2 * len(store), 16, 16, 1)
+        for place in range(2 * len(store)):
+            contrast, row = divmod(place, len(store))
+            np.testing.assert_array_equal(images[place, ..., 0], whole[row, ..., contrast])
+        if stage == "anatomical":
+            volumes, slices = settings["places" if number == 0 else "validation_places"]
+            for place in range(2 * len(store)):
+                contrast, row = divmod(place, len(store))
+                subject = store.subjects[store.subject_index[row]]
+                assert volumes[place] == f"{subject}, {['flair', 't1'][contrast]}"
+                assert slices[place] == store.slice_index[row]
+
+
+@pytest.mark.parametrize(("stage", "space"), [("constrained", None), ("late", "late")])
+@pytest.mark.parametrize("contrasts_as", ["channels", "samples"])
+def test_every_sample_has_the_map_of_its_slice_in_the_space_of_the_stage(packed, given, stage, space, contrasts_as):
+    arrays, settings = given(stage, contrasts_as)
+    copies = 2 if contrasts_as == "samples" else 1
+    for images, maps, store in zip(arrays[::2], arrays[1::2], stores_of(packed), strict=True):
+        expected = store.constraint_maps(space=space)
+        assert len(images) == len(maps) == copies * len(store) and images.shape[-1] == 3 - copies
+        for place in range(len(maps)):
+            np.testing.assert_array_equal(maps[place], expected[place % len(store)])
+    assert "space" not in settings
+
+
+def test_as_channels_nothing_has_changed(packed, given):
+    arrays, settings = given("anatomical", "channels")
+    for images, store in zip(arrays, stores_of(packed), strict=True):
+        np.testing.assert_array_equal(images, store.images(["flair", "t1"]))
+    volumes, slices = settings["places"]
+    assert set(volumes) == set(SPLIT["train"]) and len(volumes) == len(slices) == len(arrays[0])
+
+
+def test_a_network_of_one_channel_goes_through_to_step_4(packed, monkeypatch, caplog):
+    monkeypatch.setattr(script.log, "propagate", True)
+    caplog.set_level("INFO", "mrccl")
+    words = ["--config", str(make_config(packed, contrasts_as="samples"))]
+    script.main([*words, "--method", "late"])
+    arrays, metadata = read_weights(packed / "work" / "pretraining" / "late" / "weights.npz")
+    assert arrays["encoder_1_conv_1/kernel"].shape == (3, 3, 1, 4)
+    assert metadata["contrasts"] is None and metadata["contrasts_one_by_one"] == ["flair", "t1"]
+    assert finetune_segmentation.main(words) == 0
+    cell = packed / "work" / "finetuning" / "t2" / "late" / "n02" / "r0"
+    assert len(json.loads((cell / "metrics.json").read_text())["per_subject"]) == 2
+    [moved] = {line for line in caplog.messages if "layers moved" in line}
+    assert "left as initialised: segmentation_conv" in moved and "adapted" not in moved
+
+
+def test_a_constrained_stage_without_constraint_maps_is_a_mistake(packed):
+    without = ["--set", "constraint_maps=null", "pretraining.stages.late.space=null"]
+    with pytest.raises(InputError, match="pretraining.stages.constrained: a constrained stage needs constraint maps"):
+        script.main(["--config", str(make_config(packed)), *without, "--method", "regression"])
