@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pandas
 import pytest
 import yaml
@@ -170,3 +171,33 @@ def test_without_labels_there_are_no_held_out_subjects(work):
     path, config = work
     with pytest.raises(InputError, match="needs data.label"):
         run(path, config, "--set", "data.label=null", "data.labels={}")
+
+
+def test_contrasts_that_were_shown_one_by_one_are_represented_one_by_one(work):
+    path, config = work
+    words = ["--set", "pretraining.contrasts=[t1w, t2w]", "pretraining.contrasts_as=samples"]
+    config = load_config(path, words[1:], config.work_dir)
+    network = build_unet((40, 48, 1), filters=FILTERS, decoder_levels=1, head="projection", seed=2)
+    write_weights(config, "constrained", network, contrasts=None)
+    scores = run(path, config, "--init", "constrained", *words)
+    about = scores.groupby("representation")[["features", "pretrained"]].first()
+    assert about["features"].to_dict() == {"constrained": 16, "intensity": 2, "intensity + position": 8}
+    assert about.loc["constrained", "pretrained"] == "encoder, decoder"
+    text = (config.work_dir / "report" / "representations" / "probe.md").read_text()
+    assert "(input: t1w, t2w, one by one, their features side by side)" in text
+    split = visualize_representations.RepresentedSplit(config, config.work_dir, ["constrained"])
+    part, network = split.sample("test"), build_unet((40, 48, 1), filters=FILTERS, decoder_levels=1, head=None, seed=2)
+    for channel, found in enumerate(split.feature_maps(network, part)):
+        maps = network.predict(part.images[..., channel : channel + 1], verbose=0)
+        expected = maps.reshape(len(maps), *(n for size in maps.shape[1:3] for n in (size, 1)), 8)
+        np.testing.assert_allclose(found, expected.mean(axis=(2, 4)).reshape(len(maps), -1, 8), rtol=1e-4, atol=1e-5)
+
+
+def test_a_config_without_constraint_maps(packed, tmp_path):
+    path, stage = packed[0], "{global: {method: global, training: {epochs: 1, batch_size: 4, learning_rate: 1e-3}}}"
+    words = ["--set", "constraint_maps=null", f"pretraining.stages={stage}"]
+    generate_h5_pretraining.main(["--config", str(path), "--work-dir", str(tmp_path), *words])
+    scores = run(path, load_config(path, words[1:], tmp_path), *words)
+    assert set(scores["representation"]) == {*TRIVIAL, "random"}
+    of_classes = scores[scores["target"] == "constraint class"]["value"]
+    assert of_classes.isna().all() and scores[scores["target"] == "label"]["value"].notna().all()
