@@ -1,6 +1,7 @@
 """How well a predicted label map agrees with the reference: Dice, HD95, surface Dice, volumes, per class.
 
-Conventions, the same in every table and figure:
+Where a config has regions (unions of classes that may overlap, such as the whole tumour), they take the place of the
+classes. Conventions, the same in every table and figure:
 
 - a class absent in reference and prediction has no Dice and no distance: NaN, counted by the tables, never dropped;
 - a class absent in one of the two scores Dice 0, surface Dice 0 and HD95 = the diagonal of the image;
@@ -18,8 +19,8 @@ HD_PERCENTILE = 95
 MM3_PER_ML = 1000.0
 
 
-def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_mm):
-    """Score one subject, one row per class.
+def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_mm, regions=None):
+    """Score one subject, one row per class, or per region where there are regions.
 
     Args:
         prediction: Predicted class index per voxel, `(X, Y, Z)` integer; 0 is background.
@@ -27,19 +28,20 @@ def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_m
         spacing_mm: Voxel size along the three axes in mm, or None where it is not known.
         labels: Class names in the order of their indices 1, 2, ...
         surface_tolerance_mm: Two surfaces closer than this count as the same one in the surface Dice, mm.
+        regions: Name -> names of the classes that the region unites; they are scored in place of the classes.
 
     Returns:
-        List of dicts with the keys `label`, `dice`, `hd95_mm`, `surface_dice`, `volume_ml`, `volume_ml_reference`;
-        NaN and None as the module's docstring says.
+        List of dicts in the order of the classes or regions, with the keys `label`, `dice`, `hd95_mm`,
+        `surface_dice`, `volume_ml`, `volume_ml_reference`; NaN and None as the module's docstring says.
 
     Raises:
-        InputError: For different shapes, or a class index without a name.
+        InputError: For different shapes, a class index without a name, or a region of unknown classes.
     """
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     _check_maps(prediction, reference, labels)
     rows = []
-    for index, label in enumerate(labels, start=1):
-        predicted, true = prediction == index, reference == index
+    for label, indices in scored_structures(labels, regions).items():
+        predicted, true = np.isin(prediction, indices), np.isin(reference, indices)
         row = {"label": label, "dice": dice(predicted, true)}
         row |= dict.fromkeys(("hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference"))
         if spacing_mm is not None:
@@ -49,6 +51,25 @@ def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_m
             row["volume_ml_reference"] = int(true.sum()) * voxel_ml
         rows.append(row)
     return rows
+
+
+def scored_structures(labels, regions=None):
+    """Say what is scored: name -> class indices, of every region, or without regions of every class.
+
+    Raises:
+        InputError: A region names a class that is not among the labels; one line each.
+    """
+    numbers = {label: index for index, label in enumerate(labels, start=1)}
+    unknown = [
+        f"evaluation.regions.{region}: '{name}' is not one of data.labels ({', '.join(labels)})"
+        for region, names in (regions or {}).items()
+        for name in names
+        if name not in numbers
+    ]
+    if unknown:
+        raise InputError(unknown)
+    structures = regions or {label: [label] for label in labels}
+    return {structure: [numbers[name] for name in names] for structure, names in structures.items()}
 
 
 def dice(predicted, true):

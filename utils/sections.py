@@ -305,3 +305,15 @@ class EvaluationSection(Section):
     """Step 5."""
 
     surface_tolerance_mm: PositiveFloat = Field(2.0, description="tolerance of the surface Dice")
+    regions: dict[Name, list[Name]] = Field(
+        {},
+        json_schema_extra=ADDED,
+        description="name: classes of data.labels that it unites; scored in place of the classes, and may overlap",
+    )
+
+    @model_validator(mode="after")
+    def _regions_unite_classes(self):
+        for name, members in self.regions.items():
+            if not members or len(set(members)) < len(members):
+                raise ValueError(f"regions.{name}: {members} must name at least one class, and each once")
+        return self

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from skimage.measure import marching_cubes, mesh_surface_area
 
-from evaluation.metrics import score_subject
+from evaluation.metrics import score_subject, scored_structures
 from utils.checks import InputError
 
 LABELS = ["liver", "kidneys"]
@@ -107,6 +107,39 @@ def test_without_a_voxel_size_nothing_is_said_in_mm_or_ml():
         "label": "lesion", "dice": 1.0, "hd95_mm": None, "surface_dice": None, "volume_ml": None,
         "volume_ml_reference": None,
     }  # fmt: skip
+
+
+def test_regions_unite_classes_and_may_overlap():
+    """The regions of BraTS, against scores of the united masks by themselves."""
+    generator = np.random.default_rng(7)
+    reference, prediction = generator.integers(0, 4, (2, 7, 6, 5))
+    labels = ["necrosis", "oedema", "enhancing"]
+    regions = {
+        "whole_tumour": ["oedema", "enhancing", "necrosis"],
+        "core": ["necrosis", "enhancing"],
+        "e": ["enhancing"],
+    }
+    rows = score_subject(prediction, reference, (1, 1, 2), labels, 1.0, regions)
+    assert [row["label"] for row in rows] == ["whole_tumour", "core", "e"]
+    for row, values in zip(rows, [(1, 2, 3), (1, 3), (3,)], strict=True):
+        masks = [np.zeros(reference.shape, np.uint8) for _ in range(2)]
+        for mask, classes in zip(masks, (prediction, reference), strict=True):
+            for place in np.ndindex(classes.shape):
+                mask[place] = classes[place] in values
+        [alone] = score_subject(*masks, (1, 1, 2), [row["label"]], 1.0)
+        assert row == alone
+    assert score_subject(prediction, reference, (1, 1, 2), labels, 1.0, {}) == score_subject(
+        prediction, reference, (1, 1, 2), labels, 1.0
+    )
+
+
+def test_a_region_of_an_unknown_class():
+    with pytest.raises(InputError) as error:
+        scored_structures(LABELS, {"abdomen": ["liver", "spleen"], "kidneys": ["kidneys"], "rest": ["gut"]})
+    assert error.value.lines == [
+        "evaluation.regions.abdomen: 'spleen' is not one of data.labels (liver, kidneys)",
+        "evaluation.regions.rest: 'gut' is not one of data.labels (liver, kidneys)",
+    ]
 
 
 @pytest.mark.parametrize(
