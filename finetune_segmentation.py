@@ -109,8 +109,10 @@ class SplitGrid:
     def check(self, cells, overwrite):
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
         from data.splits import annotated_subsets
+        from evaluation.metrics import scored_structures
         from models.weights import read_weights
 
+        scored_structures(self.labels, self.config.evaluation.regions)
         sizes, repeats = {n for _, _, n, _ in cells}, 1 + max(repeat for *_, repeat in cells)
         self.subsets = annotated_subsets(self.train_subjects, sorted(sizes), repeats, self.config.seed)
         self.pretrained, mistakes = {}, []
@@ -231,8 +233,9 @@ class SplitGrid:
             prediction = predict_subject(network, images, grid, self.config.finetuning.training.batch_size)
             write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
             spacing = tuple(grid.spacing) if self.config.data.voxel_size_known else None
-            tolerance = self.config.evaluation.surface_tolerance_mm
-            scores = score_subject(prediction, self._reference(subject), spacing, self.labels, tolerance)
+            settings = self.config.evaluation
+            tolerance, regions = settings.surface_tolerance_mm, settings.regions
+            scores = score_subject(prediction, self._reference(subject), spacing, self.labels, tolerance, regions)
             rows += [{"subject": subject} | {key: _json_number(value) for key, value in s.items()} for s in scores]
         return rows
 
