@@ -262,6 +262,12 @@ def save_figure(figure, folder, name):
 
 @in_report_style
 def _save(figure, path):
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        # Arranged once: matplotlib would do it twice for each file, and that takes most of the time.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
     # Without date and program name the same results give the same file.
     metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
     with atomic_path(path) as temporary:
