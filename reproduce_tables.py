@@ -3,9 +3,10 @@
     python reproduce_tables.py --config configs/lgg_tcga.yaml
 
 Reads   finetuning/<contrasts>/<init>/n<NN>/r<K>/metrics.json and predictions/ (step 4), pretraining/<stage>/history.csv
-        (step 3), and the images and labels of the subjects that are drawn; with cross-validation those of all folds.
+        (step 3), the images and labels of the test subjects, with cross-validation those of all folds; and, where the
+        config names a paper, its numbers in papers/expected.yaml.
 Writes  report/tables/*.{csv,md,tex}, report/figures/*.{png,pdf} and report/index.html in the work dir.
-Takes   seconds. Nothing is trained; every call writes the report anew. Missing cells are named, not hidden.
+Takes   seconds to a minute. Nothing is trained; every call writes the report anew. Missing cells are named, not hidden.
 Next    open report/index.html in a browser, or: python predict.py --help
 """
 
@@ -30,23 +31,37 @@ def main(arguments=None):
         shutil.rmtree(folder / part, ignore_errors=True)
     with open_run(folder, config.plain(), config.seed):
         tables = make_tables(config, results, folder / "tables")
-        figures, notes = make_figures(config, results, folder / "figures")
-        write_page(config, results, tables, figures, notes, folder / "index.html")
+        figures, figure_notes = make_figures(config, results, folder / "figures")
+        galleries, gallery_notes = make_galleries(config, results)
+        notes = grid_gaps(config, results) + figure_notes + gallery_notes
+        write_page(config, results, tables, figures, galleries, notes, folder / "index.html")
     print_tables(tables)
     print(f"report: {(folder / 'index.html').resolve()}")
 
 
 def make_tables(config, results, folder):
-    """Write all tables; returns those that a reader should see, Dice first."""
-    from evaluation.tables import TITLES, difference_table, score_table, write_table
+    """Write all tables; returns those that a reader should see, the paper's numbers and the Dice first."""
+    from evaluation.agreement import bland_altman_table
+    from evaluation.expected import expected_table, read_expected
+    from evaluation.savings import savings_table
+    from evaluation.tables import TITLES, difference_table, duration_table, score_table, write_table
 
     note, inits = simulated_note(config), config.finetuning.inits
     known = [metric for metric in TITLES if results[metric].notna().any()]
     tolerance = {"surface_dice": f"{note} Tolerance {config.evaluation.surface_tolerance_mm:g} mm.".strip()}
-    tables = [score_table(results, metric, inits, tolerance.get(metric, note)) for metric in known]
-    differences = difference_table(results, inits, note)
-    if differences:
-        tables.insert(1, differences)
+    paper = expected_table(results, read_expected(config.paper), note) if config.paper else None
+    dice, *others = [score_table(results, metric, inits, tolerance.get(metric, note)) for metric in known]
+    tables = [
+        paper,
+        dice,
+        difference_table(results, inits, note),
+        savings_table(results, inits, note),
+        difference_table(results, inits, note, by_label=True),
+        *others,
+        bland_altman_table(results, inits, note),
+        duration_table(results, inits, note),
+    ]
+    tables = [table for table in tables if table]
     for table in tables:
         write_table(table, folder)
     results.assign(folder=[str(f.relative_to(config.work_dir)) for f in results["folder"]]).to_csv(
@@ -57,52 +72,109 @@ def make_tables(config, results, folder):
 
 def make_figures(config, results, folder):
     """Draw all figures; returns them for the page, and notes on those that could not be drawn."""
-    from evaluation.figures import all_labels, dice_against_n, save_figure
+    overlays, notes = draw_overlay_figures(config, results, folder)
+    figures = [
+        *draw_dice_figures(config, results, folder),
+        *draw_agreement_figures(config, results, folder),
+        *overlays,
+        *draw_training_curves(config, folder),
+    ]
+    if not config.data.voxel_size_known:
+        notes = [*notes, "The voxel size is not known: no distances in mm, no volumes in mL, no Bland-Altman plots."]
+    return figures, notes
+
+
+def draw_dice_figures(config, results, folder):
+    """Dice against N, over labels and by label, and violins by label at the largest N."""
+    from evaluation.agreement_figures import VIOLINS_SHOW, dice_violins
+    from evaluation.comparisons import compare_inits
+    from evaluation.figures import DICE_SHOWS, all_labels, dice_against_n, save_figure
     from evaluation.report import ReportFigure
     from evaluation.results import MEAN, per_subject
 
-    note, inits = simulated_note(config), config.finetuning.inits
-    values = per_subject(results)
-    caption = (
-        "Small points: single test subjects, repeats averaged. Lines: means over subjects; bars (and bands): 95 % "
-        "confidence interval of the mean (t distribution)."
-    )
-    labels = all_labels(values)
+    note, inits, values = simulated_note(config), config.finetuning.inits, per_subject(results)
+    labels, available = all_labels(values), results["annotated_available"].min()
     panels = {"dice_against_n": [MEAN], "dice_by_label": labels} if len(labels) > 1 else {"dice_against_n": labels}
-    figures = [
-        ReportFigure(title, caption, save_figure(dice_against_n(values, shown, inits, note), folder, name))
-        for (name, shown), title in zip(panels.items(), ("Dice against annotated subjects", "By label"), strict=False)
-    ]
-    overlays, notes = draw_overlay_figures(config, results, folder)
-    return figures + overlays + draw_training_curves(config, folder), notes
+    titles = {"dice_against_n": "Dice against annotated subjects", "dice_by_label": "Dice by label"}
+    drawn = []
+    for name, shown in panels.items():
+        png = save_figure(dice_against_n(values, shown, inits, note, available), folder, name)
+        drawn.append(ReportFigure(titles[name], DICE_SHOWS, (png,)))
+    differences = compare_inits(results, inits, by_label=True)
+    violins = save_figure(dice_violins(values, labels, inits, differences, note), folder, "dice_violins")
+    family = f"Bonferroni over the {len(differences)} comparisons of all contrasts, initialisations, N and labels."
+    return [*drawn, ReportFigure("Dice of the test subjects at the largest N", f"{VIOLINS_SHOW} {family}", (violins,))]
+
+
+def draw_agreement_figures(config, results, folder):
+    """Bland-Altman plots of the volumes, one per label; none where there are no volumes."""
+    from evaluation.agreement import volumes
+    from evaluation.agreement_figures import AGREEMENT_SHOWS, bland_altman_plots
+    from evaluation.figures import save_figure
+    from evaluation.report import ReportFigure
+
+    both, note, inits = volumes(results), simulated_note(config), config.finetuning.inits
+    plots = {label: bland_altman_plots(both, label, inits, note) for label in dict.fromkeys(both["label"])}
+    pngs = [save_figure(plot, folder, f"bland_altman_{label}") for label, plot in plots.items() if plot]
+    return [ReportFigure("Agreement of volumes", AGREEMENT_SHOWS, tuple(pngs))] if pngs else []
 
 
 def draw_overlay_figures(config, results, folder):
     """Overlays at the smallest and the largest N of each input set, and notes on those that are not possible."""
-    from data.layouts import find_subjects
     from evaluation.figures import save_figure
     from evaluation.overlays import RULE, draw_overlays, read_pictures
     from evaluation.report import ReportFigure
     from evaluation.results import in_grid_order, per_subject
 
-    data, figures, notes = config.plain()["data"], [], []
-    keys = {"contrasts": data["contrasts"], "labels": data["labels"], "ignored": data["ignored_label_values"]}
+    pngs, notes = [], []
     for contrasts, at_contrasts in results.groupby("contrasts"):
-        shown = config.finetuning.contrasts.get(contrasts, list(data["contrasts"]))[0]
         for n in sorted({at_contrasts["n_annotated"].min(), at_contrasts["n_annotated"].max()}):
             cells = at_contrasts[at_contrasts["n_annotated"] == n]
             inits = in_grid_order(set(cells["init"]), config.finetuning.inits)
             try:
-                files = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
+                files, shown, keys = scans_of(config, contrasts)
                 pictures = read_pictures(cells, per_subject(cells), files, inits, shown, **keys)
             except InputError as error:
                 notes.append(f"No overlay of {contrasts} at N = {n}: {error.lines[0]}")
                 continue
             title = f"{simulated_note(config)} {contrasts} (image: {shown}), N = {n} annotated subjects".strip()
-            figure = draw_overlays(pictures, list(data["labels"]), title)
-            png = save_figure(figure, folder, f"overlay_{contrasts}_n{n:02d}")
-            figures.append(ReportFigure(f"Median and worst test subject, {contrasts}, N = {n}", RULE, png))
-    return figures, notes
+            figure = draw_overlays(pictures, list(config.data.labels), title)
+            pngs.append(save_figure(figure, folder, f"overlay_{contrasts}_n{n:02d}"))
+    return [ReportFigure("Median and worst test subject", RULE, tuple(pngs))] if pngs else [], notes
+
+
+def make_galleries(config, results):
+    """Draw small pictures of all test subjects at the largest limited N of each input set; returns them and notes."""
+    from evaluation.report import Gallery
+    from evaluation.results import in_grid_order, per_subject
+    from evaluation.thumbnails import BUDGET_BYTES, draw_thumbnails
+
+    galleries, notes = [], []
+    for contrasts, cells in results.groupby("contrasts"):
+        limited = cells[~(cells["n_annotated"] >= cells["annotated_available"].min())]
+        n = (limited if len(limited) else cells)["n_annotated"].max()
+        cells = cells[cells["n_annotated"] == n]
+        inits, budget = in_grid_order(set(cells["init"]), config.finetuning.inits), BUDGET_BYTES
+        try:
+            files, shown, keys = scans_of(config, contrasts)
+        except InputError as error:
+            notes.append(f"No pictures of the test subjects of {contrasts}: {error.lines[0]}")
+            continue
+        budget //= results["contrasts"].nunique()
+        subjects, skipped = draw_thumbnails(cells, per_subject(cells), files, inits, shown, budget=budget, **keys)
+        galleries.append(Gallery(f"{contrasts} (image: {shown}), N = {n} annotated subjects", subjects))
+        notes += [f"{contrasts}, N = {n}: {line}" for line in skipped]
+    return galleries, notes
+
+
+def scans_of(config, contrasts):
+    """Find the scans behind an input set: files by subject, the contrast to show, and how to read them."""
+    from data.layouts import find_subjects
+
+    data = config.plain()["data"]
+    shown = config.finetuning.contrasts.get(contrasts, list(data["contrasts"]))[0]
+    keys = {"contrasts": data["contrasts"], "labels": data["labels"], "ignored": data["ignored_label_values"]}
+    return find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"]), shown, keys
 
 
 def draw_training_curves(config, folder):
@@ -127,44 +199,46 @@ def draw_training_curves(config, folder):
         "representations on the validation slices: spread (0: collapsed), anchors without positive or negative, "
         "alignment and uniformity."
     )
-    return [ReportFigure("Pretraining", caption, png)]
+    return [ReportFigure("Pretraining", caption, (png,))]
 
 
-def write_page(config, results, tables, figures, notes, path):
+def write_page(config, results, tables, figures, galleries, notes, path):
     """Write the HTML page."""
     import yaml
 
-    from evaluation.report import collect_runs, subject_grid, write_report
+    from evaluation.overlays import label_colour
+    from evaluation.report import Report, collect_runs, subject_grid, write_report
     from evaluation.results import per_subject
-    from evaluation.tables import describe_savings
+    from evaluation.thumbnails import RULE
 
-    missing, runs = grid_gaps(config, results), collect_runs(config.work_dir)
-    if not config.data.voxel_size_known:
-        notes = [*notes, "The voxel size is not known: no distances in mm, no volumes in mL."]
-    for line in [*missing, *notes]:
+    for line in notes:
         log.warning("%s", line)
-    values, inits = per_subject(results), config.finetuning.inits
-    write_report(
-        path,
+    runs = collect_runs(config.work_dir)
+    facts = {
+        "Test subjects": results["subject"].nunique(),
+        "Runs": results["folder"].nunique(),
+        "Folds": results["split"].nunique() if results["split"].any() else "none",
+        "Dice scores": f"{len(results)}, {results['dice'].isna().sum()} NaN",
+        "Seed": ", ".join(map(str, runs["seeds"])) or config.seed,
+        "Software": "; ".join(runs["software"]) or "not recorded",
+        "Device": ", ".join(runs["devices"]) or "not recorded",
+        "Hours in all": f"{runs['hours']:.2f}",
+    }
+    report = Report(
         title=config.name,
         is_simulated=config.data.simulated,
-        facts={
-            "Test subjects": results["subject"].nunique(),
-            "Runs": results["folder"].nunique(),
-            "Folds": results["split"].nunique() if results["split"].any() else "none",
-            "Dice scores": len(results),
-            "of these NaN": int(results["dice"].isna().sum()),
-            "Device": ", ".join(runs["devices"]) or "not recorded",
-            "Hours in all": f"{runs['hours']:.2f}",
-        },
-        notes=missing + notes,
+        facts=facts,
+        notes=notes,
         tables=tables,
-        savings=describe_savings(results, inits),
         figures=figures,
-        subjects=subject_grid(values, inits),
+        subjects=subject_grid(per_subject(results), config.finetuning.inits),
+        galleries=galleries,
+        gallery_rule=RULE,
+        label_colours={label: label_colour(index) for index, label in enumerate(config.data.labels)},
         runs=runs,
         config_text=yaml.safe_dump(config.plain(), sort_keys=False),
     )
+    write_report(path, report)
 
 
 def grid_gaps(config, results):

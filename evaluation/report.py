@@ -3,7 +3,10 @@
 import base64
 import dataclasses
 import datetime
+import io
 import json
+import os
+import urllib.parse
 from pathlib import Path
 
 from evaluation.results import CELL, MEAN, in_grid_order
@@ -11,43 +14,89 @@ from utils.runs import atomic_path, read_json
 
 TEMPLATE = "report.html.jinja"
 PAGE_SCALE = 0.68  # CSS pixels per pixel of a figure
+JPEG_QUALITY = 90
+LONGEST_OPEN = 40  # rows; longer tables are folded until a reader opens them
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportFigure:
-    """A figure on the page: its title, what it shows, and its PNG file."""
+    """One or more pictures on the page with a title and a caption in common.
+
+    Attributes:
+        title: Heading; also the text for readers who do not see the pictures.
+        caption: What they show.
+        pngs: PNG files.
+    """
 
     title: str
     caption: str
-    png: Path
+    pngs: tuple[Path, ...]
 
     @property
-    def data(self):
-        """The PNG as text, so that the page needs no other file."""
-        return base64.b64encode(self.png.read_bytes()).decode("ascii")
-
-    @property
-    def width(self):
-        """Width on the page in CSS pixels: the same scale, and so the same size of text, for every figure."""
-        pixels = int.from_bytes(self.png.read_bytes()[16:20], "big")  # where a PNG keeps its width
-        return round(PAGE_SCALE * pixels)
+    def images(self):
+        """`(kind, content, width in CSS pixels)` of each: the same scale, so the same size of text, everywhere."""
+        for png in self.pngs:
+            content = png.read_bytes()
+            width = int.from_bytes(content[16:20], "big")  # where a PNG keeps it
+            yield *min(("png", content), ("jpeg", _as_jpeg(content)), key=lambda one: len(one[1])), PAGE_SCALE * width
 
 
-def write_report(path, *, title, is_simulated, facts, notes, tables, savings, figures, subjects, runs, config_text):
-    """Write the page.
+def _as_jpeg(png):
+    """Convert a picture; those of scans become far smaller, which keeps the page quick to open."""
+    from PIL import Image
 
-    Args:
-        path: HTML file to write.
+    file = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return file.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Small pictures of the test subjects: a title, and subject -> list of `thumbnails.Thumbnail`."""
+
+    title: str
+    subjects: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What stands on the page.
+
+    Attributes:
         title: Name of the dataset.
         is_simulated: Whether the scans are simulated; the page then says so at the top.
         facts: Mapping of a short name to a value, shown as the first lines.
         notes: What is missing or needs care, one sentence each.
         tables: List of `tables.Table`.
-        savings: Sentences on annotation saved.
         figures: List of `ReportFigure`.
         subjects: From `subject_grid`.
+        galleries: List of `Gallery`.
+        gallery_rule: How their subjects, slices and colours were chosen.
+        label_colours: Mapping of label to colour in the galleries.
         runs: From `collect_runs`.
         config_text: The config as YAML.
+    """
+
+    title: str
+    is_simulated: bool
+    facts: dict
+    notes: list
+    tables: list
+    figures: list
+    subjects: dict
+    galleries: list
+    gallery_rule: str
+    label_colours: dict
+    runs: dict
+    config_text: str
+
+
+def write_report(path, report):
+    """Write the page: one file that needs no other and asks the network for nothing.
+
+    Args:
+        path: HTML file to write; links to the folders of runs are relative to it.
+        report: A `Report`.
     """
     import jinja2
 
@@ -58,17 +107,11 @@ def write_report(path, *, title, is_simulated, facts, notes, tables, savings, fi
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["href"] = lambda folder: urllib.parse.quote(os.path.relpath(folder, path.parent))
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
     page = environment.get_template(TEMPLATE).render(
-        title=title,
-        is_simulated=is_simulated,
-        facts=facts,
-        notes=notes,
-        tables=tables,
-        savings=savings,
-        figures=figures,
-        subjects=subjects,
-        runs=runs,
-        config_text=config_text,
+        {field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
+        longest_open=LONGEST_OPEN,
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     with atomic_path(path) as temporary:
@@ -103,14 +146,14 @@ def collect_runs(work_dir):
     Returns:
         Dictionary with `commands`, a list of `{"command", "runs", "hours", "unfinished"}` in the order of their first
         start; `environments`, a list of `{"runs", "scripts", "text"}`, each distinct set of versions and device once;
-        `devices` and `hours`.
+        `records`, a list of `{"folder", "name", "started", "minutes", "device", "seed", "commit"}`, one per run; sorted
+        lists of the distinct `devices`, `seeds` and `software`; and `hours`.
     """
     records = []
     for file in sorted(work_dir.rglob("environment.json")):
         command = file.with_name("command.txt")
-        records.append(
-            read_json(file) | {"command": command.read_text().strip() if command.exists() else "not recorded"}
-        )
+        text = command.read_text().strip() if command.exists() else "not recorded"
+        records.append(read_json(file) | {"command": text, "folder": file.parent})
     commands, environments = {}, {}
     for record in sorted(records, key=lambda record: record.get("started", "")):
         entry = commands.setdefault(record["command"], {"runs": 0, "hours": 0.0, "unfinished": 0})
@@ -127,9 +170,33 @@ def collect_runs(work_dir):
             {"text": text, "runs": len(made), "scripts": sorted({_script_of(command) for command in made})}
             for text, made in environments.items()
         ],
+        "records": [_row_of(record, work_dir) for record in records],
         "devices": sorted({record["device"] for record in records if record.get("device")}),
+        "seeds": sorted({record["seed"] for record in records if "seed" in record}),
+        "software": sorted({_software_of(record) for record in records if record.get("backend")}),
         "hours": sum(entry["hours"] for entry in commands.values()),
     }
+
+
+def _row_of(record, work_dir):
+    """Render one run record as a row of the page."""
+    git, duration = record.get("git") or {}, record.get("duration_s")
+    commit = git["commit"][:9] + (" (with changes)" if git.get("dirty") else "") if "commit" in git else "-"
+    return {
+        "folder": record["folder"],
+        "name": record["folder"].relative_to(work_dir).as_posix(),
+        "started": record.get("started", "-"),
+        "minutes": None if duration is None else duration / 60,
+        "device": record.get("device") or "-",
+        "seed": record.get("seed", "-"),
+        "commit": commit,
+    }
+
+
+def _software_of(record):
+    versions = record.get("packages", {})
+    names = ("keras", record["backend"])
+    return ", ".join(f"{name} {versions[name]}" if name in versions else name for name in names)
 
 
 def _script_of(command):

@@ -1,5 +1,6 @@
 """Step 5 on a generated work dir: tables, figures, page, and what happens when things are missing."""
 
+import html.parser
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 
 import reproduce_tables
 from evaluation.metrics import score_subject
+from evaluation.results import collect_results
 from utils.checks import InputError
 from utils.config import load_config
 
@@ -41,11 +43,12 @@ def make_dataset(root):
     return classes
 
 
-def make_config(folder, **data):
+def make_config(folder, paper=None, **data):
     stage = {"method": "constrained", "training": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3}}
     content = {
         "name": "tiny_renal",
         "seed": 1,
+        "paper": paper,
         "work_dir": str(folder / "work"),
         "data": {
             "root": str(folder / "scans"),
@@ -81,6 +84,7 @@ def write_cell(config, classes, init, n, repeat, subjects=TEST, fold=""):
         scores = score_subject(prediction, classes[subject], (2.0, 2.0, 6.0), list(LABELS), 2.0)
         rows += [{"subject": subject} | row for row in scores]
     metrics = {"config_hash": config.hash_of_cell("t2", init), "seed": 1, "contrasts": "t2", "init": init}
+    metrics |= {"duration_s": 36.0, "compile_s": 9.0, "annotated_available": 5}
     metrics |= {"n_annotated": n, "repeat": repeat, "train_subjects": SUBJECTS[5:6], "per_subject": rows}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "environment.json").write_text(json.dumps({"backend": "tensorflow", "device": "cpu", "duration_s": 36.0}))
@@ -93,11 +97,10 @@ def dataset(tmp_path_factory):
     return folder, make_dataset(folder / "scans")
 
 
-@pytest.fixture
-def work(dataset, tmp_path):
-    """A config and a complete work dir of its own for one test."""
+def make_work(dataset, tmp_path, **data):
+    """Write a config and a complete work dir of its own."""
     folder, classes = dataset
-    path = make_config(tmp_path, root=str(folder / "scans"))
+    path = make_config(tmp_path, root=str(folder / "scans"), **data)
     config = load_config(path)
     for init, n in ERROR_RATE:
         for repeat in range(2):
@@ -108,44 +111,80 @@ def work(dataset, tmp_path):
     return path, config
 
 
+@pytest.fixture
+def work(dataset, tmp_path):
+    """A config and a work dir that one test may change."""
+    return make_work(dataset, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def report(dataset, tmp_path_factory):
+    """The report of a complete work dir, made once from the shell; not to be changed."""
+    path, config = make_work(dataset, tmp_path_factory.mktemp("report"), paper="renal_ismrm2024")
+    done = run(path)
+    assert done.returncode == 0, done.stderr
+    return config.work_dir / "report", done.stdout
+
+
 def run(path, *more):
     return subprocess.run(
         [sys.executable, "reproduce_tables.py", "--config", str(path), *more], capture_output=True, text=True
     )
 
 
-def test_a_complete_grid_from_the_shell(work):
-    path, config = work
-    done = run(path)
-    assert done.returncode == 0, done.stderr
-    report = config.work_dir / "report"
-    assert str(report / "index.html") in done.stdout.splitlines()[-1]
-    assert "±" in done.stdout and "95 % CI" in done.stdout
-    names = {"dice", "dice_differences", "hd95_mm", "surface_dice"}
+def test_a_complete_grid_from_the_shell(report):
+    report, output = report
+    assert str(report / "index.html") in output.splitlines()[-1]
+    assert "±" in output and "95 % CI" in output
+    names = {"dice", "dice_differences", "dice_differences_by_label", "hd95_mm", "surface_dice", "volume_error_ml"}
+    names |= {"annotation_saved", "bland_altman", "durations", "paper"}
     assert {file.name for file in (report / "tables").iterdir()} == {
         f"{name}.{suffix}" for name in names for suffix in ("csv", "md", "tex")
     } | {"scores.csv"}
-    figures = {"dice_against_n", "dice_by_label", "overlay_t2_n02", "overlay_t2_n04", "pretraining_curves"}
+    figures = {"dice_against_n", "dice_by_label", "dice_violins", "bland_altman_liver", "bland_altman_kidneys"}
+    figures |= {"overlay_t2_n02", "overlay_t2_n04", "pretraining_curves"}
     assert {file.name for file in (report / "figures").iterdir()} == {
         f"{name}.{suffix}" for name in figures for suffix in ("png", "pdf")
     }
     page = (report / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == len(figures)
+    thumbnails = len(TEST) * 2  # inits, at the largest limited N
+    assert len(re.findall("data:image/(?:png|jpeg);base64,", page)) == len(figures) + thumbnails
+    assert "t2 (image: t2), N = 4 annotated subjects: 5 subjects" in page
     assert "--config tiny &amp; more" in page
     assert 'class="notes"' not in page and "Simulated scans" not in page
 
 
-def test_the_page_asks_the_network_for_nothing(work):
-    path, config = work
-    reproduce_tables.main(["--config", str(path)])
-    page = (config.work_dir / "report" / "index.html").read_text()
-    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)|url\(|@import|<script|<link", page)
+class References(html.parser.HTMLParser):
+    """What a page refers to: attributes that can load or lead somewhere, and the text of its styles."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.anchors, self.code, self._inside = [], set(), "", ""
+
+    def handle_starttag(self, tag, attributes):
+        self._inside = tag
+        self.anchors.add(dict(attributes).get("id"))
+        loading = ("src", "href", "srcset", "data", "action", "poster", "background")
+        self.found += [value for name, value in attributes if name in loading]
+
+    def handle_data(self, text):
+        self.code += text if self._inside in ("style", "script") else ""
 
 
-def test_the_tables_hold_the_right_numbers(work):
-    path, config = work
-    reproduce_tables.main(["--config", str(path)])
-    tables = config.work_dir / "report" / "tables"
+def test_the_page_needs_no_other_file_and_its_links_lead_to_the_runs(report):
+    report, _ = report
+    page = References()
+    page.feed((report / "index.html").read_text())
+    assert not re.search(r"url\(|@import|https?:|fetch|XMLHttpRequest|import\s*\(", page.code)
+    links = {reference for reference in page.found if not reference.startswith("data:")}
+    assert {link[1:] for link in links if link.startswith("#")} <= page.anchors
+    folders = {(report / link).resolve() for link in links if not link.startswith("#")}
+    assert all((folder / "environment.json").exists() for folder in folders)
+    assert len(folders) == 8 + 1  # runs and the report
+
+
+def test_the_tables_hold_the_right_numbers(report):
+    tables = report[0] / "tables"
     scores = pandas.read_csv(tables / "scores.csv")
     dice = pandas.read_csv(tables / "dice.csv").set_index(["init", "n_annotated", "label"])
     by_hand = []
@@ -160,40 +199,73 @@ def test_the_tables_hold_the_right_numbers(work):
     assert (differences["mean_difference"] > 0).all() and (differences["comparisons"] == 2).all()
 
 
-def test_missing_cells_and_predictions_are_named_and_the_rest_is_reported(work, caplog):
-    path, config = work
+def test_missing_cells_and_predictions_are_named_and_the_rest_is_shown(work, tmp_path):
+    _, config = work
     cells = config.work_dir / "finetuning" / "t2"
     (cells / "constrained" / "n04" / "r1" / "metrics.json").unlink()
     for file in (cells / "random" / "n02" / "r0" / "predictions").iterdir():
         file.unlink()
-    assert reproduce_tables.main(["--config", str(path)]) is None
-    page = (config.work_dir / "report" / "index.html").read_text()
-    assert "Missing: t2/constrained/n04: 1 of 2 runs" in page
-    assert "No overlay of t2 at N = 2" in page and "not readable" in page
-    assert (config.work_dir / "report" / "figures" / "overlay_t2_n04.png").exists()
+    results = collect_results(config.work_dir)
+    assert reproduce_tables.grid_gaps(config, results) == [
+        "Missing: t2/constrained/n04: 1 of 2 runs; run finetune_segmentation.py"
+    ]
+    (figure,), notes = reproduce_tables.draw_overlay_figures(config, results, tmp_path)
+    assert [png.name for png in figure.pngs] == ["overlay_t2_n04.png"]
+    assert len(notes) == 1 and "No overlay of t2 at N = 2" in notes[0] and "not readable" in notes[0]
+    (gallery,), notes = reproduce_tables.make_galleries(config, results)
+    assert not notes and {len(thumbnails) for thumbnails in gallery.subjects.values()} == {2}
+    assert sorted(gallery.subjects) == TEST
+
+
+def test_thumbnails_are_of_the_largest_limited_n(work):
+    _, config = work
+    results = collect_results(config.work_dir)
+    for available, n in ((4, 2), (5, 4), (2, 4), (None, 4)):
+        (gallery,), _ = reproduce_tables.make_galleries(config, results.assign(annotated_available=available or np.nan))
+        assert f"N = {n} annotated" in gallery.title
 
 
 def test_cells_of_another_config_are_pointed_out(work):
     path, config = work
-    reproduce_tables.main(["--config", str(path), "--set", "evaluation.surface_tolerance_mm=5"])
-    page = (config.work_dir / "report" / "index.html").read_text()
-    assert page.count("was made with another config than this one") == 4
+    other = load_config(path, overrides=["evaluation.surface_tolerance_mm=5"])
+    gaps = reproduce_tables.grid_gaps(other, collect_results(config.work_dir))
+    assert len(gaps) == 4 and all("was made with another config than this one" in gap for gap in gaps)
 
 
-def test_without_scans_there_are_tables_but_no_overlays(work):
-    path, config = work
-    reproduce_tables.main(["--config", str(path), "--set", "data.root=/nowhere"])
-    page = (config.work_dir / "report" / "index.html").read_text()
-    assert "No overlay of t2 at N = 2" in page and "is not a folder" in page
+def test_without_scans_there_are_tables_but_no_pictures(work, tmp_path):
+    path, _ = work
+    config = load_config(path, overrides=["data.root=/nowhere"])
+    results = collect_results(config.work_dir)
+    figures, notes = reproduce_tables.draw_overlay_figures(config, results, tmp_path)
+    galleries, more = reproduce_tables.make_galleries(config, results)
+    assert not figures and not galleries
+    assert "No overlay of t2 at N = 2" in notes[0] and "is not a folder" in notes[0]
+    assert "No pictures of the test subjects of t2: data.root" in more[0]
 
 
-def test_simulated_scans_are_called_simulated_everywhere(work):
-    path, config = work
-    reproduce_tables.main(["--config", str(path), "--set", "data.simulated=true"])
-    report = config.work_dir / "report"
-    assert "Simulated scans." in (report / "index.html").read_text()
-    for name in ("dice", "dice_differences"):
-        assert "Simulated scans." in (report / "tables" / f"{name}.md").read_text()
+def test_simulated_scans_are_called_simulated_everywhere(work, tmp_path):
+    path, _ = work
+    config = load_config(path, overrides=["data.simulated=true"])
+    results = collect_results(config.work_dir)
+    tables = reproduce_tables.make_tables(config, results, tmp_path / "tables")
+    reproduce_tables.write_page(config, results, tables, [], [], [], tmp_path / "index.html")
+    assert 'class="simulated"' in (tmp_path / "index.html").read_text()
+    for table in tables:
+        assert "Simulated scans." in (tmp_path / "tables" / f"{table.name}.md").read_text()
+
+
+def test_without_a_voxel_size_there_are_no_volumes(work, tmp_path, monkeypatch):
+    path, _ = work
+    config = load_config(path, overrides=["data.voxel_size_known=false"])
+    results = collect_results(config.work_dir)
+    results[["hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference", "volume_error_ml"]] = np.nan
+    names = {table.name for table in reproduce_tables.make_tables(config, results, tmp_path)}
+    assert names == {"dice", "dice_differences", "dice_differences_by_label", "annotation_saved", "durations"}
+    for other in ("draw_dice_figures", "draw_training_curves"):
+        monkeypatch.setattr(reproduce_tables, other, lambda *_: [])
+    monkeypatch.setattr(reproduce_tables, "draw_overlay_figures", lambda *_: ([], []))
+    figures, (note,) = reproduce_tables.make_figures(config, results, tmp_path)
+    assert not figures and "no Bland-Altman plots" in note
 
 
 def test_cross_validation_pools_the_folds(dataset, tmp_path):
@@ -204,10 +276,11 @@ def test_cross_validation_pools_the_folds(dataset, tmp_path):
         for repeat in range(2):
             write_cell(config, classes, init, n, repeat, TEST[:3], "fold0")
             write_cell(config, classes, init, n, repeat, TEST[3:], "fold1")
-    reproduce_tables.main(["--config", str(path)])
-    dice = pandas.read_csv(config.work_dir / "report" / "tables" / "dice.csv")
+    results = collect_results(config.work_dir)
+    reproduce_tables.make_tables(config, results, tmp_path)
+    dice = pandas.read_csv(tmp_path / "dice.csv")
     assert (dice["subjects"] == 5).all() and (dice["repeats"] == 2).all()
-    assert 'class="notes"' not in (config.work_dir / "report" / "index.html").read_text()
+    assert not reproduce_tables.grid_gaps(config, results)
 
 
 def test_an_empty_work_dir_says_what_to_run(dataset, tmp_path):
