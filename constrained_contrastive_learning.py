@@ -164,9 +164,9 @@ def train(config, stage, stores, contrasts, **run):
     from training import pretraining
 
     parts = [stores[part] for part in ("train", "val")]
-    copies = contrasts if config.pretraining.contrasts_as == "samples" else [None]
+    is_one_by_one = config.pretraining.contrasts_as == "samples"
     images = [store.images(contrasts) for store in parts]
-    if copies is contrasts:
+    if is_one_by_one:
         images = [one_by_one(channels) for channels in images]
     settings = stage.model_dump(exclude={"method", "warm_start", "space"}) | {"filters": config.network.filters} | run
     if stage.method == "regression":
@@ -174,9 +174,9 @@ def train(config, stage, stores, contrasts, **run):
     if stage.method == "local":
         return pretraining.pretrain_local(*images, **settings)
     if stage.method == "global":
-        places = [places_of(store, copies) for store in parts]
+        places = [places_of(store, contrasts if is_one_by_one else [""]) for store in parts]
         return pretraining.pretrain_global(*images, places=places[0], validation_places=places[1], **settings)
-    maps = [repeated(store.constraint_maps(space=stage.space), len(copies)) for store in parts]
+    maps = [store.constraint_maps(space=stage.space) for store in parts]
     names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")
     loss = {name: settings.pop(name) for name in names}
     return pretraining.pretrain_constrained(images[0], maps[0], images[1], maps[1], loss_settings=loss, **settings)
@@ -189,20 +189,13 @@ def one_by_one(images):
     return np.moveaxis(images, -1, 0).reshape(-1, *images.shape[1:-1], 1)
 
 
-def repeated(maps, copies):
-    """Repeat maps `(N, H, W)` for the samples of `one_by_one`."""
-    import numpy as np
-
-    return maps if copies == 1 else np.concatenate([maps] * copies)
-
-
-def places_of(store, copies):
-    """Volume and slice number of each sample; every contrast that is shown by itself makes a volume of its own."""
+def places_of(store, contrasts):
+    """Volume and slice number of each sample; each contrast that is shown by itself makes a volume of its own."""
     import numpy as np
 
     subjects = np.array(store.subjects)[store.subject_index]
-    volumes = [subjects if contrast is None else np.char.add(subjects, f", {contrast}") for contrast in copies]
-    return np.concatenate(volumes), np.tile(store.slice_index, len(copies))
+    volumes = [np.char.add(subjects, f", {contrast}" if contrast else "") for contrast in contrasts]
+    return np.concatenate(volumes), np.tile(store.slice_index, len(contrasts))
 
 
 if __name__ == "__main__":

@@ -200,7 +200,8 @@ def pretrain_constrained(
 
     Args:
         images: Training images, in [0, 1].
-        constraint_maps: Their classes, 0 background, `(N, H, W[, D])`.
+        constraint_maps: Their classes, 0 background, `(N, H, W[, D])`. Where C contrasts are shown one by one there
+            are C N images, contrast after contrast, and each map belongs to C of them.
         validation_images: Validation images.
         validation_maps: Their classes; anchors on them are drawn once.
         filters: Filters per level.
@@ -220,7 +221,7 @@ def pretrain_constrained(
     network, factor = _decoder(images, filters, decoder_levels, features, patch_size=patch_size, seed=seed)
     sets, draws = [], []
     for pictures, maps in ((images, constraint_maps), (validation_images, validation_maps)):
-        classes = assign_patch_classes(maps, patch_size * factor)
+        classes = np.tile(assign_patch_classes(maps, patch_size * factor), (len(pictures) // len(maps), 1))
         useful = np.flatnonzero((classes > 0).sum(1) > 1)  # an image with one foreground patch compares nothing
         classes = classes[useful]
         compared = classes if background_patches else np.where(classes > 0, classes, -1)

@@ -12,7 +12,7 @@ from keras import ops
 import finetune_segmentation
 from losses.segmentation import dice_loss, focal_tversky_loss
 from models.weights import read_weights, save_weights
-from training import checkpoints
+from training import checkpoints, pretraining
 from training.finetuning import CompileClock, SegmentationTrainer
 from training.pretraining import pretrain_constrained, pretrain_global, pretrain_local, pretrain_regression
 from utils.checks import InputError
@@ -71,6 +71,23 @@ def test_constrained_pretraining_learns_and_logs_its_health(slices, tmp_path, de
     with open(tmp_path / "history.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12 and float(rows[3]["val_loss"]) == history[3]["val_loss"]
+
+
+def test_images_shown_one_by_one_share_the_map_of_their_slice(slices, tmp_path, monkeypatch):
+    images, maps = slices
+    maps = maps.copy()
+    maps[3] = 0  # nothing to compare: left out in every contrast
+    batches = []
+    monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: batches.extend(pair))
+    three = np.concatenate([images, images + 1, images + 2])
+    settings_of = {"patch_size": 4, "decoder_levels": None, "anchors_per_slice": 5, "loss_settings": LOSS}
+    pretrain_constrained(three, maps, three[16:], maps, **settings_of, training=settings(), folder=tmp_path, **RUN)
+    for part, copies in zip(batches, (3, 2), strict=True):
+        shown, classes = part.arrays["image"], part.arrays["patch_classes"]
+        assert len(shown) == len(classes) == copies * 15
+        for image, found in zip(shown, classes, strict=True):
+            [row] = [n for n in range(16) if np.ptp(image - images[n]) < 1e-3]
+            np.testing.assert_array_equal(found, maps[row, ::4, ::4].ravel())
 
 
 VIEWS = {"brightness": 0.05, "contrast": 0.05, "temperature": 0.1}
