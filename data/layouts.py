@@ -35,8 +35,9 @@ def find_subjects(root, contrasts, label=None, mask=None, left_out=None):
     """Find every subject below a folder.
 
     `{subject}` in a pattern stands for one path component or a part of it, and may occur several times
-    (`"{subject}/{subject}_flair.nii.gz"`); `*` matches anything within one component. A subject exists as soon as
-    one contrast or the label of it exists.
+    (`"{subject}/{subject}_flair.nii.gz"`); `*` matches anything within one component. Neither begins with a dot: such
+    files are hidden, as the ones that macOS leaves in archives. A subject exists as soon as one contrast or the label
+    of it exists.
 
     Args:
         root: Folder of the data set.
@@ -118,7 +119,8 @@ def _files_by_subject(root, pattern):
             matcher += "(?P=subject)" if known else r"(?P<subject>[^/.][^/]*)"
             known = True
         else:
-            matcher += "[^/]*" if part == "*" else re.escape(part)
+            is_first = not matcher or matcher.endswith("/")
+            matcher += (r"(?!\.)[^/]*" if is_first else "[^/]*") if part == "*" else re.escape(part)
     if not known:
         raise InputError(f"pattern '{pattern}' has no '{{subject}}'; write for instance '{{subject}}/flair.nii.gz'")
     paths = defaultdict(list)

@@ -1,8 +1,11 @@
 """Finding the files of every subject."""
 
+import nibabel
+import numpy as np
 import pytest
 
 from data.layouts import SubjectFiles, channel_names, file_of_channel, find_subjects
+from data.volumes import problems_of_subject, read_contrasts, read_label
 from utils.checks import InputError
 
 SERIES = {"t1": "{subject}/t1.nii.gz", "echoes": {"file": "{subject}/echoes.nii.gz", "volumes": 3}}
@@ -80,3 +83,69 @@ def test_channels_of_a_series():
         file_of_channel(SERIES, "echoes_4")
     with pytest.raises(InputError, match="'flair' is not in data.contrasts; known: t1, echoes_1"):
         file_of_channel(SERIES, "flair")
+
+
+SHAPE, AFFINE = (6, 5, 4), np.diag([-0.6, -0.6, 4.0, 1.0])
+
+
+def write(path, seed, volumes=0, values=None):
+    """Noise, or a label map of these values, beside the file that macOS leaves in an archive."""
+    generator, shape = np.random.default_rng(seed), (*SHAPE, volumes) if volumes else SHAPE
+    array = generator.uniform(1, 9, shape).astype("f4") if values is None else generator.choice(values, SHAPE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, AFFINE), path)
+    path.with_name(f"._{path.name}").write_bytes(b"Mac OS X resource fork")
+    return array
+
+
+def test_prostate_of_the_medical_segmentation_decathlon(tmp_path):
+    images = {name: write(tmp_path / f"imagesTr/{name}.nii.gz", 1, 2) for name in ("prostate_00", "prostate_01")}
+    images["prostate_03"] = write(tmp_path / "imagesTs/prostate_03.nii.gz", 2, 2)
+    labels = {
+        name: write(tmp_path / f"labelsTr/{name}.nii.gz", 3, values=np.uint8([0, 1, 2])) for name in list(images)[:2]
+    }
+    make_files(tmp_path, "dataset.json", "._dataset.json", "imagesTr/.DS_Store")
+    contrasts = {"mr": {"file": "images*/{subject}.nii.gz", "volumes": 2}}
+    names = {"peripheral_zone": [1], "central_gland": [2]}
+    found = find_subjects(tmp_path, contrasts, "labelsTr/{subject}.nii.gz")
+    assert list(found) == list(images)
+    assert [files.label is not None for files in found.values()] == [True, True, False]
+    for name, files in found.items():
+        assert problems_of_subject(files, contrasts, labels=names) == []
+        volume, affine = read_contrasts(files, ["mr_2", "mr_1"], contrasts)
+        np.testing.assert_array_equal(volume, images[name][..., ::-1])
+        np.testing.assert_allclose(affine, AFFINE, rtol=1e-6)
+        if files.label:
+            np.testing.assert_array_equal(read_label(files, names), labels[name])
+
+
+def test_brats_2021(tmp_path):
+    contrasts = {name: f"{{subject}}/{{subject}}_{name}.nii.gz" for name in ("flair", "t1", "t1ce", "t2")}
+    names = {"necrosis": [1], "oedema": [2], "enhancing": [4]}
+    for number, subject in enumerate(["BraTS2021_00000", "BraTS2021_00002"]):
+        scans = {name: write(tmp_path / subject / f"{subject}_{name}.nii.gz", number) for name in contrasts}
+        label = write(tmp_path / subject / f"{subject}_seg.nii.gz", number, values=np.int16([0, 1, 2, 4]))
+    found = find_subjects(tmp_path, contrasts, "{subject}/{subject}_seg.nii.gz")
+    assert list(found) == ["BraTS2021_00000", "BraTS2021_00002"]
+    files = found[subject]
+    assert problems_of_subject(files, contrasts, labels=names) == []
+    volume, _ = read_contrasts(files, list(contrasts), contrasts)
+    np.testing.assert_array_equal(volume, np.stack(list(scans.values()), -1))
+    np.testing.assert_array_equal(read_label(files, names), np.where(label == 4, 3, label))
+    [line] = problems_of_subject(files, contrasts, labels={"core": [1, 4]})
+    assert f"{subject}_seg.nii.gz' holds the values 2, which data.labels does not name" in line
+
+
+def test_five_contrasts_of_the_kidneys(tmp_path):
+    names = ["dixon", "t1_map", "t2_map", "bold", "diffusion"]
+    contrasts = {name: f"{{subject}}/*{name}.nii.gz" for name in names}
+    for number in (7, 12):
+        for place, name in enumerate(names):
+            write(tmp_path / f"sub-{number:02d}" / f"2023_{name}.nii.gz", place)
+    write(tmp_path / "sub-07" / "label.nii.gz", 3, values=np.uint8([0, 1, 2]))
+    found = find_subjects(tmp_path, contrasts, "{subject}/label.nii.gz")
+    assert [files.label is not None for files in found.values()] == [True, False]
+    assert read_contrasts(found["sub-12"], names, contrasts)[0].shape == (*SHAPE, 5)
+    (tmp_path / "sub-12" / "2023_bold.nii.gz").unlink()
+    with pytest.raises(InputError, match="sub-12: contrast 'bold' is missing: no file '.*sub-12/.bold.nii.gz'; add it"):
+        find_subjects(tmp_path, contrasts, "{subject}/label.nii.gz")
