@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 from evaluation.comparisons import BASELINE, cells_in_order, compare_inits
-from evaluation.results import CELL, MEAN, VOLUME_ERROR, in_grid_order, per_subject
-from evaluation.statistics import annotation_saved, mean_interval, stars
+from evaluation.results import CELL, MEAN, VOLUME_ERROR, per_subject
+from evaluation.statistics import mean_interval, stars
 from utils.runs import atomic_path
 
 TITLES = {
@@ -211,40 +211,6 @@ def duration_table(results, inits=(), note=""):
         "call share what is compiled, so the first pays for the others. -: not recorded."
     ).strip()
     return Table("durations", "Time per run", caption, numbers, pandas.DataFrame(text))
-
-
-def describe_savings(results, inits=(), baseline=BASELINE):
-    """Say how much annotation each init saves against the baseline at the baseline's largest N.
-
-    Args:
-        results: From `collect_results`.
-        inits: Initialisations in the order of the sentences.
-        baseline: The initialisation the others are compared with.
-
-    Returns:
-        List of sentences, one per contrasts and init.
-    """
-    values = per_subject(results)
-    values = values[values["label"] == MEAN]
-    curves = values.groupby(["contrasts", "init", "n_annotated"])["value"].mean()
-    sentences = []
-    for contrasts in dict.fromkeys(values["contrasts"]):
-        present = set(values.loc[values["contrasts"] == contrasts, "init"])
-        reference = curves[contrasts, baseline].to_dict() if baseline in present else {}
-        for init in in_grid_order(present - {baseline}, inits) if reference else ():
-            goal = max(reference)
-            curve = curves[contrasts, init].to_dict()
-            what = f"{contrasts}: {init} reaches the mean Dice of {baseline} at N = {goal} ({reference[goal]:.3f})"
-            sentences.append(f"{what} {_saving_in_words(annotation_saved(curve, reference, goal), curve, goal)}.")
-    return sentences
-
-
-def _saving_in_words(saved, curve, goal):
-    if saved is None:
-        return f"at no tested N (best {max(curve.values()):.3f})"
-    n = goal * (1 - saved)
-    at_least = "at most " if n <= min(curve) else ""
-    return f"with {at_least}N = {n:.1f} (annotation saved: {saved:.0%}; straight lines between tested N)"
 
 
 def write_table(table, folder):
