@@ -75,12 +75,12 @@ def fold_option(split):
     return f"--folds {split.removeprefix('fold').rstrip('/')}" if split else ""
 
 
-def last_files():
-    """What the last step that the config has makes."""
-    if DATASET.finetuning:
-        return f"{WORK}/report/index.html"
-    if STAGES:
-        return [weights(split, stage) for split, stage in itertools.product(SPLITS, STAGES)]
+def results():
+    """List what the config asks for; what is only a step on the way may be deleted afterwards."""
+    if DATASET.finetuning or STAGES:
+        made = [f"{WORK}/report/index.html"] if DATASET.finetuning else []
+        made += [f"{cell_folder(*cell)}/metrics.json" for cell in cells()]
+        return made + [weights(split, stage) for split, stage in itertools.product(SPLITS, STAGES)]
     if DATASET.slices:
         return [f"{WORK}/{split}h5/{store}.h5" for split, store in itertools.product(SPLITS, STORES)]
     return f"{WORK}/constraint_maps/command.txt"
@@ -118,7 +118,7 @@ localrules:
 
 rule all:
     input:
-        last_files(),
+        results(),
 
 
 if DATASET.constraint_maps:

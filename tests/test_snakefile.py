@@ -1,0 +1,173 @@
+"""The grid through Snakemake: what is made, what is made again after a change, and a small run from scans to tables."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from utils.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+SNAKEMAKE = ROOT / ".venv-grid" / "bin" / "snakemake"
+TABLE = ROOT / "configs" / "renal_table_simulated.yaml"
+
+
+def snakemake(folder, config, *words, profile=None, **values):
+    """Run Snakemake in a folder of its own, with the repository's default profile; `values` go to --config."""
+    assert SNAKEMAKE.exists(), "Snakemake is not installed; type: make install-grid"
+    command = [SNAKEMAKE, "--snakefile", ROOT / "Snakefile", "--directory", folder, "--cores", 2, *words]
+    command += ["--workflow-profile", ROOT / "profiles" / "default", *(["--profile", profile] if profile else [])]
+    command += ["--config", f"dataset={config}", *(f"{key}={value}" for key, value in values.items())]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=400, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def jobs_of(output):
+    """Return {rule: number of jobs} of a dry run."""
+    if "Nothing to be done" in output:
+        return {}
+    table = output.split("Job stats:")[1].split("total")[0]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if rule != "all"}
+
+
+def dry_run(folder, config, *words, **values):
+    code, output = snakemake(folder, config, "--dry-run", *words, **values)
+    assert code == 0, output
+    return jobs_of(output)
+
+
+def fabricate(config):
+    """Write the files that finished scripts leave behind, in the order in which they come; no step reads them here."""
+    work, made = config.work_dir, ["constraint_maps/command.txt"]
+    made += [f"h5/{name}.h5" for name in ("pretrain_train", "pretrain_val", "annotated")]
+    made += [f"pretraining/{stage}/weights.npz" for stage in config.pretraining.stages]
+    contents, grid = dict.fromkeys(made, ""), config.finetuning
+    for contrasts in grid.contrasts:
+        for init in grid.inits:
+            metrics = {"config_hash": config.hash_of_cell(contrasts, init), "seed": config.seed}
+            folders = [f"finetuning/{contrasts}/{init}/n{n:02d}/r{r}" for n in grid.subjects_n for r in range(2)]
+            contents |= {f"{folder}/metrics.json": json.dumps(metrics) for folder in folders}
+    contents["report/index.html"] = ""
+    for moment, (name, text) in enumerate(contents.items()):
+        path = work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (moment, moment))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The simulated table's config with two of its contrasts, and a work dir of its own."""
+    folder = tmp_path_factory.mktemp("grid")
+    plain = yaml.safe_load(TABLE.read_text()) | {"work_dir": str(folder / "work")}
+    plain["finetuning"]["contrasts"] = {name: [name] for name in ("t1w", "dwi")}
+    (folder / "table.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    return folder / "table.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(config):
+    """Finished work that Snakemake knows; it was made by the scripts themselves, and --touch showed it to Snakemake."""
+    fabricate(load_config(config))
+    assert dry_run(config.parent, config) == {}
+    code, output = snakemake(config.parent, config, "--touch", "--forceall")
+    assert code == 0, output
+    return config
+
+
+CELLS = {"cell": 24, "tables": 1}
+CHANGES = {
+    "finetuning.training.learning_rate=1e-4": CELLS,
+    "pretraining.stages.constrained.temperature=0.2": {"pretrain": 1, "cell": 12, "tables": 1},
+    "pretraining.stages.global.temperature=0.2": {"pretrain": 2, "cell": 12, "tables": 1},
+    "constraint_maps.clusters=5": {"maps": 1, "slices": 1, "pretrain": 2, **CELLS},
+    "finetuning.repeats=1": {"tables": 1},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_value_makes_again_what_depends_on_it_and_nothing_else(finished, change):
+    assert dry_run(finished.parent, finished, set=change) == CHANGES[change]
+
+
+def test_a_missing_cell_alone_is_made(finished):
+    work = load_config(finished).work_dir
+    (work / "finetuning/t1w/random/n02/r0/metrics.json").rename(work / "aside")
+    try:
+        assert dry_run(finished.parent, finished) == {"cell": 1, "tables": 1}
+    finally:
+        (work / "aside").rename(work / "finetuning/t1w/random/n02/r0/metrics.json")
+
+
+def test_results_of_another_config_are_not_taken_for_finished(config, tmp_path):
+    fabricate(load_config(config, work_dir=tmp_path / "work"))
+    values = {"work_dir": tmp_path / "work", "set": "finetuning.training.learning_rate=1e-4"}
+    code, output = snakemake(tmp_path, config, "--dry-run", **values)
+    assert code == 1 and "made with another config or seed, and not by Snakemake" in output
+
+
+def test_folds_stages_and_missing_steps(config, tmp_path):
+    plain = yaml.safe_load(config.read_text())
+    plain["data"]["splits"] = {"folds": 3, "validation": 2}
+    plain["finetuning"]["inits"] = ["random"]
+    del plain["constraint_maps"], plain["pretraining"]
+    (tmp_path / "folds.yaml").write_text(yaml.safe_dump(plain))
+    code, output = snakemake(tmp_path, tmp_path / "folds.yaml", "--dry-run", "--printshellcmds")
+    assert code == 0 and jobs_of(output) == {"slices": 1, "cell": 36, "tables": 1}
+    assert "--folds 2 --contrasts dwi --init random --subjects-n 8 --only-repeats 1" in output
+
+
+def test_mistakes_are_told_as_the_scripts_tell_them(config, tmp_path):
+    code, output = snakemake(tmp_path, config, "--dry-run", set="finetuning.repeat=1")
+    assert code == 1 and "did you mean 'repeats'?" in output
+
+
+def test_a_cluster_gets_gpus_for_training_and_time_for_every_job(config, tmp_path):
+    profile = ROOT / "profiles" / "slurm"
+    code, output = snakemake(tmp_path, config, "--dry-run", profile=profile, work_dir=tmp_path / "work")
+    assert code == 0, output
+    jobs = re.findall(r"^rule (\w+):\n.*?^    resources: (.*?)$", output, re.MULTILINE | re.DOTALL)
+    assert {rule for rule, resources in jobs if "gpu=1" in resources} == {"pretrain", "cell"}
+    times = {rule: int(re.search(r"runtime=(\d+)", resources)[1]) for rule, resources in jobs}
+    assert {rule: times[rule] for rule in ("maps", "pretrain", "cell")} == {"maps": 60, "pretrain": 1440, "cell": 240}
+
+
+def test_from_scans_to_tables(tmp_path):
+    """`make table-renal-simulated`, reduced: one contrast, one initialisation, one N, one repeat, two epochs."""
+    words = ["--subjects", 4, "--anatomy", "renal", "--seed", 3, "--shape", 48, 40, 6]
+    cohort = [sys.executable, ROOT / "simulate_cohort.py", "--out", tmp_path / "scans", *words]
+    subprocess.run(list(map(str, cohort)), check=True, capture_output=True, timeout=200)
+    changes = {
+        "data.root": tmp_path / "scans",
+        "constraint_maps.clusters": 5,
+        "slices.pixel_size": 8,
+        "network.filters": "[4,8]",
+        "pretraining.contrasts": "[t1w,dwi]",
+        "pretraining.stages.constrained.training.epochs": 2,
+        "finetuning.contrasts.t1w": "[t1w]",
+        "finetuning.inits": "[constrained]",
+        "finetuning.subjects_n": "[2]",
+        "finetuning.repeats": 1,
+        "finetuning.training.epochs": 2,
+        "finetuning.training.steps_per_epoch": 2,
+    }
+    plain = yaml.safe_load(TABLE.read_text())
+    plain["finetuning"]["contrasts"] = {}
+    plain["pretraining"]["stages"] = {
+        "constrained": plain["pretraining"]["stages"]["constrained"] | {"warm_start": None}
+    }
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(plain))
+    values = {"work_dir": tmp_path / "work", "set": " ".join(f"{key}={value}" for key, value in changes.items())}
+    code, output = snakemake(tmp_path, tmp_path / "table.yaml", **values)
+    assert code == 0, output
+    metrics = json.loads((tmp_path / "work/finetuning/t1w/constrained/n02/r0/metrics.json").read_text())
+    assert metrics["annotated_available"] == 2 and len(metrics["per_subject"]) == 2
+    assert 0 < metrics["compile_s"] < metrics["duration_s"]
+    assert "simulated" in (tmp_path / "work/report/index.html").read_text().lower()
+    assert dry_run(tmp_path, tmp_path / "table.yaml", **values) == {}
