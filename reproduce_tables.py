@@ -25,7 +25,7 @@ def main(arguments=None):
     # Deferred so that --help and config mistakes answer before pandas and matplotlib are loaded.
     from evaluation.results import collect_results
 
-    results = collect_results(config.work_dir)
+    results = in_config_order(config, collect_results(config.work_dir))
     folder = config.work_dir / "report"
     for part in ("tables", "figures"):  # written anew, so that nothing outdated stays beside the new
         shutil.rmtree(folder / part, ignore_errors=True)
@@ -37,6 +37,12 @@ def main(arguments=None):
         write_page(config, results, tables, figures, galleries, notes, folder / "index.html")
     print_tables(tables)
     print(f"report: {(folder / 'index.html').resolve()}")
+
+
+def in_config_order(config, results):
+    """Sort the rows by contrasts as the config lists them, so that figures show them in that order."""
+    order = {name: place for place, name in enumerate(config.finetuning.contrasts)}
+    return results.sort_values("contrasts", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
 def make_tables(config, results, folder):
@@ -85,7 +91,7 @@ def make_figures(config, results, folder):
 
 
 def draw_dice_figures(config, results, folder):
-    """Dice against N, over labels and by label, and violins by label at the largest N."""
+    """Dice against N, over labels and by label (a figure for each input set), and violins at the largest N."""
     from evaluation.agreement_figures import VIOLINS_SHOW, dice_violins
     from evaluation.comparisons import compare_inits
     from evaluation.figures import DICE_SHOWS, all_labels, dice_against_n, save_figure
@@ -94,16 +100,20 @@ def draw_dice_figures(config, results, folder):
 
     note, inits, values = simulated_note(config), config.finetuning.inits, per_subject(results)
     labels, available = all_labels(values), results["annotated_available"].min()
-    panels = {"dice_against_n": [MEAN], "dice_by_label": labels} if len(labels) > 1 else {"dice_against_n": labels}
-    titles = {"dice_against_n": "Dice against annotated subjects", "dice_by_label": "Dice by label"}
-    drawn = []
-    for name, shown in panels.items():
-        png = save_figure(dice_against_n(values, shown, inits, note, available), folder, name)
-        drawn.append(ReportFigure(titles[name], DICE_SHOWS, (png,)))
+    over_labels = dice_against_n(values, [MEAN] if len(labels) > 1 else labels, inits, note, available)
+    pngs = [save_figure(over_labels, folder, "dice_against_n")]
+    if len(labels) > 1:
+        by_contrasts = dict(list(values.groupby("contrasts", sort=False)))
+        for contrasts, part in by_contrasts.items():
+            name = "dice_by_label" + (f"_{contrasts}" if len(by_contrasts) > 1 else "")
+            pngs.append(save_figure(dice_against_n(part, labels, inits, note, available), folder, name))
     differences = compare_inits(results, inits, by_label=True)
     violins = save_figure(dice_violins(values, labels, inits, differences, note), folder, "dice_violins")
     family = f"Bonferroni over the {len(differences)} comparisons of all contrasts, initialisations, N and labels."
-    return [*drawn, ReportFigure("Dice of the test subjects at the largest N", f"{VIOLINS_SHOW} {family}", (violins,))]
+    return [
+        ReportFigure("Dice against annotated subjects", DICE_SHOWS, tuple(pngs)),
+        ReportFigure("Dice of the test subjects at the largest N", f"{VIOLINS_SHOW} {family}", (violins,)),
+    ]
 
 
 def draw_agreement_figures(config, results, folder):
@@ -127,7 +137,7 @@ def draw_overlay_figures(config, results, folder):
     from evaluation.results import in_grid_order, per_subject
 
     pngs, notes = [], []
-    for contrasts, at_contrasts in results.groupby("contrasts"):
+    for contrasts, at_contrasts in results.groupby("contrasts", sort=False):
         for n in sorted({at_contrasts["n_annotated"].min(), at_contrasts["n_annotated"].max()}):
             cells = at_contrasts[at_contrasts["n_annotated"] == n]
             inits = in_grid_order(set(cells["init"]), config.finetuning.inits)
@@ -150,7 +160,7 @@ def make_galleries(config, results):
     from evaluation.thumbnails import BUDGET_BYTES, draw_thumbnails
 
     galleries, notes = [], []
-    for contrasts, cells in results.groupby("contrasts"):
+    for contrasts, cells in results.groupby("contrasts", sort=False):
         limited = cells[~(cells["n_annotated"] >= cells["annotated_available"].min())]
         n = (limited if len(limited) else cells)["n_annotated"].max()
         cells = cells[cells["n_annotated"] == n]

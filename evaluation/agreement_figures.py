@@ -174,26 +174,39 @@ def bland_altman_plots(both, label, inits=(), note=""):
     if both.empty:
         return None
     order, contrasts = in_grid_order(set(both["init"]), inits), list(dict.fromkeys(both["contrasts"]))
-    columns = min(MOST_COLUMNS, len(order))
-    rows = -(-len(order) // columns)  # of each input set
-    figure, axes = panels(rows * len(contrasts), columns, AGREEMENT_INCHES)
+    places = _panel_places(len(contrasts), len(order))
+    figure, axes = panels(*(1 + np.max(places, axis=(0, 1))), AGREEMENT_INCHES)
+    for axis in axes.flat:
+        axis.set_axis_off()
     drawn = []
-    for block, name in zip(axes.reshape(len(contrasts), rows * columns), contrasts, strict=True):
-        for number, axis in enumerate(block):
-            part = both[(both["contrasts"] == name) & (both["init"].isin(order[number : number + 1]))]
+    for name, row in zip(contrasts, places, strict=True):
+        for number, place in enumerate(row):
+            part = both[(both["contrasts"] == name) & (both["init"] == order[number])]
             if part.empty:
-                axis.set_axis_off()
                 continue
+            axis = axes[place]
+            axis.set_axis_on()
             _draw_agreement(axis, part, _colour(number))
             n = part["n_annotated"].iloc[0]
             axis.set_title(f"{name}, N = {n}\n{order[number]}\n{axis.get_title()}", fontsize=7)
-            axis.tick_params(labelleft=number % columns == 0)
+            axis.tick_params(labelleft=place[1] == 0)
             drawn.append(axis)
     _share_limits(drawn)
     figure.supxlabel("mean of segmented and reference volume [mL]", fontsize=8)
     figure.supylabel("segmented - reference volume [mL]", fontsize=8)
     figure.suptitle(f"{note} {label}".strip())
     return figure
+
+
+def _panel_places(contrasts, inits):
+    """Row and column of every panel, by contrasts and init; two inits of many contrasts stand four panels a row."""
+    columns = min(MOST_COLUMNS, inits)
+    rows = -(-inits // columns)
+    sets = 2 if columns <= 2 and contrasts > 3 else 1
+    return [
+        [(rows * (c // sets) + i // columns, columns * (c % sets) + i % columns) for i in range(inits)]
+        for c in range(contrasts)
+    ]
 
 
 def _draw_agreement(axis, part, colour):

@@ -97,7 +97,7 @@ def dice_against_n(values, labels, inits=(), note="", all_subjects=None):
         for number, init in enumerate(order):
             _draw_init(axis, panel[(panel["init"] == init) & ~is_baseline], init, number, len(order))
         if is_baseline.any():
-            name, colour = f"{BASELINE}, all {all_subjects}", order.index(BASELINE)
+            name, colour = f"{BASELINE}, all {all_subjects:g}", order.index(BASELINE)
             mean = panel.loc[is_baseline, "value"].mean()
             axis.axhline(mean, linestyle=":", linewidth=1.5, color=OKABE_ITO[colour % len(OKABE_ITO)], label=name)
         _label_dice_axes(axis, panel[~is_baseline], f"{contrasts}: {label}", lowest)

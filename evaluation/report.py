@@ -14,7 +14,7 @@ from utils.runs import atomic_path, read_json
 
 TEMPLATE = "report.html.jinja"
 PAGE_SCALE = 0.68  # CSS pixels per pixel of a figure
-JPEG_QUALITY = 90
+JPEG_QUALITY = 80
 LONGEST_OPEN = 40  # rows; longer tables are folded until a reader opens them
 
 
@@ -38,7 +38,9 @@ class ReportFigure:
         for png in self.pngs:
             content = png.read_bytes()
             width = int.from_bytes(content[16:20], "big")  # where a PNG keeps it
-            yield *min(("png", content), ("jpeg", _as_jpeg(content)), key=lambda one: len(one[1])), PAGE_SCALE * width
+            jpeg = _as_jpeg(content)
+            is_photograph = len(jpeg) < len(content) / 2  # drawings gain little and would lose their sharp lines
+            yield "jpeg" if is_photograph else "png", jpeg if is_photograph else content, PAGE_SCALE * width
 
 
 def _as_jpeg(png):

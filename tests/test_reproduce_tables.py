@@ -225,6 +225,12 @@ def test_thumbnails_are_of_the_largest_limited_n(work):
         assert f"N = {n} annotated" in gallery.title
 
 
+def test_figures_show_contrasts_as_the_config_lists_them(work):
+    config = load_config(work[0], overrides=["finetuning.contrasts={t2: [t2], b: [t2], a: [t2]}"])
+    results = pandas.DataFrame({"contrasts": ["a", "t2", "old", "b", "t2"], "row": range(5)})
+    assert list(reproduce_tables.in_config_order(config, results)["row"]) == [1, 4, 3, 0, 2]
+
+
 def test_cells_of_another_config_are_pointed_out(work):
     path, config = work
     other = load_config(path, overrides=["evaluation.surface_tolerance_mm=5"])

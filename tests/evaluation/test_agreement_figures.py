@@ -148,3 +148,10 @@ def test_six_inits_take_two_rows_and_a_missing_one_leaves_its_place_blank():
     volumes = volumes[(volumes.contrasts == "t2") | (volumes.init != "global")]
     axes = bland_altman_plots(volumes, "left", inits).axes
     assert len(axes) == 12 and [number for number, axis in enumerate(axes) if not axis.axison] == [8]
+
+
+def test_two_inits_of_five_contrasts_fit_on_a_page():
+    figure = bland_altman_plots(make_volumes(contrasts=list("abcde")), "left")
+    assert figure.get_figwidth() <= 7 and figure.get_figheight() <= 9
+    shown = [axis.get_title().split(",")[0] for axis in figure.axes if axis.axison]
+    assert shown == [*"aabb", *"ccdd", *"ee"]

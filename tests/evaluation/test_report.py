@@ -75,7 +75,8 @@ def make_report(tmp_path, **changes):
     """A small page with everything on it; returns the arguments of `Report`."""
     png, noisy = tmp_path / "curves.png", tmp_path / "scan.png"
     save_training_curves([{"epoch": 1, "loss": 1.0}], png, title="x")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)).save(noisy)
+    scan = np.random.default_rng(0).normal(100, 4, (160, 240))  # noise and no edges, as in a scan
+    Image.fromarray(scan.astype(np.uint8)).convert("RGB").save(noisy)
     numbers = pandas.DataFrame({"A": ["1 < 2"], "Note": ["word " * 20]})
     folder = tmp_path / "finetuning" / "t2 & more" / "r0"
     record = {"folder": folder, "name": "finetuning/r0", "started": "2026-01-01", "minutes": None, "device": "cpu"}
@@ -119,7 +120,7 @@ def test_pictures_of_scans_become_smaller_and_drawings_stay_exact(tmp_path):
     assert (kind, content) == ("png", figure.pngs[0].read_bytes())
     assert width == pytest.approx(0.68 * Image.open(figure.pngs[0]).width)
     assert other_kind == "jpeg" and len(other) < len(figure.pngs[1].read_bytes())
-    assert Image.open(io.BytesIO(other)).size == (80, 60)
+    assert Image.open(io.BytesIO(other)).size == (240, 160)
 
 
 @pytest.mark.parametrize(("rows", "is_open"), [(40, True), (41, False)])
