@@ -116,7 +116,7 @@ def _draw_violins(axis, group, place, order):
 
 def _draw_bars(axis, group, place, order, differences):
     """Draw a bar with stars over each significant pair; returns the height of the highest, or 0."""
-    if differences is None or group.empty or BASELINE not in order:
+    if differences is None or differences.empty or group.empty or BASELINE not in order:
         return 0.0
     rows = differences[
         (differences["contrasts"] == group["contrasts"].iloc[0])

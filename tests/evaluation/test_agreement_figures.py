@@ -81,6 +81,12 @@ def test_stars_stand_over_the_pairs_that_differ():
     assert min(bar.get_ydata()) > 1 and left.get_ylim()[1] > max(bar.get_ydata())
 
 
+def test_one_init_alone_has_no_bars():
+    for inits in (("random",), ("constrained",)):
+        (axis,) = dice_violins(make_values(inits=inits), ["left"], differences=pandas.DataFrame()).axes
+        assert not axis.texts
+
+
 def test_each_input_set_is_shown_at_its_own_largest_n():
     values = make_values()
     values = values[(values.contrasts == "t2") | (values.n_annotated == 2)]
