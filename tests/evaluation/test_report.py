@@ -184,6 +184,7 @@ def test_headers_sort_in_a_browser_and_nothing_is_requested(tmp_path):
     write_report(path, Report(**make_report(tmp_path, tables=[Table("a", "A", "", table, table)])))
     path.write_text(path.read_text().replace("</body>", PRESS + "</body>"))
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    options += ["--disable-background-networking", "--disable-component-update", "--no-first-run"]  # its own requests
     done = subprocess.run([browser, *options, path.as_uri()], capture_output=True, text=True, timeout=120)
     found = re.search(r"<pre>(\{.*\})</pre>", done.stdout)
     assert found, done.stderr[-2000:]
