@@ -36,12 +36,6 @@ def main(arguments=None):
     for name in options.method or ():
         if name not in config.pretraining.stages:
             raise InputError(f"--method {name}: not one of the stages {', '.join(config.pretraining.stages)}")
-    mapless = [] if config.constraint_maps else config.pretraining.stages.items()
-    if without := [name for name, stage in mapless if stage.method == "constrained"]:
-        raise InputError(
-            f"pretraining.stages.{without[0]}: a constrained stage needs constraint maps; add the section "
-            "'constraint_maps:' and begin with step 1, or take the stage out"
-        )
     from data.h5_store import packed_folders
     from data.splits import chosen_folds
     from training.devices import check_batch_sizes, data_parallel

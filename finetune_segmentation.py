@@ -109,10 +109,8 @@ class SplitGrid:
     def check(self, cells, overwrite):
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
         from data.splits import annotated_subsets
-        from evaluation.metrics import scored_structures
         from models.weights import read_weights
 
-        scored_structures(self.labels, self.config.evaluation.regions)
         sizes, repeats = {n for _, _, n, _ in cells}, 1 + max(repeat for *_, repeat in cells)
         self.subsets = annotated_subsets(self.train_subjects, sorted(sizes), repeats, self.config.seed)
         self.pretrained, mistakes = {}, []

@@ -54,20 +54,8 @@ def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_m
 
 
 def scored_structures(labels, regions=None):
-    """Say what is scored: name -> class indices, of every region, or without regions of every class.
-
-    Raises:
-        InputError: A region names a class that is not among the labels; one line each.
-    """
+    """Say what is scored: name -> class indices, of every region, or without regions of every class."""
     numbers = {label: index for index, label in enumerate(labels, start=1)}
-    unknown = [
-        f"evaluation.regions.{region}: '{name}' is not one of data.labels ({', '.join(labels)})"
-        for region, names in (regions or {}).items()
-        for name in names
-        if name not in numbers
-    ]
-    if unknown:
-        raise InputError(unknown)
     structures = regions or {label: [label] for label in labels}
     return {structure: [numbers[name] for name in names] for structure, names in structures.items()}
 

@@ -38,64 +38,75 @@ class Config(Section):
     evaluation: EvaluationSection = Field(EvaluationSection(), description="steps 4 and 5")
 
     @model_validator(mode="after")
-    def _names_agree(self):
-        channels = channel_names(self.data.contrasts)
-        known = {*channels, *self.data.contrasts}
-        spaces = self.spaces()
-        used = {_space_key(space): names for space, names in spaces.items()}
-        used["pretraining.contrasts"] = self.pretraining and self.pretraining.contrasts
-        if self.finetuning:
-            used |= {f"finetuning.contrasts.{name}": names for name, names in self.finetuning.contrasts.items()}
-        mistakes = [
-            f"{where}: '{name}' is not one of data.contrasts ({', '.join(sorted(known))}){_hint(name, known)}"
-            for where, names in used.items()
-            for name in names or ()
-            if name not in known
-        ]
-        if self.finetuning:
-            inits = {"random", *(self.pretraining.stages if self.pretraining else ())}
-            mistakes += [
-                f"finetuning.inits: '{name}' is neither random nor a stage of pretraining ({', '.join(sorted(inits))})"
-                for name in self.finetuning.inits
-                if name not in inits
-            ]
-            if not self.data.labels:
-                mistakes.append("finetuning: needs data.label and data.labels")
-            mistakes += [
-                f"finetuning.loss.class_weights: '{name}' is not one of data.labels ({', '.join(self.data.labels)})"
-                for name in self.finetuning.loss.class_weights or ()
-                if name not in self.data.labels and name != "background"
-            ]
+    def _sections_agree(self):
+        mistakes = [*self._mistakes_of_contrasts(), *self._mistakes_of_finetuning(), *self._mistakes_of_spaces()]
         mistakes += [
-            f"{_space_key(space)}: one channel; a contrast space needs at least two"
-            for space, names in spaces.items()
-            if len(channel_names(self.data.contrasts, names)) < 2
+            f"evaluation.regions.{region}: '{name}' is not one of data.labels ({', '.join(self.data.labels)})"
+            for region, members in self.evaluation.regions.items()
+            for name in members
+            if name not in self.data.labels
         ]
-        for name, stage in self.pretraining.stages.items() if self.pretraining else ():
-            space = getattr(stage, "space", None)
-            if space is not None and space not in spaces:
-                known = ", ".join(filter(None, spaces)) or "none"
-                mistakes.append(
-                    f"pretraining.stages.{name}.space: '{space}' is not one of constraint_maps.spaces ({known})"
-                )
-        if self.slices and self.constraint_maps and "percentiles" in self.slices.model_fields_set:
-            mistakes.append("slices.percentiles: constraint_maps.percentiles holds for both; delete this one")
-        if self.slices and self.pretraining:
-            mistakes += self._patches_that_do_not_fit()
         if self.slices:
-            factor = 2 ** (len(self.network.filters) - 1)
-            if any(size % factor for size in self.slices.image_size):
-                mistakes.append(
-                    f"slices.image_size: {list(self.slices.image_size)} must be multiples of {factor}, because "
-                    f"network.filters has {len(self.network.filters)} levels"
-                )
+            mistakes += [*self._mistakes_of_slices(), *self._patches_that_do_not_fit()]
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
 
+    def _mistakes_of_contrasts(self):
+        known = {*channel_names(self.data.contrasts), *self.data.contrasts}
+        used = {_space_key(space): names for space, names in self.spaces().items()}
+        used["pretraining.contrasts"] = self.pretraining.contrasts if self.pretraining else ()
+        if self.finetuning:
+            used |= {f"finetuning.contrasts.{name}": names for name, names in self.finetuning.contrasts.items()}
+        for where, names in used.items():
+            for name in names:
+                if name not in known:
+                    listed = ", ".join(sorted(known))
+                    yield f"{where}: '{name}' is not one of data.contrasts ({listed}){_hint(name, known)}"
+
+    def _mistakes_of_finetuning(self):
+        if not self.finetuning:
+            return
+        inits = {"random", *(self.pretraining.stages if self.pretraining else ())}
+        for name in self.finetuning.inits:
+            if name not in inits:
+                listed = ", ".join(sorted(inits))
+                yield f"finetuning.inits: '{name}' is neither random nor a stage of pretraining ({listed})"
+        if not self.data.labels:
+            yield "finetuning: needs data.label and data.labels"
+        for name in self.finetuning.loss.class_weights or ():
+            if name not in self.data.labels and name != "background":
+                listed = ", ".join(self.data.labels)
+                yield f"finetuning.loss.class_weights: '{name}' is not one of data.labels ({listed})"
+
+    def _mistakes_of_spaces(self):
+        spaces = self.spaces()
+        for space, names in spaces.items():
+            if len(channel_names(self.data.contrasts, names)) < 2:
+                yield f"{_space_key(space)}: one channel; a contrast space needs at least two"
+        if "qc" in spaces:
+            yield "constraint_maps.spaces.qc: constraint_maps/qc/ holds pictures; give the space another name"
+        for name, stage in self.pretraining.stages.items() if self.pretraining else ():
+            if stage.method == "constrained" and not spaces:
+                cure = "add it, or take the stage out"
+                yield f"pretraining.stages.{name}: a constrained stage needs the section 'constraint_maps:'; {cure}"
+            elif stage.method == "constrained" and stage.space not in spaces:
+                known = ", ".join(filter(None, spaces)) or "none"
+                yield f"pretraining.stages.{name}.space: '{stage.space}' is not one of constraint_maps.spaces ({known})"
+
+    def _mistakes_of_slices(self):
+        if self.constraint_maps and "percentiles" in self.slices.model_fields_set:
+            yield "slices.percentiles: constraint_maps.percentiles holds for both; delete this one"
+        factor = 2 ** (len(self.network.filters) - 1)
+        if any(size % factor for size in self.slices.image_size):
+            yield (
+                f"slices.image_size: {list(self.slices.image_size)} must be multiples of {factor}, because "
+                f"network.filters has {len(self.network.filters)} levels"
+            )
+
     def _patches_that_do_not_fit(self):
         levels = len(self.network.filters) - 1
-        for name, stage in self.pretraining.stages.items():
+        for name, stage in self.pretraining.stages.items() if self.pretraining else ():
             if stage.method not in ("local", "constrained"):
                 continue
             where, built = f"pretraining.stages.{name}", stage.decoder_levels or levels
@@ -148,7 +159,9 @@ class Config(Section):
         if stage is None:  # a warm start from a file outside this config
             return fingerprint(name)
         before = self.hash_of_stage(stage["warm_start"]) if stage["warm_start"] else None
-        return fingerprint(self.hash_of_slices(), plain["network"], plain["pretraining"]["contrasts"], stage, before)
+        names = plain["pretraining"]["contrasts"]
+        shown = {"one by one": names} if self.pretraining.contrasts_as == "samples" else names
+        return fingerprint(self.hash_of_slices(), plain["network"], shown, stage, before)
 
     def hash_of_cell(self, contrasts, init):
         """Hash of what shapes the cells of one input set and one initialisation."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from skimage.measure import marching_cubes, mesh_surface_area
 
-from evaluation.metrics import score_subject, scored_structures
+from evaluation.metrics import score_subject
 from utils.checks import InputError
 
 LABELS = ["liver", "kidneys"]
@@ -131,15 +131,6 @@ def test_regions_unite_classes_and_may_overlap():
     assert score_subject(prediction, reference, (1, 1, 2), labels, 1.0, {}) == score_subject(
         prediction, reference, (1, 1, 2), labels, 1.0
     )
-
-
-def test_a_region_of_an_unknown_class():
-    with pytest.raises(InputError) as error:
-        scored_structures(LABELS, {"abdomen": ["liver", "spleen"], "kidneys": ["kidneys"], "rest": ["gut"]})
-    assert error.value.lines == [
-        "evaluation.regions.abdomen: 'spleen' is not one of data.labels (liver, kidneys)",
-        "evaluation.regions.rest: 'gut' is not one of data.labels (liver, kidneys)",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,12 @@ MISTAKES = [
     ("data.labels={kidney: [1], liver: [1]}", "value 1 is named twice"),
     ("finetuning.evaluate_every=2", "more than training.epochs"),
     ("constraint_maps.percentiles=[99, 1]", "must ascend"),
+    ("slices.percentiles=[2, 98]", "constraint_maps.percentiles holds for both"),
+    ("constraint_maps.spaces.t1=[t1]", "constraint_maps.spaces.t1: one channel"),
+    ("constraint_maps.spaces={qc: [t1, t2]}", r"spaces.qc: constraint_maps/qc/ holds pictures"),
+    ("pretraining.stages.constrained.space=t9", r"space: 't9' is not one of constraint_maps.spaces \(none\)"),
+    ("constraint_maps=null", "stages.constrained: a constrained stage needs the section 'constraint_maps:'"),
+    ("evaluation.regions={all: [organs]}", "evaluation.regions.all: 'organs' is not one of data.labels"),
 ]
 
 
