@@ -2,13 +2,14 @@
 #
 #   make install-grid
 #   .venv-grid/bin/snakemake --cores 2 --config dataset=configs/lgg_tcga.yaml
-#   .venv-grid/bin/snakemake --cores 2 --config dataset=configs/lgg_tcga.yaml work_dir=runs/try set="finetuning.repeats=1"
+#   .venv-grid/bin/snakemake --cores 2 --config dataset=configs/lgg_tcga.yaml work_dir=runs/x set="finetuning.repeats=1"
 #   .venv-grid/bin/snakemake --cores 16 --resources gpu=1 --config dataset=configs/lgg_tcga.yaml
 #   .venv-grid/bin/snakemake --profile profiles/slurm --config dataset=configs/lgg_tcga.yaml
 #
-# With -n it says what would run, and why. Each job is one call of a script that also runs by hand, in the same work dir.
+# With -n it says what would run, and why. Each job is one call of a script that also runs by hand in the same work dir.
 # A job that was stopped goes on where it was: its checkpoint and its finished maps are not declared as output, because
-# Snakemake deletes the declared output of a job that did not finish. What is made again, and when: profiles/default.
+# Snakemake deletes the declared output of a job that did not finish. After kill -9 or a power cut, give the command once
+# with --unlock first. What is made again, and when: profiles/default.
 import functools
 import itertools
 import json
