@@ -2,7 +2,7 @@
 #
 #   make install-grid
 #   .venv-grid/bin/snakemake --cores 2 --config dataset=configs/lgg_tcga.yaml
-#   .venv-grid/bin/snakemake --cores 2 --config dataset=configs/lgg_tcga.yaml work_dir=runs/x set="finetuning.repeats=1"
+#   .venv-grid/bin/snakemake --cores 2 --config dataset=configs/lgg_tcga.yaml work_dir=runs/x set="seed=1"
 #   .venv-grid/bin/snakemake --cores 16 --resources gpu=1 --config dataset=configs/lgg_tcga.yaml
 #   .venv-grid/bin/snakemake --profile profiles/slurm --config dataset=configs/lgg_tcga.yaml
 #
