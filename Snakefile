@@ -8,7 +8,7 @@
 #
 # With -n it says what would run, and why. Each job is one call of a script that also runs by hand in the same work dir.
 # A job that was stopped goes on where it was: its checkpoint and its finished maps are not declared as output, because
-# Snakemake deletes the declared output of a job that did not finish. After kill -9 or a power cut, give the command once
+# Snakemake deletes the declared output of a job that did not finish. After kill -9 or a power cut, call it once
 # with --unlock first. What is made again, and when: profiles/default.
 import functools
 import itertools
