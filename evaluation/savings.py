@@ -146,11 +146,8 @@ def savings_table(results, inits=(), note="", baseline=BASELINE):
     if not rows:
         return None
     numbers = pandas.DataFrame(rows).astype(dict.fromkeys(SAVED, float))
-    known = (
-        ""
-        if results["annotated_available"].notna().all()
-        else (" How many annotated subjects there are is not recorded: every N counts as limited.")
-    )
+    is_known = results.groupby("contrasts")["annotated_available"].count().all()
+    known = "" if is_known else " How many annotated subjects there are is not recorded: every N counts as limited."
     caption = (
         f"{note} Annotation saved, 1 - N / N of {baseline}: the goal is the mean Dice (over test subjects, labels and "
         f"repeats) of {baseline} initialisation at its largest N below the number of annotated subjects there are; N "
