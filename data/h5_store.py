@@ -287,7 +287,9 @@ def packed_folders(work_dir, name):
     Raises:
         InputError: There is none.
     """
-    files = [*Path(work_dir).glob(f"h5/{name}"), *sorted(Path(work_dir).glob(f"fold*/h5/{name}"))]
+    files = [*Path(work_dir).glob(f"h5/{name}"), *Path(work_dir).glob(f"fold*/h5/{name}")]
     if not files:
         raise InputError(f"{work_dir}: no h5/{name}; run generate_h5_pretraining.py first")
-    return [file.parent.parent for file in files]
+    folders = [file.parent.parent for file in files]
+    # By number: fold10 comes behind fold2.
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("fold")) if folder != Path(work_dir) else -1)

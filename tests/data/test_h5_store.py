@@ -241,3 +241,11 @@ def test_folders_that_hold_a_store(tmp_path):
         (tmp_path / fold / "h5").mkdir(parents=True)
         (tmp_path / fold / "h5" / "annotated.h5").touch()
     assert packed_folders(tmp_path, "annotated.h5") == [tmp_path / "fold0", tmp_path / "fold1"]
+
+
+def test_folds_come_in_the_order_of_their_numbers(tmp_path):
+    for number in (10, 2, 0):
+        (tmp_path / f"fold{number}" / "h5").mkdir(parents=True)
+        (tmp_path / f"fold{number}" / "h5" / "annotated.h5").touch()
+    names = [folder.name for folder in packed_folders(tmp_path, "annotated.h5")]
+    assert names == ["fold0", "fold2", "fold10"]
