@@ -1,0 +1,167 @@
+"""Crops of volumes, read from a slice store without loading whole subjects.
+
+A crop has the axes rows, columns, slices: `(h, w, d)`, slices upwards. Its slices are consecutive in the scan: where
+a store leaves slices out (pretraining files do), crops lie between the gaps, never across one.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from data.h5_store import SliceStore
+from utils.checks import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectVolume:
+    """The packed slices of one subject as a volume that is read piece by piece.
+
+    `volume[rows, columns, places]` with three slices of step 1 gives `(h, w, d, C)` float32, read from the file
+    unless the volume is held in memory; `places` count packed slices, which must be consecutive in the scan.
+
+    Attributes:
+        store: The open `SliceStore`.
+        subject: Identifier.
+        contrasts: Names of the channels, in order.
+        rows: Rows of the store, inferior to superior, `(S,)`.
+        slice_index: Number of each of these slices in the scan, ascending, `(S,)`.
+    """
+
+    store: SliceStore
+    subject: str
+    contrasts: tuple[str, ...]
+    rows: np.ndarray
+    slice_index: np.ndarray
+    _held: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def shape(self):
+        """`(H, W, S, C)`."""
+        return (*self.store.image_size, len(self.rows), len(self.contrasts))
+
+    @property
+    def longest_run(self):
+        """Largest number of slices that follow one another in the scan without a gap."""
+        gaps = np.flatnonzero(np.diff(self.slice_index) != 1) + 1
+        return int(np.diff([0, *gaps, len(self.rows)]).max())
+
+    def __getitem__(self, region):
+        return self._cut(region, "images", np.float32, lambda rows: self.store.images(self.contrasts, rows))
+
+    def constraint_map(self, region, space=None):
+        """Return the classes of a region, `(h, w, d)` int32, 0 background; `space` as in `SliceStore`."""
+        return self._cut(region, space, np.int32, lambda rows: self.store.constraint_maps(rows, space))
+
+    def held(self):
+        """Return the same volume kept in memory: images as they are stored, float16, and the default space's map."""
+        images, maps = self.store.images(self.contrasts, self.rows), self.store.constraint_maps(self.rows)
+        maps = maps.astype(np.min_scalar_type(maps.max(initial=0)))
+        return replace(self, _held={"images": images.astype(np.float16), None: maps})
+
+    def starts(self, depth):
+        """First places of all runs of `depth` consecutive slices, ascending."""
+        places = np.arange(len(self.rows) - depth + 1)
+        return places[self.slice_index[places + depth - 1] - self.slice_index[places] == depth - 1]
+
+    def check_crop(self, size):
+        """Raise InputError unless a crop `(h, w, d)` fits between the gaps."""
+        height, width, depth = size
+        if height <= self.shape[0] and width <= self.shape[1] and depth <= self.longest_run:
+            return
+        packed, run = len(self.rows), self.longest_run
+        gaps = f", of which at most {run} follow one another without a gap" if run < packed else ""
+        cure = "use a smaller crop" + (", or lower slices.min_foreground and pack again" if depth > run else "")
+        raise InputError(
+            f"{self.subject}: a crop of {tuple(size)} does not fit into {self.shape[:2]} pixels and {packed} packed "
+            f"slices{gaps} ({self.store.path}); {cure}"
+        )
+
+    def _cut(self, region, name, dtype, read):
+        *plane, places = region
+        first, stop, step = places.indices(len(self.rows))
+        index = self.slice_index[first:stop]
+        if step != 1 or (np.diff(index) != 1).any():
+            raise InputError(
+                f"{self.subject}: the packed slices {index[0]} to {index[-1]} of {self.store.path} do not follow one "
+                "another in the scan; read them run by run, or pack with slices.min_foreground: 0"
+            )
+        slices = self._held[name][first:stop] if name in self._held else read(self.rows[first:stop])
+        return np.moveaxis(slices[(slice(None), *plane)], 0, 2).astype(dtype)
+
+
+def open_volumes(store, subjects, contrasts, crop_size=None):
+    """Open the packed slices of subjects as volumes; nothing but the description of the file is read.
+
+    Args:
+        store: `SliceStore`.
+        subjects: Identifiers.
+        contrasts: Channels that reading gives, in order.
+        crop_size: `(h, w, d)` of the crops to be drawn; None: any.
+
+    Returns:
+        List of `SubjectVolume`, in the order of `subjects`.
+
+    Raises:
+        InputError: Names every contrast that the store lacks, or every subject that is missing, has no slices, or
+            into which the crop does not fit.
+    """
+    store.images(contrasts, rows=[])  # names every unknown contrast
+    store.rows_of(subjects)  # names every unknown subject
+    volumes, lines = [], []
+    for subject in subjects:
+        rows = store.rows_of([subject])
+        rows = rows[np.argsort(store.slice_index[rows], kind="stable")]
+        if not len(rows):
+            lines.append(f"{subject}: has no slices in {store.path}; leave it out, or lower slices.min_foreground")
+            continue
+        volumes.append(SubjectVolume(store, subject, tuple(contrasts), rows, store.slice_index[rows]))
+        try:
+            if crop_size is not None:
+                volumes[-1].check_crop(crop_size)
+        except InputError as error:
+            lines += error.lines
+    if lines:
+        raise InputError(lines)
+    return volumes
+
+
+def draw_crops(volume, size, count, generator, *, min_foreground=0.25, draws=10):
+    """Draw places for crops that show enough of the head or organ.
+
+    Every place where a crop fits is equally likely. A place with less foreground than asked for is drawn anew; after
+    the last draw the one with the most foreground is taken. Of the file, only the constraint maps of the slices in
+    question are read.
+
+    Args:
+        volume: `SubjectVolume`.
+        size: `(h, w, d)` of a crop.
+        count: Number of crops n.
+        generator: numpy random generator.
+        min_foreground: Smallest share of voxels in the foreground of the default constraint map.
+        draws: Number of draws at most.
+
+    Returns:
+        First row, column and packed slice of each crop, `(n, 3)` int64.
+
+    Raises:
+        InputError: The crop does not fit into the volume.
+    """
+    volume.check_crop(size)
+    starts = volume.starts(size[2])
+    corners = np.empty((count, 3), np.int64)
+    for place in range(count):
+        best = -1.0
+        for _ in range(draws):
+            row, column = (generator.integers(n - m + 1) for n, m in zip(volume.shape[:2], size[:2], strict=True))
+            corner = (row, column, starts[generator.integers(len(starts))])
+            share = float((volume.constraint_map(region_of(corner, size)) > 0).mean())
+            if share > best:
+                best, corners[place] = share, corner
+            if share >= min_foreground:
+                break
+    return corners
+
+
+def region_of(corner, size):
+    """The three slices, one per axis, of a crop `size` that begins at `corner`."""
+    return tuple(slice(int(first), int(first) + int(length)) for first, length in zip(corner, size, strict=True))

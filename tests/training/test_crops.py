@@ -1,0 +1,198 @@
+"""Batches of crops: the voxels they claim to be, fixed by seed, epoch and step, through the training loop."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from data.crops import open_volumes, region_of
+from data.geometry import SliceGrid
+from data.h5_store import SliceStore, SubjectSlices
+from losses.synthesis import synthesis_loss
+from models.unet import build_unet
+from tests.stores import write_store
+from training.augmentation import draw_changes
+from training.checkpoints import fit
+from training.crops import CropBatches
+from training.tasks import Task
+from utils.checks import InputError
+
+CONTRASTS = ["t1", "t1gd", "t2"]
+SIZE = {"crop_size": (8, 4, 4), "inputs": ["t2", "t1gd"], "targets": ["t1"]}
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("h5") / "annotated.h5"
+    generator = np.random.default_rng(0)
+    subjects = []
+    for number in range(5):
+        images = generator.random((7 + number, 12, 10, 3)).astype("float32")
+        images[..., 0] = images[..., 1:].mean(-1)  # t1 follows from the others
+        maps = np.zeros(images.shape[:3], int)
+        maps[:, 2:10, 2:8] = generator.integers(1, 5, (len(images), 8, 6))
+        grid = SliceGrid((10, 12, len(images)), np.eye(4), None, (12, 10))
+        subjects.append(SubjectSlices(f"sub-{number}", grid, np.arange(len(images)), images, {None: maps}))
+    write_store(path, subjects, contrasts=CONTRASTS, image_size=(12, 10), attributes={"clusters": 4})
+    return open_volumes(SliceStore(path), [subject.subject for subject in subjects], CONTRASTS)
+
+
+def places_of(batch, volumes):
+    """Find each crop in the volumes by brute force: `(volume, row, column, slice)`."""
+    found = []
+    for target in batch["target"][..., 0]:
+        size = target.shape
+        for number, volume in enumerate(volumes):
+            whole = volume[0:12, 0:10, 0 : volume.shape[2]][..., 0]
+            windows = np.lib.stride_tricks.sliding_window_view(whole, size)
+            hits = np.argwhere((windows == target).all(axis=(3, 4, 5)))
+            found += [(number, *map(int, hit)) for hit in hits]
+    return found
+
+
+def contents(batches, epochs=1):
+    """All batches of the next epochs."""
+    result = []
+    for _ in range(epochs):
+        result += [batches[step][0] for step in range(len(batches))]
+        batches.on_epoch_end()
+    return result
+
+
+def assert_equal(one, other):
+    assert list(one) == list(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_batch_holds_inputs_and_targets_of_one_place_in_the_order_asked_for(volumes):
+    (batch,) = CropBatches(volumes, 3, 1, **SIZE, with_maps=True)[0]
+    assert {name: values.shape for name, values in batch.items()} == {
+        "image": (3, 8, 4, 4, 2),
+        "target": (3, 8, 4, 4, 1),
+        "constraint_map": (3, 8, 4, 4),
+    }
+    places = places_of(batch, volumes)
+    assert len(places) == 3
+    for crop, (number, *corner) in enumerate(places):
+        region = region_of(corner, SIZE["crop_size"])
+        np.testing.assert_array_equal(batch["image"][crop], volumes[number][region][..., [2, 1]])
+        np.testing.assert_array_equal(batch["constraint_map"][crop], volumes[number].constraint_map(region))
+    assert set(CropBatches(volumes, 3, 1, **SIZE)[0][0]) == {"image", "target"}
+    assert set(CropBatches(volumes, 3, 1, crop_size=(4, 4, 4), inputs=["t1"])[0][0]) == {"image"}
+
+
+def test_crops_of_single_slices_for_networks_of_rank_two(volumes):
+    (batch,) = CropBatches(volumes, 3, 1, **SIZE | {"crop_size": (8, 6)}, with_maps=True)[0]
+    assert [batch[name].shape for name in batch] == [(3, 8, 6, 2), (3, 8, 6, 1), (3, 8, 6)]
+    assert len(places_of({"target": batch["target"][:, :, :, None]}, volumes)) == 3
+
+
+def test_training_visits_every_volume_equally_often_at_new_places(volumes):
+    batches = CropBatches(volumes, 4, 2, **SIZE, steps=5)
+    places = [places_of(batch, volumes) for batch in contents(batches, epochs=4)]
+    assert all(len(batch) == 4 for batch in places)
+    flat = [place for batch in places for place in batch]
+    assert np.bincount([place[0] for place in flat]).tolist() == [16] * 5
+    assert len(set(flat)) > 50  # of 80
+    shares = [(volumes[n].constraint_map(region_of(c, SIZE["crop_size"])) > 0).mean() for n, *c in flat]
+    assert min(shares) >= 0.25
+
+
+def test_training_batches_depend_on_seed_epoch_and_step_only(volumes):
+    def build(seed):
+        finish = lambda batch, generator: batch | {"noise": generator.random(2)}  # noqa: E731
+        return CropBatches(volumes, 2, seed, **SIZE, steps=3, finish=finish)
+
+    walked, jumped, other = build(5), build(5), build(6)
+    before = contents(walked, epochs=2)
+    jumped.epoch = other.epoch = 2  # as a resumed run sets it
+    for step in (2, 0, 1):
+        assert_equal(walked[step][0], jumped[step][0])
+        assert not np.array_equal(walked[step][0]["image"], other[step][0]["image"])
+        assert all(not np.array_equal(walked[step][0]["noise"], batch["noise"]) for batch in before)
+    held = CropBatches([volume.held() for volume in volumes], 2, 5, **SIZE, steps=3)
+    np.testing.assert_array_equal(held[1][0]["image"], build(5)[1][0]["image"])
+
+
+def test_validation_is_one_fixed_pass_with_equally_many_crops_of_each_volume(volumes):
+    options = {"shuffle": False, "crops_per_volume": 3}
+    batches = CropBatches(volumes, 4, 7, **SIZE, **options)
+    first = contents(batches)
+    assert len(batches) == 4 and [len(batch["image"]) for batch in first] == [4, 4, 4, 3]
+    for one, other in zip(first, contents(batches), strict=True):
+        assert_equal(one, other)
+    places = [place for batch in first for place in places_of(batch, volumes)]
+    assert np.bincount([place[0] for place in places]).tolist() == [3] * 5
+    assert len(set(places)) > 10
+    assert len({place[0] for place in places[:4]}) > 1  # a batch mixes subjects
+    for one, other in zip(first, contents(CropBatches(volumes, 4, 7, **SIZE, **options)), strict=True):
+        assert_equal(one, other)
+    assert not np.array_equal(first[0]["image"], CropBatches(volumes, 4, 8, **SIZE, **options)[0][0]["image"])
+
+
+def test_mistakes_are_told_all_at_once(volumes):
+    with pytest.raises(InputError) as caught:
+        CropBatches(volumes[3:], 2, 1, crop_size=(8, 8, 11), inputs=["t2", "t1", "t2"], targets=["t1", "flair"])
+    assert caught.value.lines[:3] == [
+        "synthesis: 't2' is named twice; name each contrast once",
+        "synthesis: 't1' is input and target; a contrast can be only one of them",
+        "synthesis: there is no contrast 'flair'; known: t1, t1gd, t2",
+    ]
+    assert [line[:35] for line in caught.value.lines[3:]] == ["sub-3: a crop of (8, 8, 11) does no"]
+    with pytest.raises(InputError, match="crops: there are no subjects to draw them from"):
+        CropBatches([], 2, 1, **SIZE)
+
+
+class Synthesis(Task):
+    """The smallest task of its kind."""
+
+    def forward(self, batch, training):
+        return self.network(batch["image"], training=training)
+
+    def cost(self, batch, prediction, training):
+        return synthesis_loss(batch["target"], prediction)
+
+
+@pytest.fixture(scope="module")
+def train(volumes):
+    """Function `(folder, epochs, stop_after=None) -> (history, weights)`, always from the same initial weights."""
+    options = {**SIZE, "crop_size": (4, 4, 4)}
+    finish = lambda batch, generator: batch | draw_changes(2, (4, 4, 4), generator, translation=0.1)  # noqa: E731
+    network = build_unet((4, 4, 4, 2), rank=3, filters=(2, 4), head="synthesis", outputs=1, seed=1)
+    task, initial = Synthesis(network).ready(1e-2), network.get_weights()
+
+    def run(folder, epochs, stop_after=None):
+        def interrupt(epoch, logs):
+            if epoch + 1 == stop_after:
+                raise KeyboardInterrupt
+
+        network.set_weights(initial)
+        history = fit(
+            task,
+            CropBatches(volumes, 2, 3, **options, steps=3, finish=finish),
+            CropBatches(volumes, 2, 4, **options, shuffle=False),
+            folder=folder,
+            tag="hash",
+            epochs=epochs,
+            learning_rate=1e-2,
+            plateau_epochs=9,
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=interrupt)],
+        )
+        return history, ops.convert_to_numpy(network.weights[0])
+
+    return run
+
+
+def test_training_learns_and_an_interrupted_run_ends_like_an_uninterrupted_one(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    history, weights = train(tmp_path / "through", epochs=4)
+    assert history[-1]["val_loss"] < history[0]["val_loss"]
+    (tmp_path / "stopped").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", epochs=4, stop_after=2)
+    resumed, resumed_weights = train(tmp_path / "stopped", epochs=4)
+    for one, other in zip(history, resumed, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-5)
+    np.testing.assert_allclose(weights, resumed_weights, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,115 @@
+"""Crops to batches: which volume, which place, which random changes, all fixed by seed, epoch and step."""
+
+import numpy as np
+
+from data.crops import draw_crops, region_of
+from training.batches import Batches
+from utils.checks import InputError
+from utils.runs import child_seed
+
+
+class CropBatches(Batches):
+    """Batches of crops of volumes, read from the slice store as they are needed.
+
+    Training draws the places of its crops anew in each step and visits every volume equally often. Validation
+    (`shuffle=False`) is one fixed pass over crops whose places are drawn once, each volume having equally many. Like
+    `Batches`, a batch is a function of (seed, epoch, step) and of nothing else.
+
+    Args:
+        volumes: `data.crops.SubjectVolume`, one per subject, all with the same contrasts.
+        batch_size: Crops per batch.
+        seed: Seed of this set.
+        crop_size: `(h, w, d)` of volumes, or `(h, w)` for crops of single slices.
+        inputs: Contrasts of `image`, in order.
+        targets: Contrasts of `target`, in order; none: no `target`.
+        steps: Batches per epoch; None: as many as show one crop of each volume (validation: all crops).
+        shuffle: True for training.
+        min_foreground: Share of foreground that a crop should have, see `draw_crops`.
+        crops_per_volume: Crops of each volume in validation.
+        with_maps: Add `constraint_map` to the batch.
+        finish: Function `(batch, generator) -> batch` that adds random changes, or turns maps into what a loss needs.
+
+    A batch is a dictionary of `image (B, h, w[, d], C)` and `target (B, h, w[, d], C')` float32, `constraint_map
+    (B, h, w[, d])` int32 if asked for, and what `finish` makes of it.
+
+    Raises:
+        InputError: A contrast is input and target, named twice or not among those of the volumes; there are no
+            volumes; or a crop does not fit, one line for each such subject.
+    """
+
+    def __init__(
+        self,
+        volumes,
+        batch_size,
+        seed,
+        *,
+        crop_size,
+        inputs,
+        targets=(),
+        steps=None,
+        shuffle=True,
+        min_foreground=0.25,
+        crops_per_volume=1,
+        with_maps=False,
+        finish=None,
+    ):
+        self.is_flat, self.min_foreground = len(crop_size) == 2, min_foreground
+        self.crop_size = (*crop_size, 1) if self.is_flat else tuple(crop_size)
+        self.volumes, self.with_maps, self.finish = list(volumes), with_maps, finish
+        self._check(inputs, targets)
+        contrasts = self.volumes[0].contrasts
+        self.parts = {"image": inputs, "target": targets}
+        self.parts = {part: [contrasts.index(name) for name in names] for part, names in self.parts.items() if names}
+        numbers = np.repeat(np.arange(len(self.volumes)), 1 if shuffle else crops_per_volume)
+        super().__init__({"volume": numbers}, batch_size, seed, steps=steps, shuffle=shuffle)
+        if not shuffle:
+            fixed = [self._draw(number, "crops", number, count=crops_per_volume) for number in range(len(self.volumes))]
+            self.arrays["corner"] = np.concatenate(fixed)
+
+    def __getitem__(self, step):
+        rows = self.rows(step)
+        numbers = self.arrays["volume"][rows]
+        if self.shuffle:
+            places = (("crops", self.epoch, step, place) for place in range(len(rows)))
+            corners = [self._draw(number, *place)[0] for number, place in zip(numbers, places, strict=True)]
+        else:
+            corners = self.arrays["corner"][rows]
+        crops = [self._read(self.volumes[n], corner) for n, corner in zip(numbers, corners, strict=True)]
+        batch = {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
+        if self.finish:
+            batch = self.finish(batch, np.random.default_rng(child_seed(self.seed, "draw", self.epoch, step)))
+        return (batch,)
+
+    def _draw(self, number, *names, count=1):
+        """Places of crops of one volume, `(count, 3)`."""
+        generator = np.random.default_rng(child_seed(self.seed, *names))
+        volume = self.volumes[number]
+        return draw_crops(volume, self.crop_size, count, generator, min_foreground=self.min_foreground)
+
+    def _read(self, volume, corner):
+        """The parts of one crop, by name."""
+        region = region_of(corner, self.crop_size)
+        images = volume[region]
+        crop = {part: images[..., channels] for part, channels in self.parts.items()}
+        if self.with_maps:
+            crop["constraint_map"] = volume.constraint_map(region)
+        return {name: values[:, :, 0] for name, values in crop.items()} if self.is_flat else crop
+
+    def _check(self, inputs, targets):
+        if not self.volumes:
+            raise InputError("crops: there are no subjects to draw them from")
+        named, lines = [*inputs, *targets], []
+        for name in dict.fromkeys(named):
+            if name in inputs and name in targets:
+                lines.append(f"synthesis: '{name}' is input and target; a contrast can be only one of them")
+            elif named.count(name) > 1:
+                lines.append(f"synthesis: '{name}' is named twice; name each contrast once")
+            if name not in self.volumes[0].contrasts:
+                lines.append(f"synthesis: there is no contrast '{name}'; known: {', '.join(self.volumes[0].contrasts)}")
+        for volume in self.volumes:
+            try:
+                volume.check_crop(self.crop_size)
+            except InputError as error:
+                lines += error.lines
+        if lines:
+            raise InputError(lines)
