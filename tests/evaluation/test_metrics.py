@@ -153,9 +153,9 @@ def test_a_brats_size_subject_takes_at_most_two_seconds():
         for volume, shift in ((reference, 0), (prediction, 4)):
             centre = (110 + shift, 120, 75)
             volume[sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True)) < radius**2] = index
-    started = time.perf_counter()
+    started = time.process_time()
     rows = score_subject(prediction, reference, (1, 1, 1), ["oedema", "core", "enhancing"], 2.0)
-    duration = time.perf_counter() - started
-    # Twice the promised two seconds: the machine that runs the tests may be busy with something else.
+    duration = time.process_time() - started
+    # Time of the processor, and twice the promise: other tests run beside this one.
     assert duration < 4.0
     assert all(0.7 < row["dice"] < 1 for row in rows)
