@@ -10,8 +10,8 @@ from utils.sections import Section
 
 INTRODUCTION = """# Config reference
 
-Written from `utils/sections.py` by `python -m utils.reference > docs/configuration.md`; a test keeps the two equal. One
-YAML file per dataset holds everything that shapes a result. Unknown and repeated keys are errors. Any value can be
+Written from the classes in `utils/` by `python -m utils.reference > docs/configuration.md`; a test keeps the two equal.
+One YAML file per dataset holds everything that shapes a result. Unknown and repeated keys are errors. Any value can be
 replaced on the command line: `--set finetuning.repeats=5 data.root=/scans`.
 """
 

@@ -11,15 +11,16 @@ from pydantic import Field, NonNegativeInt, model_validator
 from utils.sections import (
     ADDED,
     ConstraintMapSection,
+    CropSection,
     DataSection,
     EvaluationSection,
-    FinetuningSection,
     Name,
     NetworkSection,
-    PretrainingSection,
     Section,
     SliceSection,
 )
+from utils.sections_finetuning import FinetuningSection, SynthesisSection
+from utils.sections_pretraining import PretrainingSection
 
 
 class Config(Section):
@@ -33,13 +34,16 @@ class Config(Section):
     constraint_maps: ConstraintMapSection | None = Field(None, description="step 1")
     slices: SliceSection | None = Field(None, description="step 2")
     network: NetworkSection = Field(NetworkSection(), description="steps 3 and 4")
+    crops: CropSection | None = Field(None, description="steps 3 and 4, for networks of rank 3 and for synthesis")
     pretraining: PretrainingSection | None = Field(None, description="step 3")
-    finetuning: FinetuningSection | None = Field(None, description="step 4")
+    finetuning: FinetuningSection | None = Field(None, description="step 4, segmentation")
+    synthesis: SynthesisSection | None = Field(None, description="step 4, contrast synthesis")
     evaluation: EvaluationSection = Field(EvaluationSection(), description="steps 4 and 5")
 
     @model_validator(mode="after")
     def _sections_agree(self):
         mistakes = [*self._mistakes_of_contrasts(), *self._mistakes_of_finetuning(), *self._mistakes_of_spaces()]
+        mistakes += [*self._mistakes_of_synthesis(), *self._mistakes_of_rank()]
         mistakes += [
             f"evaluation.regions.{region}: '{name}' is not one of data.labels ({', '.join(self.data.labels)})"
             for region, members in self.evaluation.regions.items()
@@ -58,6 +62,8 @@ class Config(Section):
         used["pretraining.contrasts"] = self.pretraining.contrasts if self.pretraining else ()
         if self.finetuning:
             used |= {f"finetuning.contrasts.{name}": names for name, names in self.finetuning.contrasts.items()}
+        if self.synthesis:
+            used |= {"synthesis.inputs": self.synthesis.inputs, "synthesis.targets": self.synthesis.targets}
         for where, names in used.items():
             for name in names:
                 if name not in known:
@@ -67,17 +73,57 @@ class Config(Section):
     def _mistakes_of_finetuning(self):
         if not self.finetuning:
             return
-        inits = {"random", *(self.pretraining.stages if self.pretraining else ())}
-        for name in self.finetuning.inits:
-            if name not in inits:
-                listed = ", ".join(sorted(inits))
-                yield f"finetuning.inits: '{name}' is neither random nor a stage of pretraining ({listed})"
+        yield from self._unknown_inits("finetuning", self.finetuning.inits)
+        if self.network.rank == 3:
+            yield "finetuning: segments slice by slice; set network.rank to 2, or take the section out"
         if not self.data.labels:
             yield "finetuning: needs data.label and data.labels"
         for name in self.finetuning.loss.class_weights or ():
             if name not in self.data.labels and name != "background":
                 listed = ", ".join(self.data.labels)
                 yield f"finetuning.loss.class_weights: '{name}' is not one of data.labels ({listed})"
+
+    def _unknown_inits(self, section, names):
+        inits = {"random", *(self.pretraining.stages if self.pretraining else ())}
+        for name in names:
+            if name not in inits:
+                listed = ", ".join(sorted(inits))
+                yield f"{section}.inits: '{name}' is neither random nor a stage of pretraining ({listed})"
+
+    def _mistakes_of_synthesis(self):
+        if not self.synthesis:
+            return
+        yield from self._unknown_inits("synthesis", self.synthesis.inits)
+        if not self.slices:
+            yield "synthesis: needs the section 'slices:'"
+        channels = {
+            key: channel_names(self.data.contrasts, getattr(self.synthesis, key)) for key in ("inputs", "targets")
+        }
+        for name in sorted(set(channels["inputs"]) & set(channels["targets"])):
+            yield f"synthesis.targets: '{name}' is among the inputs too; a contrast can be only one of them"
+
+    def _mistakes_of_rank(self):
+        rank, crops = self.network.rank, self.crops
+        if not crops:
+            if rank == 3 or self.synthesis:
+                what = "network.rank: 3" if rank == 3 else "synthesis"
+                yield f"{what}: needs the section 'crops:', such as crops: {{size: {[64] * rank}}}"
+            return
+        if len(crops.size) != rank:
+            yield f"crops.size: {crops.size} has {len(crops.size)} numbers, but network.rank is {rank}"
+        elif self.slices and any(n > m for n, m in zip(crops.size, self.slices.image_size, strict=False)):
+            image = list(self.slices.image_size)
+            yield f"crops.size: {crops.size} is larger than slices.image_size {image}; use smaller crops"
+        factor = 2 ** (len(self.network.filters) - 1)
+        if any(size % factor for size in crops.size):
+            levels = len(self.network.filters)
+            yield f"crops.size: {crops.size} must be multiples of {factor}, because network.filters has {levels} levels"
+        if rank == 3 and self.pretraining:
+            if self.pretraining.contrasts_as == "samples":
+                yield "pretraining.contrasts_as: samples is for slices; with network.rank 3 take channels"
+            for name, stage in self.pretraining.stages.items():
+                if stage.method == "global" and stage.n_partitions:
+                    yield f"pretraining.stages.{name}.n_partitions: is for slices; take it out"
 
     def _mistakes_of_spaces(self):
         spaces = self.spaces()
@@ -98,7 +144,7 @@ class Config(Section):
         if self.constraint_maps and "percentiles" in self.slices.model_fields_set:
             yield "slices.percentiles: constraint_maps.percentiles holds for both; delete this one"
         factor = 2 ** (len(self.network.filters) - 1)
-        if any(size % factor for size in self.slices.image_size):
+        if self.network.rank == 2 and any(size % factor for size in self.slices.image_size):
             yield (
                 f"slices.image_size: {list(self.slices.image_size)} must be multiples of {factor}, because "
                 f"network.filters has {len(self.network.filters)} levels"
@@ -106,6 +152,7 @@ class Config(Section):
 
     def _patches_that_do_not_fit(self):
         levels = len(self.network.filters) - 1
+        image_size = self.image_size()
         for name, stage in self.pretraining.stages.items() if self.pretraining else ():
             if stage.method not in ("local", "constrained"):
                 continue
@@ -113,7 +160,7 @@ class Config(Section):
             if built > levels:
                 yield f"{where}.decoder_levels: {built}, but network.filters makes {levels} decoder levels"
                 continue
-            factor, sizes = 2 ** (levels - built), list(self.slices.image_size)
+            factor, sizes = 2 ** (levels - built), list(image_size)
             coarser = f"pixels of a decoder output that is {factor} times coarser than the image"
             if stage.method == "constrained" and any(size % (stage.patch_size * factor) for size in sizes):
                 yield f"{where}.patch_size: {stage.patch_size} {coarser} do not divide {sizes}"
@@ -123,6 +170,10 @@ class Config(Section):
     def plain(self):
         """Return the config as a dictionary of plain YAML types, defaults filled in."""
         return self.model_dump(mode="json")
+
+    def image_size(self):
+        """Size of the images that networks are pretrained on: whole slices `(H, W)`, or crops `(h, w, d)`."""
+        return self.crops.size if self.network.rank == 3 and self.crops else self.slices.image_size
 
     def percentiles(self):
         """Percentiles of a contrast's foreground that become 0 and 1."""
@@ -139,6 +190,7 @@ class Config(Section):
     def _plain_for_hash(self):
         plain = self.plain()
         _drop_added_defaults(self, plain)
+        plain["network"].pop("remat", None)  # changes memory and time only
         return plain
 
     def hash_of_maps(self):
@@ -161,7 +213,8 @@ class Config(Section):
         before = self.hash_of_stage(stage["warm_start"]) if stage["warm_start"] else None
         names = plain["pretraining"]["contrasts"]
         shown = {"one by one": names} if self.pretraining.contrasts_as == "samples" else names
-        return fingerprint(self.hash_of_slices(), plain["network"], shown, stage, before)
+        crops = [plain["crops"]] if self.network.rank == 3 else []
+        return fingerprint(self.hash_of_slices(), plain["network"], shown, stage, before, *crops)
 
     def hash_of_cell(self, contrasts, init):
         """Hash of what shapes the cells of one input set and one initialisation."""
@@ -170,6 +223,14 @@ class Config(Section):
         start = None if init == "random" else self.hash_of_stage(init)
         names = plain["finetuning"]["contrasts"][contrasts]
         return fingerprint(self.hash_of_slices(), plain["network"], finetuning, names, start, plain["evaluation"])
+
+    def hash_of_synthesis(self, init):
+        """Hash of what shapes the synthesis cells of one initialisation."""
+        plain = self._plain_for_hash()
+        keys = ("inputs", "targets", "loss", "augmentation", "training", "evaluate_every", "overlap")
+        synthesis = {key: plain["synthesis"][key] for key in keys}
+        start = None if init == "random" else self.hash_of_stage(init)
+        return fingerprint(self.hash_of_slices(), plain["network"], plain["crops"], synthesis, start)
 
 
 def _drop_added_defaults(section, plain):

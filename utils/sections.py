@@ -1,4 +1,7 @@
-"""The sections of a config: every key, its type, default and meaning."""
+"""The sections of a config that several steps share: every key, its type, default and meaning.
+
+Those of single steps are in `sections_pretraining.py` and `sections_finetuning.py`.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -129,6 +132,22 @@ class NetworkSection(Section):
     """The U-Net."""
 
     filters: list[PositiveInt] = Field([16, 32, 64, 128, 128, 128], min_length=2, description="filters per level")
+    rank: Literal[2, 3] = Field(
+        2, json_schema_extra=ADDED, description="2: slices; 3: volumes, which the network sees in crops"
+    )
+    remat: bool = Field(
+        False, json_schema_extra=ADDED, description="compute activations twice instead of keeping them: memory for time"
+    )
+
+
+class CropSection(Section):
+    """Crops of volumes, or of slices: for networks of rank 3, and for synthesis."""
+
+    size: list[PositiveInt] = Field(
+        min_length=2, max_length=3, description="rows, columns and, with network.rank 3, slices; pixels as packed"
+    )
+    min_foreground: Share = Field(0.25, description="crops with a smaller share of foreground are drawn again")
+    validation: PositiveInt = Field(4, description="crops of each validation subject, drawn once")
 
 
 class TrainingSection(Section):
@@ -140,165 +159,6 @@ class TrainingSection(Section):
     learning_rate: PositiveFloat = Field(description="of Adam, at the start")
     plateau_epochs: PositiveInt = Field(10, description="epochs without improvement that halve the learning rate")
     mixed_precision: bool = Field(False, description="16-bit arithmetic in the network; losses stay in float32")
-
-
-class RegressionStage(Section):
-    """Restoring pixels that noise has replaced, with encoder and full decoder."""
-
-    method: Literal["regression"] = Field(description="what kind of stage this is")
-    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
-    corrupted_share: float = Field(0.1, gt=0, le=1, description="share of the pixels replaced by noise")
-    noise: PositiveFloat = Field(0.01, description="standard deviation of that noise, in units of the [0, 1] image")
-    training: TrainingSection = Field(description="epochs, batch, learning rate")
-
-
-class GlobalStage(Section):
-    """Global contrast on the encoder: SimCLR, or the anatomical contrast of Chaitanya et al. (G^D-)."""
-
-    method: Literal["global"] = Field(description="what kind of stage this is")
-    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
-    temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
-    features: PositiveInt = Field(128, description="size of the projected representation")
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.6, 1.0), description="share of the field of view kept")
-    brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
-    contrast: Share = Field(0.3, description="largest relative change of contrast")
-    n_partitions: int | None = Field(
-        None,
-        ge=2,
-        json_schema_extra=ADDED,
-        description="parts along the slice axis; slices of the same part never repel each other; null: SimCLR",
-    )
-    training: TrainingSection = Field(description="epochs, batch, learning rate")
-
-
-class LocalStage(Section):
-    """Local contrast on the decoder: regions of two intensity-augmented views (Chaitanya et al., L^R)."""
-
-    method: Literal["local"] = Field(description="what kind of stage this is")
-    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
-    freeze_encoder: bool = Field(True, description="train the decoder only, as Chaitanya et al. do")
-    decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
-    region_size: PositiveInt = Field(3, description="edge of a region, pixels of the decoder's output")
-    regions: int = Field(13, ge=2, description="regions drawn in each slice")
-    negatives: PositiveInt = Field(5, description="other regions that each is contrasted with, in both views")
-    temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
-    features: PositiveInt = Field(64, description="features per pixel of the projected map")
-    brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
-    contrast: Share = Field(0.3, description="largest relative change of contrast")
-    training: TrainingSection = Field(description="epochs, batch, learning rate")
-
-
-class ConstrainedStage(Section):
-    """Constrained contrastive learning (CCL) on encoder and decoder."""
-
-    method: Literal["constrained"] = Field(description="what kind of stage this is")
-    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
-    decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
-    patch_size: PositiveInt = Field(4, description="patch edge, in pixels of the decoder's output")
-    space: Name | None = Field(
-        None, json_schema_extra=ADDED, description="one of constraint_maps.spaces; null: constraint_maps.contrasts"
-    )
-    temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
-    nearest_patches: PositiveInt = Field(100, description="patches of the slice that an anchor is compared with")
-    anchors_per_slice: PositiveInt = Field(20, description="anchors, drawn from the foreground in every epoch")
-    comparison: Literal["pairwise", "setwise"] = Field("pairwise", description="positives one by one, or together")
-    anchor_is_positive: bool = Field(True, description="count the anchor among its own positives")
-    background_patches: bool = Field(
-        True, json_schema_extra=ADDED, description="compare anchors with patches of the background as well"
-    )
-    features: PositiveInt = Field(64, description="size of a patch's representation")
-    training: TrainingSection = Field(description="epochs, batch, learning rate")
-
-
-Stage = Annotated[RegressionStage | GlobalStage | LocalStage | ConstrainedStage, Field(discriminator="method")]
-
-
-class PretrainingSection(Section):
-    """Step 3: stages run in order; a stage's name is the name of the initialisation it gives."""
-
-    contrasts: list[Name] = Field(min_length=1, description="input contrasts of the network")
-    contrasts_as: Literal["channels", "samples"] = Field(
-        "channels",
-        json_schema_extra=ADDED,
-        description="one input with all contrasts as channels, or one channel that sees each contrast in turn",
-    )
-    stages: dict[Name, Stage] = Field(min_length=1, description="stage name: its settings, in the order of running")
-
-    @model_validator(mode="after")
-    def _stages_are_in_order(self):
-        if "random" in self.stages:
-            raise ValueError("stages: 'random' is the name of the initialisation without pretraining; choose another")
-        earlier = []
-        for name, stage in self.stages.items():
-            source = stage.warm_start
-            if source in self.stages and source not in earlier:
-                raise ValueError(f"stages.{name}.warm_start: '{source}' must come before '{name}'")
-            if source and source not in self.stages and not source.endswith(".npz"):
-                known = ", ".join(earlier) or "none before this one"
-                raise ValueError(f"stages.{name}.warm_start: '{source}' is neither a stage ({known}) nor a .npz file")
-            for mistake in _mistakes_of_stage(stage):
-                raise ValueError(f"stages.{name}.{mistake}")
-            earlier.append(name)
-        return self
-
-
-def _mistakes_of_stage(stage):
-    """What two keys of one stage say against each other."""
-    if stage.method == "global" and not stage.crop_scale[0] <= stage.crop_scale[1]:
-        yield f"crop_scale: {list(stage.crop_scale)} must ascend"
-    if stage.method == "global" and stage.n_partitions and stage.training.batch_size % stage.n_partitions:
-        yield (
-            f"training.batch_size: {stage.training.batch_size} must be a multiple of n_partitions "
-            f"({stage.n_partitions}), because a batch holds one slice of each part of each volume"
-        )
-    if stage.method == "local" and stage.freeze_encoder and not stage.warm_start:
-        yield "freeze_encoder: the encoder would stay random; name a stage to start from in warm_start, or set it false"
-
-
-class LossSection(Section):
-    """Focal Tversky or Dice loss, with class-balanced cross-entropy if wanted."""
-
-    name: Literal["focal_tversky", "dice"] = Field(
-        "focal_tversky", json_schema_extra=ADDED, description="dice: the next three keys have no effect"
-    )
-    false_positive_weight: PositiveFloat = Field(0.3, description="weight of false positives in the Tversky index")
-    false_negative_weight: PositiveFloat = Field(0.7, description="weight of false negatives")
-    focus: PositiveFloat = Field(4 / 3, description="exponent is 1 / focus")
-    cross_entropy_weight: float = Field(
-        0.0, ge=0, description="weight of class-balanced cross-entropy added to it; papers: 0"
-    )
-    class_weights: dict[Name, PositiveFloat] | None = Field(None, description="class name: weight; null: all equal")
-
-
-class AugmentationSection(Section):
-    """Largest random changes of a training slice; one displacement field for image and label."""
-
-    translation: Share = Field(0.1, description="share of the image size")
-    rotation_degrees: float = Field(15.0, ge=0, le=180, description="either way")
-    scale: Share = Field(0.15, description="relative enlargement or shrinkage")
-    elastic_px: float = Field(2.0, ge=0, description="standard deviation of the elastic displacement, pixels")
-    elastic_grid: PositiveInt = Field(8, description="edge of the coarse grid of displacements, pixels")
-    brightness: float = Field(0.1, ge=0, description="largest shift, in units of the [0, 1] image")
-    contrast: Share = Field(0.2, description="largest relative change of contrast")
-
-
-class FinetuningSection(Section):
-    """Step 4: the grid contrasts x init x N x repeat."""
-
-    contrasts: dict[Name, list[Name]] = Field(min_length=1, description="name of an input set: its contrasts")
-    inits: list[Name] = Field(["random", "constrained"], min_length=1, description="random, or stages of pretraining")
-    subjects_n: list[PositiveInt] = Field(min_length=1, description="numbers of annotated subjects")
-    repeats: PositiveInt = Field(3, description="draws of annotated subjects")
-    loss: LossSection = Field(LossSection(), description="focal Tversky loss")
-    augmentation: AugmentationSection = Field(AugmentationSection(), description="random changes of training slices")
-    training: TrainingSection = Field(description="epochs, batch, learning rate")
-    evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation set")
-
-    @model_validator(mode="after")
-    def _validation_is_looked_at(self):
-        if self.evaluate_every > self.training.epochs:
-            raise ValueError(f"evaluate_every: {self.evaluate_every} is more than training.epochs")
-        return self
 
 
 class EvaluationSection(Section):

@@ -1,0 +1,92 @@
+"""The sections `finetuning:` and `synthesis:` of a config: the grids of step 4."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from utils.sections import ADDED, Name, Section, Share, TrainingSection
+
+
+class LossSection(Section):
+    """Focal Tversky or Dice loss, with class-balanced cross-entropy if wanted."""
+
+    name: Literal["focal_tversky", "dice"] = Field(
+        "focal_tversky", json_schema_extra=ADDED, description="dice: the next three keys have no effect"
+    )
+    false_positive_weight: PositiveFloat = Field(0.3, description="weight of false positives in the Tversky index")
+    false_negative_weight: PositiveFloat = Field(0.7, description="weight of false negatives")
+    focus: PositiveFloat = Field(4 / 3, description="exponent is 1 / focus")
+    cross_entropy_weight: float = Field(
+        0.0, ge=0, description="weight of class-balanced cross-entropy added to it; papers: 0"
+    )
+    class_weights: dict[Name, PositiveFloat] | None = Field(None, description="class name: weight; null: all equal")
+
+
+class AugmentationSection(Section):
+    """Largest random changes of a training slice; one displacement field for image and label."""
+
+    translation: Share = Field(0.1, description="share of the image size")
+    rotation_degrees: float = Field(15.0, ge=0, le=180, description="either way")
+    scale: Share = Field(0.15, description="relative enlargement or shrinkage")
+    elastic_px: float = Field(2.0, ge=0, description="standard deviation of the elastic displacement, pixels")
+    elastic_grid: PositiveInt = Field(8, description="edge of the coarse grid of displacements, pixels")
+    brightness: float = Field(0.1, ge=0, description="largest shift, in units of the [0, 1] image")
+    contrast: Share = Field(0.2, description="largest relative change of contrast")
+
+
+class FinetuningSection(Section):
+    """Step 4: the grid contrasts x init x N x repeat."""
+
+    contrasts: dict[Name, list[Name]] = Field(min_length=1, description="name of an input set: its contrasts")
+    inits: list[Name] = Field(["random", "constrained"], min_length=1, description="random, or stages of pretraining")
+    subjects_n: list[PositiveInt] = Field(min_length=1, description="numbers of annotated subjects")
+    repeats: PositiveInt = Field(3, description="draws of annotated subjects")
+    loss: LossSection = Field(LossSection(), description="focal Tversky loss")
+    augmentation: AugmentationSection = Field(AugmentationSection(), description="random changes of training slices")
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
+    evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation set")
+
+    @model_validator(mode="after")
+    def _validation_is_looked_at(self):
+        if self.evaluate_every > self.training.epochs:
+            raise ValueError(f"evaluate_every: {self.evaluate_every} is more than training.epochs")
+        return self
+
+
+class SynthesisLossSection(Section):
+    """Loss of synthesised contrasts; the poster names none."""
+
+    name: Literal["l1", "mse", "l1_ssim"] = Field("l1", description="l1_ssim: L1 + ssim_weight (1 - SSIM)")
+    ssim_weight: PositiveFloat = Field(1.0, description="weight of 1 - SSIM; of l1_ssim only")
+
+
+class SynthesisSection(Section):
+    """Step 4 for contrast synthesis: the grid init x N x repeat."""
+
+    inputs: list[Name] = Field(min_length=1, description="contrasts that the network sees")
+    targets: list[Name] = Field(min_length=1, description="contrasts that it makes, all at once")
+    inits: list[Name] = Field(["random", "constrained"], min_length=1, description="random, or stages of pretraining")
+    subjects_n: list[PositiveInt] = Field(min_length=1, description="numbers of subjects with all contrasts")
+    repeats: PositiveInt = Field(3, description="draws of these subjects")
+    loss: SynthesisLossSection = Field(SynthesisLossSection(), description="L1, mean squared error, or L1 and SSIM")
+    augmentation: AugmentationSection = Field(
+        AugmentationSection(brightness=0, contrast=0),
+        description="random changes of training crops: one displacement field for all contrasts; intensities of the "
+        "inputs only, and where the section is left out none",
+    )
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
+    evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation crops")
+    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one overlaps at least")
+
+    @model_validator(mode="after")
+    def _is_possible(self):
+        if self.evaluate_every > self.training.epochs:
+            raise ValueError(f"evaluate_every: {self.evaluate_every} is more than training.epochs")
+        both = sorted(set(self.inputs) & set(self.targets))
+        if both:
+            raise ValueError(f"targets: '{both[0]}' is among the inputs too; a contrast can be only one of them")
+        for key, names in (("inputs", self.inputs), ("targets", self.targets)):
+            twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"{key}: '{twice[0]}' is named twice; name each contrast once")
+        return self

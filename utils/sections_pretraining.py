@@ -1,0 +1,120 @@
+"""The section `pretraining:` of a config: its stages, every key with type, default and meaning."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from utils.sections import ADDED, Name, Section, Share, TrainingSection
+
+
+class RegressionStage(Section):
+    """Restoring pixels that noise has replaced, with encoder and full decoder."""
+
+    method: Literal["regression"] = Field(description="what kind of stage this is")
+    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    corrupted_share: float = Field(0.1, gt=0, le=1, description="share of the pixels replaced by noise")
+    noise: PositiveFloat = Field(0.01, description="standard deviation of that noise, in units of the [0, 1] image")
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
+
+
+class GlobalStage(Section):
+    """Global contrast on the encoder: SimCLR, or the anatomical contrast of Chaitanya et al. (G^D-)."""
+
+    method: Literal["global"] = Field(description="what kind of stage this is")
+    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
+    features: PositiveInt = Field(128, description="size of the projected representation")
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.6, 1.0), description="share of the field of view kept")
+    brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
+    contrast: Share = Field(0.3, description="largest relative change of contrast")
+    n_partitions: int | None = Field(
+        None,
+        ge=2,
+        json_schema_extra=ADDED,
+        description="parts along the slice axis; slices of the same part never repel each other; null: SimCLR",
+    )
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
+
+
+class LocalStage(Section):
+    """Local contrast on the decoder: regions of two intensity-augmented views (Chaitanya et al., L^R)."""
+
+    method: Literal["local"] = Field(description="what kind of stage this is")
+    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    freeze_encoder: bool = Field(True, description="train the decoder only, as Chaitanya et al. do")
+    decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
+    region_size: PositiveInt = Field(3, description="edge of a region, pixels of the decoder's output")
+    regions: int = Field(13, ge=2, description="regions drawn in each slice")
+    negatives: PositiveInt = Field(5, description="other regions that each is contrasted with, in both views")
+    temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
+    features: PositiveInt = Field(64, description="features per pixel of the projected map")
+    brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
+    contrast: Share = Field(0.3, description="largest relative change of contrast")
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
+
+
+class ConstrainedStage(Section):
+    """Constrained contrastive learning (CCL) on encoder and decoder."""
+
+    method: Literal["constrained"] = Field(description="what kind of stage this is")
+    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
+    patch_size: PositiveInt = Field(4, description="patch edge, in pixels of the decoder's output")
+    space: Name | None = Field(
+        None, json_schema_extra=ADDED, description="one of constraint_maps.spaces; null: constraint_maps.contrasts"
+    )
+    temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
+    nearest_patches: PositiveInt = Field(100, description="patches of the slice that an anchor is compared with")
+    anchors_per_slice: PositiveInt = Field(20, description="anchors, drawn from the foreground in every epoch")
+    comparison: Literal["pairwise", "setwise"] = Field("pairwise", description="positives one by one, or together")
+    anchor_is_positive: bool = Field(True, description="count the anchor among its own positives")
+    background_patches: bool = Field(
+        True, json_schema_extra=ADDED, description="compare anchors with patches of the background as well"
+    )
+    features: PositiveInt = Field(64, description="size of a patch's representation")
+    training: TrainingSection = Field(description="epochs, batch, learning rate")
+
+
+Stage = Annotated[RegressionStage | GlobalStage | LocalStage | ConstrainedStage, Field(discriminator="method")]
+
+
+class PretrainingSection(Section):
+    """Step 3: stages run in order; a stage's name is the name of the initialisation it gives."""
+
+    contrasts: list[Name] = Field(min_length=1, description="input contrasts of the network")
+    contrasts_as: Literal["channels", "samples"] = Field(
+        "channels",
+        json_schema_extra=ADDED,
+        description="one input with all contrasts as channels, or one channel that sees each contrast in turn",
+    )
+    stages: dict[Name, Stage] = Field(min_length=1, description="stage name: its settings, in the order of running")
+
+    @model_validator(mode="after")
+    def _stages_are_in_order(self):
+        if "random" in self.stages:
+            raise ValueError("stages: 'random' is the name of the initialisation without pretraining; choose another")
+        earlier = []
+        for name, stage in self.stages.items():
+            source = stage.warm_start
+            if source in self.stages and source not in earlier:
+                raise ValueError(f"stages.{name}.warm_start: '{source}' must come before '{name}'")
+            if source and source not in self.stages and not source.endswith(".npz"):
+                known = ", ".join(earlier) or "none before this one"
+                raise ValueError(f"stages.{name}.warm_start: '{source}' is neither a stage ({known}) nor a .npz file")
+            for mistake in _mistakes_of_stage(stage):
+                raise ValueError(f"stages.{name}.{mistake}")
+            earlier.append(name)
+        return self
+
+
+def _mistakes_of_stage(stage):
+    """What two keys of one stage say against each other."""
+    if stage.method == "global" and not stage.crop_scale[0] <= stage.crop_scale[1]:
+        yield f"crop_scale: {list(stage.crop_scale)} must ascend"
+    if stage.method == "global" and stage.n_partitions and stage.training.batch_size % stage.n_partitions:
+        yield (
+            f"training.batch_size: {stage.training.batch_size} must be a multiple of n_partitions "
+            f"({stage.n_partitions}), because a batch holds one slice of each part of each volume"
+        )
+    if stage.method == "local" and stage.freeze_encoder and not stage.warm_start:
+        yield "freeze_encoder: the encoder would stay random; name a stage to start from in warm_start, or set it false"
