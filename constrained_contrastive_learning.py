@@ -48,7 +48,8 @@ def main(arguments=None):
     with data_parallel(options.devices):
         for folder, name in itertools.product(folders, stages):
             pretrain(config, name, folder, options.overwrite)
-    log.info("next: python finetune_segmentation.py --config %s", options.config)
+    script = "segmentation" if config.finetuning or not config.synthesis else "synthesis"
+    log.info("next: python finetune_%s.py --config %s", script, options.config)
 
 
 def pretrain(config, name, folder, overwrite):
@@ -158,11 +159,12 @@ def train(config, stage, stores, contrasts, **run):
     from training import pretraining
 
     parts = [stores[part] for part in ("train", "val")]
-    is_one_by_one = config.pretraining.contrasts_as == "samples"
-    images = [store.images(contrasts) for store in parts]
+    is_one_by_one, is_volumes = config.pretraining.contrasts_as == "samples", config.network.rank == 3
+    images = [crops_of(config, stage, store, contrasts) if is_volumes else store.images(contrasts) for store in parts]
     if is_one_by_one:
         images = [one_by_one(channels) for channels in images]
-    settings = stage.model_dump(exclude={"method", "warm_start", "space"}) | {"filters": config.network.filters} | run
+    settings = stage.model_dump(exclude={"method", "warm_start", "space"}) | run
+    settings |= {"filters": config.network.filters, "remat": config.network.remat}
     if stage.method == "regression":
         return pretraining.pretrain_regression(*images, **settings)
     if stage.method == "local":
@@ -170,10 +172,21 @@ def train(config, stage, stores, contrasts, **run):
     if stage.method == "global":
         places = [places_of(store, contrasts if is_one_by_one else [""]) for store in parts]
         return pretraining.pretrain_global(*images, places=places[0], validation_places=places[1], **settings)
-    maps = [store.constraint_maps(space=stage.space) for store in parts]
+    maps = [None if is_volumes else store.constraint_maps(space=stage.space) for store in parts]
     names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")
     loss = {name: settings.pop(name) for name in names}
     return pretraining.pretrain_constrained(images[0], maps[0], images[1], maps[1], loss_settings=loss, **settings)
+
+
+def crops_of(config, stage, store, contrasts):
+    """Open the volumes of a store, to be shown in crops; small sets are read into memory, once."""
+    from data.crops import held_if_small, open_volumes
+    from training.crops import Crops
+
+    settings, space = config.crops, getattr(stage, "space", None)
+    volumes = held_if_small(open_volumes(store, store.subjects, contrasts, settings.size), space)
+    options = {"min_foreground": settings.min_foreground, "per_volume": settings.validation, "space": space}
+    return Crops(volumes, tuple(settings.size), contrasts, **options)
 
 
 def one_by_one(images):

@@ -6,7 +6,8 @@ Reads   the scans below data.root and constraint_maps/ in the work dir (step 1);
         the foreground takes the place of the maps, and step 1 is not needed.
 Writes  h5/pretrain_train.h5 and h5/pretrain_val.h5 (contrasts and constraint maps; slices with little foreground are
         left out and counted) and h5/annotated.h5 (every slice of every subject that has a label, with the label);
-        with cross-validation one such h5 folder per fold. Test subjects are in annotated.h5 only.
+        with cross-validation one such h5 folder per fold. Test subjects are in annotated.h5 only. For contrast
+        synthesis h5/volumes.h5: every slice and contrast of every subject, labelled or not, once for all folds.
 Takes   about a second per subject. All scans are checked before anything is written. Finished files are skipped.
 Next    python constrained_contrastive_learning.py --config FILE
 """
@@ -41,6 +42,7 @@ def main(arguments=None):
     subjects = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
     splits = make_splits(data["splits"], config.data.root, subjects, config.seed)
     plans = [plan for split in splits for plan in plan_stores(config, split, subjects)]
+    plans += [plan_volumes(config, splits)] if config.synthesis else []
     unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished()]
     if unfinished:
         check_maps(config)
@@ -107,16 +109,7 @@ class PlannedStore:
 
 def plan_stores(config, split, subjects):
     """List the files of one split."""
-    (low, high), spaces = config.percentiles(), config.spaces()
-    attributes = {
-        "clusters": config.constraint_maps.clusters if config.constraint_maps else 1,
-        "contrast_spaces": {f"param_{space}" if space else "param": names for space, names in spaces.items()},
-        "normalization": f"percentiles {low:g} and {high:g} of a contrast's foreground become 0 and 1, clipped",
-        "config_hash": config.hash_of_slices(),
-        "seed": config.seed,
-        "split": split.to_dict(),
-        "labels": list(config.data.labels),
-    }
+    attributes = attributes_of(config, split.to_dict())
     folder, enough = split.folder(config.work_dir) / "h5", config.slices.min_foreground
     plans = [
         PlannedStore(folder / "pretrain_train.h5", split.train, attributes, enough),
@@ -132,6 +125,27 @@ def plan_stores(config, split, subjects):
             log.warning("%s: not in annotated.h5, because they have no label file: %s", folder, missing)
         plans.append(PlannedStore(folder / "annotated.h5", annotated, attributes, min_foreground=0, has_labels=True))
     return plans
+
+
+def plan_volumes(config, splits):
+    """The file that holds the whole volumes of all subjects; who trains and who is tested is decided in step 4."""
+    members = sorted({subject for split in splits for subject in (*split.train, *split.val, *split.test)})
+    path = config.work_dir / "h5" / "volumes.h5"
+    return PlannedStore(path, tuple(members), attributes_of(config, {"all": members}), min_foreground=0)
+
+
+def attributes_of(config, split):
+    """What is noted on every file."""
+    (low, high), spaces = config.percentiles(), config.spaces()
+    return {
+        "clusters": config.constraint_maps.clusters if config.constraint_maps else 1,
+        "contrast_spaces": {f"param_{space}" if space else "param": names for space, names in spaces.items()},
+        "normalization": f"percentiles {low:g} and {high:g} of a contrast's foreground become 0 and 1, clipped",
+        "config_hash": config.hash_of_slices(),
+        "seed": config.seed,
+        "split": split,
+        "labels": list(config.data.labels),
+    }
 
 
 def check_subject(config, files):
@@ -177,7 +191,7 @@ def prepare_subject(config, files):
 
     from data.geometry import SliceGrid
     from data.h5_store import SubjectSlices
-    from data.intensity import scale_intensities
+    from data.intensity import intensity_ranges, scale_between
     from data.volumes import read_contrasts, read_label, read_mask
 
     data = config.data
@@ -187,7 +201,8 @@ def prepare_subject(config, files):
     maps = {space: read_map(config, space, files.subject, volume.shape, affine) for space in config.spaces()}
     maps = maps or {None: find_foreground(volume, mask, affine).astype(np.uint8)}
     # Each contrast by its own foreground, unless a mask is given: predict.py sees single contrasts and must agree.
-    scaled = scale_intensities(volume, mask, config.percentiles())
+    ranges = intensity_ranges(volume, mask, config.percentiles())
+    scaled = scale_between(volume, ranges)
     del volume  # a BraTS subject takes 140 MB
     maps = {space: grid.to_slices(classes, order=0) for space, classes in maps.items()}
     label, cut = None, 0.0
@@ -197,7 +212,8 @@ def prepare_subject(config, files):
         inside = grid.to_volume(np.ones(label.shape, np.uint8), order=0)
         cut = float(np.mean(inside[on_disk > 0] == 0))
     images = grid.to_slices(scaled).astype(np.float16)
-    slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label)
+    intensities = dict(zip(channel_names(data.contrasts), ranges.tolist(), strict=True))
+    slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label, intensities)
     return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut)
 
 

@@ -4,12 +4,15 @@ A crop has the axes rows, columns, slices: `(h, w, d)`, slices upwards. Its slic
 a store leaves slices out (pretraining files do), crops lie between the gaps, never across one.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from data.h5_store import SliceStore
 from utils.checks import InputError
+
+HELD_BYTES = 4 * 1024**3  # of volumes that are kept in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +55,16 @@ class SubjectVolume:
         """Return the classes of a region, `(h, w, d)` int32, 0 background; `space` as in `SliceStore`."""
         return self._cut(region, space, np.int32, lambda rows: self.store.constraint_maps(rows, space))
 
-    def held(self):
-        """Return the same volume kept in memory: images as they are stored, float16, and the default space's map."""
-        images, maps = self.store.images(self.contrasts, self.rows), self.store.constraint_maps(self.rows)
-        maps = maps.astype(np.min_scalar_type(maps.max(initial=0)))
-        return replace(self, _held={"images": images.astype(np.float16), None: maps})
+    def held(self, *spaces):
+        """Return the same volume kept in memory: images as they are stored, float16, and the maps of some spaces.
+
+        The map of the default space, whose foreground crops are drawn by, is always among them.
+        """
+        held = {"images": self.store.images(self.contrasts, self.rows).astype(np.float16)}
+        for space in {None, *spaces}:
+            maps = self.store.constraint_maps(self.rows, space)
+            held[space] = maps.astype(np.min_scalar_type(maps.max(initial=0)))
+        return replace(self, _held=held)
 
     def starts(self, depth):
         """First places of all runs of `depth` consecutive slices, ascending."""
@@ -123,6 +131,18 @@ def open_volumes(store, subjects, contrasts, crop_size=None):
     if lines:
         raise InputError(lines)
     return volumes
+
+
+def held_if_small(volumes, *spaces, limit=HELD_BYTES):
+    """Keep volumes in memory if all of them fit into `limit` bytes; else return them as they are, read crop by crop.
+
+    Args:
+        volumes: List of `SubjectVolume`.
+        *spaces: Contrast spaces whose maps are kept too.
+        limit: Bytes of their images, which are float16.
+    """
+    size = sum(2 * math.prod(volume.shape) for volume in volumes)
+    return [volume.held(*spaces) for volume in volumes] if size <= limit else volumes
 
 
 def draw_crops(volume, size, count, generator, *, min_foreground=0.25, draws=10):

@@ -3,14 +3,15 @@
 Datasets: `img` (N, H, W, C) float16, `param` (N, H, W, 1) unsigned integer (the constraint map; without one, 1 in the
 foreground), `param_<space>` beside it for each further contrast space, `label` (N, H, W) uint8 (class index, only in
 files with labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON
-text per subject, what is needed to carry slices back to the scan. The grids are a dataset because the attributes of
-an HDF5 object end at 64 KiB, about 200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and those of
+text per subject, what is needed to carry slices back to the scan, and `subject_intensities` (subjects,) JSON text, what
+is needed to carry their values back. These are datasets because the attributes of an HDF5 object end at 64 KiB, about
+200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and those of
 the caller. Names, axes and order of `img` and `param` are those of the authors' data loader.
 """
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -37,6 +38,7 @@ class SubjectSlices:
         images: `(n, H, W, C)`, in [0, 1].
         constraint_maps: Contrast space (None: the default one) -> `(n, H, W)` integer, 0 is background.
         labels: `(n, H, W)` class index, or None.
+        intensities: Channel -> the two intensities that became 0 and 1.
     """
 
     subject: str
@@ -45,6 +47,7 @@ class SubjectSlices:
     images: np.ndarray
     constraint_maps: dict
     labels: np.ndarray | None = None
+    intensities: dict = field(default_factory=dict)
 
 
 class StoreWriter:
@@ -65,7 +68,7 @@ class StoreWriter:
         self.subjects, self.slices = [], 0
 
     def __enter__(self):
-        self._grids, self._renamed = [], atomic_path(self.path)
+        self._grids, self._intensities, self._renamed = [], [], atomic_path(self.path)
         self._file = h5py.File(self._renamed.__enter__(), "w")
         plane = self.image_size
         self._create("img", (*plane, len(self.contrasts)), np.float16)
@@ -111,6 +114,7 @@ class StoreWriter:
         self.slices += count
         self.subjects.append(subject.subject)
         self._grids.append(json.dumps(subject.grid.to_dict()))
+        self._intensities.append(json.dumps({name: list(ends) for name, ends in subject.intensities.items()}))
 
     def _create(self, name, shape, dtype):
         bytes_each = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -119,7 +123,8 @@ class StoreWriter:
 
     def _write_attributes(self):
         text = h5py.string_dtype()
-        self._file.create_dataset("subject_grid", data=self._grids, dtype=text, shape=(len(self._grids),))
+        for name, lines in (("subject_grid", self._grids), ("subject_intensities", self._intensities)):
+            self._file.create_dataset(name, data=lines, dtype=text, shape=(len(lines),))
         described = {"schema_version": SCHEMA_VERSION, "contrasts": self.contrasts, "subjects": self.subjects}
         for name, value in {**self.attributes, **described}.items():
             if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
@@ -215,6 +220,13 @@ class SliceStore:
             raise InputError(f"{subject}: is not in {self.path}; {AGAIN}")
         return SliceGrid.from_dict(json.loads(self._grids[self.subjects.index(subject)]))
 
+    def intensities(self, subject):
+        """Return the two intensities of a subject that became 0 and 1, in the scan's own unit, by channel."""
+        found = self._intensities[self.subjects.index(subject)] if subject in self.subjects else {}
+        if not found:
+            raise InputError(f"{self.path}: does not say how the intensities of {subject} were scaled; {AGAIN}")
+        return {name: tuple(ends) for name, ends in found.items()}
+
     def _read_description(self, file):
         version = file.attrs.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -232,6 +244,8 @@ class SliceStore:
         self.image_size = tuple(int(length) for length in file["img"].shape[1:3])
         self.subject_index, self.slice_index = file["subject_index"][:], file["slice_index"][:]
         self._grids = [text.decode() for text in file["subject_grid"][:]]
+        lines = file["subject_intensities"][:] if "subject_intensities" in file else ["{}"] * len(self.subjects)
+        self._intensities = [json.loads(line) for line in lines]
         if len(self._grids) != len(self.subjects):
             raise ValueError(f"{len(self._grids)} grids for {len(self.subjects)} subjects")
 

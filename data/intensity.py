@@ -51,6 +51,17 @@ def foreground_mask(volume):
 def scale_intensities(volume, mask, percentiles=(1, 99)):
     """Map each contrast linearly so that two percentiles inside the mask become 0 and 1, and clip.
 
+    Arguments and errors as for `intensity_ranges`.
+
+    Returns:
+        float32 in [0, 1], `(X, Y, Z, C)`; a contrast whose two percentiles are equal becomes 0.
+    """
+    return scale_between(volume, intensity_ranges(volume, mask, percentiles))
+
+
+def intensity_ranges(volume, mask, percentiles=(1, 99)):
+    """Find the intensities that become 0 and 1.
+
     Args:
         volume: Intensities in any unit, `(X, Y, Z, C)`.
         mask: Given foreground, boolean `(X, Y, Z)`, with at least one voxel; None: each contrast's own, found in it
@@ -58,7 +69,7 @@ def scale_intensities(volume, mask, percentiles=(1, 99)):
         percentiles: Lower and upper percentile, in [0, 100].
 
     Returns:
-        float32 in [0, 1], `(X, Y, Z, C)`; a contrast whose two percentiles are equal becomes 0.
+        Lower and upper intensity of each contrast, in the unit of the volume, `(C, 2)` float64.
 
     Raises:
         InputError: Empty mask, shapes that differ, percentiles out of order.
@@ -69,10 +80,20 @@ def scale_intensities(volume, mask, percentiles=(1, 99)):
         check_mask(mask, volume.shape)
     if not 0 <= low < high <= 100:
         raise InputError(f"percentiles: {low}, {high}; expected 0 <= lower < upper <= 100")
-    scaled = np.empty(volume.shape, np.float32)
+    ranges = np.empty((volume.shape[3], 2))
     for c in range(volume.shape[3]):
         inside = foreground_mask(volume[..., c : c + 1]) if mask is None else mask
-        bottom, top = np.percentile(volume[..., c][inside], percentiles)
+        ranges[c] = np.percentile(volume[..., c][inside], percentiles)
+    return ranges
+
+
+def scale_between(volume, ranges):
+    """Map each contrast linearly so that its two intensities of `ranges (C, 2)` become 0 and 1, and clip.
+
+    Args and Returns as for `scale_intensities`.
+    """
+    scaled = np.empty(volume.shape, np.float32)
+    for c, (bottom, top) in enumerate(ranges):
         span = top - bottom
         np.subtract(volume[..., c], np.float32(bottom), out=scaled[..., c])
         scaled[..., c] *= np.float32(1 / span if span > 0 else 0)

@@ -16,6 +16,7 @@ from utils.runs import atomic_path
 # Largest difference of two affines, in voxels per voxel and voxels of origin, that still counts as one grid: headers
 # store float32, and quaternion and matrix forms of the same geometry differ by about 1e-4.
 GRID_TOLERANCE = 1e-3
+STEPS = 65_535  # of intensities stored in 16 bits
 ONE_GRID = 'all files of a subject must share one grid (README, "Preparing data")'
 
 
@@ -148,7 +149,7 @@ def problems_of_subject(files, contrasts, names=None, *, labels=None, ignored=()
     return problems
 
 
-def write_nifti(path, array, affine, header_of=None):
+def write_nifti(path, array, affine, header_of=None, span=None):
     """Write an array as NIfTI, complete or not at all.
 
     Args:
@@ -156,9 +157,14 @@ def write_nifti(path, array, affine, header_of=None):
         array: `(X, Y, Z)` or `(X, Y, Z, C)`; integers stay integers (bool as uint8, 64 bits as 32), floats are float32.
         affine: `(4, 4)`, voxel to world in RAS+.
         header_of: NIfTI file whose units and orientation codes are kept, or None: mm, scanner coordinates.
+        span: Lowest and highest value; the array is cut off there and stored in 65,536 steps between them, in a
+            fraction of the space. None: values are stored as they are.
     """
     array = np.asarray(array)
-    if array.dtype.kind == "f":
+    step = (span[1] - span[0]) / STEPS if span and span[1] > span[0] else 1.0
+    if span:
+        array = np.rint((np.clip(array, *span) - span[0]) / step).astype(np.uint16)
+    elif array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
     elif array.dtype == bool:
         array = array.astype(np.uint8)
@@ -175,6 +181,8 @@ def write_nifti(path, array, affine, header_of=None):
     else:
         image.header["cal_min"] = image.header["cal_max"] = 0  # the display window of another image
         image.header.set_slope_inter(1, 0)
+    if span:
+        image.header.set_slope_inter(step, span[0])
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)
 

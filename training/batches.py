@@ -22,12 +22,12 @@ class Batches(keras.utils.PyDataset):
         seed: Seed of this set.
         steps: Batches per epoch; None: as many as cover the slices once.
         shuffle: True for training.
-        draw: Function `(rows, generator) -> dict` of further arrays for a batch, such as anchors.
+        finish: Function `(batch, generator) -> batch` that adds what is random, such as anchors.
     """
 
-    def __init__(self, arrays, batch_size, seed, *, steps=None, shuffle=True, draw=None):
+    def __init__(self, arrays, batch_size, seed, *, steps=None, shuffle=True, finish=None):
         super().__init__(workers=1)
-        self.arrays, self.batch_size, self.seed, self.shuffle, self.draw = arrays, batch_size, seed, shuffle, draw
+        self.arrays, self.batch_size, self.seed, self.shuffle, self.finish = arrays, batch_size, seed, shuffle, finish
         self.slices = len(next(iter(arrays.values())))
         self.steps = steps or -(-self.slices // batch_size)
         self.epoch = 0
@@ -51,12 +51,14 @@ class Batches(keras.utils.PyDataset):
         return np.random.default_rng(child_seed(self.seed, "order", number)).permutation(length or self.slices)
 
     def __getitem__(self, step):
-        rows = self.rows(step)
-        batch = {name: values[rows] for name, values in self.arrays.items()}
-        if self.draw:
-            generator = np.random.default_rng(child_seed(self.seed, "draw", self.epoch, step))
-            batch |= self.draw(rows, generator)
+        batch = self.read(self.rows(step), step)
+        if self.finish:
+            batch = self.finish(batch, np.random.default_rng(child_seed(self.seed, "draw", self.epoch, step)))
         return (batch,)
+
+    def read(self, rows, step):
+        """The arrays of a batch, by name, before anything random is added."""
+        return {name: values[rows] for name, values in self.arrays.items()}
 
 
 class PartitionedBatches(Batches):
@@ -75,7 +77,7 @@ class PartitionedBatches(Batches):
         subjects: Subject of each slice, `(N,)`.
         steps: Batches per epoch; None: as many as cover the slices once, in validation as described.
         shuffle: As for `Batches`.
-        draw: As for `Batches`.
+        finish: As for `Batches`.
 
     Raises:
         InputError: The batch size is no multiple of the number of partitions.
@@ -84,7 +86,7 @@ class PartitionedBatches(Batches):
         Chaitanya et al., NeurIPS 2020, Sec. 3.1: a batch of m volumes, one slice of each partition of each.
     """
 
-    def __init__(self, arrays, batch_size, seed, *, subjects, steps=None, shuffle=True, draw=None):
+    def __init__(self, arrays, batch_size, seed, *, subjects, steps=None, shuffle=True, finish=None):
         partitions = np.asarray(arrays["partition"])
         names, volumes = np.unique(subjects, return_inverse=True)
         parts = int(partitions.max()) + 1
@@ -101,7 +103,7 @@ class PartitionedBatches(Batches):
         self.batches_per_round, visits_per_round = len(names) // common, self.volumes_per_batch // common
         if not shuffle:
             steps = steps or -(-self.counts.max() // visits_per_round) * self.batches_per_round
-        super().__init__(arrays, self.volumes_per_batch * parts, seed, steps=steps, shuffle=shuffle, draw=draw)
+        super().__init__(arrays, self.volumes_per_batch * parts, seed, steps=steps, shuffle=shuffle, finish=finish)
 
     def rows(self, step):
         """Slice numbers of a step of the current epoch, volume after volume, part after part, `(B,)`."""
@@ -186,7 +188,7 @@ def draw_anchors(patch_classes, anchors_per_slice, generator):
     """Draw anchors among the foreground patches of each slice, without replacement.
 
     Args:
-        patch_classes: `(B, P)` int, 0 background.
+        patch_classes: `(B, P)` int; 0 and -1 are background.
         anchors_per_slice: A.
         generator: numpy random generator.
 
@@ -194,8 +196,8 @@ def draw_anchors(patch_classes, anchors_per_slice, generator):
         Patch numbers `(B, A)` int32; -1 where a slice has fewer foreground patches than anchors.
     """
     order = generator.random(patch_classes.shape)
-    order[patch_classes == 0] = 2.0  # background comes after every foreground patch
+    order[patch_classes <= 0] = 2.0  # background comes after every foreground patch
     anchors = np.argsort(order, axis=1)[:, :anchors_per_slice].astype("int32")
-    anchors[np.take_along_axis(patch_classes, anchors, axis=1) == 0] = -1
+    anchors[np.take_along_axis(patch_classes, anchors, axis=1) <= 0] = -1
     missing = anchors_per_slice - anchors.shape[1]
     return np.pad(anchors, ((0, 0), (0, max(0, missing))), constant_values=-1)

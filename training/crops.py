@@ -1,11 +1,56 @@
 """Crops to batches: which volume, which place, which random changes, all fixed by seed, epoch and step."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from data.crops import draw_crops, region_of
 from training.batches import Batches
 from utils.checks import InputError
 from utils.runs import child_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Volumes to be shown in crops; pretraining takes it in place of an array of images.
+
+    Attributes:
+        volumes: `data.crops.SubjectVolume`, one per subject.
+        size: `(h, w, d)`, or `(h, w)` for crops of single slices.
+        inputs: Contrasts shown, in order.
+        targets: Contrasts to be synthesised, in order.
+        min_foreground: See `CropBatches`.
+        per_volume: Crops of each volume in validation.
+        space: Contrast space of the constraint maps; None: the default one.
+    """
+
+    volumes: list
+    size: tuple[int, ...]
+    inputs: list[str]
+    targets: list[str] = ()
+    min_foreground: float = 0.25
+    per_volume: int = 1
+    space: str | None = None
+
+    @property
+    def shape(self):
+        """`(volumes, h, w[, d], C)`, as an array of crops would have."""
+        return (len(self.volumes), *self.size, len(self.inputs))
+
+    def batches(self, batch_size, seed, **options):
+        """Return `CropBatches`; `options` are `steps`, `shuffle`, `with_maps` and `finish` of it."""
+        return CropBatches(
+            self.volumes,
+            batch_size,
+            seed,
+            crop_size=self.size,
+            inputs=self.inputs,
+            targets=self.targets,
+            min_foreground=self.min_foreground,
+            crops_per_volume=self.per_volume,
+            space=self.space,
+            **options,
+        )
 
 
 class CropBatches(Batches):
@@ -27,6 +72,7 @@ class CropBatches(Batches):
         min_foreground: Share of foreground that a crop should have, see `draw_crops`.
         crops_per_volume: Crops of each volume in validation.
         with_maps: Add `constraint_map` to the batch.
+        space: Contrast space of these maps; None: the default one.
         finish: Function `(batch, generator) -> batch` that adds random changes, or turns maps into what a loss needs.
 
     A batch is a dictionary of `image (B, h, w[, d], C)` and `target (B, h, w[, d], C')` float32, `constraint_map
@@ -51,23 +97,24 @@ class CropBatches(Batches):
         min_foreground=0.25,
         crops_per_volume=1,
         with_maps=False,
+        space=None,
         finish=None,
     ):
         self.is_flat, self.min_foreground = len(crop_size) == 2, min_foreground
         self.crop_size = (*crop_size, 1) if self.is_flat else tuple(crop_size)
-        self.volumes, self.with_maps, self.finish = list(volumes), with_maps, finish
+        self.volumes, self.with_maps, self.space = list(volumes), with_maps, space
         self._check(inputs, targets)
         contrasts = self.volumes[0].contrasts
         self.parts = {"image": inputs, "target": targets}
         self.parts = {part: [contrasts.index(name) for name in names] for part, names in self.parts.items() if names}
         numbers = np.repeat(np.arange(len(self.volumes)), 1 if shuffle else crops_per_volume)
-        super().__init__({"volume": numbers}, batch_size, seed, steps=steps, shuffle=shuffle)
+        super().__init__({"volume": numbers}, batch_size, seed, steps=steps, shuffle=shuffle, finish=finish)
         if not shuffle:
             fixed = [self._draw(number, "crops", number, count=crops_per_volume) for number in range(len(self.volumes))]
             self.arrays["corner"] = np.concatenate(fixed)
 
-    def __getitem__(self, step):
-        rows = self.rows(step)
+    def read(self, rows, step):
+        """The parts of a batch of crops, by name."""
         numbers = self.arrays["volume"][rows]
         if self.shuffle:
             places = (("crops", self.epoch, step, place) for place in range(len(rows)))
@@ -75,10 +122,7 @@ class CropBatches(Batches):
         else:
             corners = self.arrays["corner"][rows]
         crops = [self._read(self.volumes[n], corner) for n, corner in zip(numbers, corners, strict=True)]
-        batch = {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
-        if self.finish:
-            batch = self.finish(batch, np.random.default_rng(child_seed(self.seed, "draw", self.epoch, step)))
-        return (batch,)
+        return {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
 
     def _draw(self, number, *names, count=1):
         """Places of crops of one volume, `(count, 3)`."""
@@ -92,7 +136,7 @@ class CropBatches(Batches):
         images = volume[region]
         crop = {part: images[..., channels] for part, channels in self.parts.items()}
         if self.with_maps:
-            crop["constraint_map"] = volume.constraint_map(region)
+            crop["constraint_map"] = volume.constraint_map(region, self.space)
         return {name: values[:, :, 0] for name, values in crop.items()} if self.is_flat else crop
 
     def _check(self, inputs, targets):

@@ -12,20 +12,16 @@ from models.weights import transfer
 from training.augmentation import draw_changes
 from training.batches import Batches
 from training.checkpoints import fit
-from training.tasks import Segmentation
+from training.tasks import Segmentation, Synthesis
 from utils.runs import child_seed
 
 
-class SegmentationTrainer:
-    """Trains segmentation networks of one shape one after another; the training step is compiled once.
+class Trainer:
+    """Trains networks of one shape one after another; the training step is compiled once.
 
     Args:
-        image_shape: `(H, W, C)`, or `(H, W, D, C)` for volumes.
-        filters: Filters per level.
-        classes: Classes K, background included.
-        loss: `focal_tversky` or `dice`.
-        loss_settings: Keyword arguments of that loss.
-        cross_entropy_weight: Weight of the balanced cross-entropy that is added to it.
+        build: Function `seed -> keras.Model` of that shape.
+        make_task: Function `network -> Task`.
         augmentation: Keyword arguments of `augmentation.draw_changes`.
         training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
         evaluate_every: Epochs between two looks at the validation set.
@@ -35,27 +31,12 @@ class SegmentationTrainer:
         compile_s: Seconds that the last cell spent on compiling the step, see `CompileClock`.
     """
 
-    def __init__(
-        self,
-        image_shape,
-        *,
-        filters,
-        classes,
-        loss_settings,
-        augmentation,
-        training,
-        evaluate_every,
-        loss="focal_tversky",
-        cross_entropy_weight=0.0,
-    ):
-        self.image_shape, self.augmentation, self.training = tuple(image_shape), augmentation, training
+    def __init__(self, build, make_task, *, augmentation, training, evaluate_every):
+        self.augmentation, self.training = augmentation, training
         self.evaluate_every, self.compile_s = evaluate_every, 0.0
-        rank = len(self.image_shape) - 1
-        self._build = functools.partial(build_unet, self.image_shape, rank=rank, filters=filters, outputs=classes)
-        self.network = self._build(seed=0)
-        task = Segmentation(self.network, loss_settings, cross_entropy_weight, loss=loss)
-        self.task = task.ready(training["learning_rate"])
-        self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: self._build(seed=seed).get_weights())
+        self.network = build(seed=0)
+        self.task = make_task(self.network).ready(training["learning_rate"])
+        self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: build(seed=seed).get_weights())
 
     def start_from(self, seed, pretrained=None, **contrasts):
         """Set the weights at which a cell starts.
@@ -71,15 +52,12 @@ class SegmentationTrainer:
         self.network.set_weights(self._random_weights(seed))
         return transfer(pretrained, self.network, **contrasts) if pretrained else None
 
-    def train(self, images, labels, validation_images, validation_labels, *, seed, folder, tag, name):
+    def fit(self, batches, validation, *, folder, tag, name):
         """Train one cell; leaves `network` with its best weights on the validation set.
 
         Args:
-            images: Slices of the annotated subjects `(N, H, W, C)`, in [0, 1].
-            labels: Class index `(N, H, W)`.
-            validation_images: Slices of the validation subjects.
-            validation_labels: Their labels.
-            seed: Seed of order and augmentation.
+            batches: Training batches.
+            validation: Validation batches, fixed.
             folder: Folder of the cell.
             tag: Hash of what shapes the cell's result.
             name: What messages call the cell.
@@ -87,29 +65,11 @@ class SegmentationTrainer:
         Returns:
             History, a list with one dictionary per epoch.
         """
-
-        def draw(rows, generator):
-            return draw_changes(len(rows), self.image_shape[:-1], generator, **self.augmentation)
-
-        size = self.training["batch_size"]
-        batches = Batches(
-            {"image": images, "label": labels},
-            size,
-            child_seed(seed, "training"),
-            steps=self.training["steps_per_epoch"],
-            draw=draw,
-        )
-        fixed = Batches(
-            {"image": validation_images, "label": validation_labels},
-            size,
-            child_seed(seed, "validation"),
-            shuffle=False,
-        )
-        clock = CompileClock(len(fixed))
+        clock = CompileClock(len(validation))
         history = fit(
             self.task,
             batches,
-            fixed,
+            validation,
             folder=folder,
             tag=tag,
             name=name,
@@ -121,6 +81,99 @@ class SegmentationTrainer:
         )
         self.compile_s = clock.compile_s()
         return history
+
+    def add_changes(self, batch, generator):
+        """Add the random numbers of augmentation to a batch."""
+        count, *image_size, _ = batch["image"].shape
+        return batch | draw_changes(count, image_size, generator, **self.augmentation)
+
+
+class SegmentationTrainer(Trainer):
+    """Trains segmentation networks of one shape.
+
+    Args:
+        image_shape: `(H, W, C)`, or `(H, W, D, C)` for volumes.
+        filters: Filters per level.
+        classes: Classes K, background included.
+        loss: `focal_tversky` or `dice`.
+        loss_settings: Keyword arguments of that loss.
+        cross_entropy_weight: Weight of the balanced cross-entropy that is added to it.
+        **settings: `augmentation`, `training` and `evaluate_every` of `Trainer`.
+    """
+
+    def __init__(
+        self,
+        image_shape,
+        *,
+        filters,
+        classes,
+        loss_settings,
+        loss="focal_tversky",
+        cross_entropy_weight=0.0,
+        **settings,
+    ):
+        rank = len(image_shape) - 1
+        super().__init__(
+            functools.partial(build_unet, tuple(image_shape), rank=rank, filters=filters, outputs=classes),
+            lambda network: Segmentation(network, loss_settings, cross_entropy_weight, loss=loss),
+            **settings,
+        )
+
+    def train(self, images, labels, validation_images, validation_labels, *, seed, **run):
+        """Train one cell; leaves `network` with its best weights on the validation set.
+
+        Args:
+            images: Slices of the annotated subjects `(N, H, W, C)`, in [0, 1].
+            labels: Class index `(N, H, W)`.
+            validation_images: Slices of the validation subjects.
+            validation_labels: Their labels.
+            seed: Seed of order and augmentation.
+            **run: `folder`, `tag` and `name` of `fit`.
+
+        Returns:
+            History, a list with one dictionary per epoch.
+        """
+        size, steps = self.training["batch_size"], self.training["steps_per_epoch"]
+        arrays, fixed = {"image": images, "label": labels}, {"image": validation_images, "label": validation_labels}
+        batches = Batches(arrays, size, child_seed(seed, "training"), steps=steps, finish=self.add_changes)
+        return self.fit(batches, Batches(fixed, size, child_seed(seed, "validation"), shuffle=False), **run)
+
+
+class SynthesisTrainer(Trainer):
+    """Trains networks of one shape that synthesise contrasts from others.
+
+    Args:
+        image_shape: `(h, w, C)` of crops of slices, or `(h, w, d, C)` of volumes.
+        filters: Filters per level.
+        outputs: Number of contrasts K that are synthesised.
+        loss_settings: Keyword arguments `name` and `ssim_weight` of `synthesis_loss`.
+        remat: Compute activations twice instead of keeping them.
+        **settings: `augmentation`, `training` and `evaluate_every` of `Trainer`.
+    """
+
+    def __init__(self, image_shape, *, filters, outputs, loss_settings, remat=False, **settings):
+        shape = {"rank": len(image_shape) - 1, "filters": filters, "head": "synthesis", "outputs": outputs}
+        super().__init__(
+            functools.partial(build_unet, tuple(image_shape), **shape),
+            lambda network: Synthesis(network, loss_settings).sparing_memory(remat),
+            **settings,
+        )
+
+    def train(self, crops, validation_crops, *, seed, **run):
+        """Train one cell; leaves `network` with its best weights on the validation crops.
+
+        Args:
+            crops: `training.crops.Crops` of the subjects of the cell.
+            validation_crops: `Crops` of the validation subjects.
+            seed: Seed of places, order and augmentation.
+            **run: `folder`, `tag` and `name` of `fit`.
+
+        Returns:
+            History, a list with one dictionary per epoch.
+        """
+        size, steps = self.training["batch_size"], self.training["steps_per_epoch"]
+        batches = crops.batches(size, child_seed(seed, "training"), steps=steps, finish=self.add_changes)
+        return self.fit(batches, validation_crops.batches(size, child_seed(seed, "validation"), shuffle=False), **run)
 
 
 class CompileClock(keras.callbacks.Callback):

@@ -1,18 +1,18 @@
 """Pretraining: one function per method, from slices and constraint maps to the weights of a network.
 
-Images are slices `(N, H, W, C)` or volumes `(N, H, W, D, C)`; the network has the rank of the images.
+Images are slices `(N, H, W, C)`, volumes `(N, H, W, D, C)`, or `training.crops.Crops`, which draws them from larger
+volumes; the network has the rank of the images.
 
 The keyword arguments that all functions share:
 
     filters: Filters per level.
     training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
     seed: Seed of the stage.
-    **run: `warm_start` (function that moves weights into the network), `folder`, `tag`, `name`.
+    **run: `warm_start` (function that moves weights into the network), `folder`, `tag`, `name`, `remat` (compute
+        activations twice instead of keeping them).
 
 All return `(network, history)`.
 """
-
-import functools
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from models.unet import build_encoder, build_unet
 from training.augmentation import draw_changes
 from training.batches import Batches, PartitionedBatches, assign_partitions, assign_patch_classes, draw_anchors
 from training.checkpoints import fit
+from training.crops import Crops
 from training.tasks import ConstrainedContrast, GlobalContrast, LocalContrast, Regression
 from utils.runs import child_seed
 
@@ -46,12 +47,13 @@ def pretrain_regression(images, validation_images, *, filters, corrupted_share, 
     shape = images.shape[1:]
     network = build_unet(shape, rank=len(shape) - 1, filters=filters, head="reconstruction", seed=seed)
 
-    def draw(rows, generator):
-        pixels = (len(rows), *shape[:-1], 1)
-        values = generator.standard_normal((len(rows), *shape), dtype="float32") * np.float32(noise)
-        return {"corrupted": generator.random(pixels, dtype="float32") < corrupted_share, "noise": values}
+    def finish(batch, generator):
+        count = len(batch["image"])
+        values = generator.standard_normal((count, *shape), dtype="float32") * np.float32(noise)
+        corrupted = generator.random((count, *shape[:-1], 1), dtype="float32") < corrupted_share
+        return batch | {"corrupted": corrupted, "noise": values}
 
-    batches = _batches([{"image": images}, {"image": validation_images}], [draw, draw], training, seed)
+    batches = _batches([images, validation_images], finish, training, seed)
     return _train(Regression(network), batches, training, **run)
 
 
@@ -97,11 +99,11 @@ def pretrain_global(
     shape = images.shape[1:]
     network = build_encoder(shape, rank=len(shape) - 1, filters=filters, features=features, seed=seed)
 
-    def draw(rows, generator):
+    def finish(batch, generator):
         # The smallest crop may lie anywhere in the image; a larger one may reach beyond it, where it is black.
         views = {
             view: draw_changes(
-                len(rows),
+                len(batch["image"]),
                 shape[:-1],
                 generator,
                 scale=crop_scale,
@@ -111,14 +113,14 @@ def pretrain_global(
             )
             for view in VIEWS
         }
-        return {f"{key}_{view}": value for view, changes in views.items() for key, value in changes.items()}
+        return batch | {f"{key}_{view}": value for view, changes in views.items() for key, value in changes.items()}
 
-    sets, subjects = [{"image": images}, {"image": validation_images}], None
+    sets, subjects = [images, validation_images], None
     if n_partitions:
         subjects = [places[0], validation_places[0]]
-        for one, place in zip(sets, (places, validation_places), strict=True):
-            one["partition"] = assign_partitions(*place, n_partitions)
-    batches = _batches(sets, [draw, draw], training, seed, subjects)
+        partitions = [assign_partitions(*place, n_partitions) for place in (places, validation_places)]
+        sets = [{"image": one, "partition": parts} for one, parts in zip(sets, partitions, strict=True)]
+    batches = _batches(sets, finish, training, seed, subjects)
     return _train(GlobalContrast(network, temperature), batches, training, **run)
 
 
@@ -165,17 +167,18 @@ def pretrain_local(
     network, factor = _decoder(images, filters, decoder_levels, features, patch_size=1, seed=seed)
     map_size = [length // factor for length in images.shape[1:-1]]
 
-    def draw(rows, generator):
+    def finish(batch, generator):
+        count = len(batch["image"])
         intensities = {
-            f"{name}_{view}": (centre + generator.uniform(-largest, largest, len(rows))).astype("float32")
+            f"{name}_{view}": (centre + generator.uniform(-largest, largest, count)).astype("float32")
             for view in VIEWS
             for name, centre, largest in (("brightness", 0, brightness), ("contrast", 1, contrast))
         }
-        return intensities | draw_regions(len(rows), map_size, generator, region_size, regions, negatives)
+        return batch | intensities | draw_regions(count, map_size, generator, region_size, regions, negatives)
 
     settings = {"region_size": region_size, "temperature": temperature}
     task = LocalContrast(network, map_size, settings, freeze_encoder)
-    batches = _batches([{"image": images}, {"image": validation_images}], [draw, draw], training, seed)
+    batches = _batches([images, validation_images], finish, training, seed)
     return _train(task, batches, training, **run)
 
 
@@ -200,8 +203,9 @@ def pretrain_constrained(
 
     Args:
         images: Training images, in [0, 1].
-        constraint_maps: Their classes, 0 background, `(N, H, W[, D])`. Where C contrasts are shown one by one there
-            are C N images, contrast after contrast, and each map belongs to C of them.
+        constraint_maps: Their classes, 0 background, `(N, H, W[, D])`; None for `Crops`, which bring them. Where C
+            contrasts are shown one by one there are C N images, contrast after contrast, and each map belongs to C of
+            them.
         validation_images: Validation images.
         validation_maps: Their classes; anchors on them are drawn once.
         filters: Filters per level.
@@ -219,20 +223,29 @@ def pretrain_constrained(
         Umapathy et al., Med. Phys. 2024; 100 nearest patches and 20 anchors: authors' code.
     """
     network, factor = _decoder(images, filters, decoder_levels, features, patch_size=patch_size, seed=seed)
-    sets, draws = [], []
-    for pictures, maps in ((images, constraint_maps), (validation_images, validation_maps)):
-        classes = np.tile(assign_patch_classes(maps, patch_size * factor), (len(pictures) // len(maps), 1))
-        useful = np.flatnonzero((classes > 0).sum(1) > 1)  # an image with one foreground patch compares nothing
-        classes = classes[useful]
-        compared = classes if background_patches else np.where(classes > 0, classes, -1)
-        sets.append({"image": pictures[useful], "patch_classes": compared})
-        draws.append(functools.partial(_draw_anchors, classes, anchors_per_slice))
-    task = ConstrainedContrast(network, loss_settings)
-    return _train(task, _batches(sets, draws, training, seed), training, **run)
+
+    def classes_of(maps):
+        classes = assign_patch_classes(maps, patch_size * factor)
+        return classes if background_patches else np.where(classes > 0, classes, -1)
+
+    def finish(batch, generator):
+        if "constraint_map" in batch:  # of crops, whose patches are not known before
+            batch["patch_classes"] = classes_of(batch.pop("constraint_map"))
+        return batch | {"anchors": draw_anchors(batch["patch_classes"], anchors_per_slice, generator)}
+
+    sets = [images, validation_images]
+    if not isinstance(images, Crops):
+        pairs = zip(sets, (constraint_maps, validation_maps), strict=True)
+        sets = [_useful(pictures, classes_of(maps)) for pictures, maps in pairs]
+    batches = _batches(sets, finish, training, seed, with_maps=True)
+    return _train(ConstrainedContrast(network, loss_settings), batches, training, **run)
 
 
-def _draw_anchors(classes, anchors_per_slice, rows, generator):
-    return {"anchors": draw_anchors(classes[rows], anchors_per_slice, generator)}
+def _useful(images, classes):
+    """Images that have something to compare, and the classes of their patches; C images may share one map."""
+    classes = np.tile(classes, (len(images) // len(classes), 1))
+    useful = np.flatnonzero((classes > 0).sum(1) > 1)
+    return {"image": images[useful], "patch_classes": classes[useful]}
 
 
 def _decoder(images, filters, decoder_levels, features, patch_size, seed):
@@ -253,21 +266,29 @@ def _decoder(images, filters, decoder_levels, features, patch_size, seed):
     return network, 2 ** (levels - built)
 
 
-def _batches(sets, draws, training, seed, subjects=None):
-    """Batches of the training set, and of the validation set, which is fixed."""
+def _batches(sets, finish, training, seed, subjects=None, with_maps=False):
+    """Batches of the training set, and of the validation set, which is fixed.
+
+    A set is an array of images, a dictionary of arrays, or `Crops`, which come with constraint maps if asked for.
+    """
     kind, pair = PartitionedBatches if subjects else Batches, []
     for place, part in enumerate(("training", "validation")):
+        size, own_seed, one = training["batch_size"], child_seed(seed, part), sets[place]
         options = {"steps": training["steps_per_epoch"]} if part == "training" else {"shuffle": False}
-        options |= {"draw": draws[place]} | ({"subjects": subjects[place]} if subjects else {})
-        pair.append(kind(sets[place], training["batch_size"], child_seed(seed, part), **options))
+        options["finish"] = finish
+        if isinstance(one, Crops):
+            pair.append(one.batches(size, own_seed, with_maps=with_maps, **options))
+            continue
+        options |= {"subjects": subjects[place]} if subjects else {}
+        pair.append(kind(one if isinstance(one, dict) else {"image": one}, size, own_seed, **options))
     return pair
 
 
-def _train(task, batches, training, *, warm_start, folder, tag, name):
+def _train(task, batches, training, *, warm_start, folder, tag, name, remat=False):
     """Start from earlier weights and train; the part that all methods share."""
     warm_start(task.network)
     history = fit(
-        task.ready(training["learning_rate"]),
+        task.sparing_memory(remat).ready(training["learning_rate"]),
         *batches,
         folder=folder,
         tag=tag,

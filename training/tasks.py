@@ -13,6 +13,8 @@ from losses.health import feature_spread, view_health
 from losses.local_contrastive import region_contrast, regions_of
 from losses.regression import masked_l1
 from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss
+from losses.synthesis import synthesis_loss
+from models.remat import rematerialised
 from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
 from training.devices import gathered, replicas, share_of_loss, shared_out
 
@@ -31,8 +33,17 @@ class Task(keras.Model):
     def __init__(self, network, health=(), **kwargs):
         # Half precision is for the network's layers; images are augmented and positions computed in float32.
         super().__init__(dtype="float32", **kwargs)
-        self.network = network
+        self.network, self._rematerialised = network, None
         self.health = {name: keras.metrics.Mean(name) for name in health}
+
+    def sparing_memory(self, remat=True):
+        """Compute activations twice instead of keeping them, if asked to; returns the task itself."""
+        self._rematerialised = rematerialised(self.network) if remat else None
+        return self
+
+    def run(self, images, training):
+        """Return what the network makes of images."""
+        return (self._rematerialised or self.network)(images, training=training)
 
     def ready(self, learning_rate):
         """Compile with Adam; returns the task itself."""
@@ -84,7 +95,7 @@ class Regression(Task):
 
     def forward(self, batch, training):
         corrupted = ops.cast(batch["corrupted"], "float32")
-        return self.network((1 - corrupted) * batch["image"] + corrupted * batch["noise"], training=training)
+        return self.run((1 - corrupted) * batch["image"] + corrupted * batch["noise"], training)
 
     def cost(self, batch, reconstruction, training):
         return masked_l1(reconstruction, batch["image"], batch["corrupted"])
@@ -107,7 +118,7 @@ class GlobalContrast(Task):
 
     def forward(self, batch, training):
         views = [augmented(batch, view) for view in ("a", "b")]
-        both = self.network(ops.concatenate(views, axis=0), training=training)
+        both = self.run(ops.concatenate(views, axis=0), training)
         return ops.split(both, 2, axis=0)
 
     def cost(self, batch, views, training):
@@ -139,7 +150,7 @@ class LocalContrast(Task):
     def forward(self, batch, training):
         image = batch["image"]
         views = [change_intensities(image, batch[f"brightness_{v}"], batch[f"contrast_{v}"]) for v in ("a", "b")]
-        both = self.network(ops.concatenate(views, axis=0), training=training)
+        both = self.run(ops.concatenate(views, axis=0), training)
         both = ops.reshape(both, (-1, *self.map_size, both.shape[-1]))
         return ops.split(both, 2, axis=0)
 
@@ -166,7 +177,7 @@ class ConstrainedContrast(Task):
         self.loss_settings = loss_settings
 
     def forward(self, batch, training):
-        return self.network(batch["image"], training=training)
+        return self.run(batch["image"], training)
 
     def cost(self, batch, representations, training):
         self.watch(training, self._anchor_health, representations, batch["patch_classes"], batch["anchors"])
@@ -208,7 +219,7 @@ class Segmentation(Task):
             positions = sampling_positions(batch["affine"], batch["elastic"], image.shape[1:-1])
             image = change_intensities(warp(image, positions), batch["brightness"], batch["contrast"])
             label = warp_labels(label, positions)
-        return self.network(image, training=training), label
+        return self.run(image, training), label
 
     def cost(self, batch, outputs, training):
         probabilities, label = gathered(*outputs)  # its sums run over the whole batch
@@ -216,6 +227,37 @@ class Segmentation(Task):
         if self.cross_entropy_weight:
             loss = loss + self.cross_entropy_weight * balanced_cross_entropy(label, probabilities)
         return loss
+
+
+class Synthesis(Task):
+    """Supervised synthesis of contrasts from others.
+
+    Batches hold `image (B, H, W[, D], C)` and `target (B, H, W[, D], K)`; training batches also the changes of
+    `augmentation.draw_changes`, which move image and target alike and change the intensities of the image only.
+
+    Args:
+        network: As for `Task`.
+        loss_settings: Keyword arguments `name` and `ssim_weight` of `synthesis_loss`.
+        **kwargs: Of `Task`.
+    """
+
+    def __init__(self, network, loss_settings, **kwargs):
+        super().__init__(network, **kwargs)
+        self.loss_settings = loss_settings
+
+    def forward(self, batch, training):
+        image, target = batch["image"], batch["target"]
+        if "affine" in batch:
+            positions = sampling_positions(batch["affine"], batch["elastic"], image.shape[1:-1])
+            inputs = image.shape[-1]
+            both = warp(ops.concatenate([image, target], axis=-1), positions)  # one field for all contrasts
+            image, target = both[..., :inputs], both[..., inputs:]
+            image = change_intensities(image, batch["brightness"], batch["contrast"])
+        return self.run(image, training), target
+
+    def cost(self, batch, outputs, training):
+        prediction, target = outputs
+        return synthesis_loss(target, prediction, **self.loss_settings)
 
 
 def augmented(batch, view):

@@ -132,6 +132,42 @@ def positive(word):
     return int(word)
 
 
+def add_grid_options(parser):
+    """Add what the scripts of step 4 share: which cells of the grid to run, and how."""
+    parser.add_argument("--init", nargs="+", metavar="NAME", help="initialisations (default: all in the config)")
+    parser.add_argument("--subjects-n", nargs="+", type=positive, metavar="N", help="numbers of annotated subjects")
+    parser.add_argument("--repeats", type=positive, metavar="K", help="draws of annotated subjects")
+    parser.add_argument("--only-repeats", nargs="+", type=int, metavar="R", help="of these draws only, counted from 0")
+    parser.add_argument(
+        "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
+    )
+    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs that share a batch (default: 1)")
+    parser.add_argument("--keep-going", action="store_true", help="go on when a cell fails; exit code 1 at the end")
+    parser.add_argument("--overwrite", action="store_true", help="redo finished cells")
+
+
+def chosen_axes(grid, stages, options):
+    """Return the inits, numbers of subjects and repeats to run: those of the command line, else those of the config.
+
+    Args:
+        grid: The section of the config, with `inits`, `subjects_n` and `repeats`.
+        stages: Names of the pretraining stages.
+        options: Command line with the options of `add_grid_options`.
+
+    Raises:
+        InputError: An unknown init, or a repeat that does not exist.
+    """
+    known = {"random", *stages}
+    for name in options.init or ():
+        if name not in known:
+            raise InputError(f"--init {name}: neither random nor a stage of pretraining ({', '.join(sorted(known))})")
+    repeats = range(options.repeats or grid.repeats)
+    for repeat in options.only_repeats or ():
+        if repeat not in repeats:
+            raise InputError(f"--only-repeats {repeat}: there are {len(repeats)}, counted from 0")
+    return options.init or grid.inits, options.subjects_n or grid.subjects_n, options.only_repeats or repeats
+
+
 def from_command_line(description, arguments=None, add_options=None, needs=()):
     """Parse a script's command line and load its config.
 

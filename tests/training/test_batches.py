@@ -95,10 +95,13 @@ def test_a_batch_may_be_larger_than_the_set():
     assert sorted(Batches({"slice": np.arange(3)}, 6, seed=1)[0][0]["slice"]) == [0, 0, 1, 1, 2, 2]
 
 
+def add_noise(batch, generator):
+    return batch | {"noise": generator.random(len(batch["slice"]))}
+
+
 def test_batches_depend_on_seed_epoch_and_step_only():
     def build(seed):
-        draw = lambda rows, generator: {"noise": generator.random(len(rows))}  # noqa: E731
-        return Batches({"slice": np.arange(20)}, 4, seed=seed, draw=draw)
+        return Batches({"slice": np.arange(20)}, 4, seed=seed, finish=add_noise)
 
     walked, jumped, other = build(5), build(5), build(6)
     rows_of_epochs(walked, 3)
@@ -110,8 +113,7 @@ def test_batches_depend_on_seed_epoch_and_step_only():
 
 
 def test_validation_is_one_fixed_pass():
-    draw = lambda rows, generator: {"noise": generator.random(len(rows))}  # noqa: E731
-    batches = Batches({"slice": np.arange(10)}, 4, seed=1, shuffle=False, draw=draw)
+    batches = Batches({"slice": np.arange(10)}, 4, seed=1, shuffle=False, finish=add_noise)
     first = [batches[step][0] for step in range(3)]
     batches.on_epoch_end()
     again = [batches[step][0] for step in range(3)]
@@ -199,7 +201,9 @@ def test_volumes_meet_in_changing_company_and_slices_of_a_part_come_up_equally_o
 
 
 def test_partitioned_batches_depend_on_seed_epoch_and_step_only():
-    walked, jumped = (partitioned(draw=lambda rows, generator: {"noise": generator.random()})[1] for _ in range(2))
+    walked, jumped = (
+        partitioned(finish=lambda batch, generator: batch | {"noise": generator.random()})[1] for _ in range(2)
+    )
     before = [all_rows(walked) for _ in range(3)]
     jumped.epoch = 3  # as a resumed run sets it
     for step in (2, 0, 1):

@@ -1,0 +1,187 @@
+"""Step 4 of 5, for contrast synthesis: finetune networks that make contrasts from others, and score all test subjects.
+
+    python finetune_synthesis.py --config configs/lgg_tcga_synthesis.yaml
+    python finetune_synthesis.py --config configs/lgg_tcga_synthesis.yaml --init random --subjects-n 2 --repeats 1
+
+Reads   h5/volumes.h5 (step 2), pretraining/<init>/weights.npz (step 3) and the target contrasts of the test subjects.
+Writes  synthesis/<init>/n<NN>/r<K>/ with metrics.json, model.json and weights.npz (together a model folder for
+        predict.py), history.csv, predictions/<subject>_<target>.nii.gz and a run record, for each cell of the grid.
+Takes   a minute or two a cell on a CPU with small slices. Finished cells are skipped; an interrupted one resumes.
+Next    python reproduce_tables.py --config FILE
+"""
+
+import functools
+import itertools
+import logging
+
+from utils.config import add_grid_options, chosen_axes, from_command_line
+from utils.runs import child_seed, exit_code_of
+from utils.schema import channel_names
+
+log = logging.getLogger("mrccl")
+
+
+def main(arguments=None):
+    config, options = from_command_line(__doc__, arguments, add_grid_options, needs=("slices", "crops", "synthesis"))
+    from data.h5_store import SliceStore
+    from data.layouts import find_subjects
+    from data.splits import chosen_folds, make_splits
+    from training.devices import check_batch_sizes, data_parallel
+    from training.grid import Grid
+
+    stages = config.pretraining.stages if config.pretraining else ()
+    cells = list(itertools.product(*chosen_axes(config.synthesis, stages, options)))
+    check_batch_sizes(options.devices, {"synthesis.training": config.synthesis.training.batch_size})
+    data = config.plain()["data"]
+    files = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
+    splits = chosen_folds(make_splits(data["splits"], config.data.root, files, config.seed), options.folds)
+    store = SliceStore(config.work_dir / "h5" / "volumes.h5")
+    store.check_hash(config.hash_of_slices())
+    store.check_origin(seed=config.seed)
+    trainers = {}  # all cells and folds share one compiled step
+    grids = [Grid(config, split, Syntheses(config, split, files, store), trainers) for split in splits]
+    for grid in grids:
+        grid.check(cells, options.overwrite)
+    with data_parallel(options.devices):
+        failed = [name for grid in grids for name in grid.run(options.keep_going)]
+    for line in failed:
+        log.error("failed: %s", line)
+    log.info("next: python reproduce_tables.py --config %s", options.config)
+    return 1 if failed else 0
+
+
+class Syntheses:
+    """What `training.grid.Grid` asks of cells `(init, n, repeat)`; N counts subjects with all contrasts."""
+
+    def __init__(self, config, split, files, store):
+        from data.crops import open_volumes
+
+        contrasts = config.data.contrasts
+        self.config, self.split, self.files, self.store = config, split, files, store
+        self.build_trainer = functools.partial(build_trainer, config)
+        self.folder = split.folder(config.work_dir)
+        self.channels = channel_names(contrasts, config.synthesis.inputs)
+        self.targets = channel_names(contrasts, config.synthesis.targets)
+        self.subjects = [list(getattr(split, part)) for part in ("train", "val", "test")]
+        self.made_of = {"inputs": self.channels, "targets": self.targets}
+        # Every subject is opened at the start, so that one into which no crop fits is named now.
+        size = [*config.crops.size, 1][:3]
+        subjects = [*split.train, *split.val]
+        opened = open_volumes(store, subjects, [*self.channels, *self.targets], size)
+        self.volumes = dict(zip(subjects, opened, strict=True))
+        self._held = functools.lru_cache(maxsize=None)(lambda subject: self.volumes[subject].held())
+        self._reference = functools.lru_cache(maxsize=4)(self._read_reference)
+
+    def cell_folder(self, init, n, repeat):
+        return self.folder / "synthesis" / init / f"n{n:02d}" / f"r{repeat}"
+
+    def names(self, init, n, repeat):
+        mask = "given" if self.config.data.mask else "found"
+        return {"init": init, "n_annotated": n, "repeat": repeat, "mask": mask}
+
+    def inputs(self, init, n, repeat):
+        return self.channels
+
+    def hash_of_cell(self, init, n, repeat):
+        return self.config.hash_of_synthesis(init)
+
+    def seed_of(self, init, n, repeat):
+        return child_seed(self.config.seed, "synthesis", self.split.name, n, repeat)
+
+    def train(self, trainer, cell, subjects, **run):
+        trainer.train(self.crops(subjects), self.crops(self.split.val), **run)
+
+    def crops(self, subjects):
+        """The volumes of some subjects, to be shown in crops; once read they stay in memory."""
+        from training.crops import Crops
+
+        settings = self.config.crops
+        return Crops(
+            [self._held(subject) for subject in subjects],
+            tuple(settings.size),
+            self.channels,
+            self.targets,
+            min_foreground=settings.min_foreground,
+            per_volume=settings.validation,
+        )
+
+    def score(self, network, cell, folder):
+        """Synthesise the contrasts of every test subject on its own grid; returns the rows of metrics.json."""
+        from data.volumes import write_nifti
+        from evaluation.synthesis import synthesise_subject
+        from evaluation.synthesis_metrics import score_synthesis
+
+        rows, settings = [], self.config.synthesis
+        windows = {"overlap": settings.overlap, "batch_size": settings.training.batch_size}
+        for subject in self.split.test:
+            grid, ranges = self.store.grid(subject), self.store.intensities(subject)
+            images = self.store.images(self.channels, self.store.rows_of([subject]))
+            prediction = synthesise_subject(network, images, grid, self.config.crops.size, **windows)
+            reference, mask = self._reference(subject)
+            for row in score_synthesis(prediction, reference, self.targets, data_range=1.0, mask=mask):
+                low, high = ranges[row["label"]]
+                values = low + prediction[..., self.targets.index(row["label"])] * (high - low)
+                write_nifti(folder / f"{subject}_{row['label']}.nii.gz", values, grid.affine, span=(low, high))
+                rows.append({"subject": subject} | row | {"intensity_low": low, "intensity_high": high})
+        return rows
+
+    def _read_reference(self, subject):
+        """Acquired targets of a subject in [0, 1], `(X, Y, Z, K)`, and the head or organ, `(X, Y, Z)`."""
+        import numpy as np
+
+        from data.intensity import scale_between
+        from data.volumes import read_contrasts, read_mask
+
+        files, ranges = self.files[subject], self.store.intensities(subject)
+        volume, affine = read_contrasts(files, self.targets, self.config.plain()["data"]["contrasts"])
+        mask = read_mask(files, volume.shape, affine)
+        if mask is None:  # the foreground that all contrasts show together, as step 1 found it
+            classes = self.store.constraint_maps(self.store.rows_of([subject]))
+            mask = self.store.grid(subject).to_volume((classes > 0).astype(np.uint8), order=0) > 0
+        return scale_between(volume, np.array([ranges[target] for target in self.targets])), mask
+
+    def describe_model(self, inputs, subjects):
+        plain = self.config.plain()
+        intensities = {subject: self.store.intensities(subject) for subject in subjects}
+        return {
+            "name": self.config.name,
+            "simulated": plain["data"]["simulated"],
+            "contrasts": inputs,
+            "targets": self.targets,
+            "target_intensities": {
+                target: {subject: ranges[target] for subject, ranges in intensities.items()} for target in self.targets
+            },
+            "files": plain["data"]["contrasts"],
+            "mask": plain["data"]["mask"],
+            "percentiles": list(self.config.percentiles()),
+            "slices": plain["slices"],
+            "crop_size": list(self.config.crops.size),
+            "overlap": self.config.synthesis.overlap,
+            "filters": self.config.network.filters,
+            "trained_on": subjects,
+        }
+
+
+def build_trainer(config, channels):
+    """Build the trainer of one network shape."""
+    from training.finetuning import SynthesisTrainer
+    from training.tasks import use_precision
+
+    settings = config.synthesis
+    use_precision(settings.training.mixed_precision)
+    changes = settings.augmentation.model_dump()
+    zoom = changes.pop("scale")
+    return SynthesisTrainer(
+        (*config.crops.size, channels),
+        filters=config.network.filters,
+        outputs=len(channel_names(config.data.contrasts, settings.targets)),
+        loss_settings=settings.loss.model_dump(),
+        remat=config.network.remat,
+        augmentation=changes | {"scale": (1 - zoom, 1 + zoom)},
+        training=settings.training.model_dump(),
+        evaluate_every=settings.evaluate_every,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))

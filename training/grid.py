@@ -1,0 +1,153 @@
+"""The grid of finetuning: which cells are finished, from which weights they start, that nothing leaks; and one cell."""
+
+import json
+import logging
+import time
+
+from data.splits import annotated_subsets
+from utils.checks import InputError
+from utils.runs import child_seed, open_run, progress, read_json, write_json
+
+log = logging.getLogger("mrccl")
+
+
+class Grid:
+    """The cells of one split; a cell is a tuple that ends in `(init, n, repeat)`.
+
+    Args:
+        config: The `Config`.
+        split: `data.splits.Split`.
+        work: What a cell is. Its `subjects` are three lists, for training, validation and testing; `made_of` is more of
+            what a cell is made from, written to metrics.json and compared before it is reused. Its methods, the first
+            five called with the items of a cell: `cell_folder`; `names`, what metrics.json calls it; `inputs`, the
+            input channels of its network; `hash_of_cell`, of what shapes its result; `seed_of`, of its order and
+            augmentation, the same for every init. `build_trainer(channels)`; `train(trainer, cell, subjects, **run)`,
+            which leaves the best weights in `trainer.network`; `score(network, cell, folder)`, which predicts the test
+            subjects and returns the rows of metrics.json; `describe_model(inputs, subjects)`, for predict.py.
+        trainers: Dictionary that all grids share: number of inputs to trainer, so that a step is compiled once.
+
+    Attributes:
+        folder: Work folder of the split.
+        pretrained: Init to `(arrays, contrasts)` of its weights, once the cells are checked.
+        subsets: `(n, repeat)` to the subjects to train on, likewise.
+    """
+
+    def __init__(self, config, split, work, trainers):
+        self.config, self.split, self.work, self.trainers = config, split, work, trainers
+        self.train_subjects, self.val_subjects, self.test_subjects = work.subjects
+        self.folder = split.folder(config.work_dir)
+        self.pretrained, self.subsets, self.todo = {}, {}, []
+
+    def check(self, cells, overwrite):
+        """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
+        sizes, repeats = {cell[-2] for cell in cells}, 1 + max(cell[-1] for cell in cells)
+        self.subsets = annotated_subsets(self.train_subjects, sorted(sizes), repeats, self.config.seed)
+        mistakes = [line for init in sorted({cell[-3] for cell in cells} - {"random"}) for line in self._read(init)]
+        if mistakes:
+            raise InputError(mistakes)
+        self.todo = [cell for cell in cells if overwrite or not self.is_finished(cell)]
+        for cell in self.todo:  # what is about to be redone must not count as finished if it is interrupted
+            (self.work.cell_folder(*cell) / "metrics.json").unlink(missing_ok=True)
+        if len(self.todo) < len(cells):
+            log.info("%s: %d of %d cells were finished before", self.folder, len(cells) - len(self.todo), len(cells))
+
+    def _read(self, init):
+        """Read pretrained weights; yields what is wrong with them."""
+        from models.weights import read_weights  # deferred: it starts the backend
+
+        weights = self.folder / "pretraining" / init / "weights.npz"
+        if not weights.exists():
+            yield f"{weights}: no such file; run constrained_contrastive_learning.py first"
+            return
+        arrays, metadata = read_weights(weights)
+        self.pretrained[init] = (arrays, metadata.get("contrasts"))
+        seen = {*metadata.get("seen", ()), *(s for part in metadata.get("subjects", {}).values() for s in part)}
+        for subject in sorted(seen & set(self.test_subjects)):
+            yield f"{subject}: test subject, but '{init}' was pretrained on it"
+        if metadata.get("config_hash") != self.config.hash_of_stage(init):
+            yield f"{weights}: made with another config; run step 3 again with --overwrite"
+
+    def is_finished(self, cell):
+        """True when the cell's metrics are there; InputError when they come from another config, seed or split."""
+        metrics = self.work.cell_folder(*cell) / "metrics.json"
+        if not metrics.exists():
+            return False
+        found = read_json(metrics)
+        found["tested"] = sorted({row["subject"] for row in found["per_subject"]})
+        expected = self.origin(cell) | {"tested": sorted(self.test_subjects)}
+        differing = [key for key, value in expected.items() if found.get(key) != value]
+        if differing:
+            raise InputError(
+                f"{metrics.parent}: made with another {differing[0].replace('_', ' ')}; give --overwrite, "
+                "or another --work-dir"
+            )
+        return True
+
+    def origin(self, cell):
+        """What a cell was made from; written to metrics.json and compared before a cell is reused."""
+        *_, n, repeat = cell
+        return {
+            "config_hash": self.work.hash_of_cell(*cell),
+            "seed": self.config.seed,
+            "train_subjects": list(self.subsets[n, repeat]),
+            "validation_subjects": list(self.val_subjects),
+            **self.work.made_of,
+        }
+
+    def run(self, keep_going):
+        """Run the unfinished cells; returns one line for each that failed."""
+        failed = []
+        for cell in progress(self.todo, f"Finetuning {self.split.name}".strip()):
+            try:
+                self.run_cell(cell)
+            except InputError as error:
+                if not keep_going:
+                    raise
+                failed.append(f"{self.work.cell_folder(*cell)}: {error}")
+        return failed
+
+    def run_cell(self, cell):
+        """Train on the subjects of one cell, predict every test subject, write what came out."""
+        from models.weights import load_weights, save_weights
+        from training.checkpoints import drop_checkpoint
+
+        folder, inputs, origin = self.work.cell_folder(*cell), self.work.inputs(*cell), self.origin(cell)
+        name, started = str(folder.relative_to(self.config.work_dir)), time.monotonic()
+        with open_run(folder, self.config.plain(), self.config.seed):
+            trainer = self.trainers.get(len(inputs)) or self.work.build_trainer(len(inputs))
+            self.trainers[len(inputs)] = trainer
+            self._start(trainer, inputs, cell)
+            run = {"folder": folder, "tag": json.dumps(origin), "name": name}
+            self.work.train(trainer, cell, origin["train_subjects"], seed=self.work.seed_of(*cell), **run)
+            # Half precision on disk; what is scored is what is stored, so predict.py gives what was scored.
+            kept = {"config_hash": origin["config_hash"], "contrasts": inputs}
+            save_weights(trainer.network, folder / "weights.npz", half=True, **kept)
+            load_weights(trainer.network, folder / "weights.npz")
+            rows = self.work.score(trainer.network, cell, folder / "predictions")
+            rows = [{key: _json_number(value) for key, value in row.items()} for row in rows]
+            about = (
+                {"split": self.split.name} | self.work.names(*cell) | {"annotated_available": len(self.train_subjects)}
+            )
+            times = {"duration_s": round(time.monotonic() - started, 1), "compile_s": round(trainer.compile_s, 2)}
+            model = self.work.describe_model(inputs, origin["train_subjects"]) | {"config_hash": origin["config_hash"]}
+            write_json(folder / "model.json", model)
+            # Written last: a folder with metrics.json is a finished cell.
+            write_json(folder / "metrics.json", origin | about | times | {"per_subject": rows})
+            drop_checkpoint(folder)
+            share = times["compile_s"] / max(times["duration_s"], 0.1)
+            log.info("%s: %.1f s, %.0f %% of them compiling", name, times["duration_s"], 100 * min(share, 1))
+
+    def _start(self, trainer, inputs, cell):
+        """Put the initial weights of a cell into the trainer's network and say which."""
+        *_, init, _, repeat = cell
+        arrays, source = self.pretrained.get(init, (None, None))
+        # Cells that differ only by their initialisation share the random weights of what is not pretrained.
+        report = trainer.start_from(
+            child_seed(self.config.seed, "weights", repeat), arrays, source_contrasts=source, target_contrasts=inputs
+        )
+        log.info("%s: %s", self.work.cell_folder(*cell), report.summary() if report else "random initialisation")
+
+
+def _json_number(value):
+    """JSON knows no NaN and no infinity: a score that is not defined, or boundless, is null."""
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
