@@ -37,7 +37,8 @@ def make_splits(splits, root, subjects, seed):
     Args:
         splits: Name of a JSON file below `root`, or `{"train": [...], "val": [...], "test": [...]}`, or
             `{"folds": k, "validation": v}` for cross-validation, or `{"train": a, "val": b, "test": c}`, numbers of
-            labelled subjects to draw; subjects without a label then train too (pretraining only).
+            labelled subjects to draw; subjects without a label then train too (pretraining only). In a data set
+            without labels the numbers are of all subjects.
         root: Folder of the data set.
         subjects: Subjects that exist: identifier -> `SubjectFiles`. Only numbers ask who has a label; for the other
             kinds of splits the identifiers alone do.
@@ -129,7 +130,7 @@ def _folds(subjects, folds, validation, seed):
 
 def _drawn(sizes, subjects, seed):
     """Draw so many labelled subjects for each set, the test set first: it stays when the other numbers change."""
-    labelled = sorted(name for name, files in subjects.items() if files.label is not None)
+    labelled = sorted(name for name, files in subjects.items() if files.label is not None) or sorted(subjects)
     asked = sum(sizes[name] for name in SETS)
     if asked > len(labelled):
         listed = " + ".join(f"{name} {sizes[name]}" for name in SETS)

@@ -9,6 +9,7 @@ import yaml
 
 import constrained_contrastive_learning
 import finetune_segmentation
+import finetune_synthesis
 import generate_constraint_maps
 import generate_h5_pretraining
 import reproduce_tables
@@ -47,7 +48,7 @@ def contrast(tissue, seed):
 def write_scans(preset, root):
     """Generate seven subjects in the layout of a preset, two of them without label."""
     config = read_preset(preset)["data"]
-    values = [numbers[0] for numbers in config["labels"].values()]
+    values = [numbers[0] for numbers in config.get("labels", {"lesion": [1]}).values()]
     for number in range(7):
         subject = f"{'prostate_' if 'prostate' in preset else 'BraTS2021_'}{number:02d}"
         tissue, is_labelled = anatomy(number, len(values)), number < 5
@@ -59,7 +60,7 @@ def write_scans(preset, root):
             ]
             write_image(file, volumes[0] if isinstance(entry, str) else np.stack(volumes, -1))
             file.with_name(f"._{file.name}").write_bytes(b"resource fork")  # as macOS leaves them in archives
-        if is_labelled:
+        if is_labelled and "label" in config:
             label = np.array([0, 0, *values], np.uint8)[tissue]
             write_image(root / config["label"].replace("{subject}", subject), label)
 
@@ -105,6 +106,36 @@ def test_a_preset_runs_from_scans_to_report(preset, stage, contrasts, tmp_path):
     # The two subjects without label are pretrained on, and no subject that is tested.
     seen = set(read_json(tmp_path / "work" / "pretraining" / "global" / "subjects.json")["train"])
     assert len(seen) == 4 and not seen & {row["subject"] for row in rows}
+
+
+def test_the_preset_of_synthesis_runs_from_scans_to_report(tmp_path):
+    write_scans("synthesis_poster", tmp_path / "scans")
+    training = "training={epochs: 1, steps_per_epoch: 2, batch_size: 2, learning_rate: 1e-3}"
+    changes = [f"data.root={tmp_path / 'scans'}", "data.splits={train: 3, val: 1, test: 2}"]
+    changes += ["slices.image_size=[36, 40]", "network.filters=[4, 4, 4]", "crops.size=[16, 16, 4]"]
+    changes += [f"pretraining.stages.constrained.{training}", "pretraining.stages.constrained.patch_size=2"]
+    changes += [f"synthesis.{training}", "synthesis.subjects_n=[1, 2]", "synthesis.repeats=1"]
+    words = [
+        "--config",
+        str(PRESETS / "synthesis_poster.yaml"),
+        "--work-dir",
+        str(tmp_path / "work"),
+        "--set",
+        *changes,
+    ]
+    for script in (
+        generate_constraint_maps,
+        generate_h5_pretraining,
+        constrained_contrastive_learning,
+        finetune_synthesis,
+        reproduce_tables,
+    ):
+        run(script, words)
+    cells = sorted((tmp_path / "work" / "synthesis").glob("*/n*/r*/metrics.json"))
+    assert len(cells) == 2 * 2
+    assert [row["label"] for row in read_json(cells[0])["per_subject"]] == 2 * ["t1", "t2"]
+    page = (tmp_path / "work" / "report" / "index.html").read_text()
+    assert "synthesis_poster" in page and "T1w SSIM, pretrained" in page
 
 
 @pytest.mark.parametrize("preset", ["liver_arxiv2022", "abdomen_t2_medphys2024", "renal_ismrm2024"])

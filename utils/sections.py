@@ -69,7 +69,10 @@ class SplitLists(Section):
 
 
 class SplitSizes(Section):
-    """How many labelled subjects go where, drawn by the seed; subjects without a label train as well."""
+    """How many labelled subjects go where, drawn by the seed; subjects without a label train as well.
+
+    In a data set without labels (contrast synthesis) the numbers are of all subjects, and the others are unused.
+    """
 
     train: PositiveInt = Field(description="labelled subjects to train on")
     val: PositiveInt = Field(description="labelled subjects for validation")
