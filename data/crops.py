@@ -78,7 +78,8 @@ class SubjectVolume:
             return
         packed, run = len(self.rows), self.longest_run
         gaps = f", of which at most {run} follow one another without a gap" if run < packed else ""
-        cure = "use a smaller crop" + (", or lower slices.min_foreground and pack again" if depth > run else "")
+        more = depth > run and self.store.attributes.get("min_foreground", 1) > 0  # 0: every slice is there already
+        cure = "use a smaller crop" + (", or lower slices.min_foreground and pack again" if more else "")
         raise InputError(
             f"{self.subject}: a crop of {tuple(size)} does not fit into {self.shape[:2]} pixels and {packed} packed "
             f"slices{gaps} ({self.store.path}); {cure}"
