@@ -2,41 +2,64 @@
 
     python reproduce_tables.py --config configs/lgg_tcga.yaml
 
-Reads   finetuning/<contrasts>/<init>/n<NN>/r<K>/metrics.json and predictions/ (step 4), pretraining/<stage>/history.csv
-        (step 3), the images and labels of the test subjects, with cross-validation those of all folds; and, where the
-        config names a paper, its numbers in papers/expected.yaml.
+Reads   finetuning/<contrasts>/<init>/n<NN>/r<K>/ and synthesis/<init>/n<NN>/r<K>/, metrics.json and predictions/ of
+        each (step 4), pretraining/<stage>/history.csv (step 3), the images and labels of the test subjects, with
+        cross-validation those of all folds; and, where the config names a paper, its numbers in papers/expected.yaml.
 Writes  report/tables/*.{csv,md,tex}, report/figures/*.{png,pdf} and report/index.html in the work dir.
 Takes   seconds to a minute. Nothing is trained; every call writes the report anew. Missing cells are named, not hidden.
 Next    open report/index.html in a browser, or: python predict.py --help
 """
 
+import functools
 import logging
 import shutil
 
 from utils.checks import InputError
 from utils.config import from_command_line
 from utils.runs import exit_code_of, open_run
+from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
 
 
 def main(arguments=None):
-    config, _ = from_command_line(__doc__, arguments, needs=("finetuning",))
+    config, options = from_command_line(__doc__, arguments)
     # Deferred so that --help and config mistakes answer before pandas and matplotlib are loaded.
-    from evaluation.results import collect_results
+    from evaluation.formats import print_table
+    from evaluation.results import SEGMENTATION, SYNTHESIS, collect_tasks
 
-    results = in_config_order(config, collect_results(config.work_dir))
+    tasks = [task for task in (SEGMENTATION, SYNTHESIS) if getattr(config, task.folder) is not None]
+    if not tasks:
+        raise InputError(f"{options.config}: this step needs the section 'finetuning:' or 'synthesis:'")
+    found, notes = collect_tasks(config.work_dir, tasks)
     folder = config.work_dir / "report"
     for part in ("tables", "figures"):  # written anew, so that nothing outdated stays beside the new
         shutil.rmtree(folder / part, ignore_errors=True)
     with open_run(folder, config.plain(), config.seed):
-        tables = make_tables(config, results, folder / "tables")
+        tables = write_report_of(config, found.get(SEGMENTATION), found.get(SYNTHESIS), notes, folder)
+    for table in tables:
+        if table.name in ("dice", "dice_differences", "synthesis", "synthesis_differences"):
+            print_table(table)
+    print(f"report: {(folder / 'index.html').resolve()}")
+
+
+def write_report_of(config, results, synthesis, notes, folder):
+    """Write tables, figures and page of segmentation, of synthesis, or of both; returns the tables."""
+    tables, figures, galleries = [], [], []
+    if results is not None:
+        results = in_config_order(config, results)
+        tables += make_tables(config, results, folder / "tables")
         figures, figure_notes = make_figures(config, results, folder / "figures")
         galleries, gallery_notes = make_galleries(config, results)
-        notes = grid_gaps(config, results) + figure_notes + gallery_notes
-        write_page(config, results, tables, figures, galleries, notes, folder / "index.html")
-    print_tables(tables)
-    print(f"report: {(folder / 'index.html').resolve()}")
+        notes = notes + grid_gaps(config, results) + figure_notes + gallery_notes
+    if synthesis is not None:
+        tables += make_synthesis_tables(config, synthesis, folder / "tables")
+        more_figures, more_notes = make_synthesis_figures(config, synthesis, folder / "figures")
+        figures += more_figures
+        notes = notes + synthesis_gaps(config, synthesis) + more_notes
+    figures += draw_training_curves(config, folder / "figures")
+    write_page(config, results, tables, figures, galleries, notes, folder / "index.html", synthesis)
+    return tables
 
 
 def in_config_order(config, results):
@@ -48,17 +71,15 @@ def in_config_order(config, results):
 def make_tables(config, results, folder):
     """Write all tables; returns those that a reader should see, the paper's numbers and the Dice first."""
     from evaluation.agreement import bland_altman_table
-    from evaluation.expected import expected_table, read_expected
     from evaluation.savings import savings_table
-    from evaluation.tables import TITLES, difference_table, duration_table, score_table, write_table
+    from evaluation.tables import TITLES, difference_table, duration_table, score_table
 
     note, inits = simulated_note(config), config.finetuning.inits
     known = [metric for metric in TITLES if results[metric].notna().any()]
     tolerance = {"surface_dice": f"{note} Tolerance {config.evaluation.surface_tolerance_mm:g} mm.".strip()}
-    paper = expected_table(results, read_expected(config.paper), note) if config.paper else None
     dice, *others = [score_table(results, metric, inits, tolerance.get(metric, note)) for metric in known]
     tables = [
-        paper,
+        paper_table(config, results, is_synthesis=False),
         dice,
         difference_table(results, inits, note),
         savings_table(results, inits, note),
@@ -67,66 +88,67 @@ def make_tables(config, results, folder):
         bland_altman_table(results, inits, note),
         duration_table(results, inits, note),
     ]
+    return write_tables(config, tables, results, folder, "scores.csv")
+
+
+def make_synthesis_tables(config, synthesis, folder):
+    """Write all tables of synthesis; returns those that there are, the paper's numbers first."""
+    from evaluation.synthesis_tables import synthesis_tables
+
+    tables = [paper_table(config, synthesis, is_synthesis=True)]
+    tables += synthesis_tables(synthesis, config.synthesis.inits, simulated_note(config))
+    return write_tables(config, tables, synthesis, folder, "synthesis_scores.csv")
+
+
+def paper_table(config, results, is_synthesis):
+    """The paper's numbers and ours; None where the config names no paper, or one on the other task."""
+    from evaluation.expected import expected_table, read_expected
+
+    entry = read_expected(config.paper) if config.paper else None
+    if entry is None or entry.is_about_synthesis() != is_synthesis:
+        return None
+    return expected_table(results, entry, simulated_note(config))
+
+
+def write_tables(config, tables, results, folder, scores):
+    """Write the tables that there are, and every single score; returns the tables."""
+    from evaluation.tables import write_table
+
     tables = [table for table in tables if table]
     for table in tables:
         write_table(table, folder)
-    results.assign(folder=[str(f.relative_to(config.work_dir)) for f in results["folder"]]).to_csv(
-        folder / "scores.csv", index=False
-    )
+    folders = [str(cell.relative_to(config.work_dir)) for cell in results["folder"]]
+    results.assign(folder=folders).to_csv(folder / scores, index=False)
     return tables
 
 
 def make_figures(config, results, folder):
     """Draw all figures; returns them for the page, and notes on those that could not be drawn."""
+    from evaluation.segmentation_report import draw_agreement
+
+    agreement = draw_agreement(results, config.finetuning.inits, simulated_note(config), folder)
     overlays, notes = draw_overlay_figures(config, results, folder)
-    figures = [
-        *draw_dice_figures(config, results, folder),
-        *draw_agreement_figures(config, results, folder),
-        *overlays,
-        *draw_training_curves(config, folder),
-    ]
+    figures = [*draw_dice_figures(config, results, folder), *agreement, *overlays]
     if not config.data.voxel_size_known:
         notes = [*notes, "The voxel size is not known: no distances in mm, no volumes in mL, no Bland-Altman plots."]
     return figures, notes
 
 
+def make_synthesis_figures(config, synthesis, folder):
+    """Draw SSIM, MSE and PSNR against N and error maps; returns them, and notes on those that are not possible."""
+    from evaluation.synthesis_report import draw_error_figures, draw_scores_against_n
+
+    note, inits = simulated_note(config), config.synthesis.inits
+    find_files, keys = files_and_keys(config)
+    errors, notes = draw_error_figures(synthesis, find_files, inits, note, folder, **keys)
+    return draw_scores_against_n(synthesis, inits, note, folder) + errors, notes
+
+
 def draw_dice_figures(config, results, folder):
-    """Dice against N, over labels and by label (a figure for each input set), and violins at the largest N."""
-    from evaluation.agreement_figures import VIOLINS_SHOW, dice_violins
-    from evaluation.comparisons import compare_inits
-    from evaluation.figures import DICE_SHOWS, all_labels, dice_against_n, save_figure
-    from evaluation.report import ReportFigure
-    from evaluation.results import MEAN, per_subject
+    """Dice against N, over labels and by label, and violins at the largest N."""
+    from evaluation.segmentation_report import draw_dice
 
-    note, inits, values = simulated_note(config), config.finetuning.inits, per_subject(results)
-    labels, available = all_labels(values), results["annotated_available"].min()
-    over_labels = dice_against_n(values, [MEAN] if len(labels) > 1 else labels, inits, note, available)
-    pngs = [save_figure(over_labels, folder, "dice_against_n")]
-    if len(labels) > 1:
-        by_contrasts = dict(list(values.groupby("contrasts", sort=False)))
-        for contrasts, part in by_contrasts.items():
-            name = "dice_by_label" + (f"_{contrasts}" if len(by_contrasts) > 1 else "")
-            pngs.append(save_figure(dice_against_n(part, labels, inits, note, available), folder, name))
-    differences = compare_inits(results, inits, by_label=True)
-    violins = save_figure(dice_violins(values, labels, inits, differences, note), folder, "dice_violins")
-    family = f"Bonferroni over the {len(differences)} comparisons of all contrasts, initialisations, N and labels."
-    return [
-        ReportFigure("Dice against annotated subjects", DICE_SHOWS, tuple(pngs)),
-        ReportFigure("Dice of the test subjects at the largest N", f"{VIOLINS_SHOW} {family}", (violins,)),
-    ]
-
-
-def draw_agreement_figures(config, results, folder):
-    """Bland-Altman plots of the volumes, one per label; none where there are no volumes."""
-    from evaluation.agreement import volumes
-    from evaluation.agreement_figures import AGREEMENT_SHOWS, bland_altman_plots
-    from evaluation.figures import save_figure
-    from evaluation.report import ReportFigure
-
-    both, note, inits = volumes(results), simulated_note(config), config.finetuning.inits
-    plots = {label: bland_altman_plots(both, label, inits, note) for label in dict.fromkeys(both["label"])}
-    pngs = [save_figure(plot, folder, f"bland_altman_{label}") for label, plot in plots.items() if plot]
-    return [ReportFigure("Agreement of volumes", AGREEMENT_SHOWS, tuple(pngs))] if pngs else []
+    return draw_dice(results, config.finetuning.inits, simulated_note(config), folder)
 
 
 def draw_overlay_figures(config, results, folder):
@@ -179,28 +201,27 @@ def make_galleries(config, results):
 
 def scans_of(config, contrasts):
     """Find the scans behind an input set: files by subject, the contrast to show, and how to read them."""
+    find_files, keys = files_and_keys(config)
+    shown = config.finetuning.contrasts.get(contrasts, list(keys["contrasts"]))[0]
+    return find_files(), shown, keys
+
+
+def files_and_keys(config):
+    """Return a function that finds the files of all subjects, and how to read them."""
     from data.layouts import find_subjects
 
     data = config.plain()["data"]
-    shown = config.finetuning.contrasts.get(contrasts, list(data["contrasts"]))[0]
     keys = {"contrasts": data["contrasts"], "labels": data["labels"], "ignored": data["ignored_label_values"]}
-    return find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"]), shown, keys
+    places = (config.data.root, data["contrasts"], data["label"], data["mask"])
+    return functools.cache(lambda: find_subjects(*places)), keys
 
 
 def draw_training_curves(config, folder):
     """Curves of the pretraining stages that have run, all folds in one panel."""
-    import pandas
-
     from evaluation.figures import save_figure, training_curves
-    from evaluation.report import ReportFigure
+    from evaluation.report import ReportFigure, collect_histories
 
-    histories = {}
-    for stage in config.pretraining.stages if config.pretraining else ():
-        files = [*config.work_dir.glob(f"pretraining/{stage}/history.csv")]
-        files += sorted(config.work_dir.glob(f"fold*/pretraining/{stage}/history.csv"))
-        folds = {file.relative_to(config.work_dir).parts[0].replace("pretraining", ""): file for file in files}
-        if folds:
-            histories[f"stage '{stage}'"] = {fold: pandas.read_csv(file) for fold, file in folds.items()}
+    histories = collect_histories(config.work_dir, config.pretraining.stages if config.pretraining else ())
     if not histories:
         return []
     png = save_figure(training_curves(histories, simulated_note(config)), folder, "pretraining_curves")
@@ -212,85 +233,64 @@ def draw_training_curves(config, folder):
     return [ReportFigure("Pretraining", caption, (png,))]
 
 
-def write_page(config, results, tables, figures, galleries, notes, path):
-    """Write the HTML page."""
+def write_page(config, results, tables, figures, galleries, notes, path, synthesis=None):
+    """Write the HTML page; `results` is None without segmentation, `synthesis` without synthesis."""
     import yaml
 
     from evaluation.overlays import label_colour
-    from evaluation.report import Report, collect_runs, subject_grid, write_report
+    from evaluation.report import Report, collect_runs, page_facts, subject_grid, subtitle, write_report
     from evaluation.results import per_subject
     from evaluation.thumbnails import RULE
 
     for line in notes:
         log.warning("%s", line)
     runs = collect_runs(config.work_dir)
-    facts = {
-        "Test subjects": results["subject"].nunique(),
-        "Runs": results["folder"].nunique(),
-        "Folds": results["split"].nunique() if results["split"].any() else "none",
-        "Dice scores": f"{len(results)}, {results['dice'].isna().sum()} NaN",
-        "Seed": ", ".join(map(str, runs["seeds"])) or config.seed,
-        "Software": "; ".join(runs["software"]) or "not recorded",
-        "Device": ", ".join(runs["devices"]) or "not recorded",
-        "Hours in all": f"{runs['hours']:.2f}",
-    }
+    ssim = None if synthesis is None else per_subject(synthesis, "ssim_mask")
     report = Report(
         title=config.name,
         is_simulated=config.data.simulated,
-        facts=facts,
+        facts=page_facts(results, synthesis, runs, config.seed),
         notes=notes,
         tables=tables,
         figures=figures,
-        subjects=subject_grid(per_subject(results), config.finetuning.inits),
+        subjects=None if results is None else subject_grid(per_subject(results), config.finetuning.inits),
         galleries=galleries,
         gallery_rule=RULE,
         label_colours={label: label_colour(index) for index, label in enumerate(config.data.labels)},
         runs=runs,
         config_text=yaml.safe_dump(config.plain(), sort_keys=False),
+        subtitle=subtitle(results, synthesis),
+        synthesis_subjects=None if ssim is None else subject_grid(ssim, config.synthesis.inits),
     )
     write_report(path, report)
 
 
 def grid_gaps(config, results):
     """Name what the config asks for and the work dir does not hold, and cells that another config made."""
-    from evaluation.results import CELL, missing_cells
+    return gaps_of(config, results, config.finetuning, config.finetuning.contrasts, config.hash_of_cell, "segmentation")
 
-    grid, splits = config.finetuning, config.plain()["data"]["splits"]
+
+def synthesis_gaps(config, synthesis):
+    """The same for synthesis, whose only input set is named by its channels."""
+    inputs = "+".join(channel_names(config.data.contrasts, config.synthesis.inputs))
+    grid, hash_of = config.synthesis, config.hash_of_synthesis
+    return gaps_of(config, synthesis, grid, [inputs], lambda _, init: hash_of(init), "synthesis")
+
+
+def gaps_of(config, results, grid, contrasts, hash_of, task):
+    """Name the gaps of one grid; `hash_of` gives the hash that cells of contrasts and init should have."""
+    from evaluation.results import missing_cells, outdated_cells
+
+    splits = config.plain()["data"]["splits"]
     folds = [f"fold{k}" for k in range(splits["folds"])] if isinstance(splits, dict) and "folds" in splits else [""]
-    stages = config.pretraining.stages if config.pretraining else ()
-    gaps = missing_cells(results, grid.contrasts, grid.inits, grid.subjects_n, grid.repeats, folds)
-    lines = [f"Missing: {gap}; run finetune_segmentation.py" for gap in gaps]
-    for (contrasts, init, n), cell in results.groupby(CELL):
-        is_known = contrasts in grid.contrasts and init in ("random", *stages)
-        if not is_known or cell["config_hash"].iloc[0] != config.hash_of_cell(contrasts, init):
-            lines.append(f"{contrasts}/{init}/n{n:02d} was made with another config than this one.")
-    return lines
+    inits = ("random", *(config.pretraining.stages if config.pretraining else ()))
+    gaps = missing_cells(results, contrasts, grid.inits, grid.subjects_n, grid.repeats, folds)
+    lines = [f"Missing: {gap}; run finetune_{task}.py" for gap in gaps]
+    return lines + outdated_cells(results, contrasts, inits, hash_of)
 
 
 def simulated_note(config):
     return "Simulated scans." if config.data.simulated else ""
-
-
-def print_tables(tables):
-    """Print the Dice table and the paired differences."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    # Into a file or a pipe nothing limits the width, and a cut table would be useless.
-    console = console if console.is_terminal else Console(width=200)
-    for table in tables:
-        if table.name in ("dice", "dice_differences"):
-            rendered = Table(
-                *table.text.columns,
-                title=table.title,
-                caption=table.caption,
-                title_justify="left",
-                caption_justify="left",
-            )
-            for row in table.text.to_numpy().tolist():
-                rendered.add_row(*row)
-            console.print(rendered)
 
 
 if __name__ == "__main__":

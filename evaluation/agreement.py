@@ -3,9 +3,10 @@
 import dataclasses
 
 from evaluation.comparisons import cells_in_order
+from evaluation.formats import interval, number
 from evaluation.results import CELL, MEAN, per_subject
 from evaluation.statistics import bland_altman
-from evaluation.tables import Table, interval, number
+from evaluation.tables import Table
 
 
 def volumes(results):
@@ -29,10 +30,7 @@ def volumes(results):
 def bland_altman_table(results, inits=(), note=""):
     """Bias and limits of agreement of volumes, by contrasts, init, N and label.
 
-    Args:
-        results: From `collect_results`.
-        inits: Initialisations in the order of the rows.
-        note: First words of the caption.
+    Args as for `tables.score_table`.
 
     Returns:
         A `Table`, or None when there are no volumes (voxel size not known).

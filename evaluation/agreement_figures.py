@@ -3,7 +3,7 @@
 import numpy as np
 
 from evaluation.comparisons import BASELINE
-from evaluation.figures import MARKERS, OKABE_ITO, in_report_style, panels
+from evaluation.figures import MARKERS, colour_of, in_report_style, panels, share_limits, style_numbers
 from evaluation.results import in_grid_order
 from evaluation.statistics import bland_altman, stars
 
@@ -37,9 +37,7 @@ def at_largest_n(values):
 def dice_violins(values, labels, inits=(), differences=None, note=""):
     """Draw the distribution of the Dice over test subjects, one violin per initialisation, at the largest N.
 
-    One panel per label (two a row where few violins stand in each); in it the contrasts side by side. Every subject
-    is a small point (repeats averaged), one further than 1.5 interquartile ranges from the quartiles an open one; the
-    marker is the median and the thick line joins the quartiles. Violins end at the lowest and the highest subject.
+    One panel per label (two a row where few violins stand in each), as `VIOLINS_SHOW` says.
 
     Args:
         values: From `results.per_subject`.
@@ -55,10 +53,9 @@ def dice_violins(values, labels, inits=(), differences=None, note=""):
     Reference:
         Ghoul et al., ISMRM 2024, Fig. 1. Points, medians and quartiles: ours.
     """
-    from matplotlib.lines import Line2D
-
     values = at_largest_n(values).dropna(subset="value")
-    order, contrasts = in_grid_order(set(values["init"]), inits), list(dict.fromkeys(values["contrasts"]))
+    order, styles = in_grid_order(set(values["init"]), inits), style_numbers(values["init"], inits)
+    contrasts = list(dict.fromkeys(values["contrasts"]))
     width = np.clip(VIOLIN_INCHES * len(order) * len(contrasts) + 0.7, NARROW, WIDE)
     columns = 2 if len(labels) > 1 and width == NARROW else 1
     figure, axes = panels(-(-len(labels) // columns), columns, (width, PANEL_HEIGHT))
@@ -69,21 +66,21 @@ def dice_violins(values, labels, inits=(), differences=None, note=""):
         panel, top = values[values["label"] == label], 1.0
         for place, name in enumerate(contrasts):
             group = panel[panel["contrasts"] == name]
-            _draw_violins(axis, group, place, order)
+            _draw_violins(axis, group, place, order, styles)
             top = max(top, _draw_bars(axis, group, place, order, differences))
         _label_violin_axes(axis, panel, label, contrasts, (lowest, top))
-    samples = [
-        Line2D([], [], color=_colour(number), marker=_marker(number), linestyle="", label=init)
-        for number, init in enumerate(order)
-    ]
-    figure.legend(handles=samples, loc="outside lower center", ncols=min(len(order), int(figure.get_figwidth() / 1.4)))
+    _add_legend(figure, order, styles)
     if note:
         figure.suptitle(note)
     return figure
 
 
-def _colour(number):
-    return OKABE_ITO[number % len(OKABE_ITO)]
+def _add_legend(figure, order, styles):
+    from matplotlib.lines import Line2D
+
+    looks = {init: {"color": colour_of(styles[init]), "marker": _marker(styles[init])} for init in order}
+    samples = [Line2D([], [], linestyle="", label=init, **look) for init, look in looks.items()]
+    figure.legend(handles=samples, loc="outside lower center", ncols=min(len(order), int(figure.get_figwidth() / 1.4)))
 
 
 def _marker(number):
@@ -94,13 +91,13 @@ def _position(place, number, count):
     return place + GROUP_WIDTH * ((number + 0.5) / count - 0.5)
 
 
-def _draw_violins(axis, group, place, order):
+def _draw_violins(axis, group, place, order, styles):
     width = min(WIDEST_VIOLIN, GROUP_WIDTH / len(order))
     for number, init in enumerate(order):
         values = group.loc[group["init"] == init, "value"].to_numpy()
         if not len(values):
             continue
-        x, colour = _position(place, number, len(order)), _colour(number)
+        x, colour, marker = _position(place, number, len(order)), colour_of(styles[init]), _marker(styles[init])
         if len(values) > 1:
             (body,) = axis.violinplot([values], [x], widths=0.92 * width, showextrema=False)["bodies"]
             body.set(facecolor=colour, edgecolor=colour, alpha=0.25)
@@ -111,7 +108,7 @@ def _draw_violins(axis, group, place, order):
         axis.scatter(spread[~is_outlier], values[~is_outlier], s=4, color=colour, alpha=0.6, linewidths=0)
         axis.scatter(spread[is_outlier], values[is_outlier], s=13, facecolors="none", edgecolors=colour, linewidths=0.8)
         axis.vlines(x, low, high, color=colour, linewidth=2)
-        axis.plot(x, median, marker=_marker(number), color=colour, markersize=5, markeredgecolor="white")
+        axis.plot(x, median, marker=marker, color=colour, markersize=5, markeredgecolor="white")
 
 
 def _draw_bars(axis, group, place, order, differences):
@@ -154,9 +151,7 @@ def _label_violin_axes(axis, panel, label, contrasts, limits):
 def bland_altman_plots(both, label, inits=(), note=""):
     """Draw the agreement of segmented and reference volumes of one label at the largest N.
 
-    One panel per contrasts and initialisation, all with the same axes: difference against mean of the two volumes,
-    one point per test subject (repeats averaged); bias (solid) and limits of agreement (dashed), each with the band of
-    its 95 % confidence interval.
+    One panel per contrasts and initialisation, all with the same axes; what they show is in `AGREEMENT_SHOWS`.
 
     Args:
         both: From `agreement.volumes`.
@@ -174,6 +169,7 @@ def bland_altman_plots(both, label, inits=(), note=""):
     if both.empty:
         return None
     order, contrasts = in_grid_order(set(both["init"]), inits), list(dict.fromkeys(both["contrasts"]))
+    styles = style_numbers(order, inits)
     places = _panel_places(len(contrasts), len(order))
     figure, axes = panels(*(1 + np.max(places, axis=(0, 1))), AGREEMENT_INCHES)
     for axis in axes.flat:
@@ -182,16 +178,11 @@ def bland_altman_plots(both, label, inits=(), note=""):
     for name, row in zip(contrasts, places, strict=True):
         for number, place in enumerate(row):
             part = both[(both["contrasts"] == name) & (both["init"] == order[number])]
-            if part.empty:
-                continue
-            axis = axes[place]
-            axis.set_axis_on()
-            _draw_agreement(axis, part, _colour(number))
-            n = part["n_annotated"].iloc[0]
-            axis.set_title(f"{name}, N = {n}\n{order[number]}\n{axis.get_title()}", fontsize=7)
-            axis.tick_params(labelleft=place[1] == 0)
-            drawn.append(axis)
-    _share_limits(drawn)
+            if len(part):
+                drawn.append(axes[place])
+                _draw_agreement(axes[place], part, colour_of(styles[order[number]]))
+                axes[place].tick_params(labelleft=place[1] == 0)
+    share_limits(drawn, "xy")
     figure.supxlabel("mean of segmented and reference volume [mL]", fontsize=8)
     figure.supylabel("segmented - reference volume [mL]", fontsize=8)
     figure.suptitle(f"{note} {label}".strip())
@@ -210,7 +201,8 @@ def _panel_places(contrasts, inits):
 
 
 def _draw_agreement(axis, part, colour):
-    """Draw one panel; its numbers stand in the title."""
+    """Draw one panel of one contrasts and init; its numbers stand in the title."""
+    axis.set_axis_on()
     agreement = bland_altman(part["measured"], part["reference"])
     mean, difference = (part["measured"] + part["reference"]) / 2, part["measured"] - part["reference"]
     axis.axhline(0, color="0.7", linewidth=0.6)
@@ -222,7 +214,9 @@ def _draw_agreement(axis, part, colour):
         if low is not None:
             axis.axhspan(low, high, color=colour, alpha=alpha, linewidth=0)
     bias = f"bias {_ml(agreement.bias)} ({_ml(agreement.bias_low)} to {_ml(agreement.bias_high)})"
-    axis.set_title(f"{bias}\nlimits {_ml(agreement.lower)} to {_ml(agreement.upper)}")
+    one = part.iloc[0]
+    limits = f"limits {_ml(agreement.lower)} to {_ml(agreement.upper)}"
+    axis.set_title(f"{one['contrasts']}, N = {one['n_annotated']}\n{one['init']}\n{bias}\n{limits}", fontsize=7)
     axis.locator_params(axis="x", nbins=4)
     axis.tick_params(labelsize=7)
 
@@ -231,11 +225,3 @@ def _ml(value):
     if value is None:
         return "-"
     return f"{value:.{0 if abs(value) >= 10 else 1}f}"
-
-
-def _share_limits(axes):
-    """Give all panels the same axes, so that the width of the limits can be compared by eye."""
-    for get, put in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
-        low, high = np.transpose([getattr(axis, get)() for axis in axes])
-        for axis in axes:
-            getattr(axis, put)(low.min(), high.max())

@@ -8,8 +8,8 @@ from evaluation.statistics import adjust_family, paired_comparison
 BASELINE = "random"
 
 
-def compare_inits(results, inits=(), baseline=BASELINE, by_label=False):
-    """Compare the Dice of every init with that of the baseline, by contrasts and N.
+def compare_inits(results, inits=(), baseline=BASELINE, by_label=False, metrics=None):
+    """Compare the scores of every init with those of the baseline, by contrasts and N.
 
     Two questions are answered, because either alone misleads. Across test subjects (paired t-test, as in the renal
     paper): do these trained networks differ on other subjects? Many subjects that are alike make any difference
@@ -21,19 +21,33 @@ def compare_inits(results, inits=(), baseline=BASELINE, by_label=False):
         inits: Initialisations in the order of the rows.
         baseline: The initialisation the others are compared with.
         by_label: True: every label by itself. False: the mean over labels.
+        metrics: Columns of the results that make one family; None: the Dice alone.
 
     Returns:
-        DataFrame, one row per comparison: `contrasts`, `init`, `n_annotated`, `label`, the fields of
-        `PairedComparison` (repeats averaged per subject first; p values adjusted over all rows), `repeats` (those that
-        both have), `repeat_mean` and `repeat_sd` of the differences of single repeats, `repeats_same_sign` (repeats
-        whose difference has the sign of `repeat_mean`), and `note` (why there is no test; subjects without a pair;
-        repeats that only one of the two has). Empty when no init shares contrasts and N with the baseline.
+        DataFrame, one row per comparison: `metric` (where metrics are given), `contrasts`, `init`, `n_annotated`,
+        `label`, the fields of `PairedComparison` (repeats averaged per subject first; p values adjusted over all rows),
+        `repeats` (those that both have), `repeat_mean` and `repeat_sd` of the differences of single repeats,
+        `repeats_same_sign` (repeats whose difference has the sign of `repeat_mean`), and `note` (why there is no test;
+        subjects without a pair; repeats that only one of the two has). Empty when no init shares contrasts and N with
+        the baseline.
     """
     import pandas
 
-    values, runs = per_subject(results), repeats_of(results)
+    found = [
+        (({"metric": metric} if metrics else {}) | key, comparison, rest)
+        for metric in metrics or ("dice",)
+        for key, comparison, rest in _comparisons(results, metric, inits, baseline, by_label)
+    ]
+    adjusted = adjust_family([comparison for _, comparison, _ in found])
+    return pandas.DataFrame(
+        [key | dataclasses.asdict(one) | rest for (key, _, rest), one in zip(found, adjusted, strict=True)]
+    )
+
+
+def _comparisons(results, metric, inits, baseline, by_label):
+    """Yield, for each comparison of one metric, its key, the `PairedComparison`, and what the repeats say."""
+    values, runs = per_subject(results, metric), repeats_of(results)
     labels = [label for label in dict.fromkeys(values["label"]) if (label != MEAN) == by_label]
-    keys, comparisons, repeats = [], [], []
     for contrasts, init, n in cells_in_order(values, inits):
         if init == baseline or (contrasts, baseline, n) not in runs:
             continue
@@ -41,23 +55,16 @@ def compare_inits(results, inits=(), baseline=BASELINE, by_label=False):
         single = results[(results["contrasts"] == contrasts) & (results["n_annotated"] == n)]
         for label in labels:
             both = cells[cells["label"] == label].pivot(index="subject", columns="init", values="value")
-            keys.append((contrasts, init, n, label))
-            comparisons.append(paired_comparison(both[init], both[baseline]))
+            comparison = paired_comparison(both[init], both[baseline])
             chosen = single if label == MEAN else single[single["label"] == label]
-            repeats.append(_differences_of_repeats(chosen, init, baseline))
-    rows = [
-        dict(zip((*CELL, "label"), key, strict=True))
-        | dataclasses.asdict(one)
-        | repeat
-        | {"note": _note(one, runs[key[0], key[1], key[2]], runs[key[0], baseline, key[2]], key[1], baseline)}
-        for key, one, repeat in zip(keys, adjust_family(comparisons), repeats, strict=True)
-    ]
-    return pandas.DataFrame(rows)
+            rest = _differences_of_repeats(chosen, metric, init, baseline)
+            rest["note"] = _note(comparison, runs[contrasts, init, n], runs[contrasts, baseline, n], init, baseline)
+            yield dict(zip((*CELL, "label"), (contrasts, init, n, label), strict=True)), comparison, rest
 
 
-def _differences_of_repeats(results, init, baseline):
+def _differences_of_repeats(results, metric, init, baseline):
     """Mean over subjects of the difference in every repeat; folds are pooled by subject, labels averaged first."""
-    both = results.groupby(["repeat", "subject", "init"])["dice"].mean().unstack("init")
+    both = results.groupby(["repeat", "subject", "init"])[metric].mean().unstack("init")
     differences = (both[init] - both[baseline]).groupby("repeat").mean().dropna()
     mean = differences.mean()  # NaN without any repeat
     return {

@@ -5,15 +5,26 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from evaluation.formats import interval, number
+from evaluation.measures import REGIONS, SYNTHESIS_MEASURES
 from evaluation.results import CELL, MEAN, per_subject
 from evaluation.statistics import annotation_saved, mean_interval
-from evaluation.tables import Table, interval, number
+from evaluation.tables import Table
 from utils.checks import InputError
 from utils.config import read_yaml
 from utils.sections import Section
 
 EXPECTED = Path(__file__).resolve().parent.parent / "papers" / "expected.yaml"
 SHARES = ("shortfall", "annotation_used", "annotation_saved")
+OF_SYNTHESIS = {measure.name.removesuffix("_db"): measure for measure in SYNTHESIS_MEASURES}  # quantity: measure
+MEANS_OF_SEGMENTATION = (
+    "labels and repeats with the 95 % CI of the mean over subjects; shortfall: 1 - Dice / Dice of the baseline; "
+    "annotation: tested N."
+)
+MEANS_OF_SYNTHESIS = (
+    "repeats averaged first, with the 95 % CI of the mean over subjects, inside the mask and over the whole volume, "
+    "with intensities scaled so that the data range is 1."
+)
 
 
 class Ours(Section):
@@ -46,6 +57,10 @@ class Entry(Section):
     file: str
     note: str = ""
     numbers: list[Stated]
+
+    def is_about_synthesis(self):
+        """Whether any of the numbers is a measure of synthesised contrasts."""
+        return any(stated.ours.quantity in OF_SYNTHESIS for stated in self.numbers if stated.ours)
 
 
 def read_expected(name, path=EXPECTED):
@@ -83,26 +98,30 @@ def expected_table(results, entry, note=""):
         note: First words of the caption.
 
     Returns:
-        A `Table` with one row per number of the paper and contrasts of the results; `ours` is missing where the
-        results have no such cell. None when the source states no number.
+        A `Table` with one row per number of the paper and contrasts of the results, of synthesis one for each region
+        of `measures.REGIONS`; `ours` is missing where the results have no such cell. None when the source states no
+        number.
     """
     import pandas
 
     rows = [
-        {"what": stated.what, "contrasts": contrasts, "paper": stated.value, "at_most": stated.at_most}
-        | _ours(results[results["contrasts"] == contrasts], stated.ours)
+        {"what": stated.what, "contrasts": contrasts, "region": region, "paper": stated.value}
+        | {"at_most": stated.at_most}
+        | _ours(results[results["contrasts"] == contrasts], stated.ours, region)
         | {"place": stated.place, "quotation": stated.quotation, "note": stated.note}
         for stated in entry.numbers
         for contrasts in sorted(set(results["contrasts"]))
+        for region in _regions(stated.ours)
     ]
     if not rows:
         return None
     numbers = pandas.DataFrame(rows).astype(dict.fromkeys(("ours", "ours_low", "ours_high"), float))
     numbers.insert(numbers.columns.get_loc("ours") + 1, "difference", numbers["ours"] - numbers["paper"])
+    numbers = numbers if any(numbers["region"]) else numbers.drop(columns="region")
+    means = MEANS_OF_SYNTHESIS if entry.is_about_synthesis() else MEANS_OF_SEGMENTATION
     caption = (
         f"{note} Results that {entry.citation} states for its own subjects, and ours; difference: ours - paper. Ours: "
-        "mean over test subjects, labels and repeats with the 95 % CI of the mean over subjects; shortfall: 1 - Dice / "
-        "Dice of the baseline; annotation: tested N. -: these results hold no such cell. Place: where the paper states "
+        f"mean over test subjects, {means} -: these results hold no such cell. Place: where the paper states "
         f"it; the quotations are in the CSV file. {entry.note}"
     ).strip()
     # Here and not in a column, because captions wrap in every format.
@@ -111,12 +130,18 @@ def expected_table(results, entry, note=""):
     return Table("paper", "The paper's numbers and ours", caption, numbers, text)
 
 
-def _ours(results, ours):
+def _regions(ours):
+    """The regions in which our value of a number is looked up; "" for what has none."""
+    return REGIONS if ours and ours.quantity in OF_SYNTHESIS else ("",)
+
+
+def _ours(results, ours, region):
     """Our value of one number from the results of one set of contrasts: a share, or a mean with its interval."""
     found = {"quantity": ours.quantity if ours else "", "ours": None, "ours_low": None, "ours_high": None, "status": ""}
     if ours is None:
         return found | {"status": "not compared"}
-    metric = "dice" if ours.quantity in SHARES else ours.quantity
+    metric = OF_SYNTHESIS[ours.quantity].column(region) if region else ours.quantity
+    metric = "dice" if ours.quantity in SHARES else metric
     if metric not in results:
         return found | {"status": "no such metric"}
     values = per_subject(results, metric)
@@ -143,14 +168,16 @@ def _ours(results, ours):
 def _expected_text(row):
     is_share = row.quantity in SHARES
     paper = f"{100 * row.paper:g}%" if is_share else f"{row.paper:g}"
-    difference = f"{100 * row.difference:+.1f} points" if is_share else f"{row.difference:+.3f}"
-    is_found = row.ours == row.ours  # not NaN
+    digits = OF_SYNTHESIS[row.quantity].digits if row.quantity in OF_SYNTHESIS else 3
+    difference = f"{100 * row.difference:+.1f} points" if is_share else f"{row.difference:+.{digits}f}"
+    ours, is_found = number(row.ours, ".1%" if is_share else f".{digits}f"), row.ours == row.ours  # not NaN
     return {
         "Number": row.what,
-        "Contrasts": row.contrasts,
+        ("Inputs" if hasattr(row, "region") else "Contrasts"): row.contrasts,
+        **({"Ours is of": row.region} if hasattr(row, "region") else {}),
         "Paper": ("≤ " if row.at_most else "") + paper,
-        "Ours": "not reached" if row.status == "not reached" else number(row.ours, ".1%" if is_share else ".3f"),
-        "95 % CI": interval(row.ours_low, row.ours_high, ".3f"),
+        "Ours": "not reached" if row.status == "not reached" else ours,
+        "95 % CI": interval(row.ours_low, row.ours_high, f".{digits}f"),
         "Difference": difference if is_found else "-",
         "Place": row.place,
     }

@@ -1,4 +1,4 @@
-"""The figures of a report: Dice against N, and the curves of pretraining. Overlays are in `overlays.py`.
+"""The figures of a report: scores against N, and the curves of pretraining. Overlays are in `overlays.py`.
 
 Colours are those of Okabe and Ito, which stay apart in all common kinds of colour blindness; each initialisation also
 has a marker and a line style of its own.
@@ -9,7 +9,8 @@ import functools
 import numpy as np
 
 from evaluation.comparisons import BASELINE
-from evaluation.results import MEAN, in_grid_order
+from evaluation.measures import DICE
+from evaluation.results import all_labels, in_grid_order
 from evaluation.statistics import mean_interval
 from utils.runs import atomic_path
 
@@ -30,10 +31,10 @@ PANEL_INCHES = (3.4, 2.8)
 LEGEND_ROW_INCHES = 0.17
 WIDEST = 0.6  # of the distance between two N, for all initialisations side by side
 MOST_BANDS = 3  # more of them hide one another; the bars say the same
-DICE_SHOWS = (
+AGAINST_N_SHOWS = (
     "Small points: single test subjects, repeats averaged. Lines: means over subjects; bars (and bands): 95 % "
     "confidence interval of the mean (t distribution). Dotted, where it was run: mean of random initialisation on all "
-    "annotated subjects, the supervised baseline."
+    "{subjects} subjects, the supervised baseline."
 )
 LOW_PANEL_INCHES = (3.4, 2.1)  # where several are stacked
 
@@ -64,21 +65,28 @@ def in_report_style(function):
     return styled
 
 
-@in_report_style
-def dice_against_n(values, labels, inits=(), note="", all_subjects=None):
-    """Draw Dice against the number of annotated subjects, one line per initialisation.
+def style_numbers(present, inits=()):
+    """Number the looks of the inits in a figure, `{init: number}`; those of the config keep theirs in all figures."""
+    return {init: number for number, init in enumerate(in_grid_order({*present, *inits}, inits))}
 
-    Small points are single test subjects (repeats averaged), so that a mean of 0.5 made of zeros and ones shows as
-    such; lines join the means over subjects; bands are the 95 % confidence intervals of these means. The mean of
-    random initialisation on all annotated subjects, the supervised baseline, is a dotted line across the panel.
+
+def colour_of(number):
+    """Colour of the init with this number."""
+    return OKABE_ITO[number % len(OKABE_ITO)]
+
+
+@in_report_style
+def dice_against_n(values, labels=(), inits=(), note="", all_subjects=None, measure=DICE):
+    """Draw Dice, or another measure, against the number of annotated subjects: what `AGAINST_N_SHOWS` says.
 
     Args:
         values: From `results.per_subject`.
-        labels: One panel for each: class names or `MEAN`.
+        labels: One panel for each: class names or `MEAN`; none: all class names.
         inits: Initialisations in the order of the legend.
         note: Beginning of the title, such as "Simulated scans.".
         all_subjects: Number of annotated training subjects there are; None when it is not known. Random
             initialisation at this N is the dotted line and no point of its curve.
+        measure: What `values` holds, a `Measure`.
 
     Returns:
         A matplotlib `Figure`, two panels a row.
@@ -86,33 +94,53 @@ def dice_against_n(values, labels, inits=(), note="", all_subjects=None):
     Reference:
         The dotted line: Umapathy et al., arXiv 2205.13109, Figs. 3 and 5. Bands and points: ours.
     """
-    order = in_grid_order(set(values["init"]), inits)
+    labels = labels or all_labels(values)
+    order, styles = in_grid_order(set(values["init"]), inits), style_numbers(values["init"], inits)
     shown = [(contrasts, label) for contrasts in dict.fromkeys(values["contrasts"]) for label in labels]
     figure, axes = panels(-(-len(shown) // 2), min(2, len(shown)))
-    lowest = values.loc[values["label"].isin(labels), "value"].min()
-    for axis, (contrasts, label) in zip(axes.flat, shown, strict=False):
-        panel = values[(values["contrasts"] == contrasts) & (values["label"] == label)]
-        is_baseline = (panel["init"] == BASELINE) & (panel["n_annotated"] == all_subjects)
-        is_baseline &= not is_baseline.all()  # alone it is a curve of one point
-        for number, init in enumerate(order):
-            _draw_init(axis, panel[(panel["init"] == init) & ~is_baseline], init, number, len(order))
-        if is_baseline.any():
-            name, colour = f"{BASELINE}, all {all_subjects:g}", order.index(BASELINE)
-            mean = panel.loc[is_baseline, "value"].mean()
-            axis.axhline(mean, linestyle=":", linewidth=1.5, color=OKABE_ITO[colour % len(OKABE_ITO)], label=name)
-        _label_dice_axes(axis, panel[~is_baseline], f"{contrasts}: {label}", lowest)
-    for axis in axes.flat[len(shown) :]:
+    used, unused = np.split(axes.ravel(), [len(shown)])
+    for axis in unused:
         axis.set_axis_off()
+    for axis, (contrasts, label) in zip(used, shown, strict=True):
+        panel = values[(values["contrasts"] == contrasts) & (values["label"] == label)]
+        curves = _draw_panel(axis, panel, order, styles, all_subjects)
+        _label_axes(axis, curves, measure, measure.panel.format(contrasts=contrasts, label=label))
+    share_limits(used, "y")
+    if measure is DICE:
+        lowest = np.nan_to_num(values.loc[values["label"].isin(labels), "value"].min())
+        for axis in used:
+            axis.set_ylim(max(-0.02, np.floor(10 * lowest) / 10 - 0.02), 1.02)
     _share_legend(figure, axes)
     if note:
         figure.suptitle(note)
     return figure
 
 
+def _draw_panel(axis, panel, order, styles, all_subjects):
+    """Draw the curves and the supervised baseline; returns the rows of the curves."""
+    is_baseline = (panel["init"] == BASELINE) & (panel["n_annotated"] == all_subjects)
+    is_baseline &= not is_baseline.all()  # alone it is a curve of one point
+    curves, baseline = panel[~is_baseline], panel[is_baseline]
+    for place, init in enumerate(order):
+        _draw_init(axis, curves[curves["init"] == init], init, styles[init], (place, len(order)))
+    if len(baseline):
+        name, colour = f"{BASELINE}, all {all_subjects:g}", colour_of(styles[BASELINE])
+        axis.axhline(baseline["value"].mean(), linestyle=":", linewidth=1.5, color=colour, label=name)
+    return curves
+
+
+def share_limits(axes, sides):
+    """Give panels the same axes, "x", "y" or "xy", wide enough for all, so that they can be compared by eye."""
+    for side in sides:
+        low, high = np.transpose([getattr(axis, f"get_{side}lim")() for axis in axes])
+        for axis in axes:
+            getattr(axis, f"set_{side}lim")(low.min(), high.max())
+
+
 def _share_legend(figure, axes):
     """Draw one legend below the panels, from a panel that has every initialisation if there is one."""
     fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    # The dotted baseline comes last, though matplotlib lists lines before error bars.
+    # The dotted baseline comes last, though matplotlib lists lines first.
     samples = sorted(zip(*fullest.get_legend_handles_labels(), strict=True), key=lambda sample: "," in sample[1])
     columns = 2 * axes.shape[1]  # as many as fit below the panels
     rows = -(-len(samples) // columns)
@@ -121,12 +149,12 @@ def _share_legend(figure, axes):
     figure.legend(handles, names, loc="outside lower center", ncols=columns, title="initialisation")
 
 
-def _draw_init(axis, values, init, number, count):
+def _draw_init(axis, values, init, number, place_of_count):
     if values.empty:
         return
-    style = {"color": OKABE_ITO[number % len(OKABE_ITO)]}
+    style, (place, count) = {"color": colour_of(number)}, place_of_count
     # On the logarithmic axis a constant factor is a constant shift: initialisations stand side by side.
-    shift = 2 ** (min(0.16, WIDEST / count) * (number - (count - 1) / 2))
+    shift = 2 ** (min(0.16, WIDEST / count) * (place - (count - 1) / 2))
     cells = list(values.groupby("n_annotated")["value"])
     intervals = np.array([mean_interval(cell) for _, cell in cells])
     x = np.array([n for n, _ in cells]) * shift
@@ -141,16 +169,13 @@ def _draw_init(axis, values, init, number, count):
     axis.errorbar(x, mean, yerr=error, label=init, marker=marker, linestyle=line, markersize=5, capsize=2, **style)
 
 
-def _label_dice_axes(axis, values, title, lowest):
+def _label_axes(axis, values, measure, title):
     numbers = sorted(values["n_annotated"].unique())
-    subjects = values["subject"].nunique()
-    absent = int(values["missing"].sum())
+    subjects, absent = values["subject"].nunique(), int(values["missing"].sum())
     axis.set_xscale("log", base=2)
     axis.set_xticks(numbers, [str(n) for n in numbers])
     axis.set_xticks([], minor=True)
-    axis.set_xlabel("annotated subjects N")
-    axis.set_ylabel("Dice (0 to 1)")
-    axis.set_ylim(max(-0.02, np.floor(10 * np.nan_to_num(lowest)) / 10 - 0.02), 1.02)
+    axis.set(xlabel=f"{measure.subjects} subjects N", ylabel=measure.title)
     axis.grid(axis="y", alpha=0.3)
     axis.set_title(f"{title} ({subjects} test subjects" + (f", {absent} NaN)" if absent else ")"))
 
@@ -171,7 +196,7 @@ def training_curves(histories, note=""):
         A matplotlib `Figure`.
     """
     order = sorted({fold for folds in histories.values() for fold in folds})
-    colours = {fold: OKABE_ITO[(number + 1) % len(OKABE_ITO)] for number, fold in enumerate(order)}
+    colours = {fold: colour_of(number + 1) for number, fold in enumerate(order)}
     every = [history for folds in histories.values() for history in folds.values()]
     rows = {label: row for label, row in CURVES.items() if any(_columns(history, row) for history in every)}
     figure, axes = panels(len(rows), len(histories), PANEL_INCHES if len(rows) == 1 else LOW_PANEL_INCHES)
@@ -246,12 +271,7 @@ def panels(rows, columns, inches=PANEL_INCHES):
 
 
 def save_figure(figure, folder, name):
-    """Write a figure as `<name>.png` and `<name>.pdf`.
-
-    Args:
-        figure: A matplotlib `Figure`.
-        folder: Target folder.
-        name: File name without suffix.
+    """Write a matplotlib `Figure` as `<name>.png` and `<name>.pdf` in a folder.
 
     Returns:
         Path of the PNG.
@@ -273,8 +293,3 @@ def _save(figure, path):
     with atomic_path(path) as temporary:
         figure.savefig(temporary, metadata=metadata)
     return path
-
-
-def all_labels(values):
-    """Class names of a table of `results.per_subject`, without the mean over them."""
-    return [label for label in dict.fromkeys(values["label"]) if label != MEAN]

@@ -86,16 +86,22 @@ def read_picture(title, subject, cells, files, inits, shown, *, contrasts, label
     reference = read_label(files[subject], labels, ignored, image.shape, affine)
     predictions, dice = {}, {}
     for init in inits:
-        rows = cells[(cells["subject"] == subject) & (cells["init"] == init)]
-        if rows.empty:
-            raise InputError(f"{subject}: no result with {init} initialisation yet")
-        first = rows[rows["repeat"] == rows["repeat"].min()]
+        first = first_repeat(cells, subject, init)
         path = first["folder"].iloc[0] / "predictions" / f"{subject}.nii.gz"
-        predictions[init], dice[init] = _read_prediction(path, image.shape), first["dice"].mean()
+        predictions[init], dice[init] = read_prediction(path, image.shape), first["dice"].mean()
     return Picture(title, image, reference, predictions, dice, affine)
 
 
-def _read_prediction(path, shape):
+def first_repeat(cells, subject, init):
+    """Rows of `cells` of one subject and init, of the first repeat; InputError when there are none."""
+    rows = cells[(cells["subject"] == subject) & (cells["init"] == init)]
+    if rows.empty:
+        raise InputError(f"{subject}: no result with {init} initialisation yet")
+    return rows[rows["repeat"] == rows["repeat"].min()]
+
+
+def read_prediction(path, shape):
+    """Read what step 4 made of a subject, `(X, Y, Z)` on the grid `shape`; InputError when it cannot be used."""
     import nibabel
 
     try:
@@ -113,7 +119,7 @@ def choose_subjects(values):
     Of an even number of subjects, the better of the two in the middle is the median.
 
     Args:
-        values: Rows of `results.per_subject` of the Dice, one input set and one N.
+        values: Rows of `results.per_subject` of the Dice, or of what else ranks them, one input set and one N.
     """
     ranking = values[values["label"] == MEAN].groupby("subject")["value"].mean().dropna()
     # The name settles ties, so that the choice never depends on the order of files.

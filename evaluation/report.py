@@ -71,12 +71,14 @@ class Report:
         notes: What is missing or needs care, one sentence each.
         tables: List of `tables.Table`.
         figures: List of `ReportFigure`.
-        subjects: From `subject_grid`.
+        subjects: From `subject_grid`, of the Dice; None without segmentation.
         galleries: List of `Gallery`.
         gallery_rule: How their subjects, slices and colours were chosen.
         label_colours: Mapping of label to colour in the galleries.
         runs: From `collect_runs`.
         config_text: The config as YAML.
+        subtitle: What the work dir is about.
+        synthesis_subjects: From `subject_grid`, of the SSIM inside the mask; None without synthesis.
     """
 
     title: str
@@ -91,6 +93,8 @@ class Report:
     label_colours: dict
     runs: dict
     config_text: str
+    subtitle: str = ""
+    synthesis_subjects: dict | None = None
 
 
 def write_report(path, report):
@@ -137,6 +141,66 @@ def subject_grid(values, inits=()):
     subjects = wide.mean(axis=1).sort_values(kind="stable", na_position="first").index
     rows = [(name, [None if value != value else value for value in wide.loc[name, columns]]) for name in subjects]
     return {"columns": columns, "rows": rows}
+
+
+def subtitle(results, synthesis):
+    """Name the tasks of a page; arguments as for `page_facts`."""
+    if synthesis is None:
+        return "Segmentation with few annotated subjects"
+    both = "" if results is None else "Segmentation with few annotated subjects, and contrast synthesis"
+    return both or "Contrast synthesis with few finetuning subjects"
+
+
+def page_facts(results, synthesis, runs, seed):
+    """Say first what a page is about, `{name: value}`.
+
+    Args:
+        results: From `collect_results`, of segmentation, or None.
+        synthesis: The same of synthesis, or None.
+        runs: From `collect_runs`.
+        seed: Seed of the config, for run records without one.
+    """
+    parts = [part for part in (results, synthesis) if part is not None]
+    splits = {split for part in parts for split in part["split"] if split}
+    facts = {
+        "Test subjects": len({subject for part in parts for subject in part["subject"]}),
+        "Runs": sum(part["folder"].nunique() for part in parts),
+        "Folds": len(splits) or "none",
+    }
+    if results is not None:
+        facts["Dice scores"] = f"{len(results)}, {results['dice'].isna().sum()} NaN"
+    if synthesis is not None:
+        targets, inputs = (", ".join(dict.fromkeys(synthesis[column])) for column in ("label", "contrasts"))
+        facts["Synthesis"] = f"{targets} from {inputs}"
+        facts["Synthesised volumes"] = f"{len(synthesis)}, {synthesis['ssim_mask'].isna().sum()} NaN"
+    return facts | {
+        "Seed": ", ".join(map(str, runs["seeds"])) or seed,
+        "Software": "; ".join(runs["software"]) or "not recorded",
+        "Device": ", ".join(runs["devices"]) or "not recorded",
+        "Hours in all": f"{runs['hours']:.2f}",
+    }
+
+
+def collect_histories(work_dir, stages):
+    """Read the curves of the pretraining stages that have run.
+
+    Args:
+        work_dir: Folder with `pretraining/<stage>/history.csv`, or `fold<K>/pretraining/`.
+        stages: Names of the stages.
+
+    Returns:
+        Mapping of a heading to a mapping of fold ("" without folds) to DataFrame, for `figures.training_curves`.
+    """
+    import pandas
+
+    histories = {}
+    for stage in stages:
+        files = [*work_dir.glob(f"pretraining/{stage}/history.csv")]
+        files += sorted(work_dir.glob(f"fold*/pretraining/{stage}/history.csv"))
+        folds = {file.relative_to(work_dir).parts[0].replace("pretraining", ""): file for file in files}
+        if folds:
+            histories[f"stage '{stage}'"] = {fold: pandas.read_csv(file) for fold, file in folds.items()}
+    return histories
 
 
 def collect_runs(work_dir):

@@ -5,6 +5,10 @@ subjects. The spread in every table and figure is therefore that between test su
 reference and prediction) are left out of averages and counted.
 """
 
+import dataclasses
+import math
+
+from evaluation.measures import REGIONS, SYNTHESIS_MEASURES
 from utils.checks import InputError
 from utils.runs import read_json
 
@@ -15,11 +19,75 @@ CELL = ["contrasts", "init", "n_annotated"]
 MEAN = "mean over labels"
 
 
-def collect_results(work_dir):
-    """Read every finished cell below a work dir, those of cross-validation folds included.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One of the two tasks of step 4: where and how its scores are kept.
+
+    Attributes:
+        folder: Folder below the work dir or a fold.
+        cells: Pattern of the folders of cells below it.
+        script: The script that makes them.
+        labels: Key of metrics.json that lists the labels in the order of the config.
+        metrics: Numbers of a row of metrics.json.
+        words: What else metrics.json says of a whole cell.
+    """
+
+    folder: str
+    cells: str
+    script: str
+    labels: str
+    metrics: tuple
+    words: tuple = ()
+
+
+SEGMENTATION = Task("finetuning", "*/*/n*/r*", "finetune_segmentation.py", "labels", METRICS)
+SYNTHESIS = Task(
+    "synthesis",
+    "*/n*/r*",
+    "finetune_synthesis.py",
+    "targets",
+    (
+        *(measure.column(region) for region in REGIONS for measure in SYNTHESIS_MEASURES),
+        *("data_range", "intensity_low", "intensity_high"),
+    ),
+    ("mask",),
+)
+
+
+def collect_tasks(work_dir, tasks):
+    """Read the finished cells of several tasks.
 
     Args:
-        work_dir: Folder with `finetuning/` or `fold<K>/finetuning/`.
+        work_dir: As for `collect_results`.
+        tasks: List of `Task`.
+
+    Returns:
+        `(results, missing)`: mapping of task to its results, and a sentence on each task without a finished cell.
+
+    Raises:
+        InputError: When no task has one, or as `collect_results`.
+    """
+    missing = {task: _nothing_of(work_dir, task) for task in tasks if not _files_of(work_dir, task)}
+    if len(missing) == len(tasks):
+        raise InputError(list(missing.values()))
+    return {task: collect_results(work_dir, task) for task in tasks if task not in missing}, list(missing.values())
+
+
+def _files_of(work_dir, task):
+    files = sorted(work_dir.glob(f"{task.folder}/{task.cells}/metrics.json"))
+    return files + sorted(work_dir.glob(f"fold*/{task.folder}/{task.cells}/metrics.json"))
+
+
+def _nothing_of(work_dir, task):
+    return f"{work_dir}: no {task.folder}/{task.cells}/metrics.json; run {task.script} first"
+
+
+def collect_results(work_dir, task=SEGMENTATION):
+    """Read every finished cell of a task below a work dir, those of cross-validation folds included.
+
+    Args:
+        work_dir: Folder with `finetuning/` (or `synthesis/`) or `fold<K>/finetuning/`.
+        task: `SEGMENTATION` or `SYNTHESIS`.
 
     Returns:
         DataFrame, one row per cell, test subject and label: `split`, `contrasts`, `init`, `n_annotated`, `repeat`,
@@ -27,6 +95,8 @@ def collect_results(work_dir):
         reference), `config_hash` and `folder` (a `Path`); and, repeated in each row of a cell and NaN in files from
         before they were written: `annotated_available` (annotated training subjects there are), `duration_s` and
         `compile_s` (of these, spent on compiling). Rows come in the order of folders, subjects and the config's labels.
+        Of synthesis, `label` is the target contrast, `contrasts` joins the inputs, `mask` says where it came from, and
+        a PSNR that is infinite (its MSE is 0) is NaN like other values that cannot be averaged.
 
     Raises:
         InputError: When no cell is finished, a file is not readable, a cell mixes configs, or a subject is tested
@@ -34,29 +104,32 @@ def collect_results(work_dir):
     """
     import pandas
 
-    files = sorted([*work_dir.glob("finetuning/*/*/n*/r*/metrics.json")])
-    files += sorted(work_dir.glob("fold*/finetuning/*/*/n*/r*/metrics.json"))
+    files = _files_of(work_dir, task)
     if not files:
-        raise InputError(f"{work_dir}: no finetuning/*/*/n*/r*/metrics.json; run finetune_segmentation.py first")
-    results = pandas.DataFrame([row for file in files for row in _rows(file, work_dir)])
-    numbers = [*METRICS, *OF_A_CELL]
-    results[numbers] = results[numbers].astype(float)
-    results[VOLUME_ERROR] = results["volume_ml"] - results["volume_ml_reference"]
+        raise InputError(_nothing_of(work_dir, task))
+    results = pandas.DataFrame([row for file in files for row in _rows(file, work_dir, task)])
+    numbers = [*task.metrics, *OF_A_CELL]
+    results[numbers] = results[numbers].astype(float).replace([math.inf, -math.inf], math.nan)
+    if task is SEGMENTATION:
+        results[VOLUME_ERROR] = results["volume_ml"] - results["volume_ml_reference"]
     _refuse_mixed_configs(results)
     _refuse_repeated_subjects(results)
     return results
 
 
-def _rows(file, work_dir):
+def _rows(file, work_dir, task):
     metrics = read_json(file)
     fold = file.relative_to(work_dir).parts[0]
-    shared = {"split": "" if fold == "finetuning" else fold, "folder": file.parent}
+    shared = {"split": "" if fold == task.folder else fold, "folder": file.parent}
     try:
-        shared |= {key: metrics[key] for key in (*CELL, "repeat", "config_hash")}
+        if task is SYNTHESIS:
+            metrics["contrasts"] = "+".join(metrics["inputs"])
+        shared |= {key: metrics[key] for key in (*CELL, "repeat", "config_hash", *task.words)}
         shared |= {key: metrics.get(key) for key in OF_A_CELL}
-        order = {label: place for place, label in enumerate(metrics.get("labels", []))}
+        order = {label: place for place, label in enumerate(metrics.get(task.labels, []))}
         for row in sorted(metrics["per_subject"], key=lambda row: (str(row["subject"]), order.get(row["label"], 0))):
-            yield shared | {"subject": str(row["subject"]), "label": row["label"]} | {key: row[key] for key in METRICS}
+            scores = {key: row[key] for key in task.metrics}
+            yield shared | {"subject": str(row["subject"]), "label": row["label"]} | scores
     except (KeyError, TypeError) as error:
         raise InputError(f"{file}: key {error} is missing; delete the cell's folder and run step 4 again") from None
 
@@ -115,7 +188,7 @@ def per_subject(results, metric="dice"):
 
     Args:
         results: From `collect_results`.
-        metric: One of `METRICS`, or `volume_error_ml`.
+        metric: One of the task's metrics, or `volume_error_ml`.
 
     Returns:
         DataFrame with the columns of `CELL`, `subject`, `label` (the class names and `MEAN`), `value` (NaN when no
@@ -137,6 +210,31 @@ def per_subject(results, metric="dice"):
         .assign(label=MEAN)
     )
     return pandas.concat([by_label, over_labels], ignore_index=True)
+
+
+def all_labels(values):
+    """Class names of a table of `per_subject`, without the mean over them."""
+    return [label for label in dict.fromkeys(values["label"]) if label != MEAN]
+
+
+def outdated_cells(results, contrasts, inits, hash_of):
+    """Name the cells that another config made.
+
+    Args:
+        results: From `collect_results`.
+        contrasts: Names of the input sets that the config has.
+        inits: Initialisations that it has.
+        hash_of: Function of contrasts and init that returns the hash that their cells should have.
+
+    Returns:
+        List of sentences.
+    """
+    lines = []
+    for (name, init, n), cell in results.groupby(CELL):
+        is_known = name in contrasts and init in inits
+        if not is_known or cell["config_hash"].iloc[0] != hash_of(name, init):
+            lines.append(f"{name}/{init}/n{n:02d} was made with another config than this one.")
+    return lines
 
 
 def repeats_of(results):

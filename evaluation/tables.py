@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from evaluation.comparisons import BASELINE, cells_in_order, compare_inits
-from evaluation.results import CELL, MEAN, VOLUME_ERROR, per_subject
+from evaluation.formats import from_to, interval, mean_sd, number, p_value
+from evaluation.results import CELL, MEAN, VOLUME_ERROR, all_labels, per_subject
 from evaluation.statistics import mean_interval, stars
 from utils.runs import atomic_path
 
@@ -28,6 +29,7 @@ class Table:
         caption: What the numbers are and how they were averaged.
         numbers: Tidy DataFrame in full precision (CSV).
         text: DataFrame of strings as a reader sees it (Markdown, LaTeX, HTML, terminal).
+        is_folded: Whether the page hides it until a reader opens it.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Table:
     caption: str
     numbers: object
     text: object
+    is_folded: bool = False
 
 
 def score_table(results, metric, inits=(), note=""):
@@ -51,28 +54,46 @@ def score_table(results, metric, inits=(), note=""):
     """
     import pandas
 
-    values = per_subject(results, metric)
     compared = compare_inits(results, inits) if metric == "dice" else pandas.DataFrame()
-    marks = {(row.contrasts, row.init, row.n_annotated): stars(row.p_bonferroni) for row in compared.itertuples()}
+    numbers = score_numbers(results, metric, inits, compared)
+    caption = _score_caption(metric, results, note, any(numbers["stars"]))
+    return Table(metric, TITLES[metric], caption, numbers, _score_text(numbers, DIGITS.get(metric, 3)))
+
+
+def score_numbers(results, metric, inits, compared):
+    """Summarise a metric over test subjects.
+
+    Args:
+        results: From `collect_results`.
+        metric: Column of the results.
+        inits: Initialisations in the order of the rows.
+        compared: From `compare_inits`; what differs from the baseline gets stars.
+
+    Returns:
+        DataFrame, a row per cell and label (and one for the mean over labels): mean, sd, 95 % CI of the mean, `stars`,
+        `subjects` with a value, `missing` (scores without a value), `repeats_min` and `repeats` (per subject).
+    """
+    import pandas
+
+    values, keys = per_subject(results, metric), [*CELL, "label"]
+    marks = {tuple(row[key] for key in keys): stars(row["p_bonferroni"]) for row in compared.to_dict("records")}
     rows = []
     for key in cells_in_order(values, inits):
         cell = values[(values[CELL] == key).all(axis=1)]
-        for label in [*_labels(values), MEAN]:
+        for label in [*all_labels(values), MEAN]:
             part = cell[cell["label"] == label]
             mean, sd, low, high = mean_interval(part["value"])
             rows.append(
                 dict(zip(CELL, key, strict=True))
                 | {"label": label, "mean": mean, "sd": sd, "ci95_low": low, "ci95_high": high}
-                | {"stars": marks.get(key, "") if label == MEAN else ""}
+                | {"stars": marks.get((*key, label), "")}
                 | {"subjects": int(part["value"].notna().sum()), "missing": int(part["missing"].sum())}
                 | {"repeats_min": int(part["repeats"].min()), "repeats": int(part["repeats"].max())}
             )
-    numbers = pandas.DataFrame(rows)
-    caption = _score_caption(metric, values, note, any(marks.values()))
-    return Table(metric, TITLES[metric], caption, numbers, _score_text(numbers, DIGITS.get(metric, 3)))
+    return pandas.DataFrame(rows)
 
 
-def _score_caption(metric, values, note, is_starred):
+def _score_caption(metric, results, note, is_starred):
     parts = [
         note,
         f"{TITLES[metric]} (mean ± standard deviation over test subjects) by initialisation and number N of annotated "
@@ -87,9 +108,13 @@ def _score_caption(metric, values, note, is_starred):
         parts.append(
             f"Stars: the mean over labels differs from that of {BASELINE} initialisation, up or down ({STARS_SAY})."
         )
-    if values.loc[values["label"] == MEAN, "subject"].nunique() < 10:
-        parts.append("Fewer than 10 test subjects: read the spread with care.")
+    parts.append(few_subjects(results))
     return " ".join(part for part in parts if part)
+
+
+def few_subjects(results):
+    """Warn of a spread between few test subjects; nothing when there are enough."""
+    return "Fewer than 10 test subjects: read the spread with care." if results["subject"].nunique() < 10 else ""
 
 
 def _score_text(numbers, digits):
@@ -104,9 +129,8 @@ def _score_text(numbers, digits):
         row = dict(zip(("Contrasts", "Init", "N"), map(str, key), strict=True))
         row |= {label: mean_sd(by_label.loc[label], digits) for label in shown}
         row[shown[-1]] += over_labels["stars"]  # the only label, or the mean over labels
-        fewest, most = over_labels["repeats_min"], over_labels["repeats"]
         row |= {"Subjects": str(over_labels["subjects"])}
-        row |= {"Repeats": str(most) if fewest == most else f"{fewest} to {most}"}
+        row |= {"Repeats": from_to(over_labels["repeats_min"], over_labels["repeats"])}
         rows.append(row | {"NaN": str(over_labels["missing"])})
     return pandas.DataFrame(rows)
 
@@ -114,10 +138,7 @@ def _score_text(numbers, digits):
 def difference_table(results, inits=(), note="", baseline=BASELINE, by_label=False):
     """Paired differences in Dice of every init to the baseline, by contrasts and N.
 
-    Args:
-        results: From `collect_results`.
-        inits: Initialisations in the order of the rows.
-        note: First words of the caption.
+    Args (the others as for `score_table`):
         baseline: The initialisation the others are compared with.
         by_label: False: the mean over labels, table `dice_differences`. True: every label by itself, with a family of
             its own for the adjusted p values, table `dice_differences_by_label`.
@@ -125,45 +146,63 @@ def difference_table(results, inits=(), note="", baseline=BASELINE, by_label=Fal
     Returns:
         A `Table`, or None when no init shares contrasts and N with the baseline, and by label when there is only one.
     """
-    import pandas
-
     numbers = compare_inits(results, inits, baseline, by_label)
     if numbers.empty or (by_label and numbers["label"].nunique() == 1):
         return None
     what = "of every label" if by_label else "mean over labels"
-    caption = (
-        f"{note} Difference in Dice to {baseline} initialisation ({what}, repeats averaged per subject) across the "
-        f"same test subjects, with 95 % CI. Paired two-sided t-test; Bonferroni and Holm over the family of "
-        f"{len(numbers)} comparisons in this table. d_z: mean difference / standard deviation of the differences. "
-        f"{STARS_SAY}. These columns compare the networks that were trained, on other subjects. By repeat: the same "
-        "difference in single repeats (other annotated subjects, other random weights, the same pretrained ones), mean "
-        "± standard deviation over repeats. Same sign: repeats that agree with that mean; among K repeats all agree by "
-        "chance with probability 1 / 2^(K-1). A difference that is small beside its spread over repeats may turn "
-        "round in another training, however small p is."
-    ).strip()
-    text = pandas.DataFrame([_difference_text(row, by_label) for row in numbers.itertuples()])
-    text = text if text["Note"].any() else text.drop(columns="Note")
-    name, title = "dice_differences", f"Difference in Dice to {baseline} initialisation"
-    return Table(
-        name + ("_by_label" if by_label else ""), title + (", by label" if by_label else ""), caption, numbers, text
+    return differences_as_table(
+        numbers,
+        "dice_differences" + ("_by_label" if by_label else ""),
+        f"Difference in Dice to {baseline} initialisation" + (", by label" if by_label else ""),
+        f"{note} Difference in Dice to {baseline} initialisation ({what}, repeats averaged per subject)",
+        lambda row: ({"Label": row.label} if by_label else {}, 3),
     )
 
 
-def _difference_text(row, by_label):
+def differences_as_table(numbers, name, title, opening, describe):
+    """Render paired differences.
+
+    Args:
+        numbers: From `compare_inits`, not empty.
+        name: File name of the table.
+        title: Its heading.
+        opening: First words of the caption: what is compared with what.
+        describe: Function of a row that returns what stands behind its N, `{column: text}`, and the decimal places.
+
+    Returns:
+        A `Table`.
+    """
+    import pandas
+
+    caption = (
+        f"{opening} across the same test subjects, with 95 % CI. Paired two-sided t-test; Bonferroni and Holm over the "
+        f"family of {len(numbers)} comparisons in this table. d_z: mean difference / standard deviation of the "
+        f"differences. {STARS_SAY}. These columns compare the networks that were trained, on other subjects. By "
+        "repeat: the same difference in single repeats (other annotated subjects, other random weights, the same "
+        "pretrained ones), mean ± standard deviation over repeats. Same sign: repeats that agree with that mean; among "
+        "K repeats all agree by chance with probability 1 / 2^(K-1). A difference that is small beside its spread over "
+        "repeats may turn round in another training, however small p is."
+    ).strip()
+    text = pandas.DataFrame([_difference_text(row, *describe(row)) for row in numbers.itertuples()])
+    text = text if text["Note"].any() else text.drop(columns="Note")
+    return Table(name, title, caption, numbers, text)
+
+
+def _difference_text(row, described, digits):
     return (
         {"Contrasts": row.contrasts, "Init": row.init, "N": str(row.n_annotated)}
-        | ({"Label": row.label} if by_label else {})
+        | described
         | {
-            "Difference": number(row.mean_difference, "+.3f") + stars(row.p_bonferroni),
-            "95 % CI": interval(row.ci_low, row.ci_high, "+.3f"),
+            "Difference": number(row.mean_difference, f"+.{digits}f") + stars(row.p_bonferroni),
+            "95 % CI": interval(row.ci_low, row.ci_high, f"+.{digits}f"),
             "Pairs": str(row.pairs),
             "t": number(row.t, ".2f"),
-            "p": _p_value(row.p),
-            "p Bonferroni": _p_value(row.p_bonferroni),
-            "p Holm": _p_value(row.p_holm),
-            "p Wilcoxon": _p_value(row.p_wilcoxon),
+            "p": p_value(row.p),
+            "p Bonferroni": p_value(row.p_bonferroni),
+            "p Holm": p_value(row.p_holm),
+            "p Wilcoxon": p_value(row.p_wilcoxon),
             "d_z": number(row.effect_size, ".2f"),
-            "By repeat": f"{number(row.repeat_mean, '+.3f')} ± {number(row.repeat_sd, '.3f')}",
+            "By repeat": f"{number(row.repeat_mean, f'+.{digits}f')} ± {number(row.repeat_sd, f'.{digits}f')}",
             "Same sign": f"{row.repeats_same_sign} of {row.repeats}",
             "Note": row.note,
         }
@@ -173,10 +212,7 @@ def _difference_text(row, by_label):
 def duration_table(results, inits=(), note=""):
     """Wall-clock time per cell, and how much of it was compilation.
 
-    Args:
-        results: From `collect_results`.
-        inits: Initialisations in the order of the rows.
-        note: First words of the caption.
+    Args as for `score_table`.
 
     Returns:
         A `Table` with one row per contrasts, init and N and one for all of them, or None when no cell has a duration.
@@ -254,26 +290,3 @@ def _latex(text):
     ):
         text = text.replace(character, escaped)
     return text.replace("±", r"$\pm$").replace("≤", r"$\leq$").replace("≥", r"$\geq$").replace("<", "$<$")
-
-
-def _labels(values):
-    return [label for label in dict.fromkeys(values["label"]) if label != MEAN]
-
-
-def mean_sd(row, digits):
-    """Write mean and standard deviation; a dash for what is not defined."""
-    return "-" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f} ± {number(row['sd'], f'.{digits}f')}"
-
-
-def number(value, form):
-    """Write a number in a format such as "+.3f"; a dash for None and NaN."""
-    return "-" if value is None or math.isnan(value) else format(value, form)
-
-
-def interval(low, high, form):
-    """Write an interval; a dash where it is not defined."""
-    return "-" if "-" in (number(low, form), number(high, form)) else f"{low:{form}} to {high:{form}}"
-
-
-def _p_value(p):
-    return "< 0.001" if p is not None and p < 0.001 else number(p, ".3f")

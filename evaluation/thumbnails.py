@@ -49,14 +49,7 @@ def draw_thumbnails(results, values, files, inits, shown, *, contrasts, labels, 
     """Draw all test subjects of one input set and one N, the worst first.
 
     Args:
-        results: Rows of `collect_results` of one input set and one N.
-        values: From `results.per_subject` of these rows.
-        files: Mapping of subject to `SubjectFiles`.
-        inits: Initialisations to show, in this order.
-        shown: Contrast to show; of a 4D series the first volume.
-        contrasts: `data.contrasts` of the config.
-        labels: `data.labels` of the config.
-        ignored: Label values that count as background.
+        results: As `cells` of `overlays.read_pictures`, and so all the others that are not listed.
         budget: Largest size of all pictures together, in bytes; the best subjects are left out beyond it.
 
     Returns:

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from evaluation.agreement_figures import at_largest_n, bland_altman_plots, dice_violins
+from evaluation.figures import MARKERS, colour_of
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,15 @@ def test_markers_are_medians_and_differ_between_inits():
     markers = [line for line in axis.lines if line.get_marker() not in ("None", "")]
     np.testing.assert_allclose([line.get_ydata()[0] for line in markers], expected)
     assert len({line.get_marker() for line in markers}) == len({line.get_color() for line in markers}) == 2
+
+
+def test_an_init_without_results_leaves_the_colours_of_the_others():
+    inits, values = ["random", "global", "constrained"], make_values(contrasts=("t2",))
+    (axis,) = dice_violins(values, ["left"], inits).axes
+    last = [line for line in axis.lines if line.get_marker() not in ("None", "")][-1]
+    assert (last.get_color(), last.get_marker()) == (colour_of(2), MARKERS[2])
+    (sample,) = [one for one in axis.figure.legends[0].legend_handles if one.get_label() == "constrained"]
+    assert (sample.get_color(), sample.get_marker()) == (colour_of(2), MARKERS[2])
 
 
 def test_stars_stand_over_the_pairs_that_differ():

@@ -9,6 +9,7 @@ import pytest
 from nibabel import orientations
 
 from evaluation.figures import all_labels, dice_against_n, save_figure, save_training_curves, training_curves
+from evaluation.measures import SYNTHESIS_MEASURES
 from evaluation.overlays import Picture, choose_subjects, draw_overlays, slices_to_show
 from evaluation.results import MEAN
 from evaluation.statistics import mean_interval
@@ -84,6 +85,33 @@ def test_nan_are_named_and_an_init_missing_in_one_panel_keeps_its_colour(tmp_pat
     assert colours[0] == colours[1]
     assert figure.get_suptitle() == "Simulated scans."
     save_figure(figure, tmp_path, "dice")
+
+
+def test_an_init_without_results_in_one_figure_leaves_the_colours_of_the_others():
+    inits = ["random", "global", "constrained"]
+    looks = []
+    for present in (inits, ["random", "constrained"]):
+        lines = [
+            container.lines[0] for container in dice_against_n(make_values(present), [MEAN], inits).axes[0].containers
+        ]
+        looks.append([(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines])
+    assert looks[1] == [looks[0][0], looks[0][2]]
+
+
+@pytest.mark.parametrize("measure", SYNTHESIS_MEASURES, ids=lambda measure: measure.name)
+def test_other_measures_have_axes_wide_enough_for_points_and_intervals(measure):
+    values = make_values(labels=("t1", "t2"), subjects=3)
+    values["value"] *= np.where(values["label"] == "t1", 40.0, 2.0)
+    figure = dice_against_n(values, measure=measure)
+    assert [axis.get_title() for axis in figure.axes] == [
+        f"{label} from t2 (3 test subjects)" for label in ("t1", "t2")
+    ]
+    assert {axis.get_ylabel() for axis in figure.axes} == {measure.title}
+    assert {axis.get_xlabel() for axis in figure.axes} == {"finetuning subjects N"}
+    ((low, high),) = {axis.get_ylim() for axis in figure.axes}
+    ends = [mean_interval(cell)[2:] for _, cell in values.groupby(["label", "init", "n_annotated"])["value"]]
+    assert low <= min(values["value"].min(), *(end[0] for end in ends))
+    assert high >= max(values["value"].max(), *(end[1] for end in ends))
 
 
 def test_six_inits_differ_in_more_than_colour():

@@ -1,0 +1,132 @@
+"""The tables of contrast synthesis: SSIM, MSE and PSNR by init, N and target contrast, and paired differences."""
+
+import dataclasses
+
+from evaluation.comparisons import BASELINE, compare_inits
+from evaluation.formats import from_to, mean_sd
+from evaluation.measures import MASK, REGIONS, SYNTHESIS_MEASURES
+from evaluation.results import CELL, MEAN
+from evaluation.synthesis_metrics import SIGMA
+from evaluation.tables import STARS_SAY, Table, differences_as_table, duration_table, few_subjects, score_numbers
+
+NAMES = {region: "synthesis" + ("" if region == MASK else "_whole_volume") for region in REGIONS}
+BY_COLUMN = {measure.column(region): measure for region in REGIONS for measure in SYNTHESIS_MEASURES}
+BETTER = "SSIM and PSNR: higher is better, MSE: lower is better"
+
+
+def synthesis_tables(results, inits=(), note=""):
+    """Scores and paired differences of both regions, and durations; the whole volume is folded on the page.
+
+    Args:
+        results: From `collect_results`, of synthesis.
+        inits: Initialisations in the order of the rows.
+        note: First words of the captions, such as "Simulated scans.".
+
+    Returns:
+        List of `Table`: inside the mask, over the whole volume, durations; without those that have nothing to show.
+    """
+    tables = []
+    for region in REGIONS:
+        compared = compare_inits(results, inits, by_label=True, metrics=[m.column(region) for m in SYNTHESIS_MEASURES])
+        tables.append(_score_table(results, region, inits, note, compared))
+        tables.append(_difference_table(results, region, note, compared))
+    durations = duration_table(results, inits, note)
+    if durations:
+        durations = dataclasses.replace(durations, name="synthesis_durations", title=f"{durations.title} of synthesis")
+    return [_in_its_words(table) for table in (*tables, durations) if table]
+
+
+def _score_table(results, region, inits, note, compared):
+    """Mean and standard deviation over test subjects, a column for each target contrast and measure."""
+    import pandas
+
+    columns = {measure.column(region): measure for measure in SYNTHESIS_MEASURES}
+    metrics = compared["metric"] if len(compared) else ()
+    numbers = pandas.concat(
+        score_numbers(results, column, inits, compared[metrics == column] if len(compared) else compared)
+        .assign(metric=column)
+        .query("label != @MEAN", local_dict={"MEAN": MEAN})
+        for column in columns
+    )
+    numbers["infinite"] = [_infinite(results, row, region) for row in numbers.to_dict("records")]
+    numbers["missing"] -= numbers["infinite"]
+    rows = []
+    for key, cell in numbers.groupby(CELL, sort=False):
+        row = dict(zip(("Contrasts", "Init", "N"), map(str, key), strict=True))
+        scores = cell.set_index(["label", "metric"])
+        for label in dict.fromkeys(cell["label"]):
+            for column, measure in columns.items():
+                one = scores.loc[(label, column)]
+                row[f"{label}: {measure.title}"] = mean_sd(one, measure.digits) + one["stars"]
+        row |= {"Subjects": from_to(cell["subjects"].min(), cell["subjects"].max())}
+        row |= {"Repeats": from_to(cell["repeats_min"].min(), cell["repeats"].max())}
+        rows.append(row | {"NaN": str(cell["missing"].sum()), "Infinite PSNR": str(cell["infinite"].sum())})
+    text = pandas.DataFrame(rows)
+    text = text if numbers["infinite"].any() else text.drop(columns="Infinite PSNR")
+    title = f"Synthesis: SSIM, MSE and PSNR, {'inside the mask' if region == MASK else region}"
+    caption = _score_caption(results, region, note, any(numbers["stars"]), numbers["infinite"].any())
+    return Table(NAMES[region], title, caption, numbers, text, is_folded=region != MASK)
+
+
+def _infinite(results, row, region):
+    """Number of scores behind a row of the PSNR that are infinite: the synthesis has no error at all."""
+    if BY_COLUMN[row["metric"]].name != "psnr_db":
+        return 0
+    is_meant = (results[[*CELL, "label"]] == [row[key] for key in (*CELL, "label")]).all(axis=1)
+    return int((results.loc[is_meant, SYNTHESIS_MEASURES[1].column(region)] == 0).sum())
+
+
+def _score_caption(results, region, note, is_starred, has_infinite):
+    data_range = from_to(*(f"{value:g}" for value in (results["data_range"].min(), results["data_range"].max())))
+    parts = [
+        note,
+        f"SSIM, MSE and PSNR (mean ± standard deviation over test subjects) of {' and '.join(_targets(results))}, "
+        f"synthesised from {' or '.join(dict.fromkeys(results['contrasts']))}, {where(results, region)}, by "
+        "initialisation and number N of finetuning subjects. The repeats of a subject are averaged first.",
+        f"Every subject's intensities are scaled by percentiles of its own; the data range is {data_range}, and the "
+        f"MSE is in units of its square. SSIM is three-dimensional (Gaussian window, sigma {SIGMA:g} voxels), on the "
+        f"subject's own grid. PSNR: that of each subject, averaged in dB. {BETTER}.",
+        "Infinite PSNR: syntheses without any error, counted and not averaged." if has_infinite else "",
+        f"Stars: differs from {BASELINE} initialisation, up or down ({STARS_SAY})." if is_starred else "",
+        few_subjects(results),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def where(results, region):
+    """Say of which voxels a region is, and where the mask came from."""
+    if region != MASK:
+        return "over the whole volume, air included (which is easy to synthesise)"
+    origin = {"given": "given with the scans", "found": "found in the images"}
+    return f"inside the mask of each subject ({' or '.join(origin[word] for word in sorted(set(results['mask'])))})"
+
+
+def _targets(results):
+    return list(dict.fromkeys(results["label"]))
+
+
+def _difference_table(results, region, note, compared):
+    if compared.empty:
+        return None
+    inside = "inside the mask" if region == MASK else f"over the {region}"
+    opening = (
+        f"{note} Difference in SSIM, MSE and PSNR {inside} to {BASELINE} initialisation (of every target contrast, "
+        f"repeats averaged per subject; {BETTER}, so that a negative difference is a gain; PSNR in dB)"
+    )
+    table = differences_as_table(
+        compared,
+        f"{NAMES[region]}_differences",
+        f"Synthesis: difference to {BASELINE} initialisation, {inside}",
+        opening,
+        lambda row: (
+            {"Contrast": row.label, "Measure": BY_COLUMN[row.metric].title, "Better": BY_COLUMN[row.metric].better},
+            BY_COLUMN[row.metric].digits,
+        ),
+    )
+    return dataclasses.replace(table, is_folded=region != MASK)
+
+
+def _in_its_words(table):
+    """Write a table that segmentation has too in the words of synthesis."""
+    caption = table.caption.replace("annotated subjects", "finetuning subjects")
+    return dataclasses.replace(table, caption=caption, text=table.text.rename(columns={"Contrasts": "Inputs"}))
