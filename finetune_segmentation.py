@@ -12,14 +12,11 @@ Next    python reproduce_tables.py --config FILE
 
 import functools
 import itertools
-import logging
 
 from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.runs import child_seed, exit_code_of
 from utils.schema import channel_names
-
-log = logging.getLogger("mrccl")
 
 
 def add_options(parser):
@@ -31,8 +28,8 @@ def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "finetuning"))
     from data.layouts import find_subjects
     from data.splits import chosen_folds, make_splits
-    from training.devices import check_batch_sizes, data_parallel
-    from training.grid import Grid
+    from training.devices import check_batch_sizes
+    from training.grid import Grid, run_grids
 
     cells = cells_of_grid(config, options)
     check_batch_sizes(options.devices, {"finetuning.training": config.finetuning.training.batch_size})
@@ -41,14 +38,7 @@ def main(arguments=None):
     splits = chosen_folds(make_splits(data["splits"], config.data.root, files, config.seed), options.folds)
     trainers = {}  # one per network shape: all cells and folds of that shape share one compiled step
     grids = [Grid(config, split, Segmentations(config, split, files), trainers) for split in splits]
-    for grid in grids:
-        grid.check(cells, options.overwrite)
-    with data_parallel(options.devices):
-        failed = [name for grid in grids for name in grid.run(options.keep_going)]
-    for line in failed:
-        log.error("failed: %s", line)
-    log.info("next: python reproduce_tables.py --config %s", options.config)
-    return 1 if failed else 0
+    return run_grids(grids, cells, options)
 
 
 def cells_of_grid(config, options):

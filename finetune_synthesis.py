@@ -12,13 +12,10 @@ Next    python reproduce_tables.py --config FILE
 
 import functools
 import itertools
-import logging
 
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.runs import child_seed, exit_code_of
 from utils.schema import channel_names
-
-log = logging.getLogger("mrccl")
 
 
 def main(arguments=None):
@@ -26,8 +23,8 @@ def main(arguments=None):
     from data.h5_store import SliceStore
     from data.layouts import find_subjects
     from data.splits import chosen_folds, make_splits
-    from training.devices import check_batch_sizes, data_parallel
-    from training.grid import Grid
+    from training.devices import check_batch_sizes
+    from training.grid import Grid, run_grids
 
     stages = config.pretraining.stages if config.pretraining else ()
     cells = list(itertools.product(*chosen_axes(config.synthesis, stages, options)))
@@ -40,14 +37,7 @@ def main(arguments=None):
     store.check_origin(seed=config.seed)
     trainers = {}  # all cells and folds share one compiled step
     grids = [Grid(config, split, Syntheses(config, split, files, store), trainers) for split in splits]
-    for grid in grids:
-        grid.check(cells, options.overwrite)
-    with data_parallel(options.devices):
-        failed = [name for grid in grids for name in grid.run(options.keep_going)]
-    for line in failed:
-        log.error("failed: %s", line)
-    log.info("next: python reproduce_tables.py --config %s", options.config)
-    return 1 if failed else 0
+    return run_grids(grids, cells, options)
 
 
 class Syntheses:

@@ -5,6 +5,7 @@ import logging
 import time
 
 from data.splits import annotated_subsets
+from training.devices import data_parallel
 from utils.checks import InputError
 from utils.runs import child_seed, open_run, progress, read_json, write_json
 
@@ -146,6 +147,24 @@ class Grid:
             child_seed(self.config.seed, "weights", repeat), arrays, source_contrasts=source, target_contrasts=inputs
         )
         log.info("%s: %s", self.work.cell_folder(*cell), report.summary() if report else "random initialisation")
+
+
+def run_grids(grids, cells, options):
+    """Check all grids, then run them on the devices asked for; returns the exit code of the script.
+
+    Args:
+        grids: One `Grid` for each split.
+        cells: The cells that each of them should have.
+        options: Command line with the options of `utils.config.add_grid_options`.
+    """
+    for grid in grids:
+        grid.check(cells, options.overwrite)
+    with data_parallel(options.devices):
+        failed = [name for grid in grids for name in grid.run(options.keep_going)]
+    for line in failed:
+        log.error("failed: %s", line)
+    log.info("next: python reproduce_tables.py --config %s", options.config)
+    return 1 if failed else 0
 
 
 def _json_number(value):

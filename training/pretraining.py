@@ -203,9 +203,8 @@ def pretrain_constrained(
 
     Args:
         images: Training images, in [0, 1].
-        constraint_maps: Their classes, 0 background, `(N, H, W[, D])`; None for `Crops`, which bring them. Where C
-            contrasts are shown one by one there are C N images, contrast after contrast, and each map belongs to C of
-            them.
+        constraint_maps: Their classes, 0 background, `(N, H, W[, D])`; None for `Crops`, which bring them. Of C
+            contrasts shown one by one there are C N images, contrast after contrast, and C of them share a map.
         validation_images: Validation images.
         validation_maps: Their classes; anchors on them are drawn once.
         filters: Filters per level.
