@@ -17,6 +17,9 @@ def predict_volume(model, volume, window, *, batch_size, overlap=0.5, blend="gau
     predictions are averaged with weights that fall off from the middle of a window; the weights of a voxel add up
     to 1. A volume smaller than the window along an axis is padded with zeros on both sides there.
 
+    Windows without any signal, zero everywhere, are not predicted and count as zero: training shows no such crops, and
+    a normalising network makes anything of them.
+
     Besides the result, memory holds one batch and the rows that a window spans: pieces of the volume are read and
     rows of the result written as they are needed.
 
@@ -40,8 +43,8 @@ def predict_volume(model, volume, window, *, batch_size, overlap=0.5, blend="gau
     _check(volume, window, batch_size, overlap, blend)
     axes = [_Axis(*pair, overlap, blend) for pair in zip(sizes, window, strict=True)]
     sums = None
-    for batch in _batched(itertools.product(*(range(len(axis.starts)) for axis in axes)), batch_size):
-        pieces = np.stack([_read(volume, axes, places) for places in batch])
+    for batch in _batched(_pieces(volume, axes), batch_size):
+        pieces = np.stack([piece for _, piece in batch])
         missing = batch_size - len(batch)
         padded = np.concatenate([pieces, np.repeat(pieces[-1:], missing, axis=0)]) if missing else pieces
         predictions = np.asarray(model.predict_on_batch(padded))
@@ -50,9 +53,9 @@ def predict_volume(model, volume, window, *, batch_size, overlap=0.5, blend="gau
         if sums is None:
             out = _result(out, (*sizes, predictions.shape[-1]))
             sums = _Rows(out)
-        for places, prediction in zip(batch, predictions, strict=False):
+        for (places, piece), prediction in zip(batch, predictions, strict=False):
             sums.write_until(axes[0].inside(places[0]).start)  # no later window reaches these rows
-            _add(sums, axes, places, prediction)
+            _add(sums, axes, places, prediction * piece.any())
     sums.write_until(sizes[0])
     return out
 
@@ -105,8 +108,20 @@ class _Rows:
 
     def write_until(self, row):
         if row > self.first:
-            self.out[self.first : row] = self.sums[: row - self.first]
+            done = self.sums[: row - self.first]
+            self.out[self.first : self.first + len(done)] = done
+            self.out[self.first + len(done) : row] = 0  # no window had signal there
             self.sums, self.first = self.sums[row - self.first :].copy(), row
+
+
+def _pieces(volume, axes):
+    """Yield places and voxels of the windows with signal, and of the very first one, which shows what a model gives."""
+    first = True
+    for places in itertools.product(*(range(len(axis.starts)) for axis in axes)):
+        piece = _read(volume, axes, places)
+        if first or piece.any():
+            yield places, piece
+        first = False
 
 
 def _add(sums, axes, places, prediction):

@@ -152,3 +152,18 @@ def test_what_cannot_be_tiled_is_refused():
             predict_volume(Network(), volume, **({"window": (4, 4, 4), "batch_size": 2} | options))
     with pytest.raises(InputError, match=r"gives \(2, 2, 4, 4, 1\) for windows of \(4, 4, 4\)"):
         predict_volume(Network(lambda x: x[:, ::2]), volume, (4, 4, 4), batch_size=2)
+
+
+@pytest.mark.parametrize("where", [(0, 0, 0), (20, 3, 9), (9, 13, 4)])
+def test_windows_without_signal_are_not_predicted_and_count_as_zero(where):
+    volume, window = np.zeros((24, 16, 12, 1), np.float32), (6, 4, 4)
+    volume[tuple(slice(first, first + 3) for first in where)] = 1
+    network = Network(lambda batch: 3 * batch + 7)
+
+    def silent_on_air(piece):
+        return (3 * piece + 7) * piece.any()
+
+    found = predict_volume(network, volume, window, batch_size=2)
+    np.testing.assert_allclose(found, blended_by_hand(volume, window, 0.5, "gaussian", silent_on_air), atol=1e-5)
+    assert len(network.shapes) * 2 < 30  # of 385 windows
+    assert not predict_volume(network, np.zeros_like(volume), window, batch_size=2).any()
