@@ -45,20 +45,32 @@ STAGES = DATASET.pretraining.stages if DATASET.pretraining else {}
 # Without cross-validation the one split lies in the work dir itself.
 SPLITS = [f"fold{number}/" for number in range(getattr(DATASET.data.splits, "folds", 0))] or [""]
 STORES = ["pretrain_train", "pretrain_val", *(["annotated"] if DATASET.data.label else [])]
+STORES = [f"{WORK}/{split}h5/{store}.h5" for split, store in itertools.product(SPLITS, STORES)]
+STORES += [f"{WORK}/h5/volumes.h5"] if DATASET.synthesis else []  # one for all folds
 
 hash_of_stage = functools.cache(DATASET.hash_of_stage)
 hash_of_cell = functools.cache(DATASET.hash_of_cell)
+hash_of_synthesis = functools.cache(DATASET.hash_of_synthesis)
 
 
 def cells():
-    """Yield `(split, contrasts, init, n, repeat)` of every cell of the grid."""
-    grid = DATASET.finetuning
-    if grid:
-        yield from itertools.product(SPLITS, grid.contrasts, grid.inits, grid.subjects_n, range(grid.repeats))
+    """Yield `(split, kind, init, n, repeat)` of every cell of the grids; kind is its folder, `synthesis` or another."""
+    if grid := DATASET.finetuning:
+        kinds = [f"finetuning/{contrasts}" for contrasts in grid.contrasts]
+        yield from itertools.product(SPLITS, kinds, grid.inits, grid.subjects_n, range(grid.repeats))
+    if grid := DATASET.synthesis:
+        yield from itertools.product(SPLITS, ["synthesis"], grid.inits, grid.subjects_n, range(grid.repeats))
 
 
-def cell_folder(split, contrasts, init, n, repeat):
-    return f"{WORK}/{split}finetuning/{contrasts}/{init}/n{n:02d}/r{repeat}"
+def metrics(split, kind, init, n, repeat):
+    return f"{WORK}/{split}{kind}/{init}/n{n:02d}/r{repeat}/metrics.json"
+
+
+def hash_of(kind, init):
+    """Hash of what shapes the cells of one kind and one initialisation."""
+    if kind == "synthesis":
+        return hash_of_synthesis(init)
+    return hash_of_cell(kind.removeprefix("finetuning/"), init)
 
 
 def weights(split, stage):
@@ -78,27 +90,25 @@ def fold_option(split):
 
 def results():
     """List what the config asks for; what is only a step on the way may be deleted afterwards."""
-    if DATASET.finetuning or STAGES:
-        made = [f"{WORK}/report/index.html"] if DATASET.finetuning else []
-        made += [f"{cell_folder(*cell)}/metrics.json" for cell in cells()]
-        return made + [weights(split, stage) for split, stage in itertools.product(SPLITS, STAGES)]
-    if DATASET.slices:
-        return [f"{WORK}/{split}h5/{store}.h5" for split, store in itertools.product(SPLITS, STORES)]
-    return f"{WORK}/constraint_maps/command.txt"
+    made = [metrics(*cell) for cell in cells()]
+    made += [weights(split, stage) for split, stage in itertools.product(SPLITS, STAGES)]
+    if DATASET.finetuning or DATASET.synthesis:
+        return [f"{WORK}/report/index.html", *made]
+    return made or (STORES if DATASET.slices else f"{WORK}/constraint_maps/command.txt")
 
 
 def refuse_cells_made_otherwise():
     """Snakemake sees a changed config only in results that it made itself; of others it would say: all is done."""
     has_memory = any(Path(".snakemake", "metadata").glob("*"))
-    for split, contrasts, init, n, repeat in cells():
-        folder = cell_folder(split, contrasts, init, n, repeat)
-        is_ours = has_memory and Path(folder, "snakemake.log").exists()
-        if is_ours or not Path(folder, "metrics.json").exists():
+    for split, kind, init, n, repeat in cells():
+        path = Path(metrics(split, kind, init, n, repeat))
+        is_ours = has_memory and path.with_name("snakemake.log").exists()
+        if is_ours or not path.exists():
             continue
-        found = json.loads(Path(folder, "metrics.json").read_text())
-        if (found["config_hash"], found["seed"]) != (hash_of_cell(contrasts, init), DATASET.seed):
+        found = json.loads(path.read_text())
+        if (found["config_hash"], found["seed"]) != (hash_of(kind, init), DATASET.seed):
             raise WorkflowError(
-                f"{folder}: made with another config or seed, and not by Snakemake, which therefore cannot know "
+                f"{path.parent}: made with another config or seed, and not by Snakemake, which therefore cannot know "
                 "what else is outdated; choose another work_dir=DIR, or delete this one"
             )
 
@@ -148,7 +158,7 @@ if DATASET.slices:
         input:
             f"{WORK}/constraint_maps/command.txt" if DATASET.constraint_maps else [],
         output:
-            expand(f"{WORK}/{{split}}h5/{{store}}.h5", split=SPLITS, store=STORES),
+            STORES,
         params:
             made_from=DATASET.hash_of_slices(),
             seed=DATASET.seed,
@@ -202,9 +212,30 @@ rule cell:
         "--only-repeats {wildcards.repeat} 2> {log:q}"
 
 
+rule synthesis:
+    input:
+        f"{WORK}/h5/volumes.h5",
+        lambda wildcards: weights_of(wildcards.split, wildcards.init),
+    output:
+        f"{WORK}/{{split}}synthesis/{{init}}/n{{n}}/r{{repeat}}/metrics.json",
+    params:
+        made_from=lambda wildcards: hash_of_synthesis(wildcards.init),
+        seed=DATASET.seed,
+        fold=lambda wildcards: fold_option(wildcards.split),
+        n=lambda wildcards: int(wildcards.n),
+    log:
+        f"{WORK}/{{split}}synthesis/{{init}}/n{{n}}/r{{repeat}}/snakemake.log",
+    threads: 1
+    resources:
+        gpu=1,
+    shell:
+        "TF_NUM_INTRAOP_THREADS={threads} {PYTHON} {HERE}/finetune_synthesis.py {OPTIONS} {params.fold} "
+        "--init {wildcards.init} --subjects-n {params.n} --only-repeats {wildcards.repeat} 2> {log:q}"
+
+
 rule tables:
     input:
-        [f"{cell_folder(*cell)}/metrics.json" for cell in cells()],
+        [metrics(*cell) for cell in cells()],
     output:
         f"{WORK}/report/index.html",
     params:

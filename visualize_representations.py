@@ -3,14 +3,16 @@
     python visualize_representations.py --config configs/renal_demo.yaml
     python visualize_representations.py --config configs/renal_demo.yaml --init random constrained
 
-Reads   h5/annotated.h5 (step 2), pretraining/<stage>/weights.npz (step 3) and, of simulated scans, the true T1, T2 and
-        PD beside them.
+Reads   h5/annotated.h5, or without labels h5/volumes.h5 (step 2), pretraining/<stage>/weights.npz (step 3) and, of
+        simulated scans, the true T1, T2 and PD beside them. Of slices, some are drawn at random. Volumes (network.rank:
+        3) are seen as in validation: crops.validation crops of each subject, at most 200 of all training and of all
+        test subjects, and cubic patches of them.
 Writes  report/representations/ in the work dir, with cross-validation one such folder per fold: probe.{csv,md,tex},
-        how well a linear probe that is fitted on patches of training subjects tells T1, T2, PD and label of patches
-        of test subjects, and how far classes lie apart; tsne.{png,pdf}; a run record.
+        how well a linear probe that is fitted on patches of training subjects tells T1, T2, PD, label and the contrasts
+        to be synthesised of patches of test subjects, and how far classes lie apart; tsne.{png,pdf}; a run record.
 Takes   a minute or two on a CPU with small images. No network is trained; every call writes anew. Stages without
         weights are left out and named.
-Next    python finetune_segmentation.py --config FILE
+Next    python finetune_segmentation.py --config FILE, or finetune_synthesis.py
 """
 
 import logging
@@ -21,11 +23,12 @@ from utils.runs import child_seed, exit_code_of, open_run
 from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
-SLICES, PATCHES = 500, 20_000  # at most, of all training and of all test subjects
+IMAGES = {2: 500, 3: 200}  # slices or crops at most, of all training and of all test subjects
+PATCHES = 20_000  # likewise
 SHOWN = 1500  # patches of t-SNE and of the silhouette by label, at most
 PATCH_SIZE = 4  # without a constrained stage that says otherwise; authors' code
 DRAWS = 3  # of untrained layers
-BATCH_SIZE = 16
+BATCH_SIZE = {2: 16, 3: 1}  # a crop weighs more than a slice
 
 
 def add_options(parser):
@@ -41,18 +44,22 @@ def main(arguments=None):
         if name not in ("random", *config.pretraining.stages):
             known = ", ".join(["random", *config.pretraining.stages])
             raise InputError(f"--init {name}: neither random nor a stage of pretraining ({known})")
-    if not config.data.label:
-        raise InputError(f"{options.config}: needs data.label, because only subjects with labels are kept for testing")
+    if not (config.data.label or config.synthesis):
+        raise InputError(
+            f"{options.config}: needs data.label or synthesis, because without them no subjects are kept for testing"
+        )
     from data.h5_store import packed_folders
     from data.splits import chosen_folds
 
-    folders = chosen_folds(packed_folders(config.work_dir, "annotated.h5"), options.folds)
+    name = "annotated.h5" if config.data.label else "pretrain_train.h5"
+    folders = chosen_folds(packed_folders(config.work_dir, name), options.folds)
     splits = [RepresentedSplit(config, folder, options.init) for folder in folders]  # every mistake comes to light here
     for split in splits:
         table, target = split.write()
         print_table(table)
         log.info("wrote %s", target)
-    log.info("next: python finetune_segmentation.py --config %s", options.config)
+    script = "segmentation" if config.finetuning or not config.synthesis else "synthesis"
+    log.info("next: python finetune_%s.py --config %s", script, options.config)
 
 
 def print_table(table):
@@ -61,22 +68,30 @@ def print_table(table):
     print(to_markdown(table))
 
 
+def open_split(config, folder):
+    """Open the file that holds test subjects too; returns it, and the subjects of each part that it holds."""
+    from data.h5_store import SliceStore
+
+    store = SliceStore(folder / "h5" / "annotated.h5" if config.data.label else config.work_dir / "h5" / "volumes.h5")
+    # volumes.h5 serves all folds; who trains and who is tested stands beside it.
+    told = store if config.data.label else SliceStore(folder / "h5" / "pretrain_train.h5")
+    for file in (store, told):
+        file.check_hash(config.hash_of_slices())
+        file.check_origin(seed=config.seed, labels=list(config.data.labels))
+    split = told.attributes["split"]
+    return store, {part: [s for s in members if s in store.subjects] for part, members in split.items()}
+
+
 class RepresentedSplit:
     """One split: its slices, its pretrained networks, its folder in the report."""
 
     def __init__(self, config, folder, inits=None):
-        from data.h5_store import SliceStore
         from evaluation.patches import find_truth
 
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.rank = config, folder, config.network.rank
         self.name = "" if folder == config.work_dir else folder.name  # of the fold
-        self.store = SliceStore(folder / "h5" / "annotated.h5")
-        self.store.check_hash(config.hash_of_slices())
-        self.store.check_origin(seed=config.seed, labels=list(config.data.labels))
-        self.subjects = {
-            part: [subject for subject in members if subject in self.store.subjects]
-            for part, members in self.store.attributes["split"].items()
-        }
+        self.store, self.subjects = open_split(config, folder)
+        self.targets = channel_names(config.data.contrasts, config.synthesis.targets) if config.synthesis else []
         self.contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
         # What a network sees at once, as channels of the images: all contrasts, or one after the other.
         is_alone = config.pretraining.contrasts_as == "samples"
@@ -130,6 +145,8 @@ class RepresentedSplit:
 
     def write(self):
         """Measure every representation, write table and figure; returns the table and the folder."""
+        import numpy as np
+
         from evaluation.figures import save_figure
         from evaluation.patches import TRUTH, draw_balanced
         from evaluation.representation_figures import draw_embeddings
@@ -139,8 +156,10 @@ class RepresentedSplit:
         target = self.config.work_dir / "report" / "representations" / self.name
         with open_run(target, self.config.plain(), self.config.seed):
             train, test = (self.sample(part) for part in ("train", "test"))
-            drawn = draw_balanced(test.table["label"].to_numpy(), SHOWN, self.seed("shown"))
-            quantities, rows, points = list(TRUTH) if self.truth else [], [], {}
+            labels = test.table["label"].to_numpy() if self.store.has_labels else np.zeros(len(test.table), int)
+            drawn = draw_balanced(labels, SHOWN, self.seed("shown"))
+            quantities = [*(TRUTH if self.truth else ()), *(f"contrast {name}" for name in self.targets)]
+            rows, points = [], {}
             for about, *values in self.representations(train, test):
                 scores = [*probe_scores(*values, train.table, test.table, quantities)]
                 if (name := about["representation"]) in self.pretrained:
@@ -150,8 +169,8 @@ class RepresentedSplit:
             table = probe_table(rows, self.caption(train.table, test.table))
             write_table(table, target)
             shown = test.table.iloc[drawn]
-            title = f"t-SNE of {len(shown)} patches of {shown['subject'].nunique()} test subjects, rare labels favoured"
-            title = f"{self.note} {title}".strip()
+            title = f"{self.note} t-SNE of {len(shown)} patches of {shown['subject'].nunique()} test subjects".strip()
+            title += ", rare labels favoured" if self.store.has_labels else ""
             save_figure(draw_embeddings(points, shown, list(self.config.data.labels), title), target, "tsne")
         return table, target
 
@@ -166,10 +185,12 @@ class RepresentedSplit:
             self.contrasts,
             self.edge,
             majority=assign_patch_classes,
-            most_slices=SLICES,
+            most_images=IMAGES[self.rank],
             most_patches=PATCHES,
             seed=self.seed(part),
             truth=self.truth,
+            beside=self.targets,
+            crops=self.config.crops.model_dump() if self.rank == 3 else None,
         )
 
     def representations(self, train, test):
@@ -182,7 +203,7 @@ class RepresentedSplit:
         from evaluation.patches import patch_means
 
         parts, plain = (train, test), {"draw": 0, "pretrained": "-"}
-        intensity = [part.take(patch_means(part.images, self.edge)) for part in parts]
+        intensity = [part.take(patch_means(part.images, self.edge, self.rank)) for part in parts]
         places = [np.hstack([part.positions, part.positions**2]) for part in parts]
         yield {"representation": "intensity"} | plain, *intensity
         yield {"representation": "intensity + position"} | plain, *map(np.hstack, zip(intensity, places, strict=True))
@@ -194,7 +215,7 @@ class RepresentedSplit:
         from evaluation.representations import represent
 
         for channels in self.inputs:
-            yield represent(network, part.images[..., channels], self.patch_size, BATCH_SIZE)
+            yield represent(network, part.images[..., channels], self.patch_size, BATCH_SIZE[self.rank])
 
     def networks(self):
         """Yield what is known of each network, and the network (one, refilled).
@@ -223,7 +244,8 @@ class RepresentedSplit:
         from models.unet import build_unet
 
         return build_unet(
-            (*self.store.image_size, len(self.contrasts) // len(self.inputs)),
+            (*self.config.image_size(), len(self.contrasts) // len(self.inputs)),
+            rank=self.rank,
             filters=self.config.network.filters,
             decoder_levels=self.decoder_levels,
             head=None,
@@ -236,20 +258,27 @@ class RepresentedSplit:
         levels = len(self.config.network.filters) - 1
         together = ", one by one, their features side by side" if len(self.inputs) > 1 else ""
         compared = "labelled patches only" if len(labels) > 2 else "labelled and other patches"
+        shape = " × ".join([str(self.edge)] * self.rank) + (" pixels" if self.rank == 2 else " voxels")
         sentences = [
             self.note,
             f"Linear probes of patch representations, fitted on {len(train)} patches of {train['subject'].nunique()} "
             f"training subjects, scored on {len(test)} patches of {test['subject'].nunique()} test subjects, which no "
-            f"stage has seen. A patch has {self.edge} × {self.edge} pixels, foreground in every one. Its "
+            f"stage has seen. A patch has {shape}, foreground in every one. Its "
             f"representation is the mean over it of the features of decoder level {self.decoder_levels} of {levels} "
             f"(input: {', '.join(self.contrasts)}{together}); intensity: of the input itself; position: row, column, "
             "slice and their squares.",
             "R²: ridge regression of the true T1 [ms], T2 [ms] and PD [percent], no logarithms." if self.truth else "",
-            f"Balanced accuracy: logistic regression of the label ({', '.join(labels)}; chance {1 / len(labels):.2f}).",
-            "Both over all test patches; in round brackets mean ± standard deviation over test subjects.",
+            f"R² contrast: ridge regression of what is to be synthesised ({', '.join(self.targets)}; 0 to 1)."
+            if self.targets
+            else "",
+            f"Balanced accuracy: logistic regression of the label ({', '.join(labels)}; chance {1 / len(labels):.2f})."
+            if self.store.has_labels
+            else "",
+            "Over all test patches; in round brackets mean ± standard deviation over test subjects.",
             f"Where layers are not pretrained: means over {DRAWS} draws of them, with the smallest and the largest.",
-            f"Silhouette: cosine distance, -1 to 1, every class counts the same; of labels ({compared}, subjects "
-            "together) and of constraint classes (within each subject, mean ± standard deviation over subjects).",
+            "Silhouette: cosine distance, -1 to 1, every class counts the same; "
+            + (f"of labels ({compared}, subjects together) and " if self.store.has_labels else "")
+            + "of constraint classes (within each subject, mean ± standard deviation over subjects).",
             f"Left out, without weights: {', '.join(self.missing)}." if self.missing else "",
         ]
         return " ".join(sentence for sentence in sentences if sentence)

@@ -1,9 +1,11 @@
-"""Patches of packed slices: which are looked at, what tissue they hold, where they lie."""
+"""Patches of packed slices or volumes: which are looked at, what tissue they hold, where they lie."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
+from data.crops import draw_crops, open_volumes
 from data.layouts import SubjectFiles, find_subjects
 from data.volumes import read_contrasts
 from utils.checks import InputError
@@ -13,14 +15,63 @@ FEWEST = 10  # patches; with fewer there is nothing to see
 
 
 @dataclasses.dataclass(frozen=True)
+class Regions:
+    """What a network is shown of a store: whole slices, or crops of volumes.
+
+    Attributes:
+        store: `SliceStore`.
+        rows: Rows of the store that a region spans, those of one subject, `(S, d)`; d is 1 for slices.
+        corners: First row and column of each region in its slices, `(S, 2)`.
+        size: `(h, w)` of slices, `(h, w, d)` of crops.
+    """
+
+    store: object
+    rows: np.ndarray
+    corners: np.ndarray
+    size: tuple[int, ...]
+
+    @classmethod
+    def of_slices(cls, store, rows):
+        """Whole slices."""
+        rows = np.asarray(rows)[:, None]
+        return cls(store, rows, np.zeros((len(rows), 2), int), tuple(store.image_size))
+
+    @classmethod
+    def of_crops(cls, store, subjects, generator, *, size, min_foreground, validation):
+        """Crops of volumes, as many of each subject as `validation`, and drawn as those are; they may overlap."""
+        rows, corners = [], []
+        for volume in open_volumes(store, subjects, store.contrasts[:1], size):
+            for *corner, place in draw_crops(volume, size, validation, generator, min_foreground=min_foreground):
+                rows.append(volume.rows[place : place + size[2]])
+                corners.append(corner)
+        return cls(store, np.array(rows), np.array(corners), tuple(size))
+
+    def take(self, places):
+        """Some of these regions."""
+        return dataclasses.replace(self, rows=self.rows[places], corners=self.corners[places])
+
+    def cut(self, read):
+        """Cut the regions out of slices: `read` gives `(d, H, W, ...)` of rows; returns `(S, h, w[, d], ...)`."""
+        height, width = self.size[:2]
+        pairs = zip(self.rows, self.corners, strict=True)
+        parts = [np.moveaxis(read(rows)[:, y : y + height, x : x + width], 0, 2) for rows, (y, x) in pairs]
+        return np.stack(parts)[:, :, :, 0] if len(self.size) == 2 else np.stack(parts)
+
+    def subjects(self):
+        """Subject of each region, `(S,)`."""
+        return np.array(self.store.subjects)[self.store.subject_index[self.rows[:, 0]]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Patches:
     """Some patches of some subjects.
 
     Attributes:
-        images: Slices that the patches are taken from, `(S, H, W, C)` float32.
-        table: DataFrame, a row for each patch: `slice` (place in `images`), `patch` (row-major), `subject`,
-            `constraint_class`, `label` (0: none), and T1, T2 (ms) and PD (percent) where they are known.
-        positions: Row, column and slice of each patch, from -1 to 1 in its image or scan, `(n, 3)`.
+        images: Slices or crops that the patches are taken from, `(S, h, w[, d], C)` float32.
+        table: DataFrame, a row for each patch: `image` (place in `images`), `patch` (row-major), `subject`,
+            `constraint_class`, `label` (0: none) where there are labels, T1, T2 (ms) and PD (percent) where they are
+            known, and means of the contrasts asked for, in [0, 1].
+        positions: Row, column and slice of each patch, from -1 to 1 in the whole slice and scan, `(n, 3)`.
     """
 
     images: np.ndarray
@@ -29,85 +80,112 @@ class Patches:
 
     def take(self, maps):
         """Return the rows of `(S, P, F)` that belong to the patches, `(n, F)`."""
-        return maps[self.table["slice"], self.table["patch"]]
+        return maps[self.table["image"], self.table["patch"]]
 
 
-def sample_patches(store, subjects, contrasts, edge, *, majority, most_slices, most_patches, seed, truth=None):
-    """Draw slices of some subjects, and patches of them that are foreground in every pixel.
+def sample_patches(
+    store, subjects, contrasts, edge, *, majority, most_images, most_patches, seed, truth=None, beside=(), crops=None
+):
+    """Draw slices or crops of some subjects, and patches of them that are foreground throughout.
 
     With `truth`, every pixel must have protons too: bowel gas has neither T1 nor T2.
 
     Args:
-        store: `SliceStore` with labels.
+        store: `SliceStore`; without labels, patches have none.
         subjects: Whose patches.
         contrasts: Channels of the images.
-        edge: Edge of a patch in pixels.
-        majority: Function `(maps (S, H, W), edge)` to the commonest class of each patch, `(S, P)`.
-        most_slices: Slices drawn at most, of all subjects together.
+        edge: Edge of a patch in pixels, along every axis.
+        majority: Function `(maps (S, h, w[, d]), edge)` to the commonest class of each patch, `(S, P)`.
+        most_images: Slices or crops drawn at most, of all subjects together.
         most_patches: Patches drawn at most.
         seed: Integer; the same seed draws the same patches.
         truth: From `find_truth`, or None.
+        beside: Channels whose mean in each patch is wanted as well; columns `contrast <name>`.
+        crops: Section `crops` of the config, as a dictionary; None: whole slices.
 
     Returns:
         `Patches`, in the order of the slices.
 
     Raises:
-        InputError: Fewer than 10 patches, or true maps that cannot be used.
+        InputError: No slices of these subjects, fewer than 10 patches, or true maps that cannot be used.
     """
     import pandas
 
     draw = np.random.default_rng(seed)
-    rows = np.sort(draw.permutation(store.rows_of(subjects))[:most_slices])
-    maps = store.constraint_maps(rows)
-    columns = {"constraint_class": majority(maps, edge), "label": majority(store.labels(rows), edge)}
-    is_inside = patch_means(maps > 0, edge) == 1
-    if truth:
-        parameters, has_protons = true_parameters(store, rows, edge, truth)
-        columns, is_inside = columns | parameters, is_inside & has_protons
+    if not len(store.rows_of(subjects)):
+        named = ", ".join(subjects) or "a part of the split"
+        raise InputError(f"{store.path}: holds no slices of {named}; correct data.splits, or add the missing labels")
+    if crops:
+        regions = Regions.of_crops(store, subjects, draw, **crops)
+        regions = regions.take(np.sort(draw.permutation(len(regions.rows))[:most_images]))
+    else:
+        regions = Regions.of_slices(store, np.sort(draw.permutation(store.rows_of(subjects))[:most_images]))
+    columns, is_inside = _contents(regions, edge, majority, truth, beside)
     places = draw.permutation(np.argwhere(is_inside))[:most_patches]
     if len(places) < FEWEST:
+        shape = " x ".join([str(edge)] * len(regions.size))
         raise InputError(
-            f"{store.path}: only {len(places)} patches of {edge} x {edge} pixels are foreground throughout, expected "
+            f"{store.path}: only {len(places)} patches of {shape} pixels are foreground throughout, expected "
             f"at least {FEWEST}; give the constrained stage a smaller patch_size or more decoder_levels"
         )
-    slices, numbers = places[np.lexsort(places.T[::-1])].T
-    table = pandas.DataFrame({name: values[slices, numbers] for name, values in columns.items()})
-    table = table.assign(slice=slices, patch=numbers, subject=_subjects(store, rows)[slices])
-    return Patches(store.images(contrasts, rows), table, patch_positions(store, rows[slices], numbers, edge))
+    images, numbers = places[np.lexsort(places.T[::-1])].T
+    table = pandas.DataFrame({name: values[images, numbers] for name, values in columns.items()})
+    table = table.assign(image=images, patch=numbers, subject=regions.subjects()[images])
+    shown = regions.cut(functools.partial(store.images, contrasts))
+    return Patches(shown, table, patch_positions(regions.take(images), numbers, edge))
 
 
-def patch_means(maps, edge):
-    """Average maps over square patches.
+def _contents(regions, edge, majority, truth, beside):
+    """What all patches of regions hold, `{column: (S, P)}`, and which are inside throughout, boolean `(S, P)`."""
+    store, means = regions.store, functools.partial(patch_means, edge=edge, rank=len(regions.size))
+    maps = regions.cut(store.constraint_maps)
+    columns, is_inside = {"constraint_class": majority(maps, edge)}, means(maps > 0) == 1
+    if store.has_labels:
+        columns["label"] = majority(regions.cut(store.labels), edge)
+    for name in beside:
+        columns[f"contrast {name}"] = means(regions.cut(functools.partial(store.images, [name])))[..., 0]
+    if truth:
+        parameters, has_protons = true_parameters(regions, edge, truth)
+        columns, is_inside = columns | parameters, is_inside & has_protons
+    return columns, is_inside
+
+
+def patch_means(maps, edge, rank=2):
+    """Average maps over square or cubic patches.
 
     Args:
-        maps: `(S, H, W)` or `(S, H, W, F)`; `edge` divides H and W.
+        maps: `(S, H, W[, D])` or `(S, H, W[, D], F)`; `edge` divides H, W and D.
         edge: Edge of a patch in pixels.
+        rank: 2 for slices, 3 for volumes.
 
     Returns:
         `(S, P)` or `(S, P, F)` float32, patches in row-major order.
     """
-    slices, height, width, *features = maps.shape
-    pixels = np.asarray(maps, np.float32).reshape(slices, height // edge, edge, width // edge, edge, *features)
-    return pixels.mean(axis=(2, 4)).reshape(slices, -1, *features)
+    count, sizes, features = len(maps), maps.shape[1 : rank + 1], maps.shape[rank + 1 :]
+    split = [length for size in sizes for length in (size // edge, edge)]
+    pixels = np.asarray(maps, np.float32).reshape(count, *split, *features)
+    return pixels.mean(axis=tuple(range(2, 2 * rank + 1, 2))).reshape(count, -1, *features)
 
 
-def patch_positions(store, rows, numbers, edge):
+def patch_positions(regions, numbers, edge):
     """Tell where patches lie.
 
     Args:
-        store: `SliceStore`.
-        rows: Slice of each patch, `(n,)`.
-        numbers: Number of each patch in its slice, row-major, `(n,)`.
+        regions: `Regions`, that of each patch, `n` of them.
+        numbers: Number of each patch in its region, row-major, `(n,)`.
         edge: Edge of a patch in pixels.
 
     Returns:
-        `(n, 3)`: row, column and slice of the centre, -1 and 1 being the borders of the image and of the scan.
+        `(n, 3)`: row, column and slice of the centre, -1 and 1 being the borders of the whole slice and of the scan.
     """
-    shape = [size // edge for size in store.image_size]
-    in_plane = (np.stack(np.unravel_index(numbers, shape), axis=1) + 0.5) / shape
+    store, size = regions.store, np.array([*regions.size, 1][:3])
+    edges = np.array([edge, edge, edge][: len(regions.size)] + [1] * (3 - len(regions.size)))
+    inside = np.stack(np.unravel_index(numbers, size // edges), axis=1)
+    first = np.column_stack([regions.corners, store.slice_index[regions.rows[:, 0]]])
     lengths = np.array([store.grid(subject).slices for subject in store.subjects])
-    height = (store.slice_index[rows] + 0.5) / lengths[store.subject_index[rows]]
-    return 2 * np.column_stack([in_plane, height]) - 1
+    whole = [np.full(len(numbers), length) for length in store.image_size]
+    whole = np.column_stack([*whole, lengths[store.subject_index[regions.rows[:, 0]]]])
+    return 2 * (first + (inside + 0.5) * edges) / whole - 1
 
 
 def find_truth(root, contrasts, subjects):
@@ -138,15 +216,14 @@ def find_truth(root, contrasts, subjects):
     return truth
 
 
-def true_parameters(store, rows, edge, truth):
-    """Average the true tissue parameters over the patches of slices.
+def true_parameters(regions, edge, truth):
+    """Average the true tissue parameters over the patches of regions.
 
     T1 and T2 of a voxel are means over its protons, and so are those of a patch here. Weighted by PD they can be
     resampled like images, across an edge to air too.
 
     Args:
-        store: `SliceStore`.
-        rows: Slices, `(S,)`.
+        regions: `Regions`.
         edge: Edge of a patch in pixels.
         truth: From `find_truth`.
 
@@ -154,18 +231,21 @@ def true_parameters(store, rows, edge, truth):
         `{"T1": ms, "T2": ms, "PD": percent}`, `(S, P)` each, T1 and T2 0 without protons; and whether every pixel of a
         patch has protons, boolean `(S, P)`.
     """
-    slices = np.empty((len(rows), *store.image_size, len(TRUTH)), np.float32)
-    subjects = _subjects(store, rows)
-    for subject in np.unique(subjects):
-        here, grid = subjects == subject, store.grid(subject)
+    store, rank = regions.store, len(regions.size)
+
+    @functools.lru_cache(maxsize=1)
+    def weighted(subject):
+        grid = store.grid(subject)
         volume, _ = read_contrasts(SubjectFiles(subject, truth[subject]), list(TRUTH), TRUTH)
         if volume.shape[:3] != grid.shape:
             raise InputError(f"{subject}: true maps are {volume.shape[:3]}, the scans were {grid.shape}; pack again")
         volume[..., :2] *= volume[..., 2:]
-        slices[here] = grid.to_slices(volume)[store.slice_index[rows[here]]]
-    t1, t2, protons = np.moveaxis(patch_means(slices, edge), -1, 0)
+        return grid.to_slices(volume)
+
+    parts = regions.cut(lambda rows: weighted(store.subjects[store.subject_index[rows[0]]])[store.slice_index[rows]])
+    t1, t2, protons = np.moveaxis(patch_means(parts, edge, rank), -1, 0)
     weight = np.where(protons > 0, protons, 1)
-    return {"T1": t1 / weight, "T2": t2 / weight, "PD": protons}, patch_means(slices[..., 2] > 0, edge) == 1
+    return {"T1": t1 / weight, "T2": t2 / weight, "PD": protons}, patch_means(parts[..., 2] > 0, edge, rank) == 1
 
 
 def draw_balanced(classes, number, seed):
@@ -184,7 +264,3 @@ def draw_balanced(classes, number, seed):
     drawn = [places[: number // len(members)] for value, places in members.items() if value]
     left_over = number - sum(map(len, drawn))
     return np.sort(np.concatenate([*drawn, members.get(0, shuffled[:0])[:left_over]]))
-
-
-def _subjects(store, rows):
-    return np.array(store.subjects)[store.subject_index[rows]]

@@ -5,7 +5,7 @@ import numpy as np
 from evaluation.figures import OKABE_ITO, in_report_style, panels
 
 PANEL_INCHES = (1.7, 1.6)
-SPREAD = (5, 95)  # percentiles of T1 and T2 that the colours span
+SPREAD = (5, 95)  # percentiles of T1, T2 and contrasts that the colours span
 OTHER = "#C8C8C8"
 
 
@@ -15,20 +15,21 @@ def draw_embeddings(points, patches, labels, title=""):
 
     Args:
         points: Mapping of initialisation to positions, `(n, 2)`, dimensionless.
-        patches: DataFrame, a row for each patch: `constraint_class`, `label` (0: none), and `T2` and `T1` in ms where
-            they are known.
+        patches: DataFrame, a row for each patch: `constraint_class`; where they are known `label` (0: none), `T2` and
+            `T1` in ms, and contrasts in [0, 1], in columns `contrast <name>`.
         labels: Names of the labels 1, 2, ...
         title: Above the panels.
 
     Returns:
         A matplotlib `Figure`.
     """
-    rows = ["constraint_class", "label", *(name for name in ("T2", "T1") if name in patches)]
+    rows = ["constraint_class", *(name for name in ("label", "T2", "T1") if name in patches)]
+    rows += [name for name in patches if name.startswith("contrast ")]
     figure, axes = panels(len(rows), len(points) + 1, PANEL_INCHES)  # the last column holds the keys
     for axis, init in zip(axes[0], points, strict=False):
         axis.set_title(init)
     for (*row, key), name in zip(axes, rows, strict=True):
-        row[0].set_ylabel({"constraint_class": "by constraint class", "label": "by label"}.get(name, f"by true {name}"))
+        row[0].set_ylabel(f"by true {name}" if name in ("T2", "T1") else f"by {name}".replace("_", " "))
         key.set_axis_off()
         for axis, places in zip(row, points.values(), strict=True):
             axis.set(xticks=[], yticks=[])
@@ -46,7 +47,8 @@ def _draw_values(axis, key, places, values, name):
     style = {"c": values, "vmin": low, "vmax": high, "cmap": "viridis", "s": 4, "linewidths": 0}
     drawn = axis.scatter(*places.T, **style, rasterized=True)
     if not key.child_axes:
-        label, extend = ("class, dark to bright", "neither") if is_class else (f"{name} [ms]", "both")
+        label = "class, dark to bright" if is_class else f"{name} [ms]" if name in ("T2", "T1") else "0 to 1"
+        extend = "neither" if is_class else "both"
         axis.figure.colorbar(drawn, cax=key.inset_axes([0, 0.05, 0.07, 0.9]), label=label, extend=extend)
 
 

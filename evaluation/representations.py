@@ -21,17 +21,17 @@ def represent(network, images, edge, batch_size):
     """Average the feature map of a network over patches.
 
     Args:
-        network: Anything with Keras' `predict_on_batch`, `(batch_size, H, W, C)` to `(batch_size, h, w, F)`.
-        images: `(S, H, W, C)` float32.
+        network: Anything with Keras' `predict_on_batch`, `(batch_size, H, W[, D], C)` to `(batch_size, h, w[, d], F)`.
+        images: Slices or crops, `(S, H, W[, D], C)` float32.
         edge: Edge of a patch in pixels of the feature map.
-        batch_size: Slices per call.
+        batch_size: Images per call.
 
     Returns:
         `(S, P, F)` float32. Only one batch of feature maps is held at a time.
     """
     starts = range(0, len(images), batch_size)
     batches = (predict_slices(network, images[start : start + batch_size], batch_size) for start in starts)
-    return np.concatenate([patch_means(maps, edge) for maps in batches])
+    return np.concatenate([patch_means(maps, edge, images.ndim - 2) for maps in batches])
 
 
 def probe_values(train, values, test):
@@ -117,14 +117,14 @@ def by_subject(measure, subjects, *arrays):
 
 
 def probe_scores(train, test, train_patches, test_patches, quantities):
-    """Probe the true tissue parameters (R²) and the labels (balanced accuracy).
+    """Probe tissue parameters and intensities (R²), and the labels, if there are any (balanced accuracy).
 
     Args:
         train: Representations of patches of training subjects, `(n, F)`.
         test: The same of test subjects, `(m, F)`.
-        train_patches: DataFrame, a row for each patch: `subject`, `label` and a column for each quantity.
+        train_patches: DataFrame, a row for each patch: `subject`, a column for each quantity, and maybe `label`.
         test_patches: The same of the test patches.
-        quantities: Columns to predict, such as `["T1", "T2"]`; empty where there is no truth.
+        quantities: Columns to predict, such as `["T1", "T2"]`; may be empty.
 
     Yields:
         Dictionaries with `measure`, `target` and what `by_subject` returns.
@@ -133,32 +133,33 @@ def probe_scores(train, test, train_patches, test_patches, quantities):
     for name in quantities:
         found = probe_values(train, train_patches[name].to_numpy(), test)
         yield {"measure": R2, "target": name} | by_subject(r_squared, subjects, test_patches[name].to_numpy(), found)
-    labels = train_patches["label"].to_numpy()
+    labels = train_patches["label"].to_numpy() if "label" in train_patches else []
     if len(np.unique(labels)) > 1:
         true, found = test_patches["label"].to_numpy(), probe_classes(train, labels, test)
         yield {"measure": ACCURACY, "target": "label"} | by_subject(balanced_accuracy, subjects, true, found)
 
 
 def silhouette_scores(test, patches, drawn, seed):
-    """Measure how far labels lie apart over all test subjects, and constraint classes within each of them.
+    """Measure how far labels, if any, lie apart over all test subjects, and constraint classes within each of them.
 
     Labelled patches only, unless there is a single label: then it is set against the other foreground. Constraint
     classes are numbered anew in every subject, so they are compared within subjects only.
 
     Args:
         test: Representations of test patches, `(m, F)`.
-        patches: DataFrame, a row for each patch: `subject`, `label`, `constraint_class`.
+        patches: DataFrame, a row for each patch: `subject`, `constraint_class`, and maybe `label`.
         drawn: Patches that the silhouette of the labels is computed from.
         seed: Integer; draws the patches of a subject with very many.
 
     Yields:
         As `probe_scores`.
     """
-    labels = patches["label"].to_numpy()
-    if len(np.unique(labels[labels > 0])) > 1:
-        drawn = drawn[labels[drawn] > 0]
-    value = silhouette(test[drawn], labels[drawn])
-    yield {"measure": SILHOUETTE, "target": "label", "value": value, "each": np.array([]), "patches": len(drawn)}
+    if "label" in patches:
+        labels = patches["label"].to_numpy()
+        if len(np.unique(labels[labels > 0])) > 1:
+            drawn = drawn[labels[drawn] > 0]
+        value = silhouette(test[drawn], labels[drawn])
+        yield {"measure": SILHOUETTE, "target": "label", "value": value, "each": np.array([]), "patches": len(drawn)}
     classes, few = patches["constraint_class"].to_numpy(), []
     for subject, places in patches.groupby("subject").indices.items():
         generator = np.random.default_rng(child_seed(seed, subject))

@@ -8,6 +8,9 @@ from evaluation.sliding_window import predict_volume
 def synthesise_subject(model, slices, grid, crop_size, *, overlap, batch_size):
     """Synthesise contrasts window by window and carry them back to the subject's own voxels.
 
+    The network sees windows of one size, however large the subject is; slices and results are held whole: at most
+    about 6 bytes per pixel for each of the C contrasts and 12 bytes per voxel for each of the K.
+
     Args:
         model: Anything with Keras' `predict_on_batch`, `(batch_size, *crop_size, C)` to `(batch_size, *crop_size, K)`.
         slices: All slices of the subject, `(S, H, W, C)`, in [0, 1].

@@ -1,5 +1,6 @@
 """The grid through Snakemake: what is made, what is made again after a change, and a small run from scans to tables."""
 
+import itertools
 import json
 import os
 import re
@@ -47,12 +48,17 @@ def fabricate(config):
     work, made = config.work_dir, ["constraint_maps/command.txt"]
     made += [f"h5/{name}.h5" for name in ("pretrain_train", "pretrain_val", "annotated")]
     made += [f"pretraining/{stage}/weights.npz" for stage in config.pretraining.stages]
-    contents, grid = dict.fromkeys(made, ""), config.finetuning
-    for contrasts in grid.contrasts:
-        for init in grid.inits:
-            metrics = {"config_hash": config.hash_of_cell(contrasts, init), "seed": config.seed}
-            folders = [f"finetuning/{contrasts}/{init}/n{n:02d}/r{r}" for n in grid.subjects_n for r in range(2)]
-            contents |= {f"{folder}/metrics.json": json.dumps(metrics) for folder in folders}
+    contents, cells = dict.fromkeys(made, ""), {}
+    if grid := config.finetuning:
+        for contrasts, init in itertools.product(grid.contrasts, grid.inits):
+            cells[f"finetuning/{contrasts}/{init}"] = config.hash_of_cell(contrasts, init), grid
+    if grid := config.synthesis:
+        contents["h5/volumes.h5"] = ""
+        cells |= {f"synthesis/{init}": (config.hash_of_synthesis(init), grid) for init in grid.inits}
+    for folder, (config_hash, grid) in cells.items():
+        metrics = json.dumps({"config_hash": config_hash, "seed": config.seed})
+        for n, repeat in itertools.product(grid.subjects_n, range(grid.repeats)):
+            contents[f"{folder}/n{n:02d}/r{repeat}/metrics.json"] = metrics
     contents["report/index.html"] = ""
     for moment, (name, text) in enumerate(contents.items()):
         path = work / name
@@ -122,6 +128,65 @@ def test_folds_stages_and_missing_steps(config, tmp_path):
     assert "--folds 2 --contrasts dwi --init random --subjects-n 8 --only-repeats 1" in output
 
 
+SYNTHESIS = {
+    "inputs": ["t1w"],
+    "targets": ["dwi"],
+    "inits": ["random", "constrained"],
+    "subjects_n": [2, 4],
+    "repeats": 3,
+    "training": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3},
+}
+
+
+def with_synthesis(config, folder, *left_out, **data):
+    """The same config with contrast synthesis as well, and without some sections."""
+    plain = yaml.safe_load(config.read_text()) | {"crops": {"size": [16, 16]}, "synthesis": SYNTHESIS}
+    plain["network"] = {"filters": [4, 8]}
+    plain["data"] |= data
+    for section in left_out:
+        del plain[section]
+    path = folder / "synthesis.yaml"
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
+    return path
+
+
+def test_a_config_with_both_grids_makes_both_and_remakes_only_what_changed(config, tmp_path):
+    path, values = with_synthesis(config, tmp_path), {"work_dir": tmp_path / "work"}
+    fabricate(load_config(path, work_dir=tmp_path / "work"))
+    code, output = snakemake(tmp_path, path, "--touch", "--forceall", **values)
+    assert code == 0, output
+    change = "synthesis.training.learning_rate=1e-4"
+    assert dry_run(tmp_path, path, set=change, **values) == {"synthesis": 12, "tables": 1}
+    change = "pretraining.stages.global.temperature=0.2"
+    changed = {"pretrain": 2, "cell": 12, "synthesis": 6, "tables": 1}
+    assert dry_run(tmp_path, path, set=change, **values) == changed
+    (tmp_path / "work/synthesis/random/n04/r1/metrics.json").unlink()
+    assert dry_run(tmp_path, path, **values) == {"synthesis": 1, "tables": 1}
+
+
+def test_synthesis_alone_in_folds_shares_one_file_of_volumes(config, tmp_path):
+    splits = {"folds": 3, "validation": 2}
+    path = with_synthesis(config, tmp_path, "finetuning", label=None, labels={}, splits=splits)
+    code, output = snakemake(tmp_path, path, "--dry-run", "--printshellcmds", work_dir=tmp_path / "work")
+    assert code == 0, output
+    assert jobs_of(output) == {"maps": 1, "slices": 1, "pretrain": 6, "synthesis": 36, "tables": 1}
+    assert re.search(r"finetune_synthesis.py .*--folds 2 --init constrained --subjects-n 4 --only-repeats 1", output)
+    (slices,) = re.findall(r"^rule slices:\n.*?^    output: (.*?)$", output, re.MULTILINE | re.DOTALL)
+    volumes = [file for file in slices.split(", ") if file.endswith("volumes.h5")]
+    assert volumes == [str(tmp_path / "work/h5/volumes.h5")] and "annotated" not in slices
+    inputs = re.findall(r"^rule synthesis:\n    input: (.*?)$", output, re.MULTILINE)
+    starts = [match[1] for line in inputs if (match := re.search(r"fold(\d)/pretraining/constrained/weights", line))]
+    assert sorted(starts) == sorted("012" * 6) and all(volumes[0] in line for line in inputs)
+
+
+def test_synthesis_made_with_another_config_is_not_taken_for_finished(config, tmp_path):
+    path = with_synthesis(config, tmp_path, "finetuning")
+    fabricate(load_config(path, work_dir=tmp_path / "work"))
+    values = {"work_dir": tmp_path / "work", "set": "synthesis.overlap=0.25"}
+    code, output = snakemake(tmp_path, path, "--dry-run", **values)
+    assert code == 1 and re.search(r"synthesis/random/n02/r0: made with another config or seed", output)
+
+
 def test_mistakes_are_told_as_the_scripts_tell_them(config, tmp_path):
     code, output = snakemake(tmp_path, config, "--dry-run", set="finetuning.repeat=1")
     assert code == 1 and "did you mean 'repeats'?" in output
@@ -129,12 +194,16 @@ def test_mistakes_are_told_as_the_scripts_tell_them(config, tmp_path):
 
 def test_a_cluster_gets_gpus_for_training_and_time_for_every_job(config, tmp_path):
     profile = ROOT / "profiles" / "slurm"
-    code, output = snakemake(tmp_path, config, "--dry-run", profile=profile, work_dir=tmp_path / "work")
+    path = with_synthesis(config, tmp_path)
+    code, output = snakemake(tmp_path, path, "--dry-run", profile=profile, work_dir=tmp_path / "work")
     assert code == 0, output
+    made = {"maps": 1, "slices": 1, "pretrain": 2, "cell": 24, "synthesis": 12, "tables": 1}
+    assert jobs_of(output) == made
     jobs = re.findall(r"^rule (\w+):\n.*?^    resources: (.*?)$", output, re.MULTILINE | re.DOTALL)
-    assert {rule for rule, resources in jobs if "gpu=1" in resources} == {"pretrain", "cell"}
+    assert {rule for rule, resources in jobs if "gpu=1" in resources} == {"pretrain", "cell", "synthesis"}
     times = {rule: int(re.search(r"runtime=(\d+)", resources)[1]) for rule, resources in jobs}
-    assert {rule: times[rule] for rule in ("maps", "pretrain", "cell")} == {"maps": 240, "pretrain": 1440, "cell": 240}
+    expected = {"maps": 240, "pretrain": 1440, "cell": 240, "synthesis": 720}
+    assert {rule: times[rule] for rule in expected} == expected
 
 
 def test_from_scans_to_tables(tmp_path):

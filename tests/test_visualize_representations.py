@@ -169,8 +169,47 @@ def test_missing_foreign_and_leaking_weights_are_refused_before_anything_is_writ
 
 def test_without_labels_there_are_no_held_out_subjects(work):
     path, config = work
-    with pytest.raises(InputError, match="needs data.label"):
+    with pytest.raises(InputError, match="needs data.label or synthesis"):
         run(path, config, "--set", "data.label=null", "data.labels={}")
+
+
+BRIEFLY = "training: {epochs: 1, batch_size: 1, learning_rate: 1}"
+SYNTHESIS = [
+    "data.label=null",
+    "data.labels={}",
+    "crops={size: [16, 24, 4], validation: 3}",
+    f"synthesis={{inputs: [t1w], targets: [t2w], subjects_n: [1], {BRIEFLY}}}",
+    f"pretraining.stages={{constrained: {{method: constrained, patch_size: 2, {BRIEFLY}}}}}",
+]
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_synthesis_without_labels_in_slices_and_in_volumes(packed, tmp_path, rank):
+    """Random weights and pretrained ones, by constraint class and by what is to be synthesised."""
+    size = [16, 24, 4][:rank]
+    words = ["--set", *SYNTHESIS, "network.filters=[4, 4]", f"network.rank={rank}", f"crops.size={size}"]
+    config = load_config(packed[0], words[1:], tmp_path)
+    shutil.copytree(packed[1].work_dir / "constraint_maps", tmp_path / "constraint_maps")
+    generate_h5_pretraining.main(["--config", str(packed[0]), "--work-dir", str(tmp_path), *words])
+    image = (*([40, 48] if rank == 2 else size), 1)
+    network = build_unet(image, rank=rank, filters=[4, 4], head="projection", patch_size=2, seed=2)
+    write_weights(config, "constrained", network)
+    scores = run(packed[0], config, *words)
+    found = {
+        name: {*zip(part["measure"], part["target"], strict=True)} for name, part in scores.groupby("representation")
+    }
+    probes = {(R2, "T1"), (R2, "T2"), (R2, "PD"), (R2, "contrast t2w")}
+    classes = {(SILHOUETTE, "constraint class")}
+    assert found == dict.fromkeys(TRIVIAL, probes) | dict.fromkeys(["random", "constrained"], probes | classes)
+    assert scores["value"].notna().all()
+    folder = config.work_dir / "report" / "representations"
+    text = (folder / "probe.md").read_text()
+    assert ("2 × 2 pixels" if rank == 2 else "2 × 2 × 2 voxels") in text and "labelled" not in text
+    assert "what is to be synthesised (t2w; 0 to 1)" in text and (folder / "tsne.png").stat().st_size > 1000
+    network = build_unet(image, rank=rank, filters=[4, 4], head="projection", patch_size=2, seed=2)
+    write_weights(config, "constrained", network, seen=["sub-005"])
+    with pytest.raises(InputError, match="sub-005: test subject, but 'constrained' was pretrained on it"):
+        run(packed[0], config, *words)
 
 
 def test_contrasts_that_were_shown_one_by_one_are_represented_one_by_one(work):

@@ -1,6 +1,7 @@
 """Probes and silhouettes: against plain float64 arithmetic and cases whose answer is known."""
 
 import math
+import types
 import warnings
 
 import numpy as np
@@ -102,6 +103,35 @@ def test_representations_are_patch_means_of_the_feature_map(slices):
         slice_, y, x = index
         expected = 2 * images[slice_, 4 * y : 4 * y + 4 : 2, 4 * x : 4 * x + 4 : 2].mean(axis=(0, 1))
         np.testing.assert_allclose(found[slice_, 4 * y + x], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_representations_of_volumes_are_means_over_cubes():
+    halving = types.SimpleNamespace(predict_on_batch=lambda batch: batch[:, ::2, ::2, ::2])
+    images = np.random.default_rng(0).normal(size=(3, 8, 4, 12, 2)).astype("float32")
+    found = represent(halving, images, 2, batch_size=2)
+    assert found.shape == (3, 2 * 1 * 3, 2)
+    for crop, y, z in np.ndindex(3, 2, 3):
+        expected = images[crop, 4 * y : 4 * y + 4 : 2, 0:4:2, 4 * z : 4 * z + 4 : 2].mean(axis=(0, 1, 2))
+        np.testing.assert_allclose(found[crop, 3 * y + z], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_labels_there_are_neither_probes_nor_silhouettes_of_them():
+    generator = np.random.default_rng(0)
+    features, patches = make_patches(generator)
+    patches = patches.drop(columns="label")
+    assert [score["target"] for score in probe_scores(features, features, patches, patches, ["T1"])] == ["T1"]
+    (score,) = silhouette_scores(features, patches, np.arange(400), seed=0)
+    assert score["target"] == "constraint class"
+
+
+def test_the_figure_of_patches_without_labels_shows_contrasts():
+    generator = np.random.default_rng(0)
+    patches = make_patches(generator, count=60)[1].drop(columns=["label", "T1"]).assign(**{"contrast t2": range(60)})
+    figure = draw_embeddings({"random": generator.normal(size=(60, 2))}, patches, [])
+    axes = np.array(figure.axes[:4]).reshape(-1, 2)
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["by constraint class", "by contrast t2"]
+    np.testing.assert_array_equal(axes[1, 0].collections[0].get_array(), patches["contrast t2"])
+    assert [axis.get_ylabel() for axis in axes[1, 1].child_axes] == ["0 to 1"]
 
 
 @pytest.mark.parametrize("seed", range(3))
