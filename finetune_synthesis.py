@@ -59,6 +59,7 @@ class Syntheses:
         subjects = [*split.train, *split.val]
         opened = open_volumes(store, subjects, [*self.channels, *self.targets], size)
         self.volumes = dict(zip(subjects, opened, strict=True))
+        store.rows_of(split.test)  # names those that are not there
         self._held = functools.lru_cache(maxsize=None)(lambda subject: self.volumes[subject].held())
         self._reference = functools.lru_cache(maxsize=4)(self._read_reference)
 

@@ -82,7 +82,7 @@ def annotated_subsets(train, sizes, repeats, seed):
     """Draw the annotated subjects of every N and repeat; within a repeat the smaller sets lie in the larger ones.
 
     Args:
-        train: Training subjects that have labels.
+        train: Training subjects that have labels, or all contrasts of a synthesis.
         sizes: Numbers N of annotated subjects.
         repeats: Number of independent draws.
         seed: Seed of the config.
@@ -97,8 +97,8 @@ def annotated_subsets(train, sizes, repeats, seed):
     if too_many:
         raise InputError(
             [
-                f"finetuning.subjects_n: {n} annotated subjects asked for, but the training set has {len(train)} "
-                f"with labels; choose at most {len(train)}"
+                f"subjects_n: {n} annotated subjects asked for, but the training set has {len(train)}; "
+                f"choose at most {len(train)}"
                 for n in too_many
             ]
         )

@@ -163,7 +163,8 @@ def write_nifti(path, array, affine, header_of=None, span=None):
     array = np.asarray(array)
     step = (span[1] - span[0]) / STEPS if span and span[1] > span[0] else 1.0
     if span:
-        array = np.rint((np.clip(array, *span) - span[0]) / step).astype(np.uint16)
+        # In float64: rounded in float32, the highest value can come out as step 65,536, which 16 bits hold as 0.
+        array = np.rint((np.clip(array.astype(np.float64), *span) - span[0]) / step).astype(np.uint16)
     elif array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
     elif array.dtype == bool:

@@ -96,8 +96,8 @@ def given(packed, monkeypatch):
     for method in ("regression", "global", "local", "constrained"):
         monkeypatch.setattr(pretraining, f"pretrain_{method}", record(method))
 
-    def run(stage, contrasts_as):
-        config = load_config(make_config(packed, contrasts_as=contrasts_as))
+    def run(stage, contrasts_as, *overrides):
+        config = load_config(make_config(packed, contrasts_as=contrasts_as), overrides)
         stores = script.open_stores(config, config.work_dir)
         with pytest.raises(InputError, match="recorded"):
             script.train(config, config.pretraining.stages[stage], stores, ["flair", "t1"])
@@ -147,8 +147,7 @@ def test_as_channels_nothing_has_changed(packed, given):
     assert set(volumes) == set(SPLIT["train"]) and len(volumes) == len(slices) == len(arrays[0])
 
 
-def test_a_network_of_one_channel_goes_through_to_step_4(packed, monkeypatch, caplog):
-    monkeypatch.setattr(script.log, "propagate", True)
+def test_a_network_of_one_channel_goes_through_to_step_4(packed, caplog):
     caplog.set_level("INFO", "mrccl")
     words = ["--config", str(make_config(packed, contrasts_as="samples"))]
     script.main([*words, "--method", "late"])
@@ -160,6 +159,39 @@ def test_a_network_of_one_channel_goes_through_to_step_4(packed, monkeypatch, ca
     assert len(json.loads((cell / "metrics.json").read_text())["per_subject"]) == 2
     [moved] = {line for line in caplog.messages if "layers moved" in line}
     assert "left as initialised: segmentation_conv" in moved and "adapted" not in moved
+
+
+VOLUMES = ["network.rank=3", "crops={size: [8, 12, 4], min_foreground: 0.5, validation: 3}", "finetuning=null"]
+VOLUMES += ["pretraining.stages.anatomical={method: global, training: {epochs: 1, batch_size: 4, learning_rate: 1e-3}}"]
+
+
+@pytest.mark.parametrize("stage", ["regression", "anatomical", "local", "constrained", "late"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_networks_of_rank_3_are_shown_crops_of_the_volumes_and_maps_of_the_stages_space(packed, given, stage, remat):
+    arrays, settings = given(stage, "channels", *VOLUMES, f"network.remat={remat}")
+    is_constrained = stage in ("constrained", "late")
+    assert len(arrays) == (4 if is_constrained else 2) and settings["remat"] is remat
+    assert arrays[1::2] == (None, None) or not is_constrained
+    for crops, store in zip(arrays[:: 2 if is_constrained else 1], stores_of(packed), strict=True):
+        assert [volume.subject for volume in crops.volumes] == store.subjects
+        assert crops.shape == (len(store.subjects), 8, 12, 4, 2) and crops.inputs == ["flair", "t1"]
+        assert crops.space == ("late" if stage == "late" else None) and not crops.targets
+        assert (crops.min_foreground, crops.per_volume) == (0.5, 3)
+        rows = store.rows_of([store.subjects[-1]])
+        region = (slice(2, 14), slice(3, 11), slice(1, 5))
+        whole, maps = store.images(["flair", "t1"], rows), store.constraint_maps(rows, crops.space)
+        volume = crops.volumes[-1]
+        np.testing.assert_array_equal(volume[region], np.moveaxis(whole[1:5, 2:14, 3:11], 0, 2))
+        shown = volume.constraint_map(region, crops.space)
+        np.testing.assert_array_equal(shown, np.moveaxis(maps[1:5, 2:14, 3:11], 0, 2))
+
+
+def test_a_crop_deeper_than_a_run_of_packed_slices_is_refused(packed, given):
+    config = load_config(make_config(packed), [*VOLUMES, "crops.size=[8, 12, 8]"])
+    with pytest.raises(InputError, match=r"sub-1: a crop of \(8, 12, 8\) does not fit into \(16, 16\) pixels and 6"):
+        script.train(
+            config, config.pretraining.stages["regression"], script.open_stores(config, config.work_dir), ["flair"]
+        )
 
 
 def test_a_constrained_stage_without_constraint_maps_is_a_mistake(packed):

@@ -184,8 +184,7 @@ def test_the_same_seed_gives_the_same_numbers(done, tmp_path):
     assert first["rows"] == second["rows"] and first["settings"] == second["settings"]
 
 
-def test_an_older_cohort_and_subjects_without_labels(cohort, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(script.log, "propagate", True)
+def test_an_older_cohort_and_subjects_without_labels(cohort, tmp_path, caplog):
     for path in [*(cohort / "sub-001").iterdir()]:
         if path.name.split(".")[0] not in ("true_tissue", "label"):
             (tmp_path / "older" / "sub-001").mkdir(parents=True, exist_ok=True)
@@ -197,8 +196,7 @@ def test_an_older_cohort_and_subjects_without_labels(cohort, tmp_path, monkeypat
     assert {row[2] for row in rows} == {"variance_t1", "variance_t2", "stability"}
 
 
-def test_labels_outside_the_foreground_are_pointed_out(monkeypatch, caplog):
-    monkeypatch.setattr(script.log, "propagate", True)
+def test_labels_outside_the_foreground_are_pointed_out(caplog):
     script.point_out("sub-9", {"labelled_outside": 0.123})
     script.point_out("sub-8", {"labelled_outside": None})
     assert caplog.messages == ["sub-9: 12.3 % of the labelled voxels lie outside the foreground and are not counted"]

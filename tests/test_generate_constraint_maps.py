@@ -242,7 +242,6 @@ def test_one_failing_subject(data, tmp_path, monkeypatch, caplog, error):
     with pytest.raises(type(error), match="spoilt"):
         run(config, "--overwrite")
     assert list(summary(config)) == ["sub-1"], "what was done before the failure stays"
-    monkeypatch.setattr(script.log, "propagate", True)
     assert run(config, "--keep-going") == 1
     assert [line for line in caplog.messages if line.startswith("failed: sub-2: ")][0].count("sub-2") == 1
     assert list(maps(config)) == list(summary(config)) == ["sub-1", "sub-3"], "the outdated map is gone"
@@ -288,8 +287,7 @@ def test_mistakes_are_named(data, tmp_path, words, message):
         run(write_config(tmp_path, data), *words)
 
 
-def test_maps_worth_a_look_are_pointed_out(monkeypatch, caplog):
-    monkeypatch.setattr(script.log, "propagate", True)
+def test_maps_worth_a_look_are_pointed_out(caplog):
     row = {"subject": "sub-9", "classes": 3, "foreground": 0.99}
     script.point_out(row, clusters=20, space=None)
     assert "sub-9: 3 classes, not 20: too few distinct values" in caplog.messages

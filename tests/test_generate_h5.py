@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from data.h5_store import SliceStore
+from data.intensity import foreground_mask
 from data.volumes import write_nifti
 from generate_h5_pretraining import main
 from utils.checks import InputError
@@ -256,6 +257,90 @@ def test_a_given_mask_is_packed_in_place_of_constraint_maps(config):
 def test_without_labels_there_is_no_annotated_file(config):
     run(config, "--set", "data.label=null", "--set", "data.labels={}")
     assert sorted(stores(config.parent / "work")) == ["pretrain_train", "pretrain_val"]
+
+
+SYNTHESIS = [
+    "crops={size: [8, 8]}",
+    "synthesis={inputs: [t1], targets: [echoes], inits: [random], subjects_n: [1], "
+    "training: {epochs: 1, batch_size: 1, learning_rate: 1}}",
+]
+
+
+def percentiles_by_hand(folder, subject, percentiles, mask=None):
+    """Intensities of all three channels at two percentiles of their foreground, from the files alone."""
+    t1, echoes = (nibabel.load(folder / subject / f"{name}.nii.gz").get_fdata() for name in ("t1", "echoes"))
+    found = {}
+    for name, channel in {"t1": t1, "echoes_1": echoes[..., 0], "echoes_2": echoes[..., 1]}.items():
+        inside = foreground_mask(channel[..., None].astype(np.float32)) if mask is None else mask
+        values = np.sort(channel[inside])
+        found[name] = np.interp(np.array(percentiles) / 100 * (len(values) - 1), np.arange(len(values)), values)
+    return found
+
+
+def assert_whole_volumes(store, folder, percentiles=(1, 99)):
+    """Every slice of every subject, scaled between the intensities that the store names."""
+    for subject in store.subjects:
+        rows, grid, ranges = store.rows_of([subject]), store.grid(subject), store.intensities(subject)
+        assert store.slice_index[rows].tolist() == list(range(grid.shape[2]))
+        by_hand = percentiles_by_hand(folder, subject, percentiles)
+        assert list(ranges) == store.contrasts
+        for name in ranges:
+            assert ranges[name] == pytest.approx(by_hand[name], rel=1e-5)
+        t1, (low, high) = nibabel.load(folder / subject / "t1.nii.gz").get_fdata(), ranges["t1"]
+        expected = grid.to_slices(np.clip((t1 - low) / (high - low), 0, 1).astype(np.float32))
+        np.testing.assert_allclose(store.images(["t1"], rows)[..., 0], expected, atol=5e-4)  # float16
+
+
+def test_for_synthesis_every_slice_of_every_subject_is_packed_labelled_or_not(config):
+    run(config, "--set", *SYNTHESIS)
+    found = stores(config.parent / "work")
+    assert sorted(found) == ["annotated", "pretrain_train", "pretrain_val", "volumes"]
+    store = found["volumes"]
+    assert store.subjects == SUBJECTS[:6], "sub-6 has no label, sub-7 is in no set"
+    assert not store.has_labels and store.contrasts == ["t1", "echoes_1", "echoes_2"]
+    assert store.attributes["split"] == {"all": SUBJECTS[:6]} and store.attributes["slices_left_out"] == 0
+    assert_whole_volumes(store, config.parent / "data")
+    for other in found.values():
+        for subject in other.subjects:
+            rows, slices = other.rows_of([subject]), store.rows_of([subject])
+            assert other.intensities(subject) == store.intensities(subject)
+            np.testing.assert_array_equal(other.images(rows=rows), store.images(rows=slices[other.slice_index[rows]]))
+    packed = (config.parent / "work" / "h5" / "volumes.h5").stat().st_mtime_ns
+    run(config, "--set", *SYNTHESIS)
+    assert (config.parent / "work" / "h5" / "volumes.h5").stat().st_mtime_ns == packed
+
+
+def test_volumes_are_packed_once_for_all_folds(config):
+    run(config, "--set", *SYNTHESIS, "data.splits={folds: 3, validation: 1}")
+    work = config.parent / "work"
+    assert [path.relative_to(work).as_posix() for path in work.rglob("volumes.h5")] == ["h5/volumes.h5"]
+    assert SliceStore(work / "h5" / "volumes.h5").subjects == SUBJECTS
+    assert_whole_volumes(SliceStore(work / "h5" / "volumes.h5"), config.parent / "data")
+
+
+def test_volumes_of_another_list_of_subjects_are_refused(config):
+    lists = config.parent / "data" / "splits.json"
+    lists.write_text(json.dumps(SPLIT))
+    run(config, "--set", *SYNTHESIS, "data.splits=splits.json")
+    lists.write_text(json.dumps(SPLIT | {"test": ["sub-7"]}))
+    for name in ("pretrain_train", "pretrain_val", "annotated"):
+        (config.parent / "work" / "h5" / f"{name}.h5").unlink()
+    with pytest.raises(InputError, match="volumes.h5: made with another split; make it again"):
+        run(config, "--set", *SYNTHESIS, "data.splits=splits.json")
+
+
+def test_the_intensities_of_volumes_are_those_of_a_given_mask_and_of_the_configs_percentiles(config):
+    mask = np.zeros((*SHAPE[:2], SHAPE[2] + 1), np.uint8)
+    mask[5:14, 4:13, 2:] = 3
+    for seed, subject in enumerate(SUBJECTS):
+        write_nifti(config.parent / "data" / subject / "mask.nii.gz", mask[..., : SHAPE[2] + seed % 2], AFFINE)
+    run(config, "--set", *SYNTHESIS, *WITHOUT[1:], "data.mask='{subject}/mask.nii.gz'")
+    store = SliceStore(config.parent / "work" / "h5" / "volumes.h5")
+    for subject in store.subjects:
+        inside = mask[..., : store.grid(subject).shape[2]] > 0
+        by_hand = percentiles_by_hand(config.parent / "data", subject, (2, 98), inside)
+        for name, ends in store.intensities(subject).items():
+            assert ends == pytest.approx(by_hand[name], rel=1e-5)
 
 
 def test_labels_cut_off_by_the_slices_are_reported(config):

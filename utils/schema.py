@@ -101,6 +101,9 @@ class Config(Section):
         }
         for name in sorted(set(channels["inputs"]) & set(channels["targets"])):
             yield f"synthesis.targets: '{name}' is among the inputs too; a contrast can be only one of them"
+        for key, names in channels.items():
+            for name in sorted({name for name in names if names.count(name) > 1}):
+                yield f"synthesis.{key}: '{name}' is named twice; name each contrast once"
 
     def _mistakes_of_rank(self):
         rank, crops = self.network.rank, self.crops
@@ -153,6 +156,8 @@ class Config(Section):
     def _patches_that_do_not_fit(self):
         levels = len(self.network.filters) - 1
         image_size = self.image_size()
+        if len(image_size) != self.network.rank:  # `_mistakes_of_rank` says so
+            return
         for name, stage in self.pretraining.stages.items() if self.pretraining else ():
             if stage.method not in ("local", "constrained"):
                 continue

@@ -79,14 +79,7 @@ class SynthesisSection(Section):
     overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one overlaps at least")
 
     @model_validator(mode="after")
-    def _is_possible(self):
+    def _validation_is_looked_at(self):
         if self.evaluate_every > self.training.epochs:
             raise ValueError(f"evaluate_every: {self.evaluate_every} is more than training.epochs")
-        both = sorted(set(self.inputs) & set(self.targets))
-        if both:
-            raise ValueError(f"targets: '{both[0]}' is among the inputs too; a contrast can be only one of them")
-        for key, names in (("inputs", self.inputs), ("targets", self.targets)):
-            twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-            if twice:
-                raise ValueError(f"{key}: '{twice[0]}' is named twice; name each contrast once")
         return self

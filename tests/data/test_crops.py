@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from data.crops import draw_crops, open_volumes, region_of
+from data.crops import draw_crops, held_if_small, open_volumes, region_of
 from data.geometry import SliceGrid
 from data.h5_store import SliceStore, SubjectSlices
 from tests.stores import write_store
@@ -77,6 +77,31 @@ def test_only_the_rows_that_are_needed_are_read(store, monkeypatch):
     draw_crops(volume, (4, 4, 2), 5, np.random.default_rng(0))
     assert {name for name, *_ in asked[1:]} == {"constraint_maps"}
     assert all(len(args[0]) == 2 for _, *args in asked[1:])
+
+
+@pytest.mark.parametrize(("spaces", "left_on_disk"), [((), {"t2"}), (("t2",), set()), ((None, "t2"), set())])
+def test_a_volume_in_memory_holds_the_maps_of_the_spaces_asked_for(store, monkeypatch, spaces, left_on_disk):
+    volume = open_volumes(store, ["sub-2"], ["t2", "t1"])[0]
+    held, region = volume.held(*spaces), region_of((3, 2, 4), (6, 8, 3))
+    read = []
+    original = store.constraint_maps
+    monkeypatch.setattr(store, "constraint_maps", lambda rows, space: read.append(space) or original(rows, space))
+    for space in (None, "t2"):
+        found = held.constraint_map(region, space)
+        assert found.dtype == np.int32 and set(read) <= left_on_disk
+        np.testing.assert_array_equal(found, volume.constraint_map(region, space))
+        read.clear()
+
+
+def test_volumes_are_kept_in_memory_only_if_all_of_them_fit(store):
+    volumes = open_volumes(store, ["sub-1", "sub-2"], ["t1", "t2"])
+    stored = 2 * 12 * 10 * (9 + 8) * 2  # bytes: float16, two contrasts
+    for limit, is_held in ((stored, True), (stored - 1, False)):
+        kept = held_if_small(volumes, "t2", limit=limit)
+        assert [volume.subject for volume in kept] == ["sub-1", "sub-2"]
+        for volume, other in zip(kept, volumes, strict=True):
+            assert set(volume._held) == ({"images", None, "t2"} if is_held else set())
+            np.testing.assert_array_equal(volume[2:5, 1:9, 3:6], other[2:5, 1:9, 3:6])
 
 
 def test_a_volume_can_be_sent_to_another_process(store):

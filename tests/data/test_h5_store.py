@@ -1,5 +1,6 @@
 """The HDF5 files: what is written is read back, whatever is asked for; broken files are refused."""
 
+import dataclasses
 import pickle
 
 import h5py
@@ -136,6 +137,28 @@ def test_a_thousand_subjects_fit_the_attributes(tmp_path):
     store = SliceStore(tmp_path / "a.h5")
     assert store.subjects[-1] == "BraTS2021_01250"
     assert store.grid("BraTS2021_01250").shape == (240, 240, 155)
+
+
+def test_how_intensities_were_scaled_is_read_back(tmp_path):
+    ranges = {"t1": (-3.25, 1e-300), "echoes_1": (0.1, 900.0), "echoes_2": (7, 7)}
+    subjects = [
+        dataclasses.replace(SUBJECTS[0], intensities=ranges),
+        dataclasses.replace(SUBJECTS[2], intensities=dict.fromkeys(CONTRASTS, (0, 2))),
+    ]
+    write_store(tmp_path / "a.h5", subjects, contrasts=CONTRASTS, image_size=(8, 6), attributes=ATTRIBUTES)
+    store = SliceStore(tmp_path / "a.h5")
+    assert store.intensities("sub-1") == ranges and store.intensities("10") == dict.fromkeys(CONTRASTS, (0, 2))
+    with pytest.raises(InputError, match="a.h5: does not say how the intensities of sub-9 were scaled; make it again"):
+        store.intensities("sub-9")
+
+
+def test_a_file_from_before_intensities_were_noted_is_read_but_says_so_when_asked(path):
+    with h5py.File(path, "a") as file:
+        del file["subject_intensities"]
+    store = SliceStore(path)
+    assert np.array_equal(store.images(), IMAGES.astype(np.float32))
+    with pytest.raises(InputError, match="annotated.h5: does not say how the intensities of sub-1 were scaled; make"):
+        store.intensities("sub-1")
 
 
 def test_maps_of_further_contrast_spaces(path, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from data import intensity
-from data.intensity import foreground_mask, scale_intensities
+from data.intensity import foreground_mask, intensity_ranges, scale_between, scale_intensities
 from utils.checks import InputError
 
 SHAPE = (48, 44, 12)
@@ -160,6 +160,24 @@ def test_input_is_left_alone_and_integers_are_welcome():
     scaled = scale_intensities(volume, mask)
     np.testing.assert_array_equal(volume, before)
     np.testing.assert_allclose(scaled, scaled_by_hand(volume, mask, (1, 99)), atol=1e-5)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_ranges_and_scaling_between_them_are_the_scaling_in_two_steps(has_mask):
+    volume, outline = head(np.random.default_rng(11))
+    mask = outline if has_mask else None
+    ranges = intensity_ranges(volume, mask, (2, 90))
+    for contrast in range(3):
+        inside = outline if has_mask else foreground_mask(volume[..., contrast : contrast + 1])
+        values = sorted(volume[..., contrast][inside].tolist())
+        for found, percentile in zip(ranges[contrast], (2, 90), strict=True):
+            place = percentile / 100 * (len(values) - 1)
+            assert values[int(place)] <= found <= values[min(int(place) + 1, len(values) - 1)]
+    scaled = scale_intensities(volume, mask, (2, 90))
+    np.testing.assert_array_equal(scale_between(volume, ranges), scaled)
+    # What lies between the two intensities can be had back from them; what lies beyond is cut off there.
+    back = ranges[:, 0] + scaled * (ranges[:, 1] - ranges[:, 0])
+    np.testing.assert_allclose(back, np.clip(volume, ranges[:, 0], ranges[:, 1]), atol=1e-4)
 
 
 def test_flat_contrast_becomes_zero():

@@ -1,7 +1,7 @@
 """Subjects of training, validation and test; annotated subsets."""
 
+import dataclasses
 import json
-import logging
 
 import pytest
 
@@ -91,11 +91,17 @@ def test_numbers_depend_on_names_and_seed_only_and_leave_the_test_set_alone(tmp_
     assert other.test == split.test and {*split.val} < {*other.val}
 
 
-def test_labelled_subjects_that_the_numbers_leave_over_are_named(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("mrccl"), "propagate", True)  # scripts turn it off
+def test_labelled_subjects_that_the_numbers_leave_over_are_named(tmp_path, caplog):
     [split] = make_splits({"train": 2, "val": 1, "test": 2}, tmp_path, FILES, seed=4)
     over = sorted({*LABELLED} - {*split.train, *split.val, *split.test})
     assert len(over) == 3 and f"data.splits: subjects in no set, unused (3): {', '.join(over)}" in caplog.text
+
+
+def test_without_any_label_the_numbers_are_of_all_subjects(tmp_path):
+    files = {name: dataclasses.replace(one, label=None) for name, one in FILES.items()}
+    [split] = make_splits({"train": 4, "val": 2, "test": 3}, tmp_path, files, seed=4)
+    assert [len(split.train), len(split.val), len(split.test)] == [4, 2, 3]
+    assert len({*split.train, *split.val, *split.test} & set(files)) == 9
 
 
 def test_numbers_beyond_the_labelled_subjects(tmp_path):
@@ -114,8 +120,7 @@ def test_too_few_subjects_for_the_folds(tmp_path):
         make_splits({"folds": 3, "validation": 10}, tmp_path, SUBJECTS, seed=1)
 
 
-def test_subjects_in_no_set_are_named(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("mrccl"), "propagate", True)  # scripts turn it off
+def test_subjects_in_no_set_are_named(tmp_path, caplog):
     make_splits(LISTS | {"train": SUBJECTS[:8]}, tmp_path, SUBJECTS, seed=1)
     assert "data.splits: subjects in no set, unused (2): sub-09, sub-10" in caplog.text
 
@@ -139,6 +144,5 @@ def test_more_annotated_subjects_than_there_are():
         annotated_subsets(LISTS["train"], [2, 16, 32], repeats=1, seed=0)
     assert len(error.value.lines) == 2
     assert error.value.lines[0] == (
-        "finetuning.subjects_n: 16 annotated subjects asked for, but the training set has 10 with labels; "
-        "choose at most 10"
+        "subjects_n: 16 annotated subjects asked for, but the training set has 10; choose at most 10"
     )

@@ -218,6 +218,41 @@ def test_what_is_written_is_read_back(tmp_path, array, dtype):
     assert [entry.name for entry in path.parent.iterdir()] == ["map.nii.gz"]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("span", [(0, 1), (-3.5, 980.25), (18.401163886445, 18.566138736797292), (1e5, 1e5 + 30)])
+def test_intensities_in_steps_are_right_within_half_a_step(tmp_path, span, dtype):
+    low, high = span
+    values = np.random.default_rng(0).uniform(low - 0.1 * (high - low), high + 0.1 * (high - low), SHAPE)
+    values[0, 0, :4] = [low, high, low - (high - low), high + 5 * (high - low)]
+    values = values.astype(dtype)
+    write_nifti(tmp_path / "t1.nii.gz", values, AFFINE, span=span)
+    image = nibabel.load(tmp_path / "t1.nii.gz")
+    assert image.get_data_dtype() == np.uint16 and image.header.get_xyzt_units()[0] == "mm"
+    for affine in (image.affine, image.get_qform()):
+        assert affine == pytest.approx(AFFINE, abs=1e-5)
+    found, step = image.get_fdata(), (high - low) / 65535
+    tolerance = 0.51 * step + 1e-7 * max(abs(low), high)  # slope and intercept are float32
+    np.testing.assert_allclose(found, np.clip(values.astype(float), low, high), rtol=0, atol=tolerance)
+    assert found[0, 0, :4] == pytest.approx([low, high, low, high], abs=tolerance)
+
+
+def test_a_span_without_length_gives_its_one_value(tmp_path):
+    write_nifti(tmp_path / "t1.nii.gz", np.linspace(0, 9, 210).reshape(SHAPE), AFFINE, span=(5, 5))
+    assert (nibabel.load(tmp_path / "t1.nii.gz").get_fdata() == 5).all()
+
+
+def test_a_span_keeps_the_header_of_the_scan(tmp_path):
+    scan = nibabel.Nifti1Image(image(1), AFFINE)
+    scan.set_sform(AFFINE, code="mni")
+    scan.header.set_slope_inter(0.01, -3)
+    nibabel.save(scan, tmp_path / "scan.nii.gz")
+    values = np.linspace(-2, 9, 210).reshape(SHAPE)
+    write_nifti(tmp_path / "t1.nii.gz", values, AFFINE, header_of=tmp_path / "scan.nii.gz", span=(-2, 9))
+    written = nibabel.load(tmp_path / "t1.nii.gz")
+    assert int(written.header["sform_code"]) == 4 and written.get_data_dtype() == np.uint16
+    np.testing.assert_allclose(written.get_fdata(), values, atol=11 / 65535)
+
+
 def test_the_header_of_the_scan_is_kept_but_not_its_scaling(tmp_path):
     scan = nibabel.Nifti1Image(image(1), AFFINE)
     scan.set_sform(AFFINE, code="mni")

@@ -27,9 +27,8 @@ class Training:
 
 
 @pytest.fixture
-def warnings(caplog, monkeypatch):
+def warnings(caplog):
     """A function that returns the warnings since its last call."""
-    monkeypatch.setattr(logging.getLogger("mrccl"), "propagate", True)  # scripts turn it off
 
     def read():
         messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

@@ -163,6 +163,28 @@ def test_a_key_that_came_later_leaves_hashes_alone_until_it_is_used(small):
         assert stage_hash(f"pretraining.stages.{stage}.{key}={other}") != stage_hash()
 
 
+# From the version before contrast synthesis: maps, slices, the stage `constrained` and the cells that start from it.
+KEYS_IN_USE = [
+    "constraint_maps.spaces={late: [t2, t1]}",
+    "pretraining.stages.constrained.space=late",
+    "pretraining.contrasts_as=samples",
+    "evaluation.regions={all: [kidney]}",
+    "finetuning.loss={name: dice}",
+]
+HASHES_BEFORE_SYNTHESIS = [
+    ([], ["a7280fad0ea6", "e67e3306f9f8", "035660dac396", "775fd634d564"]),
+    (KEYS_IN_USE, ["26ddbc3b8ad8", "9d133b6479c9", "5f97abe26b0b", "91ca5a6a0c95"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "before"), HASHES_BEFORE_SYNTHESIS, ids=["plain", "keys in use"])
+@pytest.mark.parametrize("more", [[], ["network.rank=2"], ["network.remat=true"], ["crops={size: [16, 16]}"]])
+def test_configs_from_before_synthesis_keep_their_hashes(small, overrides, before, more):
+    config = load_config(small, [*overrides, *more])
+    found = [config.hash_of_maps(), config.hash_of_slices(), config.hash_of_stage("constrained")]
+    assert [*found, config.hash_of_cell("t1", "constrained")] == before
+
+
 def test_random_initialisation_does_not_depend_on_pretraining(small):
     def cell_hash(*overrides):
         return load_config(small, overrides).hash_of_cell("t1", "random")
