@@ -143,11 +143,10 @@ def build_trainer(config, channels):
 
     settings = config.finetuning
     use_precision(settings.training.mixed_precision)
-    loss, changes = settings.loss.model_dump(), settings.augmentation.model_dump()
+    loss = settings.loss.model_dump()
     loss_name = loss.pop("name")
     if weights := loss.pop("class_weights"):
         loss["class_weights"] = [weights.get(name, 1.0) for name in ("background", *config.data.labels)]
-    zoom = changes.pop("scale")
     return SegmentationTrainer(
         (*config.slices.image_size, channels),
         filters=config.network.filters,
@@ -155,7 +154,7 @@ def build_trainer(config, channels):
         loss=loss_name,
         cross_entropy_weight=loss.pop("cross_entropy_weight"),
         loss_settings=loss,
-        augmentation=changes | {"scale": (1 - zoom, 1 + zoom)},
+        augmentation=settings.augmentation.changes(),
         training=settings.training.model_dump(),
         evaluate_every=settings.evaluate_every,
     )

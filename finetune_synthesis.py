@@ -60,7 +60,6 @@ class Syntheses:
         opened = open_volumes(store, subjects, [*self.channels, *self.targets], size)
         self.volumes = dict(zip(subjects, opened, strict=True))
         store.rows_of(split.test)  # names those that are not there
-        self._held = functools.lru_cache(maxsize=None)(lambda subject: self.volumes[subject].held())
         self._reference = functools.lru_cache(maxsize=4)(self._read_reference)
 
     def cell_folder(self, init, n, repeat):
@@ -83,12 +82,13 @@ class Syntheses:
         trainer.train(self.crops(subjects), self.crops(self.split.val), **run)
 
     def crops(self, subjects):
-        """The volumes of some subjects, to be shown in crops; once read they stay in memory."""
+        """The volumes of some subjects, to be shown in crops."""
+        from data.crops import held_if_small
         from training.crops import Crops
 
         settings = self.config.crops
         return Crops(
-            [self._held(subject) for subject in subjects],
+            held_if_small([self.volumes[subject] for subject in subjects]),
             tuple(settings.size),
             self.channels,
             self.targets,
@@ -160,15 +160,13 @@ def build_trainer(config, channels):
 
     settings = config.synthesis
     use_precision(settings.training.mixed_precision)
-    changes = settings.augmentation.model_dump()
-    zoom = changes.pop("scale")
     return SynthesisTrainer(
         (*config.crops.size, channels),
         filters=config.network.filters,
         outputs=len(channel_names(config.data.contrasts, settings.targets)),
         loss_settings=settings.loss.model_dump(),
         remat=config.network.remat,
-        augmentation=changes | {"scale": (1 - zoom, 1 + zoom)},
+        augmentation=settings.augmentation.changes(),
         training=settings.training.model_dump(),
         evaluate_every=settings.evaluate_every,
     )

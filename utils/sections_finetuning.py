@@ -33,6 +33,11 @@ class AugmentationSection(Section):
     brightness: float = Field(0.1, ge=0, description="largest shift, in units of the [0, 1] image")
     contrast: Share = Field(0.2, description="largest relative change of contrast")
 
+    def changes(self):
+        """Return the keyword arguments of `training.augmentation.draw_changes`."""
+        values = self.model_dump()
+        return values | {"scale": (1 - self.scale, 1 + self.scale)}
+
 
 class FinetuningSection(Section):
     """Step 4: the grid contrasts x init x N x repeat."""
@@ -60,6 +65,13 @@ class SynthesisLossSection(Section):
     ssim_weight: PositiveFloat = Field(1.0, description="weight of 1 - SSIM; of l1_ssim only")
 
 
+class SynthesisAugmentationSection(AugmentationSection):
+    """Largest random changes of a training crop: one displacement field for all contrasts, intensities of inputs."""
+
+    brightness: float = Field(0.0, ge=0, description="largest shift of the inputs, in units of the [0, 1] image")
+    contrast: Share = Field(0.0, description="largest relative change of contrast of the inputs")
+
+
 class SynthesisSection(Section):
     """Step 4 for contrast synthesis: the grid init x N x repeat."""
 
@@ -69,10 +81,8 @@ class SynthesisSection(Section):
     subjects_n: list[PositiveInt] = Field(min_length=1, description="numbers of subjects with all contrasts")
     repeats: PositiveInt = Field(3, description="draws of these subjects")
     loss: SynthesisLossSection = Field(SynthesisLossSection(), description="L1, mean squared error, or L1 and SSIM")
-    augmentation: AugmentationSection = Field(
-        AugmentationSection(brightness=0, contrast=0),
-        description="random changes of training crops: one displacement field for all contrasts; intensities of the "
-        "inputs only, and where the section is left out none",
+    augmentation: SynthesisAugmentationSection = Field(
+        SynthesisAugmentationSection(), description="random changes of training crops"
     )
     training: TrainingSection = Field(description="epochs, batch, learning rate")
     evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation crops")
