@@ -83,7 +83,10 @@ class Trainer:
         return history
 
     def add_changes(self, batch, generator):
-        """Add the random numbers of augmentation to a batch."""
+        """Add the random numbers of augmentation to a batch, if there is any: warping takes time and smooths noise."""
+        sizes = {key: value for key, value in self.augmentation.items() if key not in ("scale", "elastic_grid")}
+        if not any(sizes.values()) and set(self.augmentation.get("scale", (1,))) == {1}:
+            return batch
         count, *image_size, _ = batch["image"].shape
         return batch | draw_changes(count, image_size, generator, **self.augmentation)
 

@@ -66,8 +66,16 @@ class SynthesisLossSection(Section):
 
 
 class SynthesisAugmentationSection(AugmentationSection):
-    """Largest random changes of a training crop: one displacement field for all contrasts, intensities of inputs."""
+    """Largest random changes of a training crop: one displacement field for all contrasts, intensities of inputs.
 
+    Off by default: the random places of crops vary them already, and interpolation smooths the noise of what is trained
+    on, but not of what is synthesised from.
+    """
+
+    translation: Share = Field(0.0, description="share of the crop's size")
+    rotation_degrees: float = Field(0.0, ge=0, le=180, description="either way")
+    scale: Share = Field(0.0, description="relative enlargement or shrinkage")
+    elastic_px: float = Field(0.0, ge=0, description="standard deviation of the elastic displacement, pixels")
     brightness: float = Field(0.0, ge=0, description="largest shift of the inputs, in units of the [0, 1] image")
     contrast: Share = Field(0.0, description="largest relative change of contrast of the inputs")
 
