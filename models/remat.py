@@ -40,7 +40,9 @@ def rematerialised(network):
         before = decoder_maps[level - 2] if level > 1 else encoder_maps[-1]
         decoder.append(keras.Model([before, encoder_maps[-1 - level]], after))
     last = (encoder_maps + decoder_maps)[-1]
-    head = [] if network.output is last else [keras.Model(last, network.output)]
+    sees_image = any(layer.name == "synthesis_skip" for layer in network.layers)
+    head_maps = [last, network.input] if sees_image else last
+    head = [] if network.output is last else [keras.Model(head_maps, network.output)]
 
     def call(image, training=None):
         maps = [image]
@@ -50,7 +52,7 @@ def rematerialised(network):
         for level in decoder:
             x = _compute(level, training, x, skips.pop())
         for level in head:
-            x = _compute(level, training, x)
+            x = _compute(level, training, x, image) if sees_image else _compute(level, training, x)
         return x
 
     return call

@@ -12,6 +12,7 @@ from models.projection import project_image, project_patches
 from utils.checks import InputError
 
 FILTERS = (16, 32, 64, 128, 128, 128)  # authors' code
+SYNTHESIS_FILTERS = 16  # ours
 OUTPUT_ACTIVATIONS = {"segmentation": "softmax", "reconstruction": "linear", "synthesis": "linear"}
 
 
@@ -64,8 +65,9 @@ def build_unet(
         filters: Channels of each level, finest first.
         decoder_levels: How many decoder levels to build, deepest first; None for all. With n of `levels - 1` the
             feature map is smaller than the image by 2**(levels - 1 - n) along each axis.
-        head: `"segmentation"` (softmax), `"reconstruction"` or `"synthesis"` (linear), `"projection"` (patch
-            representations) or None (features of the last decoder level).
+        head: `"segmentation"` (softmax), `"reconstruction"` (linear), `"synthesis"` (one hidden 1 x 1 convolution that
+            also sees the image, then linear; ours), `"projection"` (patch representations) or None (features of the
+            last decoder level).
         outputs: Channels of the first three heads: classes with background, or contrasts. None means the contrasts
             of the image, for a reconstruction.
         features: Length F of a patch representation.
@@ -92,6 +94,8 @@ def build_unet(
         _check_patches(x.shape[1:-1], patch_size)
         x = project_patches(x, rank, features, patch_size, seed)
     elif head is not None:
+        if head == "synthesis":
+            x = _join_image(x, image, rank, seed)
         x = _output(x, rank, head, _output_channels(head, outputs, image_shape), seed)
     return keras.Model(image, x, name=name)
 
@@ -102,6 +106,12 @@ def _encode(image, rank, filters, seed):
     for level, level_filters in enumerate(filters, start=1):
         maps.append(encoder_level(maps[-1], rank, level_filters, level, seed))
     return maps[1:]
+
+
+def _join_image(x, image, rank, seed):
+    """Show the image itself to the head that synthesises: normalisation has taken absolute intensities away."""
+    x = layers.Concatenate(name="synthesis_skip")([x, image])
+    return convolution(rank, SYNTHESIS_FILTERS, 1, "synthesis_hidden", seed, activation="relu")(x)
 
 
 def _output(x, rank, head, channels, seed):
