@@ -40,11 +40,11 @@ def rematerialised(network):
         before = decoder_maps[level - 2] if level > 1 else encoder_maps[-1]
         decoder.append(keras.Model([before, encoder_maps[-1 - level]], after))
     last = (encoder_maps + decoder_maps)[-1]
-    sees_image = any(layer.name == "synthesis_skip" for layer in network.layers)
-    head_maps = [last, network.input] if sees_image else last
-    head = [] if network.output is last else [keras.Model(head_maps, network.output)]
+    synthesis = _synthesis_head(network)
+    head = [] if synthesis or network.output is last else [keras.Model(last, network.output)]
 
     def call(image, training=None):
+        image = keras.ops.convert_to_tensor(image)
         maps = [image]
         for level in encoder:
             maps.append(_compute(level, training, maps[-1]))
@@ -52,10 +52,23 @@ def rematerialised(network):
         for level in decoder:
             x = _compute(level, training, x, skips.pop())
         for level in head:
-            x = _compute(level, training, x, image) if sees_image else _compute(level, training, x)
-        return x
+            x = _compute(level, training, x)
+        return _compute(synthesis, training, x, image) if synthesis else x
 
     return call
+
+
+def _synthesis_head(network):
+    """Return the head that sees the image as well, layer by layer: as a `keras.Model` it would change the network."""
+    layers = [layer for layer in network.layers if layer.name.startswith("synthesis")]
+
+    def call(maps, training=None):
+        x = layers[0](list(maps))
+        for layer in layers[1:]:
+            x = layer(x)
+        return x
+
+    return call if layers else None
 
 
 def _compute(level, training, *maps):

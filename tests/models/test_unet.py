@@ -215,3 +215,14 @@ def test_softmax_is_applied_once():
 def test_impossible_networks_are_refused(shape, options, message):
     with pytest.raises(InputError, match=message):
         build_unet(shape, **options)
+
+
+def test_the_head_that_synthesises_knows_absolute_intensities():
+    # Convolution and group normalisation answer alike to an image and its double; what is synthesised must not.
+    image = np.random.default_rng(0).random((1, 16, 16, 2)).astype("float32") + 0.5
+    features, synthesis = (
+        build_unet((16, 16, 2), filters=(4, 8), seed=3, **head)
+        for head in ({"head": None}, {"head": "synthesis", "outputs": 1})
+    )
+    np.testing.assert_allclose(features(image), features(2 * image), atol=1e-2)
+    assert np.abs(synthesis(image) - synthesis(2 * image)).max() > 0.1
