@@ -224,7 +224,7 @@ def test_what_is_synthesised_lies_where_the_head_lies(finished):
 def test_pretrained_cells_start_from_the_pretrained_network(finished):
     config, work = finished
     log = (cell_of(work) / "run.log").read_text()
-    assert "layers moved" in log and "left as initialised: synthesis_conv" in log
+    assert "layers moved" in log and "left as initialised: synthesis_hidden, synthesis_conv" in log
     assert "random initialisation" in (cell_of(work, "random") / "run.log").read_text()
     _, metadata = read_weights(work / "pretraining" / "constrained" / "weights.npz")
     assert metadata["seen"] == sorted(SPLIT["train"] + SPLIT["val"])
