@@ -60,7 +60,6 @@ class Syntheses:
         opened = open_volumes(store, subjects, [*self.channels, *self.targets], size)
         self.volumes = dict(zip(subjects, opened, strict=True))
         store.rows_of(split.test)  # names those that are not there
-        self._reference = functools.lru_cache(maxsize=4)(self._read_reference)
 
     def cell_folder(self, init, n, repeat):
         return self.folder / "synthesis" / init / f"n{n:02d}" / f"r{repeat}"
@@ -108,7 +107,7 @@ class Syntheses:
             grid, ranges = self.store.grid(subject), self.store.intensities(subject)
             images = self.store.images(self.channels, self.store.rows_of([subject]))
             prediction = synthesise_subject(network, images, grid, self.config.crops.size, **windows)
-            reference, mask = self._reference(subject)
+            reference, mask = self.read_reference(subject)
             for row in score_synthesis(prediction, reference, self.targets, data_range=1.0, mask=mask):
                 low, high = ranges[row["label"]]
                 values = low + prediction[..., self.targets.index(row["label"])] * (high - low)
@@ -116,7 +115,7 @@ class Syntheses:
                 rows.append({"subject": subject} | row | {"intensity_low": low, "intensity_high": high})
         return rows
 
-    def _read_reference(self, subject):
+    def read_reference(self, subject):
         """Acquired targets of a subject in [0, 1], `(X, Y, Z, K)`, and the head or organ, `(X, Y, Z)`."""
         import numpy as np
 
