@@ -156,13 +156,17 @@ def flat(subjects):
 
 def train(config, stage, stores, contrasts, **run):
     """Hand images, maps and the stage's settings to its method."""
+    from data.slices import in_memory_if, stored_images, stored_maps
     from training import pretraining
+    from training.devices import free_bytes
 
     parts = [stores[part] for part in ("train", "val")]
     is_one_by_one, is_volumes = config.pretraining.contrasts_as == "samples", config.network.rank == 3
-    images = [crops_of(config, stage, store, contrasts) if is_volumes else store.images(contrasts) for store in parts]
-    if is_one_by_one:
-        images = [one_by_one(channels) for channels in images]
+    if is_volumes:
+        images = [crops_of(config, stage, store, contrasts) for store in parts]
+    else:
+        images = [stored_images(store, contrasts, one_by_one=is_one_by_one) for store in parts]
+        images = in_memory_if(images, config.data.resident, free_bytes() // 2)
     settings = stage.model_dump(exclude={"method", "warm_start", "space"}) | run
     settings |= {"filters": config.network.filters, "remat": config.network.remat}
     if stage.method == "regression":
@@ -172,7 +176,7 @@ def train(config, stage, stores, contrasts, **run):
     if stage.method == "global":
         places = [places_of(store, contrasts if is_one_by_one else [""]) for store in parts]
         return pretraining.pretrain_global(*images, places=places[0], validation_places=places[1], **settings)
-    maps = [None if is_volumes else store.constraint_maps(space=stage.space) for store in parts]
+    maps = [None if is_volumes else stored_maps(store, stage.space) for store in parts]
     names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")
     loss = {name: settings.pop(name) for name in names}
     return pretraining.pretrain_constrained(images[0], maps[0], images[1], maps[1], loss_settings=loss, **settings)
@@ -187,13 +191,6 @@ def crops_of(config, stage, store, contrasts):
     volumes = held_if_small(open_volumes(store, store.subjects, contrasts, settings.size), space)
     options = {"min_foreground": settings.min_foreground, "per_volume": settings.validation, "space": space}
     return Crops(volumes, tuple(settings.size), contrasts, **options)
-
-
-def one_by_one(images):
-    """Turn slices of C contrasts, `(N, H, W, C)`, into C times as many of one: all of the first, all of the second."""
-    import numpy as np
-
-    return np.moveaxis(images, -1, 0).reshape(-1, *images.shape[1:-1], 1)
 
 
 def places_of(store, contrasts):

@@ -86,14 +86,15 @@ class Segmentations:
         return child_seed(self.config.seed, "finetuning", self.split.name, contrasts, n, repeat)
 
     def train(self, trainer, cell, subjects, **run):
-        channels, (_, val_subjects, _) = self.inputs(*cell), self.subjects
-        training, validation = (self.slices(channels, chosen) for chosen in (subjects, val_subjects))
-        trainer.train(*training, *validation, **run)
+        from data.slices import in_memory_if, stored_images, stored_labels
+        from training.devices import free_bytes
 
-    def slices(self, channels, subjects):
-        """Images and labels of all slices of some subjects."""
-        rows = self.store.rows_of(subjects)
-        return self.store.images(channels, rows), self.store.labels(rows)
+        channels = self.inputs(*cell)
+        if trainer.source != (self.store.path, channels):  # the same slices serve all cells that see these contrasts
+            arrays = [stored_images(self.store, channels), stored_labels(self.store)]
+            trainer.use(*in_memory_if(arrays, self.config.data.resident, free_bytes() // 2))
+            trainer.source = (self.store.path, channels)
+        trainer.train(*(self.store.rows_of(chosen) for chosen in (subjects, self.subjects[1])), **run)
 
     def score(self, network, cell, folder):
         """Predict every test subject on its own grid; returns the rows of metrics.json."""

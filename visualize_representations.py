@@ -177,7 +177,7 @@ class RepresentedSplit:
     def sample(self, part):
         """Draw the patches of the training or of the test subjects."""
         from evaluation.patches import sample_patches
-        from training.batches import assign_patch_classes
+        from training.patches import assign_patch_classes
 
         return sample_patches(
             self.store,

@@ -106,7 +106,7 @@ def device_peak_gb():
     """Return the most memory that was allocated on the first GPU; None without one."""
     import keras
 
-    from training.tasks import has_accelerator
+    from training.devices import has_accelerator
 
     backend = keras.backend.backend()
     if backend == "torch":  # for which Keras lists no devices

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from data.h5_store import SliceStore
-from training.batches import assign_patch_classes
+from training.patches import assign_patch_classes
 
 PATCH = 4  # pixels
 SUBJECT = 0  # of the test subjects

@@ -1,12 +1,38 @@
 """Slices to batches: which slices, which anchors, which random changes, all fixed by seed, epoch and step."""
 
+import functools
 import math
+from dataclasses import dataclass
 
 import keras
 import numpy as np
 
+from training.devices import steps_per_dispatch
 from utils.checks import InputError
 from utils.runs import child_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of an array, `rows[places]` being `values[index[places]]`.
+
+    Attributes:
+        values: numpy array, or `data.slices.StoredArray`, `(N, ...)`.
+        index: Row numbers `(n,)`; None: all.
+    """
+
+    values: object
+    index: np.ndarray | None = None
+
+    def __len__(self):
+        return len(self.values if self.index is None else self.index)
+
+    def __getitem__(self, places):
+        return self.values[self.numbers(places)]
+
+    def numbers(self, places):
+        """Row numbers in `values`."""
+        return places if self.index is None else self.index[places]
 
 
 class Batches(keras.utils.PyDataset):
@@ -16,24 +42,52 @@ class Batches(keras.utils.PyDataset):
     number of slices, and every slice is seen equally often. Validation (`shuffle=False`) is one fixed pass over all
     slices in one fixed random order, so that each batch mixes subjects.
 
+    What lies on the device already (`on_device`) is not sent: the batch names the slices by `rows (B,)` instead, and
+    `tasks.Task` reads them there.
+
     Args:
-        arrays: Dictionary of arrays whose first axis is the slice, `(N, ...)`.
+        arrays: Dictionary of arrays whose first axis is the slice, `(N, ...)`; numpy, or `Rows`.
         batch_size: Slices per batch.
         seed: Seed of this set.
         steps: Batches per epoch; None: as many as cover the slices once.
         shuffle: True for training.
         finish: Function `(batch, generator) -> batch` that adds what is random, such as anchors.
+        on_device: Names of arrays, all of them `Rows` with one index, that the task holds.
+        per_dispatch: Batches handed over at a time, see `Task.train_step`; None: one, if they bring their images,
+            else as many as suit the device.
     """
 
-    def __init__(self, arrays, batch_size, seed, *, steps=None, shuffle=True, finish=None):
+    def __init__(
+        self, arrays, batch_size, seed, *, steps=None, shuffle=True, finish=None, on_device=(), per_dispatch=None
+    ):
         super().__init__(workers=1)
         self.arrays, self.batch_size, self.seed, self.shuffle, self.finish = arrays, batch_size, seed, shuffle, finish
+        self.on_device, self.epoch = tuple(on_device), 0
         self.slices = len(next(iter(arrays.values())))
         self.steps = steps or -(-self.slices // batch_size)
-        self.epoch = 0
+        last_is_smaller = not shuffle and self.steps * batch_size != self.slices
+        self.per_dispatch = per_dispatch or (steps_per_dispatch(self.steps, last_is_smaller) if on_device else 1)
+        self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
 
     def __len__(self):
-        return self.steps
+        return len(self.dispatches)
+
+    @functools.cached_property
+    def dispatches(self):
+        """Steps that are handed over together, a list of ranges; a smaller last batch goes by itself."""
+        full, number = self.full, self.per_dispatch
+        groups = [range(first, min(first + number, full)) for first in range(0, full, number)]
+        return groups + [range(step, step + 1) for step in range(full, self.steps)]
+
+    @property
+    def full(self):
+        """Number of full batches; those of training are all full."""
+        return self.steps if self.shuffle else min(self.steps, self.slices // self.batch_size)
+
+    def kind(self, number):
+        """What tells dispatches of different sizes apart, each of which is a compiled program of its own."""
+        steps = self.dispatches[number]
+        return len(steps), steps[0] < self.full
 
     def on_epoch_end(self):
         if self.shuffle:
@@ -47,18 +101,38 @@ class Batches(keras.utils.PyDataset):
         rounds, offsets = np.divmod(places, self.slices)
         return np.concatenate([self._permutation(r)[offsets[rounds == r]] for r in np.unique(rounds)])
 
-    def _permutation(self, number, length=None):
+    def _draw_permutation(self, number, length=None):
         return np.random.default_rng(child_seed(self.seed, "order", number)).permutation(length or self.slices)
 
-    def __getitem__(self, step):
+    def __getitem__(self, number):
+        batches = [self.batch(step) for step in self.dispatches[number]]
+        if self.per_dispatch == 1:
+            return (batches[0],)
+        return ({"steps": {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}},)
+
+    def batch(self, step):
+        """One batch, a dictionary of arrays `(B, ...)`."""
         batch = self.read(self.rows(step), step)
         if self.finish:
             batch = self.finish(batch, np.random.default_rng(child_seed(self.seed, "draw", self.epoch, step)))
-        return (batch,)
+        return batch
 
     def read(self, rows, step):
         """The arrays of a batch, by name, before anything random is added."""
-        return {name: values[rows] for name, values in self.arrays.items()}
+        sent = {name: values[rows] for name, values in self.arrays.items() if name not in self.on_device}
+        if not self.on_device:
+            return sent
+        return sent | {"rows": self.arrays[self.on_device[0]].numbers(rows).astype("int32")}
+
+
+def in_memory(arrays):
+    """Names of those `Rows` among arrays whose values are in memory, and can go to the device as they are."""
+    return [name for name, rows in arrays.items() if isinstance(rows, Rows) and isinstance(rows.values, np.ndarray)]
+
+
+def size_of(batch):
+    """Number of slices in a batch."""
+    return len(next(iter(batch.values())))
 
 
 class PartitionedBatches(Batches):
@@ -77,7 +151,7 @@ class PartitionedBatches(Batches):
         subjects: Subject of each slice, `(N,)`.
         steps: Batches per epoch; None: as many as cover the slices once, in validation as described.
         shuffle: As for `Batches`.
-        finish: As for `Batches`.
+        **options: As for `Batches`.
 
     Raises:
         InputError: The batch size is no multiple of the number of partitions.
@@ -86,7 +160,7 @@ class PartitionedBatches(Batches):
         Chaitanya et al., NeurIPS 2020, Sec. 3.1: a batch of m volumes, one slice of each partition of each.
     """
 
-    def __init__(self, arrays, batch_size, seed, *, subjects, steps=None, shuffle=True, finish=None):
+    def __init__(self, arrays, batch_size, seed, *, subjects, steps=None, shuffle=True, **options):
         partitions = np.asarray(arrays["partition"])
         names, volumes = np.unique(subjects, return_inverse=True)
         parts = int(partitions.max()) + 1
@@ -103,7 +177,7 @@ class PartitionedBatches(Batches):
         self.batches_per_round, visits_per_round = len(names) // common, self.volumes_per_batch // common
         if not shuffle:
             steps = steps or -(-self.counts.max() // visits_per_round) * self.batches_per_round
-        super().__init__(arrays, self.volumes_per_batch * parts, seed, steps=steps, shuffle=shuffle, finish=finish)
+        super().__init__(arrays, self.volumes_per_batch * parts, seed, steps=steps, shuffle=shuffle, **options)
 
     def rows(self, step):
         """Slice numbers of a step of the current epoch, volume after volume, part after part, `(B,)`."""
@@ -149,55 +223,3 @@ def assign_partitions(subjects, slices, n_partitions):
     parts = np.empty(len(subjects), "int32")
     parts[np.lexsort((slices, volumes))] = rank * n_partitions // np.repeat(counts, counts)
     return parts
-
-
-def assign_patch_classes(constraint_maps, patch_px):
-    """Give each patch the class that most of its pixels have.
-
-    Args:
-        constraint_maps: Integer classes, 0 background, `(N, H, W)`, or `(N, H, W, D)` of volumes.
-        patch_px: Edge of a patch in pixels of the map, along every axis; must divide H, W and D.
-
-    Returns:
-        Classes `(N, P)` int32, patches in row-major order, as `models.projection.project_patches` has them. Of equally
-        frequent classes the lowest wins, so a patch that is half background counts as background.
-
-    Raises:
-        InputError: For patches that do not fill the map.
-
-    Reference:
-        Majority rule and 4 x 4 patches: Umapathy et al., Med. Phys. 2024; the rule for ties is ours.
-    """
-    count, *sizes = constraint_maps.shape
-    if any(size % patch_px for size in sizes):
-        raise InputError(f"constraint maps: patches of {patch_px} pixels do not fill {tuple(sizes)}; use smaller ones")
-    patches, rank = [size // patch_px for size in sizes], len(sizes)
-    split = constraint_maps.reshape(count, *(part for number in patches for part in (number, patch_px)))
-    pixels = split.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2))
-    pixels = pixels.reshape(count * math.prod(patches), patch_px**rank)
-    best = np.zeros(len(pixels), "int32")
-    best_votes = (pixels == 0).sum(1)
-    for number in range(1, int(constraint_maps.max(initial=0)) + 1):
-        votes = (pixels == number).sum(1)
-        wins = votes > best_votes
-        best[wins], best_votes[wins] = number, votes[wins]
-    return best.reshape(count, math.prod(patches))
-
-
-def draw_anchors(patch_classes, anchors_per_slice, generator):
-    """Draw anchors among the foreground patches of each slice, without replacement.
-
-    Args:
-        patch_classes: `(B, P)` int; 0 and -1 are background.
-        anchors_per_slice: A.
-        generator: numpy random generator.
-
-    Returns:
-        Patch numbers `(B, A)` int32; -1 where a slice has fewer foreground patches than anchors.
-    """
-    order = generator.random(patch_classes.shape)
-    order[patch_classes <= 0] = 2.0  # background comes after every foreground patch
-    anchors = np.argsort(order, axis=1)[:, :anchors_per_slice].astype("int32")
-    anchors[np.take_along_axis(patch_classes, anchors, axis=1) <= 0] = -1
-    missing = anchors_per_slice - anchors.shape[1]
-    return np.pad(anchors, ((0, 0), (0, max(0, missing))), constant_values=-1)

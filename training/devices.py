@@ -7,14 +7,20 @@ the slices of all devices together where a loss compares them, and `share_of_los
 
 import contextlib
 import logging
+import re
+import sys
+from pathlib import Path
 
 import keras
 from keras import ops
 
 from utils.checks import InputError
-from utils.runs import tensorflow
+from utils.runs import device_name, tensorflow
 
 log = logging.getLogger("mrccl")
+
+UNKNOWN_FREE_BYTES = 8e9
+MOST_STEPS = 32  # in one dispatch: the host then waits for the device, and not the other way round
 
 
 @contextlib.contextmanager
@@ -39,6 +45,47 @@ def data_parallel(count):
     log.info("each batch is shared among %s", ", ".join(devices[:count]))
     with {"tensorflow": _mirrored, "jax": Replicated}[backend](devices=devices[:count]).scope():
         yield
+
+
+def has_accelerator():
+    """True when the backend of this process computes on a GPU or TPU."""
+    return device_name() != "cpu"
+
+
+def free_bytes():
+    """Memory for data that is free on the device, or in this machine when the processor is the device; bytes.
+
+    Where the backend does not tell (TensorFlow on a GPU), 8 GB are assumed.
+    """
+    if not has_accelerator():
+        text = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
+        found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+        return int(found[1]) * 1024 if found else UNKNOWN_FREE_BYTES
+    backend = keras.backend.backend()
+    if backend == "jax":
+        statistics = sys.modules["jax"].local_devices()[0].memory_stats() or {}
+        return statistics.get("bytes_limit", UNKNOWN_FREE_BYTES) - statistics.get("bytes_in_use", 0)
+    return sys.modules["torch"].cuda.mem_get_info()[0] if backend == "torch" else UNKNOWN_FREE_BYTES
+
+
+def steps_per_dispatch(steps, last_is_smaller=False):
+    """Say how many steps of an epoch go to the device at a time; 1 where the step itself takes longest.
+
+    Args:
+        steps: Steps of the epoch.
+        last_is_smaller: The last batch is smaller than the others, which TensorFlow's input pipeline cannot stack.
+    """
+    is_tensorflow = keras.backend.backend() == "tensorflow"
+    if (
+        not has_accelerator()
+        or keras.distribution.distribution()
+        or replicas() > 1
+        or (is_tensorflow and last_is_smaller)
+    ):
+        return 1
+    # A divisor spares the compilation of a shorter last group.
+    divisors = [number for number in range(MOST_STEPS, MOST_STEPS // 4, -1) if steps % number == 0]
+    return divisors[0] if divisors else min(MOST_STEPS, steps)
 
 
 def check_batch_sizes(count, batch_sizes):

@@ -6,11 +6,12 @@ import statistics
 import time
 
 import keras
+import numpy as np
 
 from models.unet import build_unet
 from models.weights import transfer
 from training.augmentation import draw_changes
-from training.batches import Batches
+from training.batches import Batches, Rows, in_memory, size_of
 from training.checkpoints import fit
 from training.tasks import Segmentation, Synthesis
 from utils.runs import child_seed
@@ -65,7 +66,7 @@ class Trainer:
         Returns:
             History, a list with one dictionary per epoch.
         """
-        clock = CompileClock(len(validation))
+        clock = CompileClock(batches, validation)
         history = fit(
             self.task,
             batches,
@@ -87,8 +88,8 @@ class Trainer:
         sizes = {key: value for key, value in self.augmentation.items() if key not in ("scale", "elastic_grid")}
         if not any(sizes.values()) and set(self.augmentation.get("scale", (1,))) == {1}:
             return batch
-        count, *image_size, _ = batch["image"].shape
-        return batch | draw_changes(count, image_size, generator, **self.augmentation)
+        image_size = self.network.input_shape[1:-1]
+        return batch | draw_changes(size_of(batch), image_size, generator, **self.augmentation)
 
 
 class SegmentationTrainer(Trainer):
@@ -102,7 +103,12 @@ class SegmentationTrainer(Trainer):
         loss_settings: Keyword arguments of that loss.
         cross_entropy_weight: Weight of the balanced cross-entropy that is added to it.
         **settings: `augmentation`, `training` and `evaluate_every` of `Trainer`.
+
+    Attributes:
+        source: What the slices of `use` are, for the caller to remember.
     """
+
+    source = None
 
     def __init__(
         self,
@@ -122,14 +128,23 @@ class SegmentationTrainer(Trainer):
             **settings,
         )
 
-    def train(self, images, labels, validation_images, validation_labels, *, seed, **run):
+    def use(self, images, labels):
+        """Take over the slices that cells are trained on; numpy arrays go to the device once, for all these cells.
+
+        Args:
+            images: `(N, H, W, C)`, in [0, 1]; numpy array or `data.slices.StoredArray`.
+            labels: Class index `(N, H, W)`, likewise.
+        """
+        self.arrays = {"image": images, "label": labels}
+        held = {name: values for name, values in self.arrays.items() if isinstance(values, np.ndarray)}
+        self.task.hold(held, held)
+
+    def train(self, rows, validation_rows, *, seed, **run):
         """Train one cell; leaves `network` with its best weights on the validation set.
 
         Args:
-            images: Slices of the annotated subjects `(N, H, W, C)`, in [0, 1].
-            labels: Class index `(N, H, W)`.
-            validation_images: Slices of the validation subjects.
-            validation_labels: Their labels.
+            rows: Numbers of the slices of the annotated subjects among those of `use`, `(n,)`.
+            validation_rows: The same of the validation subjects.
             seed: Seed of order and augmentation.
             **run: `folder`, `tag` and `name` of `fit`.
 
@@ -137,9 +152,12 @@ class SegmentationTrainer(Trainer):
             History, a list with one dictionary per epoch.
         """
         size, steps = self.training["batch_size"], self.training["steps_per_epoch"]
-        arrays, fixed = {"image": images, "label": labels}, {"image": validation_images, "label": validation_labels}
-        batches = Batches(arrays, size, child_seed(seed, "training"), steps=steps, finish=self.add_changes)
-        return self.fit(batches, Batches(fixed, size, child_seed(seed, "validation"), shuffle=False), **run)
+        sets = [{name: Rows(values, r) for name, values in self.arrays.items()} for r in (rows, validation_rows)]
+        options = {"on_device": in_memory(sets[0])}
+        batches = Batches(sets[0], size, child_seed(seed, "training"), steps=steps, finish=self.add_changes, **options)
+        return self.fit(
+            batches, Batches(sets[1], size, child_seed(seed, "validation"), shuffle=False, **options), **run
+        )
 
 
 class SynthesisTrainer(Trainer):
@@ -183,30 +201,34 @@ class CompileClock(keras.callbacks.Callback):
     """Times batches, to tell compiling from training on every backend.
 
     A step is traced and compiled inside its first call. What the first training batch, the first validation batch and
-    the first batch at the end of the validation set (which is smaller, and on JAX another shape) took longer than the
-    median of the later ones is therefore what compiling cost. Where the step was compiled before, that is about 0.
-    On JAX, Keras then waits for each batch before it starts the next, which cost no measurable time on a CPU.
+    the first batch of another size (at the end of the validation set) took longer than the median of the later ones of
+    their kind is therefore what compiling cost. Where the step was compiled before, that is about 0.
 
     Args:
-        validation_steps: Batches of the validation set.
+        training: `Batches`.
+        validation: `Batches`.
     """
 
-    def __init__(self, validation_steps):
+    async_safe = True  # JAX goes on while a step is awaited
+
+    def __init__(self, training, validation):
         super().__init__()
-        self.validation_steps, self.seconds = validation_steps, collections.defaultdict(list)
+        self.sets, self.started, self.seconds = (training, validation), {}, collections.defaultdict(list)
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.started = time.perf_counter()
+        self.started[0, batch] = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.seconds["training"].append(time.perf_counter() - self.started)
+        self._add(0, batch)
 
     def on_test_batch_begin(self, batch, logs=None):
-        self.test_started = time.perf_counter()
+        self.started[1, batch] = time.perf_counter()
 
     def on_test_batch_end(self, batch, logs=None):
-        kind = "end of validation" if batch + 1 == self.validation_steps else "validation"
-        self.seconds[kind].append(time.perf_counter() - self.test_started)
+        self._add(1, batch)
+
+    def _add(self, part, batch):
+        self.seconds[part, self.sets[part].kind(batch)].append(time.perf_counter() - self.started[part, batch])
 
     def compile_s(self):
         """Return the seconds spent on compiling; a kind of batch that came only once counts in full."""

@@ -1,7 +1,8 @@
 """Pretraining: one function per method, from slices and constraint maps to the weights of a network.
 
 Images are slices `(N, H, W, C)`, volumes `(N, H, W, D, C)`, or `training.crops.Crops`, which draws them from larger
-volumes; the network has the rank of the images.
+volumes; the network has the rank of the images. A numpy array goes to the device once; a `data.slices.StoredArray` is
+read from its file batch by batch.
 
 The keyword arguments that all functions share:
 
@@ -19,9 +20,10 @@ import numpy as np
 from losses.local_contrastive import draw_regions
 from models.unet import build_encoder, build_unet
 from training.augmentation import draw_changes
-from training.batches import Batches, PartitionedBatches, assign_partitions, assign_patch_classes, draw_anchors
+from training.batches import Batches, PartitionedBatches, Rows, assign_partitions, in_memory, size_of
 from training.checkpoints import fit
 from training.crops import Crops
+from training.patches import assign_patch_classes, draw_anchors
 from training.tasks import ConstrainedContrast, GlobalContrast, LocalContrast, Regression
 from utils.runs import child_seed
 
@@ -48,7 +50,7 @@ def pretrain_regression(images, validation_images, *, filters, corrupted_share, 
     network = build_unet(shape, rank=len(shape) - 1, filters=filters, head="reconstruction", seed=seed)
 
     def finish(batch, generator):
-        count = len(batch["image"])
+        count = size_of(batch)
         values = generator.standard_normal((count, *shape), dtype="float32") * np.float32(noise)
         corrupted = generator.random((count, *shape[:-1], 1), dtype="float32") < corrupted_share
         return batch | {"corrupted": corrupted, "noise": values}
@@ -103,7 +105,7 @@ def pretrain_global(
         # The smallest crop may lie anywhere in the image; a larger one may reach beyond it, where it is black.
         views = {
             view: draw_changes(
-                len(batch["image"]),
+                size_of(batch),
                 shape[:-1],
                 generator,
                 scale=crop_scale,
@@ -168,7 +170,7 @@ def pretrain_local(
     map_size = [length // factor for length in images.shape[1:-1]]
 
     def finish(batch, generator):
-        count = len(batch["image"])
+        count = size_of(batch)
         intensities = {
             f"{name}_{view}": (centre + generator.uniform(-largest, largest, count)).astype("float32")
             for view in VIEWS
@@ -225,11 +227,12 @@ def pretrain_constrained(
 
     def classes_of(maps):
         classes = assign_patch_classes(maps, patch_size * factor)
-        return classes if background_patches else np.where(classes > 0, classes, -1)
+        return classes if background_patches else np.where(classes > 0, classes, np.int16(-1))
 
     def finish(batch, generator):
         if "constraint_map" in batch:  # of crops, whose patches are not known before
             batch["patch_classes"] = classes_of(batch.pop("constraint_map"))
+        batch["patch_classes"] = batch["patch_classes"].astype("int32")
         return batch | {"anchors": draw_anchors(batch["patch_classes"], anchors_per_slice, generator)}
 
     sets = [images, validation_images]
@@ -244,7 +247,7 @@ def _useful(images, classes):
     """Images that have something to compare, and the classes of their patches; C images may share one map."""
     classes = np.tile(classes, (len(images) // len(classes), 1))
     useful = np.flatnonzero((classes > 0).sum(1) > 1)
-    return {"image": images[useful], "patch_classes": classes[useful]}
+    return {"image": Rows(images, useful), "patch_classes": classes[useful]}
 
 
 def _decoder(images, filters, decoder_levels, features, patch_size, seed):
@@ -279,13 +282,17 @@ def _batches(sets, finish, training, seed, subjects=None, with_maps=False):
             pair.append(one.batches(size, own_seed, with_maps=with_maps, **options))
             continue
         options |= {"subjects": subjects[place]} if subjects else {}
-        pair.append(kind(one if isinstance(one, dict) else {"image": one}, size, own_seed, **options))
+        arrays = one if isinstance(one, dict) else {"image": one}
+        if not isinstance(arrays["image"], Rows):
+            arrays = arrays | {"image": Rows(arrays["image"])}
+        pair.append(kind(arrays, size, own_seed, on_device=in_memory(arrays), **options))
     return pair
 
 
 def _train(task, batches, training, *, warm_start, folder, tag, name, remat=False):
     """Start from earlier weights and train; the part that all methods share."""
     warm_start(task.network)
+    task.hold(*({name: part.arrays[name].values for name in part.on_device} for part in batches))
     history = fit(
         task.sparing_memory(remat).ready(training["learning_rate"]),
         *batches,

@@ -14,74 +14,12 @@ from losses.local_contrastive import region_contrast, regions_of
 from losses.regression import masked_l1
 from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss
 from losses.synthesis import synthesis_loss
-from models.remat import rematerialised
 from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
-from training.devices import gathered, replicas, share_of_loss, shared_out
+from training.devices import gathered
+from training.steps import Task
 
 VIEW_HEALTH = ("alignment", "uniformity", "feature_spread")
 ANCHOR_HEALTH = ("share_without_positive", "share_without_negative", "mean_positives", *VIEW_HEALTH)
-
-
-class Task(keras.Model):
-    """A network in training; `network` alone is what stays afterwards.
-
-    Args:
-        network: The `keras.Model` to train.
-        health: Names of the values that `watch` gets, for the log; they are means over the validation set.
-    """
-
-    def __init__(self, network, health=(), **kwargs):
-        # Half precision is for the network's layers; images are augmented and positions computed in float32.
-        super().__init__(dtype="float32", **kwargs)
-        self.network, self._rematerialised = network, None
-        self.health = {name: keras.metrics.Mean(name) for name in health}
-
-    def sparing_memory(self, remat=True):
-        """Compute activations twice instead of keeping them, if asked to; returns the task itself."""
-        self._rematerialised = rematerialised(self.network) if remat else None
-        return self
-
-    def run(self, images, training):
-        """Return what the network makes of images."""
-        return (self._rematerialised or self.network)(images, training=training)
-
-    def ready(self, learning_rate):
-        """Compile with Adam; returns the task itself."""
-        # XLA's convolutions on a CPU are slower than TensorFlow's own (oneDNN); on a GPU and on JAX it pays.
-        is_slow = keras.backend.backend() == "tensorflow" and not has_accelerator()
-        is_possible = replicas() == 1  # XLA cannot compile a step of several TensorFlow devices
-        self.compile(keras.optimizers.Adam(learning_rate), jit_compile="auto" if is_possible and not is_slow else False)
-        self.optimizer.build(self.trainable_variables)
-        return self
-
-    def watch(self, training, health, *tensors):
-        """Log what `health(*tensors)` says of a batch of the fixed validation set; each slice counts the same."""
-        if training:
-            return
-        tensors = gathered(*tensors)
-        for name, value in health(*tensors).items():
-            self.health[name].update_state(value, sample_weight=ops.cast(ops.shape(tensors[0])[0], "float32"))
-
-    def call(self, batch, training=None):
-        if replicas() == 1 or training:
-            return self.forward(shared_out(batch), training)
-        # The end of a validation set can leave a device without slices, and TensorFlow's convolutions fail on none.
-        one_more = {key: ops.concatenate([x, ops.zeros((1, *x.shape[1:]), x.dtype)]) for key, x in batch.items()}
-        return keras.tree.map_structure(lambda x: x[:-1], self.forward(one_more, training))
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return share_of_loss(self.cost(x, y_pred, training))
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # To learn shapes, Keras would average a batch over the devices, which fails for booleans; all is built already.
-        pass
-
-
-def has_accelerator():
-    """True when the backend of this process sees a GPU or TPU."""
-    return any(
-        kind in device.lower() for device in keras.distribution.list_devices() for kind in ("gpu", "tpu", "cuda")
-    )
 
 
 class Regression(Task):
@@ -94,11 +32,11 @@ class Regression(Task):
     """
 
     def forward(self, batch, training):
-        corrupted = ops.cast(batch["corrupted"], "float32")
-        return self.run((1 - corrupted) * batch["image"] + corrupted * batch["noise"], training)
+        image, corrupted = self.read(batch, "image", training), ops.cast(batch["corrupted"], "float32")
+        return self.run((1 - corrupted) * image + corrupted * batch["noise"], training), image
 
-    def cost(self, batch, reconstruction, training):
-        return masked_l1(reconstruction, batch["image"], batch["corrupted"])
+    def cost(self, batch, outputs, training):
+        return masked_l1(*outputs, batch["corrupted"])
 
 
 class GlobalContrast(Task):
@@ -117,7 +55,8 @@ class GlobalContrast(Task):
         self.temperature = temperature
 
     def forward(self, batch, training):
-        views = [augmented(batch, view) for view in ("a", "b")]
+        image = self.read(batch, "image", training)
+        views = [augmented(image, batch, view) for view in ("a", "b")]
         both = self.run(ops.concatenate(views, axis=0), training)
         return ops.split(both, 2, axis=0)
 
@@ -148,7 +87,7 @@ class LocalContrast(Task):
                 layer.trainable = False
 
     def forward(self, batch, training):
-        image = batch["image"]
+        image = self.read(batch, "image", training)
         views = [change_intensities(image, batch[f"brightness_{v}"], batch[f"contrast_{v}"]) for v in ("a", "b")]
         both = self.run(ops.concatenate(views, axis=0), training)
         both = ops.reshape(both, (-1, *self.map_size, both.shape[-1]))
@@ -177,7 +116,7 @@ class ConstrainedContrast(Task):
         self.loss_settings = loss_settings
 
     def forward(self, batch, training):
-        return self.run(batch["image"], training)
+        return self.run(self.read(batch, "image", training), training)
 
     def cost(self, batch, representations, training):
         self.watch(training, self._anchor_health, representations, batch["patch_classes"], batch["anchors"])
@@ -214,7 +153,7 @@ class Segmentation(Task):
         self.cross_entropy_weight = cross_entropy_weight
 
     def forward(self, batch, training):
-        image, label = batch["image"], batch["label"]
+        image, label = (self.read(batch, name, training) for name in ("image", "label"))
         if "affine" in batch:
             positions = sampling_positions(batch["affine"], batch["elastic"], image.shape[1:-1])
             image = change_intensities(warp(image, positions), batch["brightness"], batch["contrast"])
@@ -260,9 +199,8 @@ class Synthesis(Task):
         return synthesis_loss(target, prediction, **self.loss_settings)
 
 
-def augmented(batch, view):
-    """The batch's images after the changes whose names end in `_<view>`."""
-    image = batch["image"]
+def augmented(image, batch, view):
+    """A batch's images after the changes whose names end in `_<view>`."""
     positions = sampling_positions(batch[f"affine_{view}"], batch[f"elastic_{view}"], image.shape[1:-1])
     return change_intensities(warp(image, positions), batch[f"brightness_{view}"], batch[f"contrast_{view}"])
 

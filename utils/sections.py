@@ -92,6 +92,9 @@ class DataSection(Section):
     splits: str | SplitSizes | SplitLists | CrossValidation = Field(
         description="file below root, sizes, lists of names, or folds"
     )
+    resident: Literal["auto", "always", "never"] = Field(
+        "auto", description="keep slices on the device in training; never: read each batch; auto: if they fit"
+    )
     simulated: bool = Field(False, description="true for simulated scans; every table and figure says so")
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from evaluation.patches import (
     true_parameters,
 )
 from tests.stores import write_store
-from training.batches import assign_patch_classes
+from training.patches import assign_patch_classes
 from utils.checks import InputError
 
 SHAPE, IMAGE = (14, 10, 3), (8, 12)

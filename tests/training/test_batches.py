@@ -6,7 +6,8 @@ import pytest
 from keras import ops
 
 from models.projection import project_patches
-from training.batches import Batches, PartitionedBatches, assign_partitions, assign_patch_classes, draw_anchors
+from training.batches import Batches, PartitionedBatches, assign_partitions
+from training.patches import assign_patch_classes, draw_anchors
 from utils.checks import InputError
 
 

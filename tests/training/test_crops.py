@@ -14,7 +14,7 @@ from tests.stores import write_store
 from training.augmentation import draw_changes
 from training.checkpoints import fit
 from training.crops import CropBatches
-from training.tasks import Task
+from training.steps import Task
 from utils.checks import InputError
 
 CONTRASTS = ["t1", "t1gd", "t2"]

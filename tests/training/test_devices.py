@@ -61,7 +61,8 @@ def segment(images, maps, training, folder):
         evaluate_every=1,
     )
     trainer.start_from(seed=1)
-    return trainer.train(images[9:], maps[9:], images[:9], maps[:9], seed=1, folder=folder, tag="hash", name="test")
+    trainer.use(images, maps)
+    return trainer.train(np.arange(9, 18), np.arange(9), seed=1, folder=folder, tag="hash", name="test")
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_only_the_network_computes_in_16_bits(mixed):
 
     network = build_unet((8, 8, 1), filters=(4, 8), head="reconstruction")
     images = np.ones((2, 8, 8, 1), "float32")
-    output = Spy(network)({"image": images, "corrupted": images > 2, "noise": images})
+    output, _ = Spy(network)({"image": images, "corrupted": images > 2, "noise": images})
     assert seen == {"image": "float32", "corrupted": "bool", "noise": "float32"}
     assert network.get_layer("encoder_1_conv_1").compute_dtype == "bfloat16"
     assert keras.backend.standardize_dtype(output.dtype) == "float32"

@@ -1,0 +1,146 @@
+"""One step of training on every backend: a network with its loss, slices on the device, several steps per dispatch."""
+
+import keras
+from keras import ops
+
+from models.remat import rematerialised
+from training.devices import gathered, has_accelerator, replicas, share_of_loss, shared_out
+
+
+class Task(keras.Model):
+    """A network in training; `network` alone is what stays afterwards.
+
+    Args:
+        network: The `keras.Model` to train.
+        health: Names of the values that `watch` gets, for the log; they are means over the validation set.
+    """
+
+    def __init__(self, network, health=(), **kwargs):
+        # Half precision is for the network's layers; images are augmented and positions computed in float32.
+        super().__init__(dtype="float32", **kwargs)
+        self.network, self._rematerialised, self._tables = network, None, Tables()
+        self.health = {name: keras.metrics.Mean(name) for name in health}
+
+    def sparing_memory(self, remat=True):
+        """Compute activations twice instead of keeping them, if asked to; returns the task itself."""
+        self._rematerialised = rematerialised(self.network) if remat else None
+        return self
+
+    def run(self, images, training):
+        """Return what the network makes of images."""
+        return (self._rematerialised or self.network)(images, training=training)
+
+    def hold(self, training, validation):
+        """Put arrays on the device once; batches then name their slices by `rows` instead of bringing them.
+
+        New arrays of the same shapes take the place of the old ones without compiling anything anew.
+
+        Args:
+            training: Name to array `(N, ...)`, of the training batches; empty: these bring all they need.
+            validation: The same of the validation batches; an array that is in both is held once.
+        """
+        if not self._tables.fill({True: training, False: validation}):
+            self.train_function = self.test_function = None  # compiled for other arrays
+
+    @property
+    def non_trainable_variables(self):
+        # With the tables among them, JAX gets these as arguments of its steps instead of as constants inside.
+        return [*super().non_trainable_variables, *self._tables.variables()]
+
+    def read(self, batch, name, training):
+        """One array of a batch, `(B, ...)`: brought with it, or read from what the device holds; images as float32."""
+        if name in batch:
+            return batch[name]
+        values = ops.take(self._tables[bool(training)][name], batch["rows"], axis=0)
+        return ops.cast(values, "float32") if keras.backend.is_float_dtype(values.dtype) else values
+
+    def train_step(self, *state_and_data):
+        """Train on one batch, or on several, one after the other, in one dispatch to the device."""
+        return self._each(super().train_step, *state_and_data)
+
+    def test_step(self, *state_and_data):
+        """As `train_step`, for validation."""
+        return self._each(super().test_step, *state_and_data)
+
+    def _each(self, step, *state_and_data):
+        """Step through the batches that `Batches` has stacked under `steps`; JAX passes its state and wants it back."""
+        *states, (batch, *_) = state_and_data
+        if "steps" not in batch:
+            return step(*state_and_data)
+        if not states:  # variables change in place
+            ops.scan(lambda done, one: (step((one,)) and done,) * 2, ops.zeros(()), batch["steps"])
+            return self.get_metrics_result()
+        trained, fixed, *others = states[0]  # networks here change nothing in variables that are not trained
+
+        def one_step(carry, one):
+            logs, (trained, _, *others) = step((carry[0], fixed, *carry[1]), (one,))
+            return (trained, others), logs
+
+        (trained, others), logs = ops.scan(one_step, (trained, others), batch["steps"])
+        return keras.tree.map_structure(lambda values: values[-1], logs), (trained, fixed, *others)
+
+    def ready(self, learning_rate):
+        """Compile with Adam; returns the task itself."""
+        # XLA's convolutions on a CPU are slower than TensorFlow's own (oneDNN); on a GPU and on JAX it pays.
+        is_slow = keras.backend.backend() == "tensorflow" and not has_accelerator()
+        is_possible = replicas() == 1  # XLA cannot compile a step of several TensorFlow devices
+        self.compile(keras.optimizers.Adam(learning_rate), jit_compile="auto" if is_possible and not is_slow else False)
+        self.optimizer.build(self.trainable_variables)
+        return self
+
+    def watch(self, training, health, *tensors):
+        """Log what `health(*tensors)` says of a batch of the fixed validation set; each slice counts the same."""
+        if training:
+            return
+        tensors = gathered(*tensors)
+        for name, value in health(*tensors).items():
+            self.health[name].update_state(value, sample_weight=ops.cast(ops.shape(tensors[0])[0], "float32"))
+
+    def call(self, batch, training=None):
+        if replicas() == 1 or training:
+            return self.forward(shared_out(batch), training)
+        # The end of a validation set can leave a device without slices, and TensorFlow's convolutions fail on none.
+        one_more = {key: ops.concatenate([x, ops.zeros((1, *x.shape[1:]), x.dtype)]) for key, x in batch.items()}
+        return keras.tree.map_structure(lambda x: x[:-1], self.forward(one_more, training))
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return share_of_loss(self.cost(x, y_pred, training))
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # To learn shapes, Keras would average a batch over the devices, which fails for booleans; all is built already.
+        pass
+
+
+class Tables:
+    """Arrays on the device, by `training` (True or False) and name. A plain class: Keras must not track them."""
+
+    def __init__(self):
+        self._layout, self._variables, self._by_part = None, [], {True: {}, False: {}}
+
+    def __getitem__(self, training):
+        return self._by_part[training]
+
+    def variables(self):
+        """Each variable once."""
+        return self._variables
+
+    def fill(self, parts):
+        """Take over arrays, by part and name; returns whether the variables could stay."""
+        places = [(part, name, array) for part, arrays in parts.items() for name, array in arrays.items()]
+        arrays = list({id(array): array for *_, array in places}.values())
+        number = {id(array): number for number, array in enumerate(arrays)}
+        layout = [(part, name, number[id(array)], array.shape, array.dtype) for part, name, array in places]
+        if layout == self._layout:
+            for variable, array in zip(self._variables, arrays, strict=True):
+                variable.assign(array)
+            return True
+        self._layout, self._variables, self._by_part = layout, [_constant(array) for array in arrays], {}
+        for part, names in parts.items():
+            self._by_part[part] = {name: self._variables[number[id(array)]] for name, array in names.items()}
+        return False
+
+
+def _constant(array):
+    # TensorFlow gathers no small integers on a GPU; images stay in the precision in which they come.
+    dtype = str(array.dtype) if array.dtype.kind == "f" else "int32"
+    return keras.Variable(array, dtype=dtype, trainable=False, autocast=False, name="table")
