@@ -6,7 +6,8 @@ Every script is run with `--help`, with a config whose key is misspelt (it must 
 config that does not exist; the two without a config, with options that are wrong. All cases take turns; a figure is
 the median over the runs, with Python's byte code already on disk. Then each case runs once more to list its imports:
 no backend may be among them. The limit is 0.5 seconds for the slowest. Floors are what no script can avoid: Python
-that does nothing, and Python with the libraries that read and check a config. Writes benchmarks/output/start.json; exit code 1 when a limit is broken. Takes about a minute.
+that does nothing, and Python with the libraries that read and check a config. Writes benchmarks/output/start.json;
+exit code 1 when a limit is broken. Takes about a minute.
 """
 
 import re
