@@ -18,12 +18,12 @@ import h5py
 import numpy as np
 
 from data.geometry import SliceGrid
+from data.h5_rows import RowReader
 from utils.checks import InputError
 from utils.runs import atomic_path
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 256 * 1024
-BLOCK_BYTES = 64 * 1024 * 1024  # read at a time
 AGAIN = "make it again with generate_h5_pretraining.py --overwrite, or give another --work-dir"
 
 
@@ -155,7 +155,7 @@ class SliceStore:
 
     def __init__(self, path):
         self.path = Path(path)
-        self._file, self._process = None, None
+        self._readers, self._file, self._process = {}, None, None
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such file; run generate_h5_pretraining.py first")
         try:
@@ -171,7 +171,7 @@ class SliceStore:
         return len(self.subject_index)
 
     def __getstate__(self):
-        return {**self.__dict__, "_file": None, "_process": None}
+        return {**self.__dict__, "_readers": {}, "_file": None, "_process": None}
 
     def check_hash(self, config_hash):
         """Raise InputError unless the file was made with the config of this hash."""
@@ -199,7 +199,7 @@ class SliceStore:
         if space not in self.spaces:
             held = ", ".join(self.spaces[1:]) or "only those of the default one"
             raise InputError(f"{self.path}: has no maps of contrast space '{space}', it holds {held}; {AGAIN}")
-        return self._read(_maps_of(space), rows, np.int32, 0)
+        return self._read(_maps_of(space), rows, np.int32)[..., 0]
 
     def labels(self, rows=None):
         """Return `(n, H, W)` uint8 class indices, 0 is background."""
@@ -249,41 +249,23 @@ class SliceStore:
         if len(self._grids) != len(self.subjects):
             raise ValueError(f"{len(self._grids)} grids for {len(self.subjects)} subjects")
 
-    def _dataset(self, name):
-        # HDF5 handles must not cross a fork.
-        if self._file is None or self._process != os.getpid():
-            self._file, self._process = h5py.File(self.path, "r"), os.getpid()
-        return self._file[name]
-
     def _read(self, name, rows, dtype, channels=None):
-        """Read rows (None: all; any order, repeats allowed) in runs of neighbours, block by block."""
-        dataset = self._dataset(name)
-        rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(dataset)):
-            raise IndexError(f"{self.path}: rows {rows.min()} to {rows.max()} asked for, there are {len(dataset)}")
-        wanted, place = np.unique(rows, return_inverse=True)
-        shape = dataset.shape[1:] if channels is None else np.empty(dataset.shape[1:])[..., channels].shape
-        read = np.empty((len(wanted), *shape), dtype)
-        block = max(1, BLOCK_BYTES // (int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize))
-        for start, stop in _runs(wanted, block):
-            values = dataset[wanted[start] : wanted[stop - 1] + 1]
-            read[start:stop] = values if channels is None else values[..., channels]
-        return read if np.array_equal(wanted, rows) else read[place]
+        """Read rows (None: all; any order, repeats allowed) of one dataset, which is opened once per process."""
+        # HDF5 handles must not cross a fork.
+        if self._process != os.getpid():
+            self._readers, self._file, self._process = {}, h5py.File(self.path, "r"), os.getpid()
+        reader = self._readers.get(name)
+        if reader is None:
+            reader = self._readers[name] = RowReader(self._file[name])
+        rows = rows if rows is None else np.asarray(rows, np.int64)
+        if rows is not None and rows.size and (rows.min() < 0 or rows.max() >= len(reader)):
+            raise IndexError(f"{self.path}: rows {rows.min()} to {rows.max()} asked for, there are {len(reader)}")
+        return reader.read(rows, dtype, channels)
 
 
 def _maps_of(space):
     """Name of the dataset with the constraint maps of a contrast space."""
     return f"param_{space}" if space else "param"
-
-
-def _runs(rows, longest):
-    """Yield `(start, stop)` of runs of consecutive numbers in ascending `rows`, each at most `longest` long."""
-    ends = np.flatnonzero(np.diff(rows, append=rows[-1:] - 1) != 1) + 1 if len(rows) else []
-    start = 0
-    for end in ends:
-        for first in range(start, int(end), longest):
-            yield first, min(first + longest, int(end))
-        start = int(end)
 
 
 def _plain(value):

@@ -1,7 +1,10 @@
 """The HDF5 files: what is written is read back, whatever is asked for; broken files are refused."""
 
 import dataclasses
+import functools
+import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -85,7 +88,7 @@ def test_everything_is_read_back(path):
 @pytest.mark.parametrize("rows", [[0], [10, 0, 3], [5, 5, 5], [3, 4, 5, 9], np.arange(11)[::-1], []])
 @pytest.mark.parametrize("contrasts", [None, CONTRASTS, ["echoes_2"], ["echoes_2", "t1"]])
 def test_any_rows_and_contrasts_in_any_order(path, monkeypatch, rows, contrasts):
-    monkeypatch.setattr("data.h5_store.BLOCK_BYTES", 2 * 8 * 6 * 3 * 2)  # two slices at a time
+    monkeypatch.setattr("data.h5_rows.BLOCK_BYTES", 2 * 8 * 6 * 3 * 2)  # two slices at a time
     store, rows = SliceStore(path), np.array(rows, int)
     channels = [CONTRASTS.index(name) for name in contrasts or CONTRASTS]
     assert np.array_equal(store.images(contrasts, rows), IMAGES[rows][..., channels].astype(np.float32))
@@ -109,6 +112,15 @@ def test_an_open_store_can_be_pickled(path):
     store = SliceStore(path)
     store.images(rows=[1])
     assert np.array_equal(pickle.loads(pickle.dumps(store)).images(), store.images())
+
+
+def test_threads_and_processes_read_one_store(path):
+    store = SliceStore(path)
+    wanted = [np.random.default_rng(seed).integers(0, 11, 5) for seed in range(200)]
+    for pool in ThreadPoolExecutor(4), ProcessPoolExecutor(2, multiprocessing.get_context("spawn")):
+        with pool:
+            for rows, images in zip(wanted, pool.map(functools.partial(store.images, None), wanted), strict=True):
+                assert np.array_equal(images, IMAGES[rows].astype(np.float32))
 
 
 def test_a_store_without_labels(tmp_path):
