@@ -17,7 +17,7 @@ BACKENDS = ("jax", "torch")  # compared with TensorFlow
 COMMAND = "import sys, numpy; from tests import test_backends; numpy.savez(sys.argv[1], **test_backends.outcome())"
 METHODS = ("regression", "global", "anatomical", "local", "constrained")
 STEPS = 20
-LOOP = "interrupted or halved"  # tests of the training loop that a backend can break: state kept between epochs
+LOOP = "interrupted or halved or dispatch"  # tests of the loop that a backend can break: state between epochs, steps
 
 
 def outcome():

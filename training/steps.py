@@ -20,6 +20,7 @@ class Task(keras.Model):
         super().__init__(dtype="float32", **kwargs)
         self.network, self._rematerialised, self._tables = network, None, Tables()
         self.health = {name: keras.metrics.Mean(name) for name in health}
+        self.built = True  # as it is: Keras would call the task with several steps' batches to learn its shapes
 
     def sparing_memory(self, remat=True):
         """Compute activations twice instead of keeping them, if asked to; returns the task itself."""
@@ -68,7 +69,8 @@ class Task(keras.Model):
         if "steps" not in batch:
             return step(*state_and_data)
         if not states:  # variables change in place
-            ops.scan(lambda done, one: (step((one,)) and done,) * 2, ops.zeros(()), batch["steps"])
+            count = ops.shape(next(iter(batch["steps"].values())))[0]
+            ops.fori_loop(0, count, lambda number, done: self._step_number(step, batch["steps"], number, done), 0)
             return self.get_metrics_result()
         trained, fixed, *others = states[0]  # networks here change nothing in variables that are not trained
 
@@ -78,6 +80,10 @@ class Task(keras.Model):
 
         (trained, others), logs = ops.scan(one_step, (trained, others), batch["steps"])
         return keras.tree.map_structure(lambda values: values[-1], logs), (trained, fixed, *others)
+
+    def _step_number(self, step, batches, number, done):
+        step(({name: values[number] for name, values in batches.items()},))
+        return done
 
     def ready(self, learning_rate):
         """Compile with Adam; returns the task itself."""
@@ -107,7 +113,7 @@ class Task(keras.Model):
         return share_of_loss(self.cost(x, y_pred, training))
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # To learn shapes, Keras would average a batch over the devices, which fails for booleans; all is built already.
+        # To learn shapes, Keras would average a batch over TensorFlow's devices, which fails for booleans.
         pass
 
 

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from models.projection import project_patches
-from training.batches import Batches, PartitionedBatches, assign_partitions
+from training.batches import Batches, PartitionedBatches, Rows, assign_partitions
 from training.patches import assign_patch_classes, draw_anchors
 from utils.checks import InputError
 
@@ -97,7 +97,7 @@ def test_a_batch_may_be_larger_than_the_set():
 
 
 def add_noise(batch, generator):
-    return batch | {"noise": generator.random(len(batch["slice"]))}
+    return batch | {"noise": generator.random(len(next(iter(batch.values()))))}
 
 
 def test_batches_depend_on_seed_epoch_and_step_only():
@@ -239,3 +239,36 @@ def test_with_fewer_volumes_than_a_batch_asks_for_it_holds_all():
 def test_a_batch_size_that_parts_do_not_divide_is_refused():
     with pytest.raises(InputError, match=r"batch_size: 8 must be a multiple of n_partitions \(3\)"):
         partitioned(batch_size=8)
+
+
+def test_stacked_steps_are_the_same_batches_and_a_smaller_last_one_goes_by_itself():
+    def contents(per_dispatch, **options):
+        arrays = {"image": Rows(np.arange(23.0), np.arange(22, 0, -1)), "number": np.arange(22)}
+        made = Batches(arrays, 4, 3, finish=add_noise, per_dispatch=per_dispatch, **options)
+        kinds = [made.kind(number) for number in range(len(made))]
+        return kinds, [made[number][0] for number in range(len(made))]
+
+    for options, sizes in (({"steps": 7}, [3, 3, 1]), ({"shuffle": False}, [3, 2, 1])):
+        kinds, single = contents(1, **options)
+        assert {steps for steps, _ in kinds} == {1}
+        stacked_kinds, stacked = contents(3, **options)
+        assert [steps for steps, _ in stacked_kinds] == sizes
+        unstacked = [
+            {name: values[number] for name, values in dispatch["steps"].items()}
+            for dispatch in stacked
+            for number in range(len(dispatch["steps"]["image"]))
+        ]
+        for expected, found in zip(single, unstacked, strict=True):
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values)
+    assert stacked_kinds[-1] == (1, False) and stacked_kinds[-2] == (2, True)
+
+
+def test_a_batch_of_slices_on_the_device_names_their_rows_and_brings_the_rest():
+    index = np.array([5, 3, 8, 1])
+    arrays = {"image": Rows(np.arange(10.0), index), "number": index * 10}
+    sent = Batches(arrays, 4, 3, on_device=["image"], shuffle=False)[0][0]
+    brought = Batches(arrays, 4, 3, shuffle=False)[0][0]
+    assert set(sent) == {"rows", "number"} and sent["rows"].dtype == np.int32
+    np.testing.assert_array_equal(sent["rows"], brought["image"])
+    np.testing.assert_array_equal(sent["number"], 10 * sent["rows"])

@@ -10,9 +10,10 @@ import pytest
 from keras import ops
 
 import finetune_segmentation
+from data.slices import StoredArray
 from losses.segmentation import dice_loss, focal_tversky_loss
 from models.weights import read_weights, save_weights
-from training import checkpoints, pretraining
+from training import batches, checkpoints, pretraining
 from training.finetuning import CompileClock, SegmentationTrainer
 from training.pretraining import pretrain_constrained, pretrain_global, pretrain_local, pretrain_regression
 from utils.checks import InputError
@@ -77,12 +78,12 @@ def test_images_shown_one_by_one_share_the_map_of_their_slice(slices, tmp_path, 
     images, maps = slices
     maps = maps.copy()
     maps[3] = 0  # nothing to compare: left out in every contrast
-    batches = []
-    monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: batches.extend(pair))
+    parts = []
+    monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: parts.extend(pair))
     three = np.concatenate([images, images + 1, images + 2])
     settings_of = {"patch_size": 4, "decoder_levels": None, "anchors_per_slice": 5, "loss_settings": LOSS}
     pretrain_constrained(three, maps, three[16:], maps, **settings_of, training=settings(), folder=tmp_path, **RUN)
-    for part, copies in zip(batches, (3, 2), strict=True):
+    for part, copies in zip(parts, (3, 2), strict=True):
         shown, classes = part.arrays["image"][np.arange(part.slices)], part.arrays["patch_classes"]
         assert len(shown) == len(classes) == copies * 15
         for image, found in zip(shown, classes, strict=True):
@@ -187,6 +188,33 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(slices, tmp_path, mon
     # Until the result is written, a finished run is not trained again either.
     _, again = constrained(slices, tmp_path / "cut", training=settings(epochs=6))
     assert again == resumed_history
+
+
+def as_stored(array):
+    return StoredArray(lambda rows: array[rows].astype(array.dtype), array.shape, array.dtype)
+
+
+@pytest.mark.parametrize("method", ["regression", "anatomical", "constrained"])
+def test_slices_on_the_device_train_like_slices_from_a_file(method, slices, tmp_path):
+    images, maps = slices
+    held, history = pretrain(method, images, maps, tmp_path / "held", epochs=2)
+    streamed, other = pretrain(method, as_stored(images), as_stored(maps), tmp_path / "streamed", epochs=2)
+    assert [row["val_loss"] for row in history] == [row["val_loss"] for row in other]
+    for one, two in zip(held.get_weights(), streamed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("method", ["global", "constrained"])
+def test_several_steps_in_a_dispatch_train_like_one_by_one(method, slices, tmp_path, monkeypatch):
+    runs = []
+    for number in (1, 3):
+        monkeypatch.setattr(batches, "steps_per_dispatch", lambda steps, smaller, number=number: number)
+        training = settings(epochs=2, steps=5, rate=1e-3)  # five steps: three and two; eight slices: twice four
+        network, history = pretrain(method, *slices, tmp_path / str(number), training=training)
+        runs.append((network.get_weights(), [[row["loss"], row["val_loss"]] for row in history]))
+    np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=1e-4)
+    for one, two in zip(runs[0][0], runs[1][0], strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
 
 
 def test_a_checkpoint_of_another_config_is_not_resumed(slices, tmp_path):
