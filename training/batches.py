@@ -12,6 +12,9 @@ from utils.checks import InputError
 from utils.runs import child_seed
 
 
+READERS = 4  # threads that read slices ahead of the training step
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of an array, `rows[places]` being `values[index[places]]`.
@@ -60,7 +63,8 @@ class Batches(keras.utils.PyDataset):
     def __init__(
         self, arrays, batch_size, seed, *, steps=None, shuffle=True, finish=None, on_device=(), per_dispatch=None
     ):
-        super().__init__(workers=1)
+        is_streamed = any(isinstance(v, Rows) and name not in on_device for name, v in arrays.items())
+        super().__init__(workers=READERS if is_streamed else 1)  # more than one: Keras reads ahead in threads
         self.arrays, self.batch_size, self.seed, self.shuffle, self.finish = arrays, batch_size, seed, shuffle, finish
         self.on_device, self.epoch = tuple(on_device), 0
         self.slices = len(next(iter(arrays.values())))
