@@ -188,7 +188,8 @@ def crops_of(config, stage, store, contrasts):
     from training.crops import Crops
 
     settings, space = config.crops, getattr(stage, "space", None)
-    volumes = held_if_small(open_volumes(store, store.subjects, contrasts, settings.size), space)
+    opened = open_volumes(store, store.subjects, contrasts, settings.size)
+    volumes = held_if_small(opened, space, resident=config.data.resident)
     options = {"min_foreground": settings.min_foreground, "per_volume": settings.validation, "space": space}
     return Crops(volumes, tuple(settings.size), contrasts, **options)
 

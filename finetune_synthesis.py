@@ -87,7 +87,7 @@ class Syntheses:
 
         settings = self.config.crops
         return Crops(
-            held_if_small([self.volumes[subject] for subject in subjects]),
+            held_if_small([self.volumes[subject] for subject in subjects], resident=self.config.data.resident),
             tuple(settings.size),
             self.channels,
             self.targets,

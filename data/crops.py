@@ -134,16 +134,18 @@ def open_volumes(store, subjects, contrasts, crop_size=None):
     return volumes
 
 
-def held_if_small(volumes, *spaces, limit=HELD_BYTES):
-    """Keep volumes in memory if all of them fit into `limit` bytes; else return them as they are, read crop by crop.
+def held_if_small(volumes, *spaces, resident="auto", limit=HELD_BYTES):
+    """Keep volumes in memory, or return them as they are, read crop by crop.
 
     Args:
         volumes: List of `SubjectVolume`.
         *spaces: Contrast spaces whose maps are kept too.
+        resident: `"always"`, `"never"`, or `"auto"`: if all of them together fit into `limit`.
         limit: Bytes of their images, which are float16.
     """
-    size = sum(2 * math.prod(volume.shape) for volume in volumes)
-    return [volume.held(*spaces) for volume in volumes] if size <= limit else volumes
+    fits = sum(2 * math.prod(volume.shape) for volume in volumes) <= limit
+    is_held = resident == "always" or resident == "auto" and fits
+    return [volume.held(*spaces) for volume in volumes] if is_held else volumes
 
 
 def draw_crops(volume, size, count, generator, *, min_foreground=0.25, draws=10):

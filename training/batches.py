@@ -11,7 +11,6 @@ from training.devices import steps_per_dispatch
 from utils.checks import InputError
 from utils.runs import child_seed
 
-
 READERS = 4  # threads that read slices ahead of the training step
 
 

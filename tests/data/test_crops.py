@@ -96,8 +96,9 @@ def test_a_volume_in_memory_holds_the_maps_of_the_spaces_asked_for(store, monkey
 def test_volumes_are_kept_in_memory_only_if_all_of_them_fit(store):
     volumes = open_volumes(store, ["sub-1", "sub-2"], ["t1", "t2"])
     stored = 2 * 12 * 10 * (9 + 8) * 2  # bytes: float16, two contrasts
-    for limit, is_held in ((stored, True), (stored - 1, False)):
-        kept = held_if_small(volumes, "t2", limit=limit)
+    cases = (("auto", stored, True), ("auto", stored - 1, False), ("always", 0, True), ("never", stored, False))
+    for resident, limit, is_held in cases:
+        kept = held_if_small(volumes, "t2", resident=resident, limit=limit)
         assert [volume.subject for volume in kept] == ["sub-1", "sub-2"]
         for volume, other in zip(kept, volumes, strict=True):
             assert set(volume._held) == ({"images", None, "t2"} if is_held else set())

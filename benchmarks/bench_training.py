@@ -1,0 +1,170 @@
+"""Compare training, with its data, to the same compiled step on one batch that already is on the device.
+
+    PYTHONPATH=. python benchmarks/bench_training.py [--cases constrained segmentation] [--rounds N] [--output FILE]
+
+Both kinds of training run as in steps 3 and 4: `resident` with the slices on the device, of which a batch names the
+rows, and `streaming` from HDF5 (`data.resident: never`). Orders, anchors and random changes of images are drawn as
+ever, and Keras' loop is around them; the `step` beside them does nothing but repeat itself. Generated slices. Goals: at
+least 0.95 of the step's throughput resident, 0.90 streaming. Writes benchmarks/output/training_<backend>.json; exit
+code 1 when a goal is missed. Takes about five minutes on two cores.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import finish, parser_of
+
+FILTERS, SMALL_FILTERS = [16, 32, 64, 128, 128, 128], [16, 32, 64, 64, 64]
+CASES = {  # paper size, and the size of configs/lgg_tcga.yaml
+    "constrained": {"size": (160, 160), "contrasts": 2, "batch": 10, "filters": FILTERS, "slices": 400},
+    "constrained_small": {"size": (64, 64), "contrasts": 1, "batch": 16, "filters": SMALL_FILTERS, "slices": 800},
+    "segmentation_small": {"size": (64, 64), "contrasts": 1, "batch": 20, "filters": SMALL_FILTERS, "slices": 800},
+}
+GOALS = {"resident": 0.95, "streaming": 0.90}
+
+
+def main(arguments=None):
+    parser = parser_of(__doc__, "training_<backend>")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each side (default: 5)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a turn (default: 4)")
+    options = parser.parse_args(arguments)
+    import keras
+
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.cases:
+            figures[name] = measure(name, CASES[name], Path(folder), options.rounds, options.seconds)
+            print(line(name, figures[name]), flush=True)
+    goals = {
+        f"{name}, {side} against the step alone": (figures[name]["ratios"][side], "at least", bound)
+        for name in options.cases
+        for side, bound in GOALS.items()
+    }
+    output = Path(str(options.output).replace("<backend>", keras.backend.backend()))
+    return finish(output, sizes={name: CASES[name] for name in options.cases}, figures=figures, goals=goals)
+
+
+def measure(name, case, folder, rounds, seconds):
+    """Return slices per second of every turn of the three sides, and the ratios of their medians."""
+    store = store_of(case, folder / f"{name}.h5")
+    build = build_segmentation if name.startswith("segmentation") else build_constrained
+    (step, step_batches), (resident, batches), (streaming, streamed) = (
+        build(store, case, s) for s in (True, True, False)
+    )
+    sides = {"step": repeated(step, step_batches)}
+    sides |= {"resident": trained(resident, batches), "streaming": trained(streaming, streamed)}
+    for run in sides.values():
+        run(2)  # compiles
+    started = time.perf_counter()
+    sides["step"](3)
+    steps = max(3, round(seconds / ((time.perf_counter() - started) / 3)))
+    rates = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, run in sides.items():
+            started = time.perf_counter()
+            run(steps)
+            rates[side].append(steps * case["batch"] / (time.perf_counter() - started))
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    ratios = {side: medians[side] / medians["step"] for side in GOALS}
+    return {"slices_per_s": medians, "ratios": ratios, "turns": rates, "steps_a_turn": steps}
+
+
+def store_of(case, path):
+    """Write slices with constraint maps and labels as step 2 does, and open them."""
+    from data.geometry import SliceGrid
+    from data.h5_store import SliceStore, StoreWriter, SubjectSlices
+
+    generator, subjects = np.random.default_rng(0), 8
+    count, names = case["slices"] // subjects, [f"t{number}" for number in range(1, case["contrasts"] + 1)]
+    grid = SliceGrid((*case["size"], count), np.eye(4), None, case["size"])
+    options = {"contrasts": names, "image_size": case["size"], "attributes": {}, "has_labels": True}
+    with StoreWriter(path, **options) as writer:
+        for number in range(subjects):
+            maps = generator.integers(0, 21, (count, *(n // 8 for n in case["size"]))).repeat(8, 1).repeat(8, 2)
+            images = maps[..., None] / 20 + generator.normal(0, 0.05, (*maps.shape, len(names)))
+            slices = {"images": images, "constraint_maps": {None: maps}, "labels": (maps > 15).astype("uint8")}
+            writer.add(SubjectSlices(f"sub-{number}", grid, np.arange(count), **slices))
+    return SliceStore(path)
+
+
+def build_constrained(store, case, is_resident):
+    """Return task and training batches of constrained pretraining, just before its first step."""
+    from data.slices import in_memory_if, stored_images, stored_maps
+    from training import pretraining
+
+    caught, train = [], pretraining._train
+    pretraining._train = lambda task, batches, training, **run: caught.extend((task.ready(1e-4), batches[0]))
+    images = in_memory_if([stored_images(store, store.contrasts)], "always" if is_resident else "never", 0)[0]
+    training = {"batch_size": case["batch"], "steps_per_epoch": None}
+    levels = len(case["filters"]) - 3
+    options = {"decoder_levels": levels, "patch_size": 1, "features": 64, "anchors_per_slice": 20}
+    loss = {"temperature": 0.1, "nearest_patches": 100}
+    maps = stored_maps(store)
+    options |= {"loss_settings": loss, "filters": case["filters"], "training": training, "seed": 1}
+    pretraining.pretrain_constrained(images, maps, images, maps, **options)
+    pretraining._train = train
+    task, batches = caught
+    held = {name: batches.arrays[name].values for name in batches.on_device}
+    task.hold(held, held)
+    return task, batches
+
+
+def build_segmentation(store, case, is_resident):
+    """Return task and training batches of a finetuning cell, just before its first step."""
+    from data.slices import in_memory_if, stored_images, stored_labels
+    from training.finetuning import SegmentationTrainer
+
+    caught = []
+    trainer = SegmentationTrainer(
+        (*case["size"], case["contrasts"]),
+        filters=case["filters"],
+        classes=2,
+        loss_settings={},
+        augmentation={"translation": 0.1, "rotation_degrees": 10, "scale": (0.9, 1.1), "elastic_px": 2.0},
+        training={"batch_size": case["batch"], "steps_per_epoch": 10, "learning_rate": 1e-3},
+        evaluate_every=1,
+    )
+    trainer.fit = lambda batches, validation, **run: caught.append(batches)
+    arrays = [stored_images(store, store.contrasts), stored_labels(store)]
+    trainer.use(*in_memory_if(arrays, "always" if is_resident else "never", 0))
+    trainer.train(np.arange(len(store)), np.arange(len(store)), seed=1)
+    return trainer.task, caught[0]
+
+
+def repeated(task, batches):
+    """Return `run(steps)` that trains on one batch again and again, which is on the device."""
+    import keras
+
+    from benchmarks.steps import make_step
+
+    (batch,) = batches[0]
+    batch = {name: keras.ops.convert_to_tensor(values) for name, values in batch.items()}
+    task.train_on_batch(batch)
+    return make_step(task, batch)
+
+
+def trained(task, batches):
+    """Return `run(steps)` that trains for an epoch of that many steps, as steps 3 and 4 do."""
+
+    def run(steps):
+        batches.steps = steps * batches.per_dispatch
+        batches.__dict__.pop("dispatches", None)
+        task.fit(batches, shuffle=False, verbose=0)
+
+    return run
+
+
+def line(name, figure):
+    """Return the figures of a case for the terminal."""
+    rates = "   ".join(f"{side} {rate:.1f} slices/s" for side, rate in figure["slices_per_s"].items())
+    return f"{name}: {rates}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
