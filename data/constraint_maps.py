@@ -15,7 +15,7 @@ from sklearn.metrics import pairwise_distances_argmin
 from threadpoolctl import threadpool_limits
 
 from data.geometry import axial_turns
-from data.intensity import check_mask, foreground_mask, scale_intensities
+from data.intensity import check_mask, foreground_mask, intensity_ranges, scale_between
 from utils.checks import check_axes
 
 SAMPLE_VOXELS = 100_000  # that place the k-means centres; all voxels are then assigned to them
@@ -74,7 +74,7 @@ def constraint_map(
         clusters: Number of classes K; fewer when the foreground holds fewer distinct values.
         components: Principal components used, at most C.
         tv_weight: Weight of the denoising, relative to components in [0, 1]; higher means less smoothing.
-        percentiles: Foreground intensities mapped to 0 and 1 first, by `scale_intensities`.
+        percentiles: Foreground intensities mapped to 0 and 1 first, as by `data.intensity.scale_intensities`.
         seed: Seed of the sampling and of k-means.
         affine: `(4, 4)`, voxel to world in RAS+, which tells the axial slices; None: they lie along Z.
 
@@ -115,7 +115,7 @@ def contrast_space(volume, mask, *, components, tv_weight, percentiles, affine=N
             box = _bounding_box(inside)
             in_box = inside[box]
         with _timed(seconds, "scaling"):
-            scaled = turn(scale_intensities(volume, mask, percentiles))[box]
+            scaled = scale_between(turn(volume)[box], intensity_ranges(volume, mask, percentiles))
         with _timed(seconds, "pca"):
             images, explained_variance = principal_components(scaled, in_box, min(components, volume.shape[3]))
             del scaled
@@ -204,16 +204,22 @@ def cluster(features, clusters, seed):
     sample = features
     if len(features) > SAMPLE_VOXELS:
         sample = features[np.sort(rng.choice(len(features), SAMPLE_VOXELS, replace=False))]
-    centres = np.unique(sample, axis=0)
+    # More distinct values than clusters? A few rows nearly always say so, and sorting all of them takes its time.
+    centres = np.unique(sample[: 50 * clusters], axis=0)
+    if len(centres) <= clusters:
+        centres = np.unique(sample, axis=0)
     with _one_thread():
         if len(centres) > clusters:
             kmeans = KMeans(clusters, n_init=STARTS, max_iter=ROUNDS, random_state=int(rng.integers(2**31)))
             centres = kmeans.fit(sample).cluster_centers_
             centres = centres[np.lexsort(centres.T[::-1])]
         nearest = pairwise_distances_argmin(features, centres)
-    used, labels, sizes = np.unique(nearest, return_inverse=True, return_counts=True)
     inertia = float(np.sum((features - centres[nearest]) ** 2, dtype=np.float64))
-    return (labels + 1).astype(np.uint8 if len(used) <= 255 else np.uint16), sizes, inertia
+    sizes = np.bincount(nearest, minlength=len(centres))
+    used = np.flatnonzero(sizes)
+    numbers = np.zeros(len(centres), np.uint8 if len(used) <= 255 else np.uint16)
+    numbers[used] = np.arange(1, len(used) + 1)
+    return numbers[nearest], sizes[used], inertia
 
 
 def _one_thread():

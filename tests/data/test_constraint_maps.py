@@ -14,7 +14,8 @@ from data.constraint_maps import (
     describe_constraint_map,
     principal_components,
 )
-from data.intensity import scale_intensities
+from data.geometry import axial_turns
+from data.intensity import foreground_mask, scale_intensities
 from utils.checks import InputError
 
 SHAPE = (40, 36, 8)
@@ -76,6 +77,25 @@ def test_a_contrast_space_clustered_again_and_again_gives_the_same_maps(axes):
         )
         np.testing.assert_array_equal(space.restore(cluster(space.features, clusters, seed)[0]), expected.classes)
         np.testing.assert_array_equal(space.restore(space.features), expected.components)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_features_equal_those_of_the_whole_volume_cut_out_late(has_mask):
+    """Only the box of the foreground is scaled and projected; the plain way prepares all voxels first."""
+    volume, tissue = phantom()
+    affine = np.array([[0, -1.0, 0, 0], [0, 0, 2, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # S, L, A
+    mask = tissue > 0 if has_mask else None
+    recipe = {"components": 3, "tv_weight": 40, "percentiles": (1, 99)}
+    space = contrast_space(volume, mask, **recipe, affine=affine)
+    turn, _ = axial_turns(affine)
+    inside = foreground_mask(turn(volume)) if mask is None else turn(mask)
+    images, shares = principal_components(turn(scale_intensities(volume, mask)), inside, 3)
+    first, last = np.argwhere(inside).min(axis=0), np.argwhere(inside).max(axis=0) + 1
+    box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    assert inside[box].size < inside.size
+    expected = denoise(np.ascontiguousarray(images[box]), inside[box], 40)[inside[box]]
+    np.testing.assert_array_equal(space.features, expected)
+    np.testing.assert_array_equal(space.explained_variance, shares)
 
 
 def test_mask_is_found_when_none_is_given():
@@ -154,6 +174,33 @@ def test_flat_foreground_is_one_class():
     details = describe_constraint_map(np.full((6, 6, 3, 2), 5.0), mask, **RECIPE)
     np.testing.assert_array_equal(details.classes, mask)
     assert details.inertia == 0 and not details.explained_variance.any()
+
+
+def test_values_that_only_the_last_voxels_hold_make_classes_too():
+    features = np.repeat(np.float32([3, 1, 2]), (1000, 1, 1))[:, None]
+    labels, sizes, inertia = cluster(features, 2, seed=0)
+    assert sizes.sum() == 1002 and len(sizes) == 2 and inertia > 0
+    labels, sizes, inertia = cluster(features, 3, seed=0)
+    np.testing.assert_array_equal(labels, np.repeat([3, 1, 2], (1000, 1, 1)))
+    np.testing.assert_array_equal(sizes, [1, 1, 1000])
+    assert inertia == 0
+
+
+def test_a_centre_without_voxels_is_no_class(monkeypatch):
+    class ThreeCentres:
+        cluster_centers_ = np.float32([[0.0], [0.4], [1.0]])
+
+        def __init__(self, *_, **__):
+            pass
+
+        def fit(self, sample):
+            return self
+
+    monkeypatch.setattr(constraint_maps, "KMeans", ThreeCentres)
+    features = np.concatenate([np.linspace(0, 0.1, 9), np.linspace(0.9, 1, 5)]).astype(np.float32)[:, None]
+    labels, sizes, _ = cluster(features, 3, seed=0)
+    np.testing.assert_array_equal(labels, np.repeat([1, 2], [9, 5]))
+    np.testing.assert_array_equal(sizes, [9, 5])
 
 
 def test_more_than_255_classes_need_a_wider_integer():

@@ -75,6 +75,17 @@ def test_slice_is_the_middle_of_those_with_much_foreground():
     assert quality_control._representative_slice(np.array([0, 0, 5])) == 2
 
 
+def test_black_and_white_are_percentiles_of_the_foreground():
+    volume, details = subject()
+    panels, _, number = quality_control._panels(volume, ["t1", "t2"], details, AFFINE)
+    inside = details.classes > 0
+    sources = [volume[..., 0], volume[..., 1], details.components[..., 0], details.components[..., 1]]
+    for (_, image, window, _), source in zip(panels, sources, strict=True):
+        assert window == pytest.approx(np.percentile(source[inside], (1, 99)))
+        shown, expected = ((array[::-1, ::-1, number].T) for array in (inside, source))  # RAS+: x to left, y to back
+        np.testing.assert_array_equal(image[shown], expected[shown])
+
+
 def test_components_are_blank_outside_the_foreground():
     volume, details = subject()
     panels, classes, _ = quality_control._panels(volume, ["t1", "t2"], details, AFFINE)
