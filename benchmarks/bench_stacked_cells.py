@@ -3,25 +3,28 @@
     PYTHONPATH=. python benchmarks/bench_stacked_cells.py [--cells 1 4 12] [--configs FILE ...] [--output FILE]
 
 Cells of one grid share network shape, batch size and step; only weights, optimiser state and data differ. The training
-step of `Segmentation`, augmentation and Adam included, is compiled in four ways, which take turns on the same batches:
+step of `Segmentation`, augmentation and Adam included, is compiled in several ways, which take turns on the same
+batches:
 
     one by one   one cell's step, called for each cell in turn, as a grid does
+    looped       the same with several steps in a call, only with `--steps-per-call`, which those below obey as well
     mapped       all cells in one call, one after another on the device (`jax.lax.map`)
     stacked      all cells at once, their weights along a further axis (`jax.vmap`)
     products     the same, with each convolution written as a sum of shifted matrix products
 
 `jax.vmap` turns a convolution whose kernels differ from cell to cell into one with feature groups, a group per cell,
 and its gradient by the kernel into one with batch groups; the table says how many the compiled step has. The products
-become batched ones instead.
+become batched ones instead. On a CPU, XLA computes convolutions inside a loop several times more slowly than outside;
+`mapped` is left out there for more than four cells, whose time is in proportion.
 
-Stacking is worth its trouble at 3 times the slices per second of `one by one`; whether it reaches that is printed and
-stored, and is no goal. The goal is that all ways train the same: after one step from the same weights, their gradients
-(Adam's momentum) differ by 1e-2 of their length at most. Rounding makes it 1e-6 to 1e-3, the more where it switches a
-ReLU or where a GPU multiplies in TF32; another cell's data would make it 1. Augmentation leaves these slices alone: of a
-moved label, the nearest pixel is another one where the last bit of a position is. Weights are a poor measure, because
-Adam's first steps have the same length however small a gradient is; their distances after one and three steps, as a
-share of the way that training has moved them, are stored. Writes benchmarks/output/stacked_cells.json. Takes about ten
-minutes on two cores, mostly compiling.
+Stacking is worth its trouble at 3 times the slices per second of the faster of `one by one` and `looped`; whether it
+reaches that is printed and stored, and is no goal. The goal is that all ways train the same: after one step from the
+same weights, their gradients (Adam's momentum) differ by 1e-2 of their length at most. Rounding makes it 1e-6 to 1e-3,
+the more where it switches a ReLU or where a GPU multiplies in TF32; another cell's data would make it 1. Augmentation
+leaves these slices alone: of a moved label, the nearest pixel is another one where the last bit of a position is.
+Weights are a poor measure, because Adam's first steps have the same length however small a gradient is; their distances
+after one and three steps, as a share of the way that training has moved them, are stored. Writes
+benchmarks/output/stacked_cells.json. Takes about ten minutes on two cores, mostly compiling.
 """
 
 import os
@@ -35,25 +38,24 @@ import numpy as np
 from benchmarks.common import finish, parser_of
 
 CONFIGS = [Path(__file__).resolve().parents[1] / "configs" / f"{n}.yaml" for n in ("lgg_tcga", "renal_table_simulated")]
-WAYS = ("one by one", "mapped", "stacked", "products")
+WAYS = ("one by one", "looped", "mapped", "stacked", "products")
+ONE_BY_ONE = WAYS[:2]
 WORTH_IT, TOLERANCE, FURTHER_STEPS = 3.0, 1e-2, 2
 
 
 def main(arguments=None):
     options = options_of(arguments)
     os.environ["KERAS_BACKEND"] = "jax"
-    print(
-        f"{'slices per second (times one by one)':44}", *(f"{way:>16}" for way in WAYS), "  distance  grouped", sep=""
-    )
+    print(f"{'slices per second (ratio)':33}", *(f"{way:>16}" for way in WAYS), "  distance  grouped", sep="")
     rows = []
     for path in options.configs:
         for count in options.cells:
             rows.append(measure(path, count, options))
             print(line(rows[-1]), flush=True)
     best = max(row["ratios"][way] for row in rows for way in ("stacked", "products"))
-    verdict = f"{'worth it' if best >= WORTH_IT else 'not worth it'}: at most {best:.2f} times one by one"
+    verdict = f"{'worth it' if best >= WORTH_IT else 'not worth it'}: at most {best:.2f} times one after another"
     print(f"stacking cells is {verdict} (needed: {WORTH_IT:g})")
-    farthest = max(max(row["distances"]["gradients"].values()) for row in rows)
+    farthest = max(row["distance"] for row in rows)
     goals = {"distance of gradients from one by one": (farthest, "at most", TOLERANCE)}
     sizes = {"configs": [path.stem for path in options.configs], "cells": options.cells, "turns": options.turns}
     sizes["steps_per_call"] = options.steps_per_call
@@ -64,8 +66,8 @@ def options_of(arguments):
     parser = parser_of(__doc__, "stacked_cells")
     parser.add_argument("--configs", nargs="+", type=Path, default=CONFIGS, metavar="FILE", help="grids (two)")
     parser.add_argument("--cells", nargs="+", type=int, default=[1, 4, 12], metavar="K", help="at a time (1 4 12)")
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="timed turns (5)")
-    parser.add_argument("--steps-per-call", type=int, default=1, metavar="N", help="of every way (1)")
+    parser.add_argument("--turns", type=int, default=3, metavar="N", help="timed turns (3)")
+    parser.add_argument("--steps-per-call", type=int, default=1, metavar="N", help="of all but the first (1)")
     return parser.parse_args(arguments)
 
 
@@ -73,24 +75,27 @@ def measure(path, count, options):
     """Return slices per second of all ways for `count` cells of a config's grid, and how far their weights agree."""
     from benchmarks import steps
     from utils.config import load_config
+    from utils.runs import device_name
 
     config = load_config(path)
     batches = [batch_of(config, seed) for seed in range(count)]
     task, states = cells_of(config, batches[0], count)
-    ways = {way: compiled(way, task, states, batches, options.steps_per_call) for way in WAYS}
-    sides = {way: run_of(call, way, states, batches) for way, (call, _) in ways.items()}
+    left_out = {"looped", "mapped"} if device_name() == "cpu" and count > 4 else {"looped"}
+    ways = {way: compiled(way, task, states, batches, 1) for way in WAYS if way not in left_out}
     still = [batch_of(config, seed, moved=False) for seed in range(count)]
-    seconds = {way: statistics.median(turns) for way, turns in steps.take_turns(sides, options.turns).items()}
-    slices = count * options.steps_per_call * config.finetuning.training.batch_size
-    return {
-        "config": config.name,
-        "cells": count,
-        "per_call_s": seconds,
-        "slices_per_s": {way: slices / value for way, value in seconds.items()},
-        "ratios": {way: seconds["one by one"] / value for way, value in seconds.items()},
-        "distances": distances_of(task, ways, states, still),
-        "convolutions": {way: convolutions for way, (_, convolutions) in ways.items()},
-    }
+    row = {"config": config.name, "cells": count, "distances": distances_of(task, ways, states, still)}
+    row["convolutions"] = {way: convolutions for way, (_, convolutions) in ways.items()}
+    if options.steps_per_call > 1:
+        again = {"looped", *ways} - {"one by one"}
+        ways |= {way: compiled(way, task, states, batches, options.steps_per_call) for way in again}
+    sides = {way: run_of(call, way, states, batches) for way, (call, _) in ways.items()}
+    seconds = steps.take_turns(sides, options.turns)
+    slices = count * config.finetuning.training.batch_size
+    per_call = dict.fromkeys(ways, slices * options.steps_per_call) | {"one by one": slices}
+    rates = {way: per_call[way] / statistics.median(seconds[way]) for way in WAYS if way in ways}
+    faster = max(rates[way] for way in ONE_BY_ONE if way in ways)
+    ratios = {way: rate / faster for way, rate in rates.items()}
+    return row | {"distance": max(row["distances"]["gradients"].values()), "slices_per_s": rates, "ratios": ratios}
 
 
 def batch_of(config, seed, moved=True):
@@ -147,11 +152,12 @@ def compiled(way, task, states, batches, steps_per_call):
 
     calls = {
         "one by one": cell,
+        "looped": cell,
         "mapped": lambda states, batches: jax.lax.map(lambda one: cell(*one), (states, batches)),
         "stacked": jax.vmap(cell),
         "products": jax.vmap(cell),
     }
-    arguments = (states[0], batches[0]) if way == "one by one" else (stacked(states), stacked(batches))
+    arguments = (states[0], batches[0]) if way in ONE_BY_ONE else (stacked(states), stacked(batches))
     lowered = jax.jit(calls[way], donate_argnums=0).lower(*arguments)
     found = [line for line in lowered.as_text().splitlines() if "stablehlo.convolution" in line]
     grouped = [line for line in found if re.search(r"group_count = ([2-9]|\d\d)", line)]
@@ -162,7 +168,7 @@ def run_of(call, way, states, batches):
     """Return `run(steps)`, which trains all cells that many steps, waits and returns their states."""
     import jax
 
-    one_by_one = way == "one by one"
+    one_by_one = way in ONE_BY_ONE
     states = copied(states) if one_by_one else stacked(states)
     batches = batches if one_by_one else stacked(batches)
 
@@ -245,10 +251,10 @@ def distances(ends, start):
 
 def line(row):
     """Return one row of the table."""
-    name = f"{row['config']:24}{row['cells']:3} cells{'':12}"
-    ways = "".join(f"{row['slices_per_s'][way]:9.4g} ({row['ratios'][way]:4.2f})" for way in WAYS)
-    grouped = row["convolutions"]["stacked"]
-    return f"{name}{ways}{max(row['distances']['gradients'].values()):11.1e}  {grouped['grouped']} of {grouped['all']}"
+    rates, ratios, grouped = row["slices_per_s"], row["ratios"], row["convolutions"]["stacked"]
+    ways = "".join(f"{rates[way]:9.4g} ({ratios[way]:4.2f})" if way in rates else f"{'-':>16}" for way in WAYS)
+    name = f"{row['config']:24}{row['cells']:3} cells"
+    return f"{name}{ways}{row['distance']:10.1e}  {grouped['grouped']} of {grouped['all']}"
 
 
 if __name__ == "__main__":
