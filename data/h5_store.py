@@ -24,6 +24,7 @@ from utils.runs import atomic_path
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 256 * 1024
+LONGEST_LIST = 4000  # texts in one attribute: 16 bytes each, and HDF5 ends at 64 KiB; more of them become one JSON text
 AGAIN = "make it again with generate_h5_pretraining.py --overwrite, or give another --work-dir"
 
 
@@ -127,7 +128,8 @@ class StoreWriter:
             self._file.create_dataset(name, data=lines, dtype=text, shape=(len(lines),))
         described = {"schema_version": SCHEMA_VERSION, "contrasts": self.contrasts, "subjects": self.subjects}
         for name, value in {**self.attributes, **described}.items():
-            if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+            if is_list and len(value) <= LONGEST_LIST:
                 self._file.attrs.create(name, np.array(value, object), dtype=text, shape=(len(value),))
             elif isinstance(value, str | int | float):
                 self._file.attrs[name] = value

@@ -151,6 +151,14 @@ def test_a_thousand_subjects_fit_the_attributes(tmp_path):
     assert store.grid("BraTS2021_01250").shape == (240, 240, 155)
 
 
+@pytest.mark.parametrize("count", [4000, 4001, 20_000])
+def test_names_of_any_number_fit_the_attributes(tmp_path, count):
+    names = [f"BraTS2021_{number:05d}" for number in range(count)]
+    attributes = {"clusters": 20, "labels": names, "split": {"train": names}}
+    write_store(tmp_path / "a.h5", [SUBJECTS[2]], contrasts=CONTRASTS, image_size=(8, 6), attributes=attributes)
+    assert {name: SliceStore(tmp_path / "a.h5").attributes[name] for name in attributes} == attributes
+
+
 def test_how_intensities_were_scaled_is_read_back(tmp_path):
     ranges = {"t1": (-3.25, 1e-300), "echoes_1": (0.1, 900.0), "echoes_2": (7, 7)}
     subjects = [
