@@ -167,6 +167,7 @@ def train(config, stage, stores, contrasts, **run):
     else:
         images = [stored_images(store, contrasts, one_by_one=is_one_by_one) for store in parts]
         images = in_memory_if(images, config.data.resident, free_bytes() // 2)
+    run["subjects"] = [subjects_of(store, is_volumes, len(contrasts) if is_one_by_one else 1) for store in parts]
     settings = stage.model_dump(exclude={"method", "warm_start", "space"}) | run
     settings |= {"filters": config.network.filters, "remat": config.network.remat}
     if stage.method == "regression":
@@ -180,6 +181,13 @@ def train(config, stage, stores, contrasts, **run):
     names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")
     loss = {name: settings.pop(name) for name in names}
     return pretraining.pretrain_constrained(images[0], maps[0], images[1], maps[1], loss_settings=loss, **settings)
+
+
+def subjects_of(store, is_volumes, copies):
+    """Subject of each image that is shown: of each volume, or of each slice, which is shown in so many copies."""
+    import numpy as np
+
+    return store.subjects if is_volumes else np.tile(np.array(store.subjects)[store.subject_index], copies)
 
 
 def crops_of(config, stage, store, contrasts):

@@ -94,7 +94,9 @@ class Segmentations:
             arrays = [stored_images(self.store, channels), stored_labels(self.store)]
             trainer.use(*in_memory_if(arrays, self.config.data.resident, free_bytes() // 2))
             trainer.source = (self.store.path, channels)
-        trainer.train(*(self.store.rows_of(chosen) for chosen in (subjects, self.subjects[1])), **run)
+        names = [self.store.subjects[number] for number in self.store.subject_index]
+        rows = (self.store.rows_of(chosen) for chosen in (subjects, self.subjects[1]))
+        trainer.train(*rows, subjects=(names, names), **run)
 
     def score(self, network, cell, folder):
         """Predict every test subject on its own grid; returns the rows of metrics.json."""

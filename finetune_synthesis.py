@@ -78,7 +78,8 @@ class Syntheses:
         return child_seed(self.config.seed, "synthesis", self.split.name, n, repeat)
 
     def train(self, trainer, cell, subjects, **run):
-        trainer.train(self.crops(subjects), self.crops(self.split.val), **run)
+        names = (subjects, self.split.val)
+        trainer.train(*map(self.crops, names), subjects=names, **run)
 
     def crops(self, subjects):
         """The volumes of some subjects, to be shown in crops."""

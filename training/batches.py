@@ -120,6 +120,10 @@ class Batches(keras.utils.PyDataset):
             batch = self.finish(batch, np.random.default_rng(child_seed(self.seed, "draw", self.epoch, step)))
         return batch
 
+    def sources(self, step):
+        """Rows of the images of a step in the array that they come from, `(B,)`."""
+        return self.arrays["image"].numbers(self.rows(step))
+
     def read(self, rows, step):
         """The arrays of a batch, by name, before anything random is added."""
         sent = {name: values[rows] for name, values in self.arrays.items() if name not in self.on_device}

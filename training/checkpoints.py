@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from models.weights import save_weights
+from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
 from utils.checks import InputError
 from utils.runs import atomic_path, bar
 
@@ -16,6 +17,7 @@ log = logging.getLogger("mrccl")
 
 LEAST_SPREAD = 0.05  # mean cosine similarity 0.9975; untrained encoders showed 0.08 to 0.19, with 64 and 128 features
 MOST_WITHOUT_NEGATIVE = 0.5  # share of the anchors
+CURE = "lower learning_rate, switch mixed_precision off, or look at their scans; the last good epoch is kept"
 SECONDS_BETWEEN_CHECKPOINTS = 20.0  # a kill costs at most this much work; writing more often would slow small networks
 
 
@@ -33,6 +35,7 @@ def fit(
     name="",
     with_bar=False,
     callbacks=(),
+    subjects=None,
 ):
     """Train a task, or go on training it, and leave it with its best weights.
 
@@ -52,26 +55,44 @@ def fit(
         name: What the messages call this run.
         with_bar: Show a progress bar of epochs; off where a bar of runs is shown already.
         callbacks: More `keras.callbacks.Callback`, which watch only.
+        subjects: Subject of each row of the training and of the validation slices, two sequences, for messages.
 
     Returns:
         History, a list with one dictionary per epoch.
+
+    Raises:
+        InputError: The loss is not finite any more, or the memory of the device does not suffice.
     """
     keeper = Keeper(task, training, folder, tag, plateau_epochs, epochs, name)
     reset_optimizer(task.optimizer, learning_rate)
     start = keeper.resume()
+    keeper.remember()
     if with_bar:
         keeper.advance = bar(name, epochs - start)
-    if start < epochs:
-        task.fit(
-            training,
-            validation_data=validation,
-            validation_freq=evaluate_every,
-            initial_epoch=start,
-            epochs=epochs,
-            shuffle=False,  # the batches come shuffled, by seed and epoch
-            verbose=0,
-            callbacks=[keeper, *callbacks],
-        )
+    try:
+        if start < epochs:
+            task.fit(
+                training,
+                validation_data=validation,
+                validation_freq=evaluate_every,
+                initial_epoch=start,
+                epochs=epochs,
+                shuffle=False,  # the batches come shuffled, by seed and epoch
+                verbose=0,
+                callbacks=[keeper, *callbacks],
+            )
+    except KeyboardInterrupt:
+        keeper.save()
+        raise
+    except NotFinite as error:
+        keeper.save()
+        keeper.restore()
+        training.epoch = keeper.epoch_of_batches  # Keras has gone on to the next one
+        raise InputError(f"{name}: {error}{subjects_to_blame(task, training, validation, subjects)}; {CURE}") from None
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise InputError(f"{name}: {out_of_memory(training, task.network.input_shape)}") from None
+        raise
     keeper.finish()
     return keeper.history
 
@@ -122,7 +143,7 @@ class Keeper(keras.callbacks.Callback):
         self.task, self.training, self.folder, self.tag, self.name = task, training, folder, tag, name
         self.plateau_epochs, self.epochs = plateau_epochs, epochs
         self.best, self.best_epoch, self.waited, self.history = float("inf"), 0, 0, []
-        self.best_values = None
+        self.best_values, self.state, self.kept = None, None, None
         self.advance = lambda: None
         self.checkpoint = folder / "checkpoint.npz"
         self.saved_at = self.epoch_started = time.monotonic()
@@ -140,9 +161,8 @@ class Keeper(keras.callbacks.Callback):
         if state["tag"] != self.tag:
             log.info("%s: the config changed since the checkpoint; starting again", self.name)
             return 0
-        variables = self._variables()
-        for number, variable in enumerate(variables):
-            variable.assign(arrays[f"variable_{number}"])
+        self.state = [arrays[f"variable_{number}"] for number in range(len(self._variables()))]
+        self.restore()
         if state["best_epoch"]:
             self.best_values = [arrays[f"best_{number}"] for number in range(len(self.task.network.weights))]
         self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
@@ -152,16 +172,14 @@ class Keeper(keras.callbacks.Callback):
         return len(self.history)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch_started = time.monotonic()
+        self.epoch_started, self.epoch_of_batches = time.monotonic(), self.training.epoch
 
     def on_epoch_end(self, epoch, logs=None):
         # The health of the anchors is measured on the validation set only; its training columns would be zeros.
         row = {key: float(value) for key, value in logs.items() if key == "loss" or key.startswith("val_")}
         if not np.isfinite([row["loss"], row.get("val_loss", 0.0)]).all():
-            raise InputError(
-                f"{self.name}: the loss became {row['loss']} in epoch {epoch + 1}; lower the learning rate or "
-                "switch mixed_precision off"
-            )
+            which, value = ("", row["loss"]) if not np.isfinite(row["loss"]) else ("validation ", row["val_loss"])
+            raise NotFinite(f"the {which}loss became {value} in epoch {epoch + 1}")
         rate = float(keras.ops.convert_to_numpy(self.task.optimizer.learning_rate))
         seconds = time.monotonic() - self.epoch_started
         self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "seconds": round(seconds, 3)})
@@ -170,6 +188,7 @@ class Keeper(keras.callbacks.Callback):
             self._warn_when_crossing()
         self._report(epoch + 1, row)
         self.advance()
+        self.remember()
         if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS and epoch + 1 < self.epochs:
             self.save()
 
@@ -215,15 +234,28 @@ class Keeper(keras.callbacks.Callback):
     def _variables(self):
         return [*self.task.network.weights, *self.task.optimizer.variables]
 
-    def save(self):
-        """Write everything that a resumed run needs into one file, atomically."""
-        arrays = {f"variable_{n}": keras.ops.convert_to_numpy(v) for n, v in enumerate(self._variables())}
-        best = self.best_values or [keras.ops.convert_to_numpy(value) for value in self.task.network.weights]
-        arrays |= {f"best_{number}": value for number, value in enumerate(best)}
+    def remember(self):
+        """Keep a copy of all that a resumed run needs, as it is at the end of an epoch."""
         state = {"tag": self.tag, "best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
-        state["history"] = self.history
+        self.state = [np.array(keras.ops.convert_to_numpy(variable)) for variable in self._variables()]
+        self.kept = (json.dumps(state | {"history": self.history}), self.best_values)
+
+    def restore(self):
+        """Put variables back to the end of the last good epoch."""
+        for variable, value in zip(self._variables(), self.state, strict=True):
+            variable.assign(value)
+
+    def save(self):
+        """Write what a resumed run needs, as it was at the end of the last good epoch, into one file, atomically."""
+        state, best = self.kept
+        if not json.loads(state)["history"]:
+            return
+        arrays = {f"variable_{number}": value for number, value in enumerate(self.state)}
+        # Without a look at the validation set so far, the best weights are the last ones.
+        best = best or self.state[: len(self.task.network.weights)]
+        arrays |= {f"best_{number}": value for number, value in enumerate(best)}
         with atomic_path(self.checkpoint) as temporary, open(temporary, "wb") as file:
-            np.savez(file, state=json.dumps(state), **arrays)
+            np.savez(file, state=state, **arrays)
         self.saved_at = time.monotonic()
 
     def finish(self):

@@ -113,6 +113,10 @@ class CropBatches(Batches):
             fixed = [self._draw(number, "crops", number, count=crops_per_volume) for number in range(len(self.volumes))]
             self.arrays["corner"] = np.concatenate(fixed)
 
+    def sources(self, step):
+        """Numbers of the volumes of a step, `(B,)`."""
+        return self.arrays["volume"][self.rows(step)]
+
     def read(self, rows, step):
         """The parts of a batch of crops, by name."""
         numbers = self.arrays["volume"][rows]

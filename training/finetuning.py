@@ -53,7 +53,7 @@ class Trainer:
         self.network.set_weights(self._random_weights(seed))
         return transfer(pretrained, self.network, **contrasts) if pretrained else None
 
-    def fit(self, batches, validation, *, folder, tag, name):
+    def fit(self, batches, validation, *, folder, tag, name, subjects=None):
         """Train one cell; leaves `network` with its best weights on the validation set.
 
         Args:
@@ -62,6 +62,7 @@ class Trainer:
             folder: Folder of the cell.
             tag: Hash of what shapes the cell's result.
             name: What messages call the cell.
+            subjects: Of the training and of the validation images, for messages.
 
         Returns:
             History, a list with one dictionary per epoch.
@@ -79,6 +80,7 @@ class Trainer:
             plateau_epochs=self.training["plateau_epochs"],
             evaluate_every=self.evaluate_every,
             callbacks=[clock],
+            subjects=subjects,
         )
         self.compile_s = clock.compile_s()
         return history
@@ -146,7 +148,7 @@ class SegmentationTrainer(Trainer):
             rows: Numbers of the slices of the annotated subjects among those of `use`, `(n,)`.
             validation_rows: The same of the validation subjects.
             seed: Seed of order and augmentation.
-            **run: `folder`, `tag` and `name` of `fit`.
+            **run: `folder`, `tag`, `name` and `subjects` of `fit`.
 
         Returns:
             History, a list with one dictionary per epoch.
@@ -187,7 +189,7 @@ class SynthesisTrainer(Trainer):
             crops: `training.crops.Crops` of the subjects of the cell.
             validation_crops: `Crops` of the validation subjects.
             seed: Seed of places, order and augmentation.
-            **run: `folder`, `tag` and `name` of `fit`.
+            **run: `folder`, `tag`, `name` and `subjects` of `fit`.
 
         Returns:
             History, a list with one dictionary per epoch.

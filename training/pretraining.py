@@ -10,7 +10,8 @@ The keyword arguments that all functions share:
     training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
     seed: Seed of the stage.
     **run: `warm_start` (function that moves weights into the network), `folder`, `tag`, `name`, `remat` (compute
-        activations twice instead of keeping them).
+        activations twice instead of keeping them), `subjects` (of the training and of the validation images, for
+        messages).
 
 All return `(network, history)`.
 """
@@ -289,7 +290,7 @@ def _batches(sets, finish, training, seed, subjects=None, with_maps=False):
     return pair
 
 
-def _train(task, batches, training, *, warm_start, folder, tag, name, remat=False):
+def _train(task, batches, training, *, warm_start, folder, tag, name, remat=False, subjects=None):
     """Start from earlier weights and train; the part that all methods share."""
     warm_start(task.network)
     task.hold(*({name: part.arrays[name].values for name in part.on_device} for part in batches))
@@ -303,5 +304,6 @@ def _train(task, batches, training, *, warm_start, folder, tag, name, remat=Fals
         epochs=training["epochs"],
         learning_rate=training["learning_rate"],
         plateau_epochs=training["plateau_epochs"],
+        subjects=subjects,
     )
     return task.network, history

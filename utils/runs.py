@@ -2,6 +2,8 @@
 
 import contextlib
 import datetime
+import errno
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -9,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +24,7 @@ from utils.checks import InputError
 
 log = logging.getLogger("mrccl")
 
+TEMPORARY = ".tmp-"  # how the names of unfinished files begin
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "nibabel", "h5py")
 
 
@@ -46,7 +50,7 @@ def atomic_path(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -142,14 +146,37 @@ def exit_code_of(main, arguments=None):
         for line in error.lines:
             print(line, file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if reason := _trouble_with_disk(error):
+            print(reason, file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        return 1
     except KeyboardInterrupt:
         print("interrupted; type the same command again to continue where it stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
     except Exception:  # reported in full: the last resort of a command-line program
         traceback.print_exc()
         return 1
+
+
+def _trouble_with_disk(error):
+    """One line on a full or read-only disk, or a folder that may not be written; None for other errors."""
+    found = re.search(r"errno = (\d+)", str(error))  # HDF5 says it in its text only
+    number = error.errno or (int(found[1]) if found else None)
+    cures = {
+        errno.ENOSPC: "free some space and type the same command again: finished work is kept",
+        errno.EDQUOT: "free some of your quota and type the same command again: finished work is kept",
+        errno.EROFS: "give a --work-dir that can be written",
+        errno.EACCES: "give a --work-dir that you may write, or mend the permissions",
+        errno.EPERM: "give a --work-dir that you may write, or mend the permissions",
+    }
+    if number not in cures:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{os.strerror(number).lower()}; {cures[number]}"
 
 
 @contextlib.contextmanager
@@ -166,28 +193,56 @@ def open_run(folder, config, seed):
 
     Yields:
         The folder as a `Path`.
+
+    Raises:
+        InputError: Another run is at work in this folder.
     """
     import yaml
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "resolved_config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(config, sort_keys=False))
-    with atomic_path(folder / "command.txt") as temporary:
-        temporary.write_text(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
-    record = environment() | {"seed": seed}
-    write_json(folder / "environment.json", record)
-    handler = logging.FileHandler(folder / "run.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    started = time.monotonic()
-    try:
-        yield folder
-        record |= {"backend": _backend(), "device": device_name(), "duration_s": round(time.monotonic() - started, 1)}
+    with _alone_in(folder):
+        with atomic_path(folder / "resolved_config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+        with atomic_path(folder / "command.txt") as temporary:
+            temporary.write_text(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
+        record = environment() | {"seed": seed}
         write_json(folder / "environment.json", record)
+        handler = logging.FileHandler(folder / "run.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        started = time.monotonic()
+        try:
+            yield folder
+            about = {"backend": _backend(), "device": device_name()}
+            write_json(
+                folder / "environment.json", record | about | {"duration_s": round(time.monotonic() - started, 1)}
+            )
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+
+@contextlib.contextmanager
+def _alone_in(folder):
+    """Keep other runs out of a folder until this one ends, however it ends; remove what a killed one left behind.
+
+    The lock is on the folder itself and goes with the process, so nothing is left to be cleaned up by hand.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            cure = "wait until it has ended, or give another --work-dir"
+            raise InputError(f"{folder}: another run is at work in this folder; {cure}") from None
+        except OSError as error:  # some network file systems know no locks
+            log.warning("%s: cannot be locked (%s); do not start a second run there", folder, error.strerror)
+        for left_over in folder.rglob(f"{TEMPORARY}*"):
+            left_over.unlink()
+        yield
     finally:
-        log.removeHandler(handler)
-        handler.close()
+        os.close(handle)
 
 
 def environment():

@@ -14,10 +14,12 @@ from data.slices import StoredArray
 from losses.segmentation import dice_loss, focal_tversky_loss
 from models.weights import read_weights, save_weights
 from training import batches, checkpoints, pretraining
+from training.batches import Batches, Rows
 from training.finetuning import CompileClock, SegmentationTrainer
 from training.pretraining import pretrain_constrained, pretrain_global, pretrain_local, pretrain_regression
 from utils.checks import InputError
 from utils.config import load_config
+from utils.runs import child_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 FILTERS = [4, 8, 8]
@@ -233,8 +235,78 @@ def test_a_damaged_checkpoint_is_named(slices, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(slices, tmp_path, monkeypatch):
     nothing = lambda representations, *others, **settings: ops.sum(representations, axis=(1, 2)) * np.nan  # noqa: E731
     monkeypatch.setattr("training.tasks.constrained_contrastive_loss", nothing)
-    with pytest.raises(InputError, match="the loss became nan in epoch 1; lower the learning rate"):
+    with pytest.raises(InputError, match=r"test: the loss became nan in epoch 1 \(step 1 of 4\); lower learning_rate"):
         constrained(slices, tmp_path, training=settings())
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_the_subjects_of_a_batch_that_breaks_the_loss_are_named(part, slices, tmp_path):
+    images = np.concatenate([slices[0], slices[0]])
+    images[21] = np.inf
+    subjects = [f"sub-{number:02d}" for number in range(32)]
+    is_training = part == "training"
+    # Four batches of four slices an epoch: the bad slice comes in one of the first two epochs.
+    shown = Batches(
+        {"image": Rows(images)}, 4, child_seed(1, part), steps=4 if is_training else None, shuffle=is_training
+    )
+    places = [(0, step) for step in range(shown.steps)] + [(1, step) for step in range(shown.steps)]
+    for epoch, step in places:
+        shown.epoch = epoch + 1  # Keras begins with a reset, which counts
+        if 21 in shown.sources(step):
+            break
+    run = {key: value for key, value in RUN.items() if key != "features"}
+    run |= {"corrupted_share": 0.1, "noise": 0.01, "training": settings(), "folder": tmp_path}
+    sets = (images, images[:4]) if is_training else (images[:16], images)
+    with pytest.raises(InputError) as error:
+        pretrain_regression(*sets, subjects=(subjects, subjects), **run)
+    names = ", ".join(sorted(subjects[row] for row in shown.sources(step)))
+    text = f"loss became inf in epoch {epoch + 1} with slices of {names} (step {step + 1} of {shown.steps}); lower"
+    assert text in str(error.value).replace("nan", "inf") and "sub-21" in names
+    assert (tmp_path / "checkpoint.npz").exists() == (epoch > 0)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")]
+)
+def test_too_little_memory_names_batch_and_image_size_and_what_to_lower(error, slices, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("training.tasks.Regression.forward", fail)
+    message = (
+        "test: the memory of this machine does not suffice for batches of 4 images of 16 x 16 with 1 channels; lower"
+    )
+    with pytest.raises(InputError, match=message):
+        pretrain("regression", *slices, tmp_path)
+
+
+def test_other_errors_are_not_taken_for_too_little_memory(slices, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("training.tasks.Regression.forward", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        pretrain("regression", *slices, tmp_path)
+
+
+def test_an_interruption_keeps_the_last_whole_epoch(slices, tmp_path, monkeypatch):
+    whole, history = pretrain("regression", *slices, tmp_path / "whole", epochs=4)
+
+    def interrupt_in_the_third_epoch(keeper, batch, logs=None):
+        if len(keeper.history) == 2 and batch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(checkpoints.Keeper, "on_train_batch_end", interrupt_in_the_third_epoch)
+        context.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain("regression", *slices, tmp_path / "cut", epochs=4)
+    with np.load(tmp_path / "cut" / "checkpoint.npz") as kept:
+        assert len(json.loads(str(kept["state"]))["history"]) == 2
+    resumed, other = pretrain("regression", *slices, tmp_path / "cut", epochs=4)
+    assert [row["val_loss"] for row in other] == [row["val_loss"] for row in history]
+    for one, two in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_the_learning_rate_is_halved_on_a_plateau_and_the_best_weights_return(slices, tmp_path):

@@ -1,0 +1,65 @@
+"""What goes wrong in training, and what the user can do about it."""
+
+import numpy as np
+
+from utils.runs import device_name
+
+MOST_NAMED = 8  # subjects in a message
+
+
+class NotFinite(Exception):
+    """A loss is NaN or infinite; stops a training."""
+
+
+def subjects_to_blame(task, training, validation, subjects):
+    """Say whose slices were in the first batch whose loss is not finite.
+
+    The batches of the epoch are gone through again, from the state at its start, which the task must have: each is a
+    function of seed, epoch and step, so the same thing happens again.
+
+    Args:
+        task: Compiled `Task`.
+        training: `Batches` of the epoch.
+        validation: `Batches`, looked at when all training batches are well.
+        subjects: Subject of each row of the training and of the validation slices, two sequences; None: not known.
+
+    Returns:
+        Text to go on with, ` with slices of sub-01, sub-02 (step 3)`; empty when nothing is found.
+    """
+    parts = ((training, task.train_on_batch), (validation, task.test_on_batch))
+    for part, (batches, step_on) in enumerate(parts):
+        task.reset_metrics()
+        for step in range(batches.steps):
+            loss = step_on(batches.batch(step), return_dict=True)["loss"]
+            if not np.isfinite(float(loss)):
+                return _described(batches, step, subjects[part] if subjects else None)
+    return ""
+
+
+def _described(batches, step, subjects):
+    where = f"step {step + 1} of {batches.steps}"
+    if subjects is None:
+        return f" ({where})"
+    names = sorted({str(subjects[row]) for row in batches.sources(step)})
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f" with slices of {', '.join(names[:MOST_NAMED])}{more} ({where})"
+
+
+def is_out_of_memory(error):
+    """True for what TensorFlow, JAX, PyTorch and Python raise when memory does not suffice."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}:
+        return True
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+def out_of_memory(batches, input_shape):
+    """Say what did not fit into memory and what to lower."""
+    device = device_name()
+    size = " x ".join(str(length) for length in input_shape[1:-1])
+    where = "this machine" if device == "cpu" else f"the device ({device})"
+    return (
+        f"the memory of {where} does not suffice for batches of {batches.batch_size} images of {size} with "
+        f"{input_shape[-1]} channels; lower training.batch_size, the image or crop size or network.filters, switch "
+        "training.mixed_precision on, or set data.resident to never"
+    )
