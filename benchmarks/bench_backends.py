@@ -31,7 +31,7 @@ from pathlib import Path
 
 from benchmarks.common import finish, parser_of
 from benchmarks.steps import FILTERS, MODES
-from utils.runs import device_name
+from utils.environment import device_name
 
 GOAL, PRECISIONS = 15_000, ("float32", "mixed")
 HEADER = f"{'':34}{'slices/s':>10}{'step':>10}{'first':>8}{'of floor':>10}{'memory':>9}"

@@ -157,7 +157,7 @@ def against_loop(data, options, compilations=3):
     import keras
 
     from benchmarks import steps
-    from utils.runs import device_name
+    from utils.environment import device_name
 
     is_jax = keras.backend.backend() == "jax"
     # JAX could not compile the whole loop, and the slices of a batch have nothing to do with each other.

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import finish, parser_of
-from utils.runs import device_name
+from utils.environment import device_name
 
 SIZE, CONTRASTS, FILTERS, CLASSES = (160, 160), 2, [16, 32, 64, 128, 128, 128], 3
 SUBJECTS, VALIDATION, SLICES, EPOCHS, BATCH = 80, 10, 100, 150, 10

@@ -20,7 +20,8 @@ import sys
 import time
 from pathlib import Path
 
-from utils.runs import environment, write_json
+from utils.environment import environment
+from utils.runs import write_json
 
 FILTERS = (16, 32, 64, 128, 128, 128)
 CASES = {"3d": {"size": (96, 96, 96), "batch": 2, "limit_gb": 10.0}, "2d": {"size": (128, 128), "batch": 16}}

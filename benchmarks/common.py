@@ -7,7 +7,8 @@ import resource
 import sys
 from pathlib import Path
 
-from utils.runs import environment, write_json
+from utils.environment import environment
+from utils.runs import write_json
 
 OUTPUT = Path(__file__).parent / "output"
 

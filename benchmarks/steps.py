@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from utils.runs import device_name
+from utils.environment import device_name
 
 FILTERS = (16, 32, 64, 128, 128, 128)  # authors' code
 # As in configs/papers: lesions get a partial decoder with 1 x 1 patches, organs the full one with 4 x 4 patches; of

@@ -65,7 +65,7 @@ def test_utils_imports_keras_only_inside_functions():
 
 def test_tensorflow_is_imported_in_one_function_only():
     files = [path for path in [*FILES, *ROOT.glob("*.py")] if "tensorflow" in {name for name, _ in imports_of(path)}]
-    assert [path.name for path in files] == ["runs.py"]
+    assert [path.name for path in files] == ["environment.py"]
 
 
 def test_scripts_do_not_import_scripts():

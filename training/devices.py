@@ -15,7 +15,7 @@ import keras
 from keras import ops
 
 from utils.checks import InputError
-from utils.runs import device_name, tensorflow
+from utils.environment import device_name, tensorflow
 
 log = logging.getLogger("mrccl")
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.runs import device_name
+from utils.environment import device_name
 
 MOST_NAMED = 8  # subjects in a message
 

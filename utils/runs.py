@@ -1,31 +1,27 @@
 """What surrounds a piece of work: run folder, seeds, log, progress, atomic files, exit codes."""
 
 import contextlib
-import datetime
 import errno
 import fcntl
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 
 from utils.checks import InputError
+from utils.environment import backend_name, device_name, environment, git_state
 
 log = logging.getLogger("mrccl")
 
 TEMPORARY = ".tmp-"  # how the names of unfinished files begin
-PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "nibabel", "h5py")
 
 
 def child_seed(seed, *names):
@@ -139,7 +135,7 @@ def exit_code_of(main, arguments=None):
 
     signal.signal(signal.SIGTERM, interrupt)
     start_logging()
-    _git_state()
+    git_state()
     try:
         return main(arguments) or 0
     except InputError as error:
@@ -214,7 +210,7 @@ def open_run(folder, config, seed):
         started = time.monotonic()
         try:
             yield folder
-            about = {"backend": _backend(), "device": device_name()}
+            about = {"backend": backend_name(), "device": device_name()}
             write_json(
                 folder / "environment.json", record | about | {"duration_s": round(time.monotonic() - started, 1)}
             )
@@ -243,60 +239,3 @@ def _alone_in(folder):
         yield
     finally:
         os.close(handle)
-
-
-def environment():
-    """Return versions, backend, device, machine and git commit as a dictionary ready for JSON."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": versions,
-        "backend": _backend(),
-        "device": device_name(),
-        "cpu_count": os.cpu_count(),
-        "machine": platform.machine(),
-        "git": _git_state(),
-    }
-
-
-def _backend():
-    keras = sys.modules.get("keras")
-    return keras.backend.backend() if keras else None
-
-
-def tensorflow():
-    """Return TensorFlow; imported here only, so that the other backends do without it."""
-    import tensorflow as module
-
-    return module
-
-
-def device_name():
-    """Name the accelerator that the loaded backend uses, or 'cpu'; None when no backend is loaded."""
-    if _backend() == "tensorflow":
-        config = tensorflow().config
-        devices = config.list_physical_devices("GPU")
-        return config.experimental.get_device_details(devices[0])["device_name"] if devices else "cpu"
-    if _backend() == "jax":
-        return sys.modules["jax"].devices()[0].device_kind
-    if _backend() == "torch":
-        torch = sys.modules["torch"]
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return None
-
-
-@functools.cache  # asked once, when a script starts: later the files may be newer than the code that runs
-def _git_state():
-    here = Path(__file__).resolve().parent
-
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

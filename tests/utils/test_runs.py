@@ -8,7 +8,8 @@ import time
 import pytest
 
 from utils.checks import InputError, check_axes
-from utils.runs import atomic_path, child_seed, environment, open_run, progress, read_json, write_json
+from utils.environment import environment
+from utils.runs import atomic_path, child_seed, exit_code_of, open_run, progress, read_json, write_json
 
 
 def test_child_seeds_are_stable_and_differ_by_every_name():
@@ -112,3 +113,46 @@ def test_an_interrupted_script_says_how_to_continue(number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and "same command again to continue" in errors and "Traceback" not in errors
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_left_overs_of_a_killed_one_go(tmp_path):
+    (tmp_path / "run" / "predictions").mkdir(parents=True)
+    (tmp_path / "run" / "predictions" / ".tmp-123-a.nii.gz").write_text("half")
+    with open_run(tmp_path / "run", {}, 3):
+        assert not list(tmp_path.rglob(".tmp-*"))
+        with (
+            pytest.raises(InputError, match=r"run: another run is at work in this folder; wait"),
+            open_run(tmp_path / "run", {}, 3),
+        ):
+            pass
+    with open_run(tmp_path / "run", {}, 3):  # the lock went with the first one
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "x", "a.h5"), "a.h5: no space left on device; free some space and type the same command again"),
+        (
+            OSError("Can't write data (file write failed: errno = 28, error message = 'x')"),
+            "no space left on device; free",
+        ),
+        (OSError(30, "x", "runs/a"), "runs/a: read-only file system; give a --work-dir that can be written"),
+        (PermissionError(13, "x", "runs/a"), "runs/a: permission denied; give a --work-dir that you may write"),
+    ],
+)
+def test_trouble_with_the_disk_is_one_line(error, line, capsys):
+    def main(arguments):
+        raise error
+
+    assert exit_code_of(main) == 2
+    found = capsys.readouterr().err
+    assert found.startswith(line) and found.count("\n") == 1
+
+
+def test_other_errors_of_the_system_are_reported_in_full(capsys):
+    def main(arguments):
+        raise OSError(5, "Input/output error", "a.h5")
+
+    assert exit_code_of(main) == 1
+    assert "Traceback" in capsys.readouterr().err
