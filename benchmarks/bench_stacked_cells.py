@@ -19,11 +19,11 @@ become batched ones instead. On a CPU, XLA computes convolutions inside a loop s
 
 Stacking is worth its trouble at 3 times the slices per second of the faster of `one by one` and `looped`; whether it
 reaches that is printed and stored, and is no goal. The goal is that all ways train the same: after one step from the
-same weights, their gradients (Adam's momentum) differ by 1e-2 of their length at most. Rounding makes it 1e-6 to 1e-3,
-the more where it switches a ReLU or where a GPU multiplies in TF32; another cell's data would make it 1. Augmentation
-leaves these slices alone: of a moved label, the nearest pixel is another one where the last bit of a position is.
-Weights are a poor measure, because Adam's first steps have the same length however small a gradient is; their distances
-after one and three steps, as a share of the way that training has moved them, are stored. Writes
+same weights, their gradients (Adam's momentum) differ by 0.05 of their length at most. Rounding makes it 1e-6 to 5e-3,
+the more where it switches a ReLU or a maximum, or where a GPU multiplies in TF32; another cell's data would make it 1.
+Augmentation leaves these slices alone: of a moved label, the nearest pixel is another one where the last bit of a
+position is. Weights are a poor measure, because Adam's first steps have the same length however small a gradient is;
+their distances after one and three steps, as a share of the way that training has moved them, are stored. Writes
 benchmarks/output/stacked_cells.json. Takes about ten minutes on two cores, mostly compiling.
 """
 
@@ -40,7 +40,7 @@ from benchmarks.common import finish, parser_of
 CONFIGS = [Path(__file__).resolve().parents[1] / "configs" / f"{n}.yaml" for n in ("lgg_tcga", "renal_table_simulated")]
 WAYS = ("one by one", "looped", "mapped", "stacked", "products")
 ONE_BY_ONE = WAYS[:2]
-WORTH_IT, TOLERANCE, FURTHER_STEPS = 3.0, 1e-2, 2
+WORTH_IT, TOLERANCE, FURTHER_STEPS = 3.0, 0.05, 2
 
 
 def main(arguments=None):
