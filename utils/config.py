@@ -1,7 +1,10 @@
-"""Reading configs and command lines: YAML without surprises, every mistake listed at once, hints for typos."""
+"""Reading configs and command lines: every mistake listed at once, hints for typos."""
 
 import argparse
+import datetime
 import difflib
+import os
+import reprlib
 import types
 import typing
 from pathlib import Path
@@ -11,38 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from utils.checks import InputError
 from utils.schema import Config
+from utils.sections import KINDS
+from utils.yaml_files import parse_yaml, printable, read_yaml
 
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated key and aliases, which would hide values or blow up in memory."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key '{key}' appears twice; delete one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases are not allowed; write it out")
-        return super().compose_node(parent, index)
-
-
-def read_yaml(path):
-    """Read a config file into plain data; InputError names file and line of what is wrong."""
-    path = Path(path)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        raise InputError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds {type(content).__name__}, expected sections such as 'data:' (see configs/)")
-    return content
+SHOWN = 60  # characters of a value in a message
 
 
 def load_config(path, overrides=(), work_dir=None):
@@ -73,35 +48,52 @@ def load_config(path, overrides=(), work_dir=None):
 def _apply(content, override):
     key, equals, value = override.partition("=")
     *sections, last = key.strip().split(".")
+    shown = printable(override)
     if not equals or not last:
-        raise InputError(f"--set {override}: expected key.path=value, such as finetuning.repeats=5")
+        raise InputError(f"--set {shown}: expected key.path=value, such as finetuning.repeats=5")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise InputError(f"--set {override}: '{section}' is a single value, not a section")
+            raise InputError(f"--set {shown}: '{printable(section)}' is a single value, not a section")
     try:
-        content[last] = yaml.load(value, _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        content[last] = parse_yaml(value)
     except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: {' '.join(str(error).split())}") from None
+        raise InputError(f"--set {printable(key)}: {printable(error)}") from None
 
 
 def explain(error, schema):
     """Yield one line per mistake in a config, with a suggestion for each unknown key."""
     for mistake in error.errors():
-        # Pydantic names a stage by its key and its kind; the kind is not in the file.
+        # Pydantic names kinds of stages and of entries of `data`, and marks keys; these words are not in the file.
         place = [
             part for n, part in enumerate(mistake["loc"]) if mistake["loc"][:2] != ("pretraining", "stages") or n != 3
         ]
-        where = ".".join(map(str, place))
-        reason = mistake["msg"].removeprefix("Value error, ")
-        if mistake["type"] == "extra_forbidden":
-            known = _keys_at(schema, mistake["loc"][:-1])
-            near = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
-            reason = "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
-        elif mistake["type"] != "missing" and not isinstance(mistake["input"], dict | BaseModel):
-            reason += f" (found {mistake['input']!r})"
-        for line in reason.splitlines():
+        where = printable(".".join(str(part) for part in place if part not in (*KINDS, "[key]")))
+        for line in _reason(mistake, schema).splitlines():
             yield f"{where}: {line}" if where else line
+
+
+def _reason(mistake, schema):
+    reason, found = mistake["msg"].removeprefix("Value error, "), mistake["input"]
+    if mistake["type"] == "extra_forbidden":
+        known = _keys_at(schema, mistake["loc"][:-1])
+        near = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
+        return "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}")
+    if mistake["type"] == "invalid_key":
+        return "keys are text; put it in quotes, or delete it"
+    if mistake["type"] == "string_type" and isinstance(found, bool | int | float | datetime.date):
+        return f"expected text (found {_shown(found)}); put it in quotes"
+    if mistake["type"] in ("model_type", "dict_type"):
+        return f"expected keys with values (found {_shown(found)})"
+    if mistake["type"] == "missing" or isinstance(found, dict | BaseModel):
+        return reason
+    return f"{reason} (found {_shown(found)})"
+
+
+def _shown(value):
+    """A value for a message: whole if it is short."""
+    text = str(value) if isinstance(value, datetime.date) else reprlib.repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _keys_at(schema, path):
@@ -109,8 +101,9 @@ def _keys_at(schema, path):
     sections = [schema]
     for part in path:
         inner = [m for s in sections if part in s.model_fields for m in _models_in(s.model_fields[part].annotation)]
-        # A part that is no field is a key of a dictionary, or the tag that chose one of several kinds of stage.
-        sections = inner or [s for s in sections if _tag(s) == part] or sections
+        # A part that is no field is a key of a dictionary, or the tag that chose one of several kinds.
+        chosen = [KINDS[part]] if KINDS.get(part) else [s for s in sections if _tag(s) == part]
+        sections = inner or chosen or sections
     return sorted({name for section in sections for name in section.model_fields})
 
 
@@ -199,4 +192,28 @@ def from_command_line(description, arguments=None, add_options=None, needs=()):
     missing = [name for name in needs if getattr(config, name) is None]
     if missing:
         raise InputError([f"{options.config}: this step needs the section '{name}:'" for name in missing])
+    check_writable(config.work_dir, "work_dir", "give another --work-dir")
     return config, options
+
+
+def check_writable(folder, where, advice):
+    """Raise InputError unless a folder exists and is writable, or can be made; nothing is made or written.
+
+    Args:
+        folder: Its path.
+        where: Which option or key named it, for the message.
+        advice: What to do, for the message.
+    """
+    try:
+        existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        if not existing.exists():
+            raise InputError(f"{where}: '{existing}' is a link to nowhere; mend it, or {advice}")
+        if not existing.is_dir():
+            raise InputError(f"{where}: '{existing}' is a file, not a folder; {advice}")
+        if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise InputError(f"{where}: no permission to write in '{existing}'; change it, or {advice}")
+        longest = os.pathconf(existing, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        if too_long := [part for part in folder.parts if len(os.fsencode(part)) > longest]:
+            raise InputError(f"{where}: '{too_long[0][:40]}...' is longer than {longest} bytes; {advice}")
+    except OSError as error:
+        raise InputError(f"{where}: '{folder}' cannot be used ({error.strerror}); {advice}") from None

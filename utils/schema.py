@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import json
 import math
-from pathlib import Path
 
 from pydantic import Field, NonNegativeInt, model_validator
 
@@ -14,6 +13,7 @@ from utils.sections import (
     CropSection,
     DataSection,
     EvaluationSection,
+    Location,
     Name,
     NetworkSection,
     Section,
@@ -28,7 +28,7 @@ class Config(Section):
 
     name: Name = Field(description="name of the dataset, the same as the file's")
     seed: NonNegativeInt = Field(0, description="the only source of chance: folds, clustering, weights, anchors, ...")
-    work_dir: Path = Field(description="folder for everything that is written; --work-dir replaces it")
+    work_dir: Location = Field(description="folder for everything that is written; --work-dir replaces it")
     paper: Name | None = Field(None, description="entry of papers/expected.yaml whose numbers stand beside ours")
     data: DataSection = Field(description="the scans")
     constraint_maps: ConstraintMapSection | None = Field(None, description="step 1")
@@ -57,6 +57,9 @@ class Config(Section):
         return self
 
     def _mistakes_of_contrasts(self):
+        channels = channel_names(self.data.contrasts)
+        for name in sorted({name for name in channels if channels.count(name) > 1}):
+            yield f"data.contrasts: '{name}' is a contrast, and a volume of a series too; give one of them another name"
         known = {*channel_names(self.data.contrasts), *self.data.contrasts}
         used = {_space_key(space): names for space, names in self.spaces().items()}
         used["pretraining.contrasts"] = self.pretraining.contrasts if self.pretraining else ()

@@ -3,6 +3,7 @@
 Those of single steps are in `sections_pretraining.py` and `sections_finetuning.py`.
 """
 
+import typing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,9 +11,11 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     PositiveFloat,
     PositiveInt,
+    Tag,
     model_validator,
 )
 
@@ -26,14 +29,39 @@ def _ascending(percentiles):
     return percentiles
 
 
+def _printable(value):
+    if not str(value).isprintable():
+        raise ValueError("has characters that cannot be printed, such as a line break")
+    return value
+
+
+Location = Annotated[Path, AfterValidator(_printable)]
+PathPattern = Annotated[str, AfterValidator(_printable)]
 Percentiles = Annotated[tuple[float, float], AfterValidator(_ascending)]
+MOST_CLASSES = 255
 ADDED = {"added": True}  # marks a key that came later: while it has its default, hashes are those of before
+
+
+def _truths_among_numbers(value, annotation):
+    """The true and false inside a list or dictionary that holds numbers, at most two of them."""
+    leaves = _leaves(annotation)
+    if not leaves & {int, float} or any(isinstance(leaf, type) and issubclass(leaf, BaseModel) for leaf in leaves):
+        return set()
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    inner = [_truths_among_numbers(part, annotation) for part in values]
+    return set().union({part for part in values if isinstance(part, bool)}, *inner)
+
+
+def _leaves(annotation):
+    """The plain types that a type such as `dict[str, list[int]]` is made of."""
+    parts = typing.get_args(annotation)
+    return set().union(*map(_leaves, parts)) if parts else {annotation if isinstance(annotation, type) else None}
 
 
 class Section(BaseModel):
     """One block of a config: typed, frozen, closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -41,15 +69,19 @@ class Section(BaseModel):
         """YAML reads `yes` and `no` as true and false, which Python would take for 1 and 0."""
         fields = cls.model_fields
         for key, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and key in fields and fields[key].annotation is not bool:
-                raise ValueError(f"{key}: found {'yes' if value else 'no'} (true or false), expected another value")
+            if key not in fields or fields[key].annotation is bool:
+                continue
+            # Sections inside this one look at their own values.
+            found = {value} if isinstance(value, bool) else _truths_among_numbers(value, fields[key].annotation)
+            for truth in found:
+                raise ValueError(f"{key}: found {'yes' if truth else 'no'} (true or false), expected another value")
         return values
 
 
 class SeriesFile(Section):
     """A contrast series in one 4D file; its channels are called `<name>_1`, `<name>_2`, ..."""
 
-    file: str = Field(description="path below data.root, with {subject}")
+    file: PathPattern = Field(description="path below data.root, with {subject}")
     volumes: PositiveInt = Field(description="number of volumes that every file must have")
 
 
@@ -79,19 +111,48 @@ class SplitSizes(Section):
     test: PositiveInt = Field(description="labelled subjects never seen in training")
 
 
+# Which of several kinds an entry is, so that a mistake in it is reported for that kind only.
+KINDS = {"<path>": None, "<series>": SeriesFile, "<file>": None}
+KINDS |= {"<folds>": CrossValidation, "<lists>": SplitLists, "<sizes>": SplitSizes}
+
+
+def _kind_of_contrast(entry):
+    return "<series>" if isinstance(entry, dict | SeriesFile) else "<path>"
+
+
+def _kind_of_splits(splits):
+    if isinstance(splits, CrossValidation) or isinstance(splits, dict) and {"folds", "validation"} & splits.keys():
+        return "<folds>"
+    if isinstance(splits, SplitLists) or isinstance(splits, dict) and any(isinstance(v, list) for v in splits.values()):
+        return "<lists>"
+    return "<sizes>" if isinstance(splits, dict | SplitSizes) else "<file>"
+
+
+ContrastFile = Annotated[
+    Annotated[PathPattern, Tag("<path>")] | Annotated[SeriesFile, Tag("<series>")], Discriminator(_kind_of_contrast)
+]
+Splits = Annotated[
+    Annotated[PathPattern, Tag("<file>")]
+    | Annotated[SplitSizes, Tag("<sizes>")]
+    | Annotated[SplitLists, Tag("<lists>")]
+    | Annotated[CrossValidation, Tag("<folds>")],
+    Discriminator(_kind_of_splits),
+]
+
+
 class DataSection(Section):
     """Where the scans lie and what they are called."""
 
-    root: Path = Field(description="folder of the dataset")
-    contrasts: dict[Name, str | SeriesFile] = Field(min_length=1, description="contrast name: path with {subject}")
-    label: str | None = Field(None, description="path of the label map, with {subject}")
+    root: Location = Field(description="folder of the dataset")
+    contrasts: dict[Name, ContrastFile] = Field(min_length=1, description="contrast name: path with {subject}")
+    label: PathPattern | None = Field(None, description="path of the label map, with {subject}")
     labels: dict[Name, list[int]] = Field(default_factory=dict, description="class name: its values in the label map")
     ignored_label_values: list[int] = Field(default_factory=list, description="label values that mean background")
-    mask: str | None = Field(None, description="path of a foreground mask, with {subject}; null: found in the images")
-    voxel_size_known: bool = Field(True, description="false when the affine is nominal: then no mm and no mL")
-    splits: str | SplitSizes | SplitLists | CrossValidation = Field(
-        description="file below root, sizes, lists of names, or folds"
+    mask: PathPattern | None = Field(
+        None, description="path of a foreground mask, with {subject}; null: found in the images"
     )
+    voxel_size_known: bool = Field(True, description="false when the affine is nominal: then no mm and no mL")
+    splits: Splits = Field(description="file below root, sizes, lists of names, or folds")
     resident: Literal["auto", "always", "never"] = Field(
         "auto", description="keep slices on the device in training; never: read each batch; auto: if they fit"
     )
@@ -107,6 +168,8 @@ class DataSection(Section):
             raise ValueError(f"labels: value {repeated[0]} is named twice; a voxel has one class")
         if 0 in values or "background" in self.labels or not all(self.labels.values()):
             raise ValueError("labels: every class needs values other than 0, which is background and not named")
+        if len(self.labels) > MOST_CLASSES:
+            raise ValueError(f"labels: {len(self.labels)} classes; labels are stored in 8 bits, so at most 255")
         return self
 
 

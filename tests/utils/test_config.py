@@ -114,7 +114,7 @@ def test_all_mistakes_are_listed_at_once(small):
         ("name: a\nname: b\n", "line 2: key 'name' appears twice"),
         ("a: &x [1]\nb: *x\n", "line 2: aliases are not allowed"),
         ("a:\n\t- 1\n", "not a readable YAML file"),
-        ("- 1\n", "holds list, expected sections"),
+        ("- 1\n", "holds a list, expected sections"),
         ("a: !!python/object/apply:os.system ['true']\n", "not a readable YAML file"),
     ],
 )
