@@ -1,7 +1,9 @@
 """Who lies where on disk: from the file patterns of a config to the files of every subject."""
 
 import difflib
+import functools
 import glob
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -45,14 +47,16 @@ def find_subjects(root, contrasts, label=None, mask=None, left_out=None):
         label: Pattern of the label map, or None.
         mask: Pattern of the foreground mask, or None. A subject without its mask is an error, one without
             its label is an unlabelled subject.
-        left_out: List, or None. Given a list, subjects that lack a file are left out and described there, one line
-            for each file, instead of raising.
+        left_out: List, or None. Given a list, subjects with a problem are left out and described there, one line for
+            each file, instead of raising.
 
     Returns:
         Subject identifier -> `SubjectFiles`, sorted by identifier.
 
     Raises:
-        InputError: The folder does not exist or holds no subject, or subjects lack a file (one line for each).
+        InputError: The folder does not exist or holds no subject, or subjects have problems (one line for each): a file
+            is missing, a link to nowhere or a folder, several files match, `.nii` lies beside `.nii.gz`, or two
+            identifiers differ in case only.
     """
     root = Path(root)
     if not root.is_dir():
@@ -61,26 +65,17 @@ def find_subjects(root, contrasts, label=None, mask=None, left_out=None):
     patterns |= {("label", "label"): label} if label else {}
     found, problems = {}, []
     for role, pattern in patterns.items():
-        found[role], several = _files_by_subject(root, pattern)
-        problems += several
+        found[role], unclear = _files_by_subject(root, pattern)
+        problems += unclear
     subjects = sorted(set().union(*found.values()))
     if not subjects and not problems:
         listed = ", ".join(f"'{pattern}'" for pattern in patterns.values())
         raise InputError(f"data.root: no file below '{root}' matches {listed}; check data.root and data.contrasts")
     if mask:
-        found["mask", "mask"], several = _files_by_subject(root, mask)
+        found["mask", "mask"], unclear = _files_by_subject(root, mask)
         patterns["mask", "mask"] = mask
-        problems += several
-    problems += [
-        (
-            subject,
-            f"{subject}: {role} '{name}' is missing: no file '{root / pattern.replace('{subject}', subject)}'; "
-            "add it, or take the subject out of the folder",
-        )
-        for subject in subjects
-        for (role, name), pattern in patterns.items()
-        if role != "label" and subject not in found[role, name]
-    ]
+        problems += unclear
+    problems += [*_missing_files(root, patterns, subjects, found), *_names_that_clash(root, subjects)]
     lines = [line for _, line in problems]
     if lines and left_out is None:
         raise InputError(lines)
@@ -112,7 +107,33 @@ def file_of_channel(contrasts, channel):
 
 
 def _files_by_subject(root, pattern):
-    """Return `{subject: path}` of one pattern, and `(subject, line)` where several files match."""
+    """Return `{subject: path}` of one pattern, and `(subject, line)` where it is unclear which file is meant."""
+    matcher = _matcher_of(pattern)
+    paths = defaultdict(list)
+    wildcard = glob.escape(pattern.replace("{subject}", "*")).replace("[*]", "*")
+    # Unlike Path.glob, this finds links to nowhere, which deserve a line and not silence.
+    for name in sorted(glob.glob(wildcard, root_dir=root)):
+        if match := re.fullmatch(matcher, name):
+            paths[match["subject"]].append(root / name)
+    unclear = [
+        (
+            subject,
+            f"{subject}: {len(files)} files match '{pattern}' ({', '.join(f.name for f in files)}); narrow the pattern",
+        )
+        for subject, files in paths.items()
+        if len(files) > 1
+    ]
+    names_in = functools.cache(lambda folder: set(os.listdir(folder)))
+    unclear += [
+        (subject, f"{subject}: {problem}")
+        for subject, files in paths.items()
+        if len(files) == 1 and (problem := _problem_of_file(files[0], names_in))
+    ]
+    return {subject: files[0] for subject, files in paths.items()}, unclear
+
+
+def _matcher_of(pattern):
+    """Return the regular expression of the paths that a pattern means."""
     matcher, known = "", False
     for part in re.split(r"(\{subject\}|\*)", pattern):
         if part == "{subject}":
@@ -123,18 +144,43 @@ def _files_by_subject(root, pattern):
             matcher += (r"(?!\.)[^/]*" if is_first else "[^/]*") if part == "*" else re.escape(part)
     if not known:
         raise InputError(f"pattern '{pattern}' has no '{{subject}}'; write for instance '{{subject}}/flair.nii.gz'")
-    paths = defaultdict(list)
-    wildcard = glob.escape(pattern.replace("{subject}", "*")).replace("[*]", "*")
-    for path in sorted(root.glob(wildcard)):
-        match = re.fullmatch(matcher, path.relative_to(root).as_posix())
-        if match:
-            paths[match["subject"]].append(path)
-    several = [
-        (
-            subject,
-            f"{subject}: {len(files)} files match '{pattern}' ({', '.join(f.name for f in files)}); narrow the pattern",
-        )
-        for subject, files in paths.items()
-        if len(files) > 1
-    ]
-    return {subject: files[0] for subject, files in paths.items()}, several
+    if pattern.startswith("/"):
+        raise InputError(f"pattern '{pattern}' begins with '/'; patterns are below data.root")
+    return matcher
+
+
+def _problem_of_file(path, names_in):
+    """Say why a path is no scan, or why it may not be the one that is meant; None if all is well."""
+    if not path.exists():
+        return f"'{path}' is a link to '{os.readlink(path)}', which does not exist; mend the link"
+    if not path.is_file():
+        return f"'{path}' is {'a folder' if path.is_dir() else 'no regular file'}; put the scan in its place"
+    twin = path.name.removesuffix(".gz") if path.name.endswith(".nii.gz") else f"{path.name}.gz"
+    if twin.endswith((".nii", ".nii.gz")) and twin in names_in(path.parent):
+        return f"'{twin}' lies beside '{path}'; keep the one that holds the scan, move the other away"
+    return None
+
+
+def _missing_files(root, patterns, subjects, found):
+    """Return `(subject, line)` for each file that a subject must have and lacks."""
+    for subject in subjects:
+        for (role, name), pattern in patterns.items():
+            if role != "label" and subject not in found[role, name]:
+                path = root / pattern.replace("{subject}", subject)
+                advice = "add it, or take the subject out of the folder"
+                yield subject, f"{subject}: {role} '{name}' is missing: no file '{path}'; {advice}"
+
+
+def _names_that_clash(root, subjects):
+    """Return `(subject, line)` for identifiers that would give one file of results, or a broken line of a message."""
+    by_folded = defaultdict(list)
+    for subject in subjects:
+        by_folded[subject.casefold()].append(subject)
+    for several in by_folded.values():
+        if len(several) > 1:
+            listed = " and ".join(f"'{subject}'" for subject in several)
+            for subject in several:
+                yield subject, f"{subject}: {listed} differ in upper and lower case only; rename all but one"
+    for subject in subjects:
+        if not subject.isprintable():
+            yield subject, f"{subject!r}: has characters that cannot be printed; rename it in '{root}'"
