@@ -1,8 +1,10 @@
 """Weight files (.npz, one array per `layer/variable`, readable without Keras) and transfer between networks by name."""
 
+import contextlib
 import json
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -18,6 +20,13 @@ METADATA = "metadata"  # has no "/", so it cannot be the name of a weight
 STEM = "encoder_1_conv_1"  # the only layer that sees the contrasts
 HEADS = ("projection", "segmentation", "reconstruction", "synthesis")
 OTHER_FORMATS = {b"\x89HDF": "a Keras HDF5 file (.h5)", b"\x80": "a pickle file", b"\x93NUMPY": "a single numpy array"}
+
+AGAIN = "delete it and run the step again"
+# All that zip, numpy and JSON raise on bytes that are not what they say.
+DAMAGE = (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, OverflowError, RuntimeError)
+DAMAGE += (SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError)
+LINES_SHOWN = 12  # differences between a file and a network
+LARGEST_BYTES = 4 << 30  # of all weights together, in memory
 
 
 @dataclass(frozen=True)
@@ -69,13 +78,19 @@ def read_weights(path):
     _check_format(path)
     try:
         with np.load(path, allow_pickle=False) as content:
+            _check_size(path, content.zip)
             metadata = json.loads(str(content[METADATA]))
-            # float16 is for the disk only.
-            return {key: content[key].astype("float32") for key in content.files if key != METADATA}, metadata
+            arrays = {key: content[key] for key in content.files if key != METADATA}
+    except InputError:
+        raise
     except KeyError:
         raise InputError(f"{path}: an .npz file without '{METADATA}' is not a weight file of this suite") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: damaged weight file ({error}); delete it and run the step again") from None
+    except DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: damaged weight file ({reason}); {AGAIN}") from None
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: damaged weight file ({METADATA} is no dictionary); {AGAIN}")
+    return {key: _checked_array(path, key, array) for key, array in arrays.items()}, metadata
 
 
 def load_weights(model, path):
@@ -89,13 +104,15 @@ def load_weights(model, path):
     """
     arrays, metadata = read_weights(path)
     variables = _variables(model)
-    lines = [f"{path}: {key} is missing" for key in variables if key not in arrays]
-    lines += [f"{path}: {key} has no place in the network" for key in arrays if key not in variables]
-    lines += [
+    lines = [
         f"{path}: {key} is {arrays[key].shape}, the network needs {tuple(variable.shape)}"
         for key, variable in variables.items()
         if key in arrays and arrays[key].shape != tuple(variable.shape)
     ]
+    lines += [f"{path}: {key} is missing" for key in variables if key not in arrays]
+    lines += [f"{path}: {key} has no place in the network" for key in arrays if key not in variables]
+    if (more := len(lines) - LINES_SHOWN) > 0:
+        lines[LINES_SHOWN:] = [f"{path}: {more} more differences; these are weights of another network"]
     if lines:
         raise InputError(lines)
     for key, variable in variables.items():
@@ -206,14 +223,32 @@ def _depth(keys):
     return max((int(match[1]) for key in keys if (match := re.match(r"encoder_(\d+)_", key))), default=0)
 
 
+def _check_size(path, archive):
+    """Refuse what would fill the memory: a few bytes can announce any number of zeros."""
+    announced = sum(member.file_size for member in archive.infolist())
+    if announced > LARGEST_BYTES:
+        raise InputError(f"{path}: announces {announced / 2**30:.0f} GiB of weights, expected at most 4; {AGAIN}")
+
+
+def _checked_array(path, key, array):
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        kind = getattr(array, "dtype", "no array")
+        raise InputError(f"{path}: damaged weight file ({key} holds {kind}, expected numbers); {AGAIN}")
+    array = array.astype("float32")  # float16 is for the disk only
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: {key} holds NaN or infinite weights; {AGAIN}")
+    return array
+
+
 def _check_format(path):
     if not path.is_file():
-        raise InputError(f"{path}: no such weight file")
+        raise InputError(f"{path}: no such weight file" if not path.exists() else f"{path}: is no regular file")
     with open(path, "rb") as file:
         start = file.read(6)
     found = next((what for magic, what in OTHER_FORMATS.items() if start.startswith(magic)), None)
     if found is None and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as content:
+        # What is wrong with an archive, reading it says.
+        with contextlib.suppress(*DAMAGE), zipfile.ZipFile(path) as content:
             found = "a .keras archive" if "model.weights.h5" in content.namelist() else None
     if found:
         raise InputError(
