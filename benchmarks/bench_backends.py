@@ -10,9 +10,12 @@ than allowed is ended and stays in the table with the reason, and so does a back
 best case must reach 15,000 slices per second; there is no goal for a CPU.
 
 Beside it stands the share of the floor: the time that the convolutions take at the rate of a large matrix product in
-the same precision, or that one pass over the feature maps takes at the rate of a copy, whichever is longer, by the
-time measured. Both rates are measured in the same process. Writes benchmarks/output/backends.json; takes about ten
-minutes on two cores, `--batches 10 32 64 128 256` an hour.
+the same precision, or that passes over the feature maps take at the rate of one over a large array, whichever is
+longer, by the time measured. Each process measures both rates; the best ones count. Writes
+benchmarks/output/backends.json; takes about a quarter of an hour on two cores, `--batches 10 32 64 128 256` an hour.
+
+PyTorch needs minutes to compile this step, and again at the second step, which finds gradients where the first found
+none: give `--limit 1200` to see it.
 """
 
 import argparse
@@ -46,9 +49,10 @@ def main(arguments=None):
         for mode in [mode for mode in MODES[backend] if mode in options.modes]:
             for precision in options.precisions:
                 rows += started(backend, mode, precision, options)
+    measured = [row for row in rows if "slices_per_s" in row]
+    add_floors(measured)
     rows.sort(key=lambda row: -row.get("slices_per_s", 0))
     print("\n".join([HEADER, *map(line, rows)]))
-    measured = [row for row in rows if "slices_per_s" in row]
     on_gpu = [row["slices_per_s"] for row in measured if row["device"] != "cpu"]
     goals = {"best case on a GPU, slices/s": (max(on_gpu, default=None), "at least", GOAL)}
     sizes = {key: value for key, value in vars(options).items() if key not in ("output", "only")}
@@ -68,7 +72,7 @@ def options_of(arguments):
     parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="default: all that a backend has")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: both")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="timed steps of a case (4 s)")
-    parser.add_argument("--limit", type=float, default=60.0, metavar="S", help="end a case after this time (60 s)")
+    parser.add_argument("--limit", type=float, default=90.0, metavar="S", help="end a case after this time (90 s)")
     parser.add_argument("--memory", type=float, metavar="GB", help="end a case beyond this (0.8 of what is free)")
     parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)  # measure in this process, a line of JSON per case
     return parser.parse_args(arguments)
@@ -103,6 +107,16 @@ def started(backend, mode, precision, options):
     rows = [about | {"batch": batch} | row for batch, row in zip(batches, rows, strict=True)]
     print("\n".join(map(line, rows)), flush=True)
     return rows
+
+
+def add_floors(rows):
+    """Add to each row the seconds below which its step cannot fall, by the best rates of its precision and device."""
+    from benchmarks.steps import floor_s
+
+    for row in rows:
+        alike = [r for r in rows if (r["precision"], r["device"]) == (row["precision"], row["device"])]
+        rates = {name: max(other[name] for other in alike) for name in ("operations_per_s", "bytes_per_s")}
+        row["floor_s"] = floor_s(row["per_slice"], rates, row["batch"])
 
 
 def watched(child, said, options):
@@ -161,13 +175,14 @@ def measure(backend, mode, precision, options):
         task.train_on_batch(batch)
         first = time.perf_counter() - start
         run = steps.make_step(task, batch)
+        run(1)  # PyTorch compiles once more here
         once = steps.timed(run, 1)
         turns = max(1, min(20, round(options.seconds / max(once, 0.05))))
         seconds = steps.take_turns({"step": run}, turns)["step"]
         step = statistics.median(seconds)
-        floor = steps.floor_s(steps.work_of(task.network, 2 if precision == "mixed" else 4), rates, count)
+        work = steps.work_of(task.network, 2 if precision == "mixed" else 4)
         row = {"slices_per_s": count / step, "per_step_s": step, "shortest_s": min(seconds), "first_step_s": first}
-        row |= {"floor_s": floor, "turns": turns, "device": device_name(), "load_average": os.getloadavg()[0]}
+        row |= {"per_slice": work, "turns": turns, "device": device_name(), "load_average": os.getloadavg()[0]}
         row |= {"peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, **rates}
         print(json.dumps(row), flush=True)
     return 0
@@ -179,7 +194,8 @@ def line(row):
     if "skipped" in row:
         return f"{name}  skipped: {row['skipped']}"
     times = f"{row['slices_per_s']:10.4g}{row['per_step_s']:9.4f}s{row['first_step_s']:7.1f}s"
-    return f"{name}{times}{row['floor_s'] / row['per_step_s']:9.0%}{row['peak_gb']:7.1f} GB"
+    share = f"{row['floor_s'] / row['per_step_s']:9.0%}" if "floor_s" in row else f"{'':9}"
+    return f"{name}{times}{share}{row['peak_gb']:7.1f} GB"
 
 
 if __name__ == "__main__":
