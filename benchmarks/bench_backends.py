@@ -100,7 +100,7 @@ def started(backend, mode, precision, options):
             child.wait()
         rows, errors_text = rows_of(said), errors.seek(0) or errors.read()
     if child.returncode and not reason:
-        reason = "failed: " + (errors_text.strip().splitlines() or [f"exit code {child.returncode}"])[-1][:300]
+        reason = f"exit code {child.returncode}: {(errors_text.strip().splitlines() or [''])[-1][:300]}"
     if len(rows) < len(batches):
         rows.append({"skipped": reason or "no figures came back"})
     rows += [{"skipped": "a smaller batch was"}] * (len(batches) - len(rows))
@@ -142,8 +142,8 @@ def watched(child, said, options):
 
 def rows_of(said):
     """Return the rows that a process has written so far; what the backend prints beside them is left out."""
-    said.seek(0)
-    return [json.loads(text) for text in said.read().splitlines() if text.startswith('{"')]
+    text = os.pread(said.fileno(), 2**20, 0).decode()  # not by seeking: the process writes at the same position
+    return [json.loads(words) for words in text.split("\n")[:-1] if words.startswith('{"')]
 
 
 def available_gb():
