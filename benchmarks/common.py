@@ -31,6 +31,7 @@ def finish(output, *, sizes, figures, goals):
     """
     rows, missed = {}, False
     for what, (value, relation, bound) in goals.items():
+        value = None if value is None else float(value)
         reached = None if value is None else value >= bound if relation == "at least" else value <= bound
         missed |= reached is False
         rows[what] = {"value": value, "goal": f"{relation} {bound:g}", "reached": reached}
