@@ -26,7 +26,8 @@ class StoredArray:
         return self.shape[0]
 
     def __getitem__(self, rows):
-        return self.read(np.arange(len(self))[rows])
+        numbers = np.arange(len(self))[rows]
+        return self.read(numbers) if np.ndim(numbers) else self.read(numbers[None])[0]
 
     @property
     def nbytes(self):

@@ -35,7 +35,7 @@ def test_rows_are_read_as_numpy_would_give_them(store, monkeypatch):
         (stored_labels(store), LABELS),
     ):
         assert array.shape == expected.shape and len(array) == 9
-        for rows in ([3, 0, 8, 3], slice(2, 7), slice(None), np.array([], int)):
+        for rows in ([3, 0, 8, 3], slice(2, 7), slice(None), np.array([], int), 4, -1):
             np.testing.assert_array_equal(array[rows], expected[rows])
         whole = array.whole()
         np.testing.assert_array_equal(whole, expected)
