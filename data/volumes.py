@@ -1,21 +1,20 @@
 """NIfTI in and out, and the checks that every scan passes before work starts."""
 
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from data.layouts import channel_names, file_of_channel, series_length
+from data.nifti import AGAIN, read_image, whole_number
 from utils.checks import InputError
 from utils.runs import atomic_path
 
 # Largest difference of two affines, in voxels per voxel and voxels of origin, that still counts as one grid: headers
 # store float32, and quaternion and matrix forms of the same geometry differ by about 1e-4.
 GRID_TOLERANCE = 1e-3
+LARGEST_VALUE = float(np.finfo(np.float32).max)
 STEPS = 65_535  # of intensities stored in 16 bits
 ONE_GRID = 'all files of a subject must share one grid (README, "Preparing data")'
 
@@ -111,14 +110,18 @@ def read_constraint_map(path, subject, shape, affine, clusters):
     """
     if not Path(path).is_file():
         raise InputError(f"{subject}: no constraint map '{path}'; run generate_constraint_maps.py first")
-    image, problems = _read(path, subject)
+    image, problems = read_image(path, subject)
     problems = problems or _grid_problems(subject, path, image, _Grid(None, tuple(shape[:3]), affine))
     if not problems and image.values.dtype.kind not in "iu":
         problems = [f"{subject}: '{path}' holds {image.values.dtype} values, expected integers"]
-    if not problems and not 1 <= image.values.max() <= clusters:
-        problems = [f"{subject}: '{path}' has classes up to {image.values.max()}, expected 1 to {clusters}"]
+    if not problems and len(image.shape) != 3:
+        problems = [f"{subject}: '{path}' is {image.shape}, expected 3 axes"]
+    low, high = (0, 1) if problems else (image.values.min(), image.values.max())
+    if not (low >= 0 and 1 <= high <= clusters):
+        problems = [f"{subject}: '{path}' has classes from {low} to {high}, expected 1 to {clusters}"]
     if problems:
-        raise InputError([f"{line}; make it again: generate_constraint_maps.py --overwrite" for line in problems])
+        again = "make it again: generate_constraint_maps.py --overwrite"
+        raise InputError([f"{line.removesuffix(AGAIN).removesuffix('; ')}; {again}" for line in problems])
     return image.values
 
 
@@ -196,42 +199,12 @@ class _Grid(NamedTuple):
     affine: np.ndarray | None
 
 
-class _Image(NamedTuple):
-    """Voxel values and affine of one file."""
-
-    values: np.ndarray
-    affine: np.ndarray
-
-    @property
-    def shape(self):
-        return self.values.shape
-
-
-def _read(path, subject):
-    """Return `(image, [])`, or `(None, [line])` for a file that cannot be read; unscaled integers stay integers."""
-    try:
-        file = nibabel.load(path)
-        values = np.asanyarray(file.dataobj)
-    except (EOFError, zlib.error):
-        return None, [f"{subject}: '{path}' is truncated or damaged; copy or export it again"]
-    except (OSError, ValueError, TypeError, ImageFileError, HeaderDataError) as error:
-        return None, [f"{subject}: '{path}' cannot be read ({' '.join(str(error).split())}); copy or export it again"]
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    if values.dtype.kind not in "iuf":
-        return None, [f"{subject}: '{path}' holds {values.dtype} values; export it as integers or floats"]
-    affine = np.asarray(file.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        return None, [f"{subject}: '{path}' has no usable affine (voxel axes of length 0 or NaN); mend its header"]
-    return _Image(values, affine), []
-
-
 def _checked_contrast(files, name, contrasts, grid):
     """Return `(image, problems)` of one contrast; the image is None when its grid cannot be trusted."""
     subject, path = files.subject, files.contrasts.get(name)
     if path is None:
         return None, [f"{subject}: contrast '{name}' is missing; add its file"]
-    image, problems = _read(path, subject)
+    image, problems = read_image(path, subject)
     if problems:
         return None, problems
     volumes = series_length(contrasts[name])
@@ -253,7 +226,9 @@ def _value_problems(subject, where, values):
     if not (np.isfinite(low) and np.isfinite(high)):
         count = int(values.size - np.isfinite(values).sum())
         return [f"{subject}: {where} has {count} voxels that are NaN or infinite; export it again or set them to 0"]
-    if low == high:
+    if max(-low, high) > LARGEST_VALUE:
+        return [f"{subject}: {where} has values from {low:g} to {high:g}, beyond 32-bit floats; mend its scl_slope"]
+    if np.float32(low) == np.float32(high):
         return [f"{subject}: {where} is constant ({low:g} everywhere); replace the file"]
     return []
 
@@ -280,7 +255,7 @@ def _grid_problems(subject, path, image, grid):
 def _checked_label(files, labels, ignored, grid):
     """Return `(classes (X, Y, Z) uint8 or None, problems)`."""
     subject, path = files.subject, files.label
-    image, problems = _read(path, subject)
+    image, problems = read_image(path, subject)
     if problems:
         return None, problems
     if len(image.shape) != 3:
@@ -289,17 +264,17 @@ def _checked_label(files, labels, ignored, grid):
     classes = np.zeros(image.shape, np.uint8)
     known = {0: 0, **dict.fromkeys(ignored, 0)}
     known |= {value: index for index, values in enumerate(labels.values(), start=1) for value in values}
-    present = np.unique(image.values)
-    unknown = [f"{value:g}" for value in present if float(value) not in known]
+    present = [(value, whole_number(value)) for value in np.unique(image.values).tolist()]
+    unknown = [f"{value:.9g}" for value, meant in present if meant not in known]
     if unknown:
         listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         problems.append(
             f"{subject}: '{path}' holds the values {listed}, which data.labels does not name; "
             "name them, or list them in data.ignored_label_values"
         )
-    for value in present:
-        if known.get(float(value)):
-            classes[image.values == value] = known[float(value)]
+    for value, meant in present:
+        if known.get(meant):
+            classes[image.values == value] = known[meant]
     if not problems and not classes.any():
         problems.append(f"{subject}: '{path}' has no labelled voxel; remove the file to use the subject as unlabelled")
     return classes, problems
@@ -308,7 +283,7 @@ def _checked_label(files, labels, ignored, grid):
 def _checked_mask(files, grid):
     """Return `(mask (X, Y, Z) bool or None, problems)`."""
     subject, path = files.subject, files.mask
-    image, problems = _read(path, subject)
+    image, problems = read_image(path, subject)
     if problems:
         return None, problems
     if len(image.shape) != 3:

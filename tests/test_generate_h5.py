@@ -362,7 +362,9 @@ def test_every_bad_subject_is_listed_before_anything_is_written(config):
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("sub-")]
     assert [line.split(":")[0] for line in lines] == ["sub-1", "sub-3", "sub-4", "sub-5"]
-    for line, expected in zip(lines, ["truncated", "values 5", "no constraint map", "classes up to 9"], strict=True):
+    for line, expected in zip(
+        lines, ["truncated", "values 5", "no constraint map", "classes from 9 to 9"], strict=True
+    ):
         assert expected in line
     assert "Traceback" not in done.stderr
     assert not (work / "h5").exists()

@@ -1,0 +1,199 @@
+"""One NIfTI file into voxel values and affine; damage, nonsense and contradictions become one line each.
+
+What is legal is read as it is: any orientation, oblique or anisotropic voxels, either byte order, NIfTI-1 and -2.
+"""
+
+import gzip
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError, SerializableImage
+from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.spatialimages import HeaderDataError
+
+AGAIN = "copy or export it again"
+GZIP = b"\x1f\x8b"
+COMPRESSED = (".gz", ".mgz")
+HEADER_BYTES, LOOKED_AT = 348, 1024  # nibabel guesses the format from 1024 bytes
+# Deflate cannot do better: a header that announces more than this times the file's size is wrong, and reading on
+# would fill the memory.
+LARGEST_COMPRESSION = 1032
+BLOCK_BYTES = 1 << 20
+NO_MM = {1: "metres", 3: "micron"}  # codes of xyzt_units; a code for nothing is common, and taken for mm
+# Two affines of one file may differ by a registration, not by a swap of axes or by the size of a voxel.
+LARGEST_TURN_DEGREES = 45
+LARGEST_STRETCH = 0.01
+
+
+LABEL_TOLERANCE = 1e-4  # what scaling by a slope leaves of label 1 in 32 bits may be 1.0000001
+
+
+class Image(NamedTuple):
+    """Voxel values and affine of one file."""
+
+    values: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+
+class _Unusable(Exception):
+    """Says, after the name of the file, what is wrong with it and what to do."""
+
+
+def read_image(path, subject):
+    """Read one file whole, its checksum included.
+
+    Args:
+        path: `.nii` or `.nii.gz`.
+        subject: Identifier, for messages.
+
+    Returns:
+        `(Image, [])`: values of at least three axes where the file has them, trailing axes of length 1 dropped,
+        unscaled integers as integers; affine `(4, 4)` float64, voxel to world in RAS+, mm. `(None, [line])` for a
+        file that cannot be used.
+    """
+    path = Path(path)
+    try:
+        with LoggingOutputSuppressor(), np.errstate(all="ignore"):
+            _check_file(path)
+            file = nibabel.load(path)
+            _check_header(file, path)
+            affine = _affine_of(file)
+            values = _values_of(file, path)
+    except _Unusable as error:
+        problem = str(error)
+    except EOFError:
+        problem = f"is truncated; {AGAIN}"
+    except gzip.BadGzipFile as error:
+        what = "its checksum does not match" if "check" in str(error) else "other data follow its end"
+        problem = f"is damaged ({what}); {AGAIN}"
+    except zlib.error:
+        problem = f"is damaged; {AGAIN}"
+    except ImageFileError:
+        problem = f"is no NIfTI file; {AGAIN}"
+    except MemoryError:
+        problem = "does not fit into memory; crop it, or work on a larger machine"
+    except (OSError, ValueError, TypeError, OverflowError, HeaderDataError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        problem = f"cannot be read ({reason}); {AGAIN}"
+    else:
+        while values.ndim > 3 and values.shape[-1] == 1:
+            values = values[..., 0]
+        return Image(values, affine), []
+    return None, [f"{subject}: '{path}' {problem}"]
+
+
+def whole_number(value):
+    """The whole number that a label value means; the value itself where it is none."""
+    is_near = math.isfinite(value) and abs(value - round(value)) <= LABEL_TOLERANCE
+    return round(value) if is_near else value
+
+
+def _check_file(path):
+    if path.is_symlink() and not path.exists():
+        raise _Unusable(f"is a link to '{os.readlink(path)}', which does not exist; mend the link")
+    if not path.exists():
+        raise _Unusable("does not exist; add it")
+    if not path.is_file():
+        raise _Unusable(f"is {'a folder' if path.is_dir() else 'no regular file'}; put the scan in its place")
+    if path.stat().st_size == 0:
+        raise _Unusable(f"is empty (0 bytes); {AGAIN}")
+    with open(path, "rb") as raw:
+        is_gzip = raw.read(len(GZIP)) == GZIP
+    if path.suffix in COMPRESSED:
+        if not is_gzip:
+            raise _Unusable(f"is no gzip file, although its name ends in {path.suffix}; {AGAIN}")
+        with gzip.open(path) as stream:
+            size = len(stream.read(LOOKED_AT))
+    elif is_gzip:
+        raise _Unusable("is a gzip file, although its name does not end in .gz; rename it")
+    else:
+        size = path.stat().st_size
+    if size < HEADER_BYTES:
+        raise _Unusable(f"ends after {size} bytes, within its header; {AGAIN}")
+
+
+def _check_header(file, path):
+    header, shape, dtype = file.header, file.shape, file.get_data_dtype()
+    if min(shape, default=0) < 1:
+        raise _Unusable(f"has an axis of length 0 or less; {AGAIN}")
+    if dtype.kind not in "iuf":
+        what = "colours" if dtype.fields else f"{dtype} values"
+        raise _Unusable(f"holds {what}; export it as integers or floats")
+    if isinstance(file, nibabel.Nifti1Image):
+        if units := NO_MM.get(int(header["xyzt_units"]) & 7):
+            raise _Unusable(f"gives lengths in {units}; convert its affine to mm and set xyzt_units")
+        if file.dataobj.offset < header.single_vox_offset:
+            raise _Unusable(f"says that its data begin at byte {file.dataobj.offset}, within its header; {AGAIN}")
+    _check_size(dtype.itemsize * math.prod(map(int, shape)), file, path)
+
+
+def _check_size(announced, file, path):
+    """Refuse a file that cannot hold what its header announces, before memory is asked for."""
+    if not isinstance(file, SerializableImage):
+        return  # a pair of files
+    announced, size = announced + int(getattr(file.dataobj, "offset", 0)), path.stat().st_size
+    is_compressed = path.suffix in COMPRESSED
+    if announced > size * (LARGEST_COMPRESSION if is_compressed else 1):
+        held = f"{size} compressed" if is_compressed else size
+        raise _Unusable(f"is truncated: its header announces {announced} bytes, the file has {held}; {AGAIN}")
+
+
+def _values_of(file, path):
+    """Read the voxels; of a compressed file to the very end, because its checksum lies there."""
+    if path.suffix not in COMPRESSED or not isinstance(file, SerializableImage):
+        return np.asanyarray(file.dataobj)
+    with gzip.open(path) as stream:
+        try:
+            values = np.asanyarray(type(file).from_stream(stream).dataobj)
+        except OSError as error:
+            if isinstance(error, gzip.BadGzipFile) or "bytes" not in str(error):
+                raise
+            raise _Unusable(f"is truncated: it ends before the last voxel; {AGAIN}") from None
+        while stream.read(BLOCK_BYTES):
+            pass
+    return values
+
+
+def _affine_of(file):
+    affine = np.asarray(file.affine, np.float64)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6:
+        raise _Unusable("has no usable affine (voxel axes of length 0, NaN, or in one plane); mend its header")
+    if isinstance(file, nibabel.Nifti1Image) and int(file.header["sform_code"]) > 0:
+        _check_forms(affine, _qform_of(file.header))
+    return affine
+
+
+def _qform_of(header):
+    try:
+        return header.get_qform(coded=True)[0]
+    except (ValueError, HeaderDataError):
+        return None  # a sform that is sound needs no qform
+
+
+def _check_forms(sform, qform):
+    """Refuse a file whose two affines disagree about the order of its axes, left and right, or the size of a voxel."""
+    if qform is None or not np.isfinite(qform).all():
+        return
+    lengths = [np.linalg.norm(affine[:3, :3], axis=0) for affine in (sform, qform)]
+    if not (lengths[1] > 0).all():
+        return
+    cosines = (sform[:3, :3] * qform[:3, :3]).sum(axis=0) / (lengths[0] * lengths[1])
+    if cosines.min() < math.cos(math.radians(LARGEST_TURN_DEGREES)):
+        codes = ["".join(nibabel.aff2axcodes(affine)) for affine in (sform, qform)]
+        what = f"the direction of its axes ({codes[0]} and {codes[1]})"
+    elif np.abs(lengths[0] / lengths[1] - 1).max() > LARGEST_STRETCH:
+        sizes = [" x ".join(f"{length:.3g}" for length in each) for each in lengths]
+        what = f"the size of a voxel ({sizes[0]} and {sizes[1]} mm)"
+    else:
+        return
+    raise _Unusable(f"has an sform and a qform that differ in {what}; set the wrong one to the other")
