@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from data.geometry import SliceGrid
+from data.h5_checks import DAMAGE, check_grid, check_store, parse_texts, plain_attribute
 from data.h5_rows import RowReader
 from utils.checks import InputError
 from utils.runs import atomic_path
@@ -163,9 +164,9 @@ class SliceStore:
         try:
             with h5py.File(self.path, "r") as file:
                 self._read_description(file)
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except DAMAGE as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{self.path}: not a complete HDF5 store ({reason}); {AGAIN}") from None
 
@@ -201,13 +202,14 @@ class SliceStore:
         if space not in self.spaces:
             held = ", ".join(self.spaces[1:]) or "only those of the default one"
             raise InputError(f"{self.path}: has no maps of contrast space '{space}', it holds {held}; {AGAIN}")
-        return self._read(_maps_of(space), rows, np.int32)[..., 0]
+        return self._in_range(self._read(_maps_of(space), rows, np.int32)[..., 0], self.attributes.get("clusters"))
 
     def labels(self, rows=None):
         """Return `(n, H, W)` uint8 class indices, 0 is background."""
         if not self.has_labels:
             raise InputError(f"{self.path}: holds no labels; annotated.h5 does")
-        return self._read("label", rows, np.uint8)
+        names = self.attributes.get("labels")
+        return self._in_range(self._read("label", rows, np.uint8), len(names) if isinstance(names, list) else None)
 
     def rows_of(self, subjects):
         """Return the rows of these subjects' slices, ascending, as an integer array."""
@@ -220,7 +222,7 @@ class SliceStore:
         """Return the `SliceGrid` of a subject."""
         if subject not in self.subjects:
             raise InputError(f"{subject}: is not in {self.path}; {AGAIN}")
-        return SliceGrid.from_dict(json.loads(self._grids[self.subjects.index(subject)]))
+        return SliceGrid.from_dict(self._grids[self.subjects.index(subject)])
 
     def intensities(self, subject):
         """Return the two intensities of a subject that became 0 and 1, in the scan's own unit, by channel."""
@@ -230,53 +232,50 @@ class SliceStore:
         return {name: tuple(ends) for name, ends in found.items()}
 
     def _read_description(self, file):
-        version = file.attrs.get("schema_version")
+        version = plain_attribute(file.attrs.get("schema_version"))
         if version != SCHEMA_VERSION:
-            raise InputError(f"{self.path}: schema version {version}, expected {SCHEMA_VERSION}; {AGAIN}")
-        self.attributes = {name: _plain(value) for name, value in file.attrs.items()}
+            raise InputError(f"{self.path}: schema version {version!r}, expected {SCHEMA_VERSION}; {AGAIN}")
+        self.attributes = {name: plain_attribute(value) for name, value in file.attrs.items()}
         self.contrasts, self.subjects = self.attributes.pop("contrasts"), self.attributes.pop("subjects")
+        check_store(file)
         self.has_labels = "label" in file
-        further = [name.removeprefix("param_") for name in file if name.startswith("param_")]
-        self.spaces = (None, *further)
-        maps = [_maps_of(space) for space in self.spaces]
-        needed = ("img", *maps, "subject_index", "slice_index", *(["label"] if self.has_labels else []))
-        lengths = {name: len(file[name]) for name in needed}
-        if len(set(lengths.values())) != 1 or file["img"].shape[3] != len(self.contrasts):
-            raise ValueError(f"datasets do not match: {lengths}, {len(self.contrasts)} contrasts")
+        self.spaces = (None, *(name.removeprefix("param_") for name in file if name.startswith("param_")))
         self.image_size = tuple(int(length) for length in file["img"].shape[1:3])
         self.subject_index, self.slice_index = file["subject_index"][:], file["slice_index"][:]
-        self._grids = [text.decode() for text in file["subject_grid"][:]]
-        lines = file["subject_intensities"][:] if "subject_intensities" in file else ["{}"] * len(self.subjects)
-        self._intensities = [json.loads(line) for line in lines]
-        if len(self._grids) != len(self.subjects):
-            raise ValueError(f"{len(self._grids)} grids for {len(self.subjects)} subjects")
+        self._grids = parse_texts(file["subject_grid"][:])
+        for values in self._grids:
+            check_grid(values, self.image_size)
+        has_intensities = "subject_intensities" in file
+        lines = file["subject_intensities"][:] if has_intensities else ["{}"] * len(self.subjects)
+        self._intensities = parse_texts(lines)
+
+    def _in_range(self, classes, largest):
+        """Return the classes; InputError where one is above the largest that the file itself names."""
+        if largest is not None and classes.size and classes.max() > largest:
+            raise InputError(f"{self.path}: holds class {classes.max()}, expected 0 to {largest}; {AGAIN}")
+        return classes
 
     def _read(self, name, rows, dtype, channels=None):
         """Read rows (None: all; any order, repeats allowed) of one dataset, which is opened once per process."""
-        # HDF5 handles must not cross a fork.
-        if self._process != os.getpid():
-            self._readers, self._file, self._process = {}, h5py.File(self.path, "r"), os.getpid()
-        reader = self._readers.get(name)
-        if reader is None:
-            reader = self._readers[name] = RowReader(self._file[name])
-        rows = rows if rows is None else np.asarray(rows, np.int64)
-        if rows is not None and rows.size and (rows.min() < 0 or rows.max() >= len(reader)):
-            raise IndexError(f"{self.path}: rows {rows.min()} to {rows.max()} asked for, there are {len(reader)}")
-        return reader.read(rows, dtype, channels)
+        try:
+            # HDF5 handles must not cross a fork.
+            if self._process != os.getpid():
+                self._readers, self._file, self._process = {}, h5py.File(self.path, "r"), os.getpid()
+            reader = self._readers.get(name)
+            if reader is None:
+                reader = self._readers[name] = RowReader(self._file[name])
+            rows = rows if rows is None else np.asarray(rows, np.int64)
+            if rows is not None and rows.size and (rows.min() < 0 or rows.max() >= len(reader)):
+                raise IndexError(f"{self.path}: rows {rows.min()} to {rows.max()} asked for, there are {len(reader)}")
+            return reader.read(rows, dtype, channels)
+        except (OSError, RuntimeError) as error:  # damage within the data of a file whose description is sound
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.path}: {name} cannot be read ({reason}); {AGAIN}") from None
 
 
 def _maps_of(space):
     """Name of the dataset with the constraint maps of a contrast space."""
     return f"param_{space}" if space else "param"
-
-
-def _plain(value):
-    """Turn an HDF5 attribute into text, number, list, or what its JSON text says."""
-    if isinstance(value, np.ndarray):
-        return [item.decode() if isinstance(item, bytes) else item for item in value.tolist()]
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        return json.loads(value)
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def packed_folders(work_dir, name):

@@ -255,7 +255,7 @@ def change(edit):
         (change(lambda f: f.__delitem__("param")), "not a complete HDF5 store .*param"),
         (
             change(lambda f: f["param"].resize(5, axis=0)),
-            "not a complete .*datasets do not match: .*'param': 5",
+            r"not a complete HDF5 store \(param is \(5, 8, 6, 1\), expected \(11, 8, 6, 1\)\); make it again",
         ),
         (change(lambda f: f.__delitem__("subject_grid")), "not a complete HDF5 store .*subject_grid"),
     ],
