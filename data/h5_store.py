@@ -71,7 +71,9 @@ class StoreWriter:
 
     def __enter__(self):
         self._grids, self._intensities, self._renamed = [], [], atomic_path(self.path)
-        self._file = h5py.File(self._renamed.__enter__(), "w")
+        # This format has checksums on all that describes the data: without them, one wrong byte can make HDF5 search
+        # for ever. HDF5 1.10 and later read it.
+        self._file = h5py.File(self._renamed.__enter__(), "w", libver=("v110", "v110"))
         plane = self.image_size
         self._create("img", (*plane, len(self.contrasts)), np.float16)
         for space in self.spaces:
@@ -124,18 +126,18 @@ class StoreWriter:
         self._file.create_dataset(name, (0, *shape), dtype, chunks=chunk, maxshape=(None, *shape))
 
     def _write_attributes(self):
-        text = h5py.string_dtype()
         for name, lines in (("subject_grid", self._grids), ("subject_intensities", self._intensities)):
-            self._file.create_dataset(name, data=lines, dtype=text, shape=(len(lines),))
+            self._file.create_dataset(name, data=_fixed_length(lines))
         described = {"schema_version": SCHEMA_VERSION, "contrasts": self.contrasts, "subjects": self.subjects}
         for name, value in {**self.attributes, **described}.items():
             is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
             if is_list and len(value) <= LONGEST_LIST:
-                self._file.attrs.create(name, np.array(value, object), dtype=text, shape=(len(value),))
-            elif isinstance(value, str | int | float):
+                self._file.attrs.create(name, _fixed_length(value))
+            elif isinstance(value, int | float):
                 self._file.attrs[name] = value
             else:
-                self._file.attrs[name] = json.dumps(value)
+                text = value if isinstance(value, str) else json.dumps(value)
+                self._file.attrs.create(name, _fixed_length([text])[0], dtype=_fixed_length([text]).dtype)
 
 
 class SliceStore:
@@ -271,6 +273,12 @@ class SliceStore:
         except (OSError, RuntimeError) as error:  # damage within the data of a file whose description is sound
             reason = " ".join(str(error).split())
             raise InputError(f"{self.path}: {name} cannot be read ({reason}); {AGAIN}") from None
+
+
+def _fixed_length(texts):
+    """Texts as HDF5 stores them beside one another; those of variable length lie in a heap without a checksum."""
+    encoded = [text.encode() for text in texts]
+    return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded), 1)))
 
 
 def _maps_of(space):

@@ -61,8 +61,8 @@ def test_the_schema_is_that_of_the_authors_loader(path):
         assert file["label"].dtype == np.uint8
         assert file["subject_index"][:].tolist() == [0] * 7 + [2] * 4
         assert file["slice_index"][:].tolist() == [2, 3, 4, 5, 6, 7, 8, 2, 3, 4, 5]
-        assert list(file.attrs["contrasts"]) == CONTRASTS
-        assert list(file.attrs["subjects"]) == ["sub-1", "sub-2", "10"]
+        assert [name.decode() for name in file.attrs["contrasts"]] == CONTRASTS
+        assert [name.decode() for name in file.attrs["subjects"]] == ["sub-1", "sub-2", "10"]
         assert file.attrs["schema_version"] == 1
         assert file.attrs["clusters"] == 300
         assert file["img"].chunks[1:] == (8, 6, 3), "a chunk holds whole slices"

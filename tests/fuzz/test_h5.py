@@ -123,3 +123,16 @@ def test_bytes(sound, content, has_signature):
     path = sound.with_name("bytes.h5")
     path.write_bytes(b"\x89HDF\r\n\x1a\n" * has_signature + content)
     read(path)
+
+
+@settings(max_examples=300, **FIXED)
+@given(st.lists(st.tuples(st.integers(0, 2**31), st.integers(1, 255)), min_size=1, max_size=4), st.booleans())
+def test_bytes_changed(sound, flips, only_used):
+    """Anywhere, or where the file is not zero, which is mostly what describes the data."""
+    content = np.frombuffer(sound.read_bytes(), np.uint8).copy()
+    places = np.flatnonzero(content) if only_used else np.arange(len(content))
+    for place, bits in flips:
+        content[places[place % len(places)]] ^= bits
+    path = sound.with_name("flipped.h5")
+    path.write_bytes(content.tobytes())
+    read(path)
