@@ -201,7 +201,7 @@ def prepare_subject(config, files):
     maps = {space: read_map(config, space, files.subject, volume.shape, affine) for space in config.spaces()}
     maps = maps or {None: find_foreground(volume, mask, affine).astype(np.uint8)}
     # Each contrast by its own foreground, unless a mask is given: predict.py sees single contrasts and must agree.
-    ranges = intensity_ranges(volume, mask, config.percentiles())
+    ranges = intensity_ranges(volume, mask, config.percentiles(), affine)
     scaled = scale_between(volume, ranges)
     del volume  # a BraTS subject takes 140 MB
     maps = {space: grid.to_slices(classes, order=0) for space, classes in maps.items()}

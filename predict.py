@@ -198,7 +198,7 @@ def read_slices(model, files):
 
     volume, affine = read_contrasts(files, model["contrasts"], model["files"])
     mask = read_mask(files, volume.shape[:3], affine)
-    scaled = scale_intensities(volume, mask, model["percentiles"])
+    scaled = scale_intensities(volume, mask, model["percentiles"], affine)
     grid = SliceGrid(volume.shape[:3], affine, model["slices"]["pixel_size"], model["slices"]["image_size"])
     # Rounded as in the HDF5 files, so that a test subject gets here what it got in step 4.
     return grid.to_slices(scaled).astype("float16"), grid, mask
@@ -258,8 +258,8 @@ def acquired_range(model, files, target, mask):
 
     if not patterns_of(model, [target]).keys() <= files.contrasts.keys():
         return None
-    volume, _ = read_contrasts(files, [target], model["files"])
-    return intensity_ranges(volume, mask, model["percentiles"])[0].tolist()
+    volume, affine = read_contrasts(files, [target], model["files"])
+    return intensity_ranges(volume, mask, model["percentiles"], affine)[0].tolist()
 
 
 def write_intensities(table, subject, ranges):

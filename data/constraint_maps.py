@@ -115,7 +115,7 @@ def contrast_space(volume, mask, *, components, tv_weight, percentiles, affine=N
             box = _bounding_box(inside)
             in_box = inside[box]
         with _timed(seconds, "scaling"):
-            scaled = scale_between(turn(volume)[box], intensity_ranges(volume, mask, percentiles))
+            scaled = scale_between(turn(volume)[box], intensity_ranges(volume, mask, percentiles, affine))
         with _timed(seconds, "pca"):
             images, explained_variance = principal_components(scaled, in_box, min(components, volume.shape[3]))
             del scaled

@@ -1,6 +1,7 @@
 """Which voxels are tissue, and how bright they are: the intensity preparation shared by steps 1, 2 and `predict.py`."""
 
 import numpy as np
+from nibabel import orientations
 from scipy import ndimage
 
 from utils.checks import InputError, check_axes
@@ -11,10 +12,11 @@ STEP = 7  # every seventh voxel is enough for these two percentiles, and odd: no
 MARGIN_VOXELS = 3  # in-plane distance from the bright tissue beyond which a voxel counts as air
 HISTOGRAM_BINS = 256
 IN_PLANE = np.zeros((3, 3, 3), bool)  # neighbours within a slice
+RAS, AXIAL = orientations.axcodes2ornt("RAS"), 2  # number of the axis from feet to head
 IN_PLANE[:, 1, 1] = IN_PLANE[1, :, 1] = True
 
 
-def foreground_mask(volume):
+def foreground_mask(volume, affine=None):
     """Find the head or body in a volume, whatever the contrasts and whatever lies in the air around it.
 
     Each contrast is turned into its distance from air, whose level is read in the four in-plane corners: air is black
@@ -23,7 +25,8 @@ def foreground_mask(volume):
     (liquor, bone, muscle beside fat) is kept. With air of exact zeros every connected voxel of tissue is kept.
 
     Args:
-        volume: Finite intensities in any unit, `(X, Y, Z, C)`, axial slices along Z.
+        volume: Finite intensities in any unit, `(X, Y, Z, C)`.
+        affine: `(4, 4)`, voxel to world in RAS+, which tells the axial slices; None: they lie along Z.
 
     Returns:
         Boolean, `(X, Y, Z)`: the largest connected region, its holes filled in every axial slice.
@@ -35,6 +38,10 @@ def foreground_mask(volume):
         Otsu 1979 for the threshold; the rest is ours (the authors take "> 0" of the first contrast).
     """
     check_axes("volume", volume.shape, "X Y Z C")
+    if affine is not None and (on_disk := orientations.io_orientation(affine))[2, 0] != AXIAL:
+        # A scan whose slices are stored otherwise must give the same: neighbours and corners are those within a slice.
+        there, back = (orientations.ornt_transform(*pair) for pair in ((on_disk, RAS), (RAS, on_disk)))
+        return orientations.apply_orientation(foreground_mask(orientations.apply_orientation(volume, there)), back)
     score = _distance_from_air(volume)
     threshold = _otsu_threshold(score)
     # Filled before anything is chosen: the scalp often touches the brain nowhere, but it encloses it.
@@ -48,7 +55,7 @@ def foreground_mask(volume):
     return _largest_region(_filled(tissue | bright))
 
 
-def scale_intensities(volume, mask, percentiles=(1, 99)):
+def scale_intensities(volume, mask, percentiles=(1, 99), affine=None):
     """Map each contrast linearly so that two percentiles inside the mask become 0 and 1, and clip.
 
     Arguments and errors as for `intensity_ranges`.
@@ -56,10 +63,10 @@ def scale_intensities(volume, mask, percentiles=(1, 99)):
     Returns:
         float32 in [0, 1], `(X, Y, Z, C)`; a contrast whose two percentiles are equal becomes 0.
     """
-    return scale_between(volume, intensity_ranges(volume, mask, percentiles))
+    return scale_between(volume, intensity_ranges(volume, mask, percentiles, affine))
 
 
-def intensity_ranges(volume, mask, percentiles=(1, 99)):
+def intensity_ranges(volume, mask, percentiles=(1, 99), affine=None):
     """Find the intensities that become 0 and 1.
 
     Args:
@@ -67,6 +74,7 @@ def intensity_ranges(volume, mask, percentiles=(1, 99)):
         mask: Given foreground, boolean `(X, Y, Z)`, with at least one voxel; None: each contrast's own, found in it
             alone, so that a contrast is prepared alike whichever others were read with it.
         percentiles: Lower and upper percentile, in [0, 100].
+        affine: `(4, 4)`, for the foreground that is found, as in `foreground_mask`.
 
     Returns:
         Lower and upper intensity of each contrast, in the unit of the volume, `(C, 2)` float64.
@@ -82,7 +90,7 @@ def intensity_ranges(volume, mask, percentiles=(1, 99)):
         raise InputError(f"percentiles: {low}, {high}; expected 0 <= lower < upper <= 100")
     ranges = np.empty((volume.shape[3], 2))
     for c in range(volume.shape[3]):
-        inside = foreground_mask(volume[..., c : c + 1]) if mask is None else mask
+        inside = foreground_mask(volume[..., c : c + 1], affine) if mask is None else mask
         ranges[c] = np.percentile(volume[..., c][inside], percentiles)
     return ranges
 

@@ -112,7 +112,7 @@ def _reference(files, volume, affine, labels, ignored):
     if labels and files.label is not None:
         return read_label(files, labels, ignored, volume.shape[:3], affine)
     mask = read_mask(files, volume.shape, affine)
-    return (foreground_mask(volume) if mask is None else mask).astype(np.uint8)
+    return (foreground_mask(volume, affine) if mask is None else mask).astype(np.uint8)
 
 
 def largest_error(pictures):

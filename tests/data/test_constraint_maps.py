@@ -89,7 +89,7 @@ def test_features_equal_those_of_the_whole_volume_cut_out_late(has_mask):
     space = contrast_space(volume, mask, **recipe, affine=affine)
     turn, _ = axial_turns(affine)
     inside = foreground_mask(turn(volume)) if mask is None else turn(mask)
-    images, shares = principal_components(turn(scale_intensities(volume, mask)), inside, 3)
+    images, shares = principal_components(turn(scale_intensities(volume, mask, affine=affine)), inside, 3)
     first, last = np.argwhere(inside).min(axis=0), np.argwhere(inside).max(axis=0) + 1
     box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
     assert inside[box].size < inside.size

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from nibabel import orientations
 from scipy import ndimage
 
 from data import intensity
@@ -198,3 +199,20 @@ def test_flat_contrast_becomes_zero():
 def test_scaling_refuses(mask, percentiles, message):
     with pytest.raises(InputError, match=message):
         scale_intensities(np.ones((4, 4, 3, 1), np.float32), mask, percentiles)
+
+
+@pytest.mark.parametrize("code", ["ASR", "PIL", "SRA", "IRP"])
+def test_the_foreground_does_not_depend_on_which_axis_of_the_file_runs_from_feet_to_head(code):
+    rng, affine = np.random.default_rng(5), np.diag([1, 1, 4, 1.0])
+    x, y, z = np.indices((40, 36, 9))
+    body = (x - 20) ** 2 / 300 + (y - 16) ** 2 / 180 < 1
+    body[15:22, 12:18, 2:7] = False  # a hole that only axial slices enclose
+    volume = np.where(body, 200 + 10 * z, 0)[..., None] + rng.rayleigh(5, (40, 36, 9, 2)).astype(np.float32)
+    turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
+    stored = orientations.apply_orientation(volume, turn)
+    turned = affine @ orientations.inv_ornt_aff(turn, volume.shape[:3])
+    expected = orientations.apply_orientation(foreground_mask(volume), turn)
+    np.testing.assert_array_equal(foreground_mask(stored, turned), expected)
+    assert (foreground_mask(stored) != expected).any(), "without the affine it does"
+    np.testing.assert_array_equal(intensity_ranges(stored, None, (1, 99), turned), intensity_ranges(volume, None))
+    np.testing.assert_array_equal(foreground_mask(volume, affine), foreground_mask(volume))
