@@ -68,10 +68,12 @@ def pretrain(config, name, folder, overwrite):
     origin = {"config_hash": config.hash_of_stage(name), "seed": config.seed, "subjects": subjects}
     if is_finished(target / "weights.npz", origin, overwrite):
         return
+    earlier = read_earlier(config, stage.warm_start, folder)
     with open_run(target, config.plain(), config.seed):
+        if earlier:
+            log.info("warm start from %s", stage.warm_start)
         write_json(target / "subjects.json", subjects)
         use_precision(stage.training.mixed_precision)
-        earlier = read_earlier(config, stage.warm_start, folder)
         network, history = train(
             config,
             stage,
@@ -134,7 +136,6 @@ def read_earlier(config, source, folder):
     arrays, metadata = read_weights(path)
     if is_stage and metadata.get("config_hash") != config.hash_of_stage(source):
         raise InputError(f"warm_start: {path} was made with another config; run stage '{source}' with --overwrite")
-    log.info("warm start from %s", path)
     return arrays, metadata
 
 

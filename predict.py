@@ -23,15 +23,14 @@ import logging
 from pathlib import Path, PurePosixPath
 
 from utils.checks import InputError
-from utils.runs import atomic_path, exit_code_of, progress, read_json
+from utils.config import check_writable
+from utils.model_description import read_model_description
+from utils.runs import atomic_path, exit_code_of, progress
 
 log = logging.getLogger("mrccl")
 SUFFIXES = (".nii", ".nii.gz")
 # Slices, and windows of volumes: few, to save memory, but two, because of one alone TensorFlow's sums differ by 1e-4.
 BATCH_SIZE = {2: 16, 3: 2}
-KEYS = {"contrasts", "files", "filters", "mask", "percentiles", "slices"}
-SEGMENTATION_KEYS = KEYS | {"labels", "voxel_size_known"}
-SYNTHESIS_KEYS = KEYS | {"crop_size", "overlap", "targets"}
 INTENSITIES = "intensities.csv"  # the table beside synthesised contrasts
 ACQUIRED, SCALED = "acquired", "scaled 0 to 1"
 
@@ -43,6 +42,9 @@ def main(arguments=None):
     parser.add_argument("--output", required=True, type=Path, metavar="FILE|DIR", help="result or folder of results")
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     options = parser.parse_args(arguments)
+    is_scan = options.output.name.endswith(SUFFIXES)
+    if is_scan or not options.output.is_file():  # of a file, `find_scans` says what it should be
+        check_writable(options.output.parent if is_scan else options.output, "--output", "give another place")
     model = read_model(options.model)
     predict(options.model, model, find_scans(options, model), options.overwrite)
 
@@ -51,12 +53,7 @@ def read_model(folder):
     """Read model.json and check that it describes a model."""
     if not (folder / "model.json").is_file():
         raise InputError(f"--model {folder}: no model.json there; give a cell folder of step 4 or a model in results/")
-    model = read_json(folder / "model.json")
-    found = set(model) if isinstance(model, dict) else set()
-    missing = (SYNTHESIS_KEYS if "targets" in found else SEGMENTATION_KEYS) - found
-    if missing:
-        raise InputError(f"{folder / 'model.json'}: lacks {', '.join(sorted(missing))}; run the cell again")
-    return model
+    return read_model_description(folder / "model.json")
 
 
 def find_scans(options, model):

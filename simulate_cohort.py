@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from utils.checks import InputError
+from utils.config import check_writable
 from utils.parallel import in_order
 from utils.runs import atomic_path, exit_code_of, progress, read_json, write_json
 
@@ -43,6 +44,9 @@ def main(arguments=None):
     options = parse(arguments)
     if options.subjects < 3:
         raise InputError(f"--subjects {options.subjects}: expected at least 3, one each to train, validate and test")
+    if options.jobs < 1:
+        raise InputError(f"--jobs {options.jobs}: expected at least 1")
+    check_writable(options.out, "--out", "give another folder")
     simulate_cohort(options.out, options.subjects, options.anatomy, options.seed, options.shape, options.jobs)
 
 

@@ -146,7 +146,7 @@ def _drawn(sizes, subjects, seed):
 
 
 def _from_file(path):
-    content = read_json(path)
+    content = read_json(path, cure="correct it")
     if not isinstance(content, dict) or not all(isinstance(names, list) for names in content.values()):
         raise InputError(f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}')
     return path, content

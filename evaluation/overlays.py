@@ -62,12 +62,16 @@ def read_pictures(cells, values, files, inits, shown, *, contrasts, labels, igno
         List of `Picture`.
 
     Raises:
-        InputError: When an image, the label or a prediction is missing or does not fit the others.
+        InputError: When no subject has a Dice, or an image, the label or a prediction is missing or does not fit the
+            others.
     """
     keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
+    chosen = choose_subjects(values)
+    if not chosen:
+        raise InputError("no test subject has a Dice, because no label is in its reference or its predictions")
     return [
         read_picture(f"{role}: {subject}", subject, cells, files, inits, shown, **keys)
-        for role, subject in choose_subjects(values).items()
+        for role, subject in chosen.items()
     ]
 
 

@@ -118,20 +118,44 @@ def collect_results(work_dir, task=SEGMENTATION):
 
 
 def _rows(file, work_dir, task):
-    metrics = read_json(file)
+    metrics = _checked_metrics(file, read_json(file), task)
     fold = file.relative_to(work_dir).parts[0]
     shared = {"split": "" if fold == task.folder else fold, "folder": file.parent}
-    try:
-        if task is SYNTHESIS:
-            metrics["contrasts"] = "+".join(metrics["inputs"])
-        shared |= {key: metrics[key] for key in (*CELL, "repeat", "config_hash", *task.words)}
-        shared |= {key: metrics.get(key) for key in OF_A_CELL}
-        order = {label: place for place, label in enumerate(metrics.get(task.labels, []))}
-        for row in sorted(metrics["per_subject"], key=lambda row: (str(row["subject"]), order.get(row["label"], 0))):
-            scores = {key: row[key] for key in task.metrics}
-            yield shared | {"subject": str(row["subject"]), "label": row["label"]} | scores
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{file}: key {error} is missing; delete the cell's folder and run step 4 again") from None
+    if task is SYNTHESIS:
+        metrics["contrasts"] = "+".join(metrics["inputs"])
+    shared |= {key: metrics[key] for key in (*CELL, "repeat", "config_hash", *task.words)}
+    shared |= {key: metrics.get(key) for key in OF_A_CELL}
+    order = {label: place for place, label in enumerate(metrics.get(task.labels, []))}
+    for row in sorted(metrics["per_subject"], key=lambda row: (str(row["subject"]), order.get(row["label"], 0))):
+        scores = {key: row[key] for key in task.metrics}
+        yield shared | {"subject": str(row["subject"]), "label": row["label"]} | scores
+
+
+def _checked_metrics(file, metrics, task):
+    """Return the content of metrics.json; InputError for the first key that is missing or holds what it cannot."""
+    inputs = "inputs" if task is SYNTHESIS else "contrasts"
+    kinds = {inputs: list if task is SYNTHESIS else str, "init": str, "n_annotated": int, "repeat": int}
+    kinds |= {"config_hash": str, **dict.fromkeys(task.words, str | None), "per_subject": list}
+    of_a_row = {"label": str, **dict.fromkeys(task.metrics, int | float | None)}
+    found = _mistake(metrics, kinds | {key: int | float | None for key in OF_A_CELL if key in (metrics or ())})
+    rows = [] if found else metrics["per_subject"]
+    found = found or next(filter(None, (_mistake(row, of_a_row | {"subject": str}) for row in rows)), None)
+    if not found and not rows:
+        found = "per_subject is empty"
+    if found:
+        raise InputError(f"{file}: {found}; delete the cell's folder and run step 4 again")
+    return metrics
+
+
+def _mistake(values, kinds):
+    if not isinstance(values, dict):
+        return f"holds {type(values).__name__}, expected keys with values"
+    for key, kind in kinds.items():
+        if key not in values:
+            return f"key '{key}' is missing"
+        if not isinstance(values[key], kind) or isinstance(values[key], bool):
+            return f"{key} holds {type(values[key]).__name__}"
+    return None
 
 
 def _refuse_mixed_configs(results):

@@ -60,16 +60,25 @@ def write_json(path, content):
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path):
-    """Read a JSON file; a missing or broken one is an InputError that names it."""
+def read_json(path, cure="delete it and run the step again"):
+    """Read a JSON file; a missing or broken one, or one with a repeated key, is an InputError that names it."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_each_key_once)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); delete it and run the step again") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets
+        raise InputError(f"{path}: not readable as JSON ({error}); {cure}") from None
+
+
+def _each_key_once(pairs):
+    """Return the dictionary; of a repeated key JSON would keep the last value in silence."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key '{next(key for key in keys if keys.count(key) > 1)}' appears twice")
+    return content
 
 
 def progress(iterable, description, total=None):

@@ -1,4 +1,4 @@
-"""Weight files that are none, or of another network, met by predict.py."""
+"""Weight files that are none, or of another network, met by predict.py and by the warm start of step 3."""
 
 import io
 import json
@@ -170,6 +170,7 @@ CASES = {
         "{path}: encoder_1_conv_1/kernel is (3, 3, 2, 2), the network needs (3, 3, 1, 2)",
     ),
 }
+ONLY_FOR_PREDICTION = ("absent", "folder", "one layer missing", "a layer too many", "a layer of another shape")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -188,3 +189,23 @@ def test_weights_of_another_network_are_named_in_a_few_lines(case):
     assert before.code == 2 and 3 < len(before.said) <= 13
     assert before.said[0] == f"{path}: encoder_1_conv_1/kernel is (3, 3, 1, 3), the network needs (3, 3, 1, 2)"
     assert not (folder / "predictions").exists()
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    config = write_cohort(folder)
+    for step in ("generate_constraint_maps", "generate_h5_pretraining"):
+        assert run(step, "--config", config).code == 0
+    return config
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ONLY_FOR_PREDICTION])
+def test_bad_weights_are_refused_as_a_warm_start(name, packed, model, tmp_path):
+    path = tmp_path / "weights.npz"
+    shutil.copy(model / "weights.npz", path)
+    spoil, line = CASES[name]
+    spoil(path)
+    words = ["--config", packed, "--set", f"pretraining.stages.global.warm_start={path}"]
+    assert_refused(packed.parent, "constrained_contrastive_learning", words, [line], path=path)
+    assert not (tmp_path / "hacked").exists()

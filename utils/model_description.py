@@ -1,0 +1,76 @@
+"""model.json, which says how a finetuned model is used: checked whole before it is believed."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from utils.checks import InputError
+from utils.config import explain
+from utils.runs import read_json
+from utils.sections import ContrastFile, Name, PathPattern, Percentiles, Section
+
+AGAIN = "run the cell again"
+
+
+def _numbered(labels):
+    if sorted(labels.values()) != list(range(1, len(labels) + 1)):
+        raise ValueError(f"{labels} must number the classes from 1 to {len(labels)}")
+    return labels
+
+
+class _Lenient(Section):
+    """Models of later versions may say more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class _Slices(_Lenient):
+    image_size: tuple[PositiveInt, PositiveInt]
+    pixel_size: PositiveFloat | None
+
+
+class _Model(_Lenient):
+    """What both tasks need."""
+
+    contrasts: list[Name] = Field(min_length=1)
+    files: dict[Name, ContrastFile] = Field(min_length=1)
+    filters: list[PositiveInt] = Field(min_length=2)
+    mask: PathPattern | None
+    percentiles: Percentiles
+    slices: _Slices
+
+
+class _SegmentationModel(_Model):
+    labels: Annotated[dict[Name, PositiveInt], Field(min_length=1), AfterValidator(_numbered)]
+    voxel_size_known: bool
+
+
+class _SynthesisModel(_Model):
+    targets: list[Name] = Field(min_length=1)
+    crop_size: list[PositiveInt] = Field(min_length=2, max_length=3)
+    overlap: float = Field(ge=0, lt=1)
+
+
+def read_model_description(path):
+    """Read model.json of a cell of step 4.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content, a plain dictionary; with `targets` it is a model that synthesises contrasts.
+
+    Raises:
+        InputError: The file is missing, no JSON, lacks keys, or a value cannot be used; one line for each.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is no description of a model; {AGAIN}")
+    schema = _SynthesisModel if "targets" in content else _SegmentationModel
+    if missing := schema.model_fields.keys() - content.keys():
+        raise InputError(f"{path}: lacks {', '.join(sorted(missing))}; {AGAIN}")
+    try:
+        schema.model_validate(content)
+    except ValidationError as error:
+        raise InputError([f"{path}: {line}; {AGAIN}" for line in explain(error, schema)]) from None
+    return content
