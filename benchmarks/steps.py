@@ -50,10 +50,17 @@ def constrained_batch(task, count, seed=0):
     return {name: ops.convert_to_tensor(array) for name, array in arrays.items()}
 
 
-def make_step(task, batch):
-    """Return `run(steps)`, which trains that many steps on the batch and waits for the last one, without its copies.
+def repeated(batch, count):
+    """Return a batch that stands for `count` steps in one dispatch, or for one as it is."""
+    from keras import ops
 
-    The task must have trained on the batch once: this is what compiles the step. What the host does between two steps
+    return batch if count == 1 else {"steps": {name: ops.stack([array] * count) for name, array in batch.items()}}
+
+
+def make_step(task, batch):
+    """Return `run(calls)`, which trains that often on the batch and waits for the last time.
+
+    The task must have trained on the batch once: this is what compiles the step. What the host does between two calls
     is part of the time where it takes longer than the device, as in a training.
     """
     import keras
@@ -61,9 +68,9 @@ def make_step(task, batch):
     data, backend = (batch, None, None), keras.backend.backend()
     state = state_of(task) if backend == "jax" else None
 
-    def run(steps):
+    def run(calls):
         nonlocal state
-        for _ in range(steps):
+        for _ in range(calls):
             if backend == "jax":
                 logs, state = task.train_function(state, iter([data]))
             else:
@@ -82,27 +89,27 @@ def state_of(task):
 
 
 def take_turns(sides, turns, least_s=0.05):
-    """Return, for each `run(steps)`, the seconds per step of every turn; whatever else the machine does slows all.
+    """Return, for each `run(calls)`, the seconds per call of every turn; whatever else the machine does slows all.
 
     Args:
         sides: `{name: run}`; all must have run before.
         turns: How often each is measured.
-        least_s: A turn is as many steps as take that long, at least one.
+        least_s: A turn is as many calls as take that long, at least one.
     """
-    steps, seconds = {}, {name: [] for name in sides}
+    calls, seconds = {}, {name: [] for name in sides}
     for name, run in sides.items():
         run(1)
-        steps[name] = max(1, round(least_s / max(timed(run, 1), 1e-6)))
+        calls[name] = max(1, round(least_s / max(timed(run, 1), 1e-6)))
     for _ in range(turns):
         for name, run in sides.items():
-            seconds[name].append(timed(run, steps[name]) / steps[name])
+            seconds[name].append(timed(run, calls[name]) / calls[name])
     return seconds
 
 
-def timed(run, steps):
-    """Return the seconds that `run(steps)` takes."""
+def timed(run, calls):
+    """Return the seconds that `run(calls)` takes."""
     start = time.perf_counter()
-    run(steps)
+    run(calls)
     return time.perf_counter() - start
 
 
