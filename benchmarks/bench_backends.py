@@ -1,6 +1,6 @@
 """Training throughput of TensorFlow, JAX and PyTorch: eager, compiled and by XLA, float32 and mixed, by batch size.
 
-    PYTHONPATH=. python benchmarks/bench_backends.py [--batches 10 32 64 128 256] [--backends jax ...] [--output FILE]
+    PYTHONPATH=. python benchmarks/bench_backends.py [--batches N ...] [--backends NAME ...] [--output FILE]
 
 The step is that of constrained contrast on 160 x 160 x 2 images with the partial decoder and 1 x 1 patches of
 configs/papers/brats_medphys2024.yaml (`--decoder full`: 4 x 4 patches of the full one), forward, backward and Adam, on
