@@ -63,7 +63,7 @@ class Batches(keras.utils.PyDataset):
         self, arrays, batch_size, seed, *, steps=None, shuffle=True, finish=None, on_device=(), per_dispatch=None
     ):
         is_streamed = any(isinstance(v, Rows) and name not in on_device for name, v in arrays.items())
-        # More than one: Keras reads ahead in threads of its own. TensorFlow's input pipeline, which works for one, takes
+        # More than one: Keras reads ahead in its own threads. TensorFlow's input pipeline, which serves one, takes
         # processor time from the step: a third of the throughput of small networks on two cores.
         super().__init__(workers=READERS if is_streamed else 2 if keras.backend.backend() == "tensorflow" else 1)
         self.arrays, self.batch_size, self.seed, self.shuffle, self.finish = arrays, batch_size, seed, shuffle, finish
