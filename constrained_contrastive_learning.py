@@ -16,7 +16,7 @@ from pathlib import Path
 
 from utils.checks import InputError
 from utils.config import from_command_line, positive
-from utils.runs import child_seed, exit_code_of, open_run, write_json
+from utils.runs import child_seed, drop_checkpoint, exit_code_of, open_run, write_json
 from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
@@ -56,7 +56,6 @@ def pretrain(config, name, folder, overwrite):
     """Train one stage in one work folder, unless it is finished."""
     from evaluation.figures import save_training_curves
     from models.weights import save_weights
-    from training.checkpoints import drop_checkpoint
     from training.tasks import use_precision
 
     stage, target = config.pretraining.stages[name], folder / "pretraining" / name
@@ -88,9 +87,10 @@ def pretrain(config, name, folder, overwrite):
         # Subjects that an earlier stage saw count as seen: test subjects must be in none of them.
         seen = subjects | ({"earlier": earlier[1].get("subjects", {})} if earlier else {})
         shown = {"contrasts": inputs} | ({"contrasts_one_by_one": contrasts} if inputs is None else {})
+        save_training_curves(history, target / "curves.png", title=f"{config.name}: {name}")
+        # Written last: a folder with weights.npz is a finished stage.
         save_weights(network, target / "weights.npz", seen=flat(seen), **shown, **origin)
         drop_checkpoint(target)
-        save_training_curves(history, target / "curves.png", title=f"{config.name}: {name}")
     log.info("wrote %s", target)
 
 
@@ -98,9 +98,11 @@ def is_finished(weights, origin, overwrite):
     """True when a stage is done; InputError when it comes from another config, seed or set of subjects."""
     from models.weights import read_weights
 
-    if overwrite:  # what is about to be redone must not count as finished if it is interrupted
-        weights.unlink(missing_ok=True)
     if not weights.exists():
+        return False
+    drop_checkpoint(weights.parent)  # a kill may have left it: a run anew must not go on from there
+    if overwrite:  # what is about to be redone must not count as finished if it is interrupted
+        weights.unlink()
         return False
     found = read_weights(weights)[1]
     differing = [key for key, value in origin.items() if key in found and found[key] != value]

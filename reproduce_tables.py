@@ -33,9 +33,9 @@ def main(arguments=None):
         raise InputError(f"{options.config}: this step needs the section 'finetuning:' or 'synthesis:'")
     found, notes = collect_tasks(config.work_dir, tasks)
     folder = config.work_dir / "report"
-    for part in ("tables", "figures"):  # written anew, so that nothing outdated stays beside the new
-        shutil.rmtree(folder / part, ignore_errors=True)
     with open_run(folder, config.plain(), config.seed):
+        for part in ("tables", "figures"):  # written anew, so that nothing outdated stays beside the new
+            shutil.rmtree(folder / part, ignore_errors=True)
         tables = write_report_of(config, found.get(SEGMENTATION), found.get(SYNTHESIS), notes, folder)
     for table in tables:
         if table.name in ("dice", "dice_differences", "synthesis", "synthesis_differences"):

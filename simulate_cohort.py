@@ -21,7 +21,7 @@ from pathlib import Path
 from utils.checks import InputError
 from utils.config import check_writable
 from utils.parallel import in_order
-from utils.runs import atomic_path, exit_code_of, progress, read_json, write_json
+from utils.runs import alone_in, atomic_path, exit_code_of, progress, read_json, write_json
 
 log = logging.getLogger("mrccl")
 
@@ -71,10 +71,19 @@ def parse(arguments):
 def simulate_cohort(folder, number, anatomy, seed, shape, jobs):
     # Deferred so that --help and mistakes on the command line answer at once.
     from data.simulation import ANATOMIES, check_shape
+
+    shape = check_shape(shape or ANATOMIES[anatomy].shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        write_cohort(folder, number, anatomy, seed, shape, jobs)
+
+
+def write_cohort(folder, number, anatomy, seed, shape, jobs):
+    """Simulate the subjects that are missing and describe the cohort."""
+    from data.simulation import ANATOMIES
     from data.tissues import TISSUE_INDEX
 
     choice = ANATOMIES[anatomy]
-    shape = check_shape(shape or choice.shape)
     describe(folder, anatomy, seed, shape)
     subjects = [f"sub-{index:03d}" for index in range(1, number + 1)]
     missing = [subject for subject in subjects if not (folder / subject).exists()]

@@ -11,7 +11,7 @@ import numpy as np
 from models.weights import save_weights
 from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
 from utils.checks import InputError
-from utils.runs import atomic_path, bar
+from utils.runs import CHECKPOINT, atomic_path, bar
 
 log = logging.getLogger("mrccl")
 
@@ -97,11 +97,6 @@ def fit(
     return keeper.history
 
 
-def drop_checkpoint(folder):
-    """Remove the checkpoint of a run whose result is written."""
-    (folder / "checkpoint.npz").unlink(missing_ok=True)
-
-
 def reset_optimizer(optimizer, learning_rate):
     """Forget all moments, so that one compiled step serves many runs."""
     for variable in optimizer.variables:
@@ -145,7 +140,7 @@ class Keeper(keras.callbacks.Callback):
         self.best, self.best_epoch, self.waited, self.history = float("inf"), 0, 0, []
         self.best_values, self.state, self.kept = None, None, None
         self.advance = lambda: None
-        self.checkpoint = folder / "checkpoint.npz"
+        self.checkpoint = folder / CHECKPOINT
         self.saved_at = self.epoch_started = time.monotonic()
 
     def resume(self):

@@ -7,7 +7,7 @@ import time
 from data.splits import annotated_subsets
 from training.devices import data_parallel
 from utils.checks import InputError
-from utils.runs import child_seed, open_run, progress, read_json, write_json
+from utils.runs import child_seed, drop_checkpoint, open_run, progress, read_json, write_json
 
 log = logging.getLogger("mrccl")
 
@@ -47,8 +47,12 @@ class Grid:
         if mistakes:
             raise InputError(mistakes)
         self.todo = [cell for cell in cells if overwrite or not self.is_finished(cell)]
-        for cell in self.todo:  # what is about to be redone must not count as finished if it is interrupted
-            (self.work.cell_folder(*cell) / "metrics.json").unlink(missing_ok=True)
+        for cell in cells:
+            metrics = self.work.cell_folder(*cell) / "metrics.json"
+            if metrics.exists():  # a kill may have left a checkpoint beside it: a run anew must not go on from that
+                drop_checkpoint(metrics.parent)
+            if cell in self.todo:  # what is about to be redone must not count as finished if it is interrupted
+                metrics.unlink(missing_ok=True)
         if len(self.todo) < len(cells):
             log.info("%s: %d of %d cells were finished before", self.folder, len(cells) - len(self.todo), len(cells))
 
@@ -110,7 +114,6 @@ class Grid:
     def run_cell(self, cell):
         """Train on the subjects of one cell, predict every test subject, write what came out."""
         from models.weights import load_weights, save_weights
-        from training.checkpoints import drop_checkpoint
 
         folder, inputs, origin = self.work.cell_folder(*cell), self.work.inputs(*cell), self.origin(cell)
         name, started = str(folder.relative_to(self.config.work_dir)), time.monotonic()

@@ -2,7 +2,9 @@
 
 import collections
 import multiprocessing
+import os
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -27,7 +29,7 @@ def in_order(function, items, jobs):
         return
     waiting = collections.deque()
     # Fresh processes: a fork would copy the locks of the progress bar's thread.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_alone) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_follow_the_first) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
@@ -41,6 +43,16 @@ def in_order(function, items, jobs):
             pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_alone():
-    """Let Ctrl-C, which reaches every process of a terminal, be handled by the one that hands out the work."""
+def _follow_the_first():
+    """Let the process that hands out the work handle Ctrl-C, which reaches every process of a terminal; end with it.
+
+    A killed process cannot tell the others to stop: they would wait for work for ever, or write behind the back of
+    the run that takes over.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)

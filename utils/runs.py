@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from utils.environment import backend_name, device_name, environment, git_state
 log = logging.getLogger("mrccl")
 
 TEMPORARY = ".tmp-"  # how the names of unfinished files begin
+CHECKPOINT = "checkpoint.npz"  # of a training that is not finished
 
 
 def child_seed(seed, *names):
@@ -47,11 +49,42 @@ def atomic_path(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    pattern = re.compile(rf"{re.escape(TEMPORARY)}(\d+)-{re.escape(path.name)}")
+    unfinished = {name: pattern.fullmatch(name) for name in os.listdir(path.parent) if name.startswith(TEMPORARY)}
+    remove_left_overs(path.with_name(name) for name, match in unfinished.items() if match and _has_ended(int(match[1])))
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _has_ended(process):
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def remove_left_overs(found):
+    """Remove unfinished files and folders of a run that was killed.
+
+    Args:
+        found: Their paths; their names begin with `TEMPORARY`.
+    """
+    for path in list(found):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def drop_checkpoint(folder):
+    """Remove the checkpoint of a training whose result is written, or is to be made anew."""
+    (Path(folder) / CHECKPOINT).unlink(missing_ok=True)
 
 
 def write_json(path, content):
@@ -206,7 +239,7 @@ def open_run(folder, config, seed):
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
+    with alone_in(folder):
         with atomic_path(folder / "resolved_config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False))
         with atomic_path(folder / "command.txt") as temporary:
@@ -229,7 +262,7 @@ def open_run(folder, config, seed):
 
 
 @contextlib.contextmanager
-def _alone_in(folder):
+def alone_in(folder):
     """Keep other runs out of a folder until this one ends, however it ends; remove what a killed one left behind.
 
     The lock is on the folder itself and goes with the process, so nothing is left to be cleaned up by hand.
@@ -243,8 +276,7 @@ def _alone_in(folder):
             raise InputError(f"{folder}: another run is at work in this folder; {cure}") from None
         except OSError as error:  # some network file systems know no locks
             log.warning("%s: cannot be locked (%s); do not start a second run there", folder, error.strerror)
-        for left_over in folder.rglob(f"{TEMPORARY}*"):
-            left_over.unlink()
+        remove_left_overs(folder.rglob(f"{TEMPORARY}*"))
         yield
     finally:
         os.close(handle)

@@ -1,12 +1,17 @@
 """Results in order from several processes, bounded waiting, and what happens when one fails or dies."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from utils.checks import InputError
 from utils.parallel import in_order
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def squared(number):
@@ -59,3 +64,42 @@ def test_a_killed_process_is_explained():
 def test_jobs_must_be_positive():
     with pytest.raises(InputError, match="--jobs 0: expected at least 1"):
         list(in_order(squared, [1], 0))
+
+
+ORPHANS = """
+import os, time
+from tests.utils.test_parallel import waiting
+from utils.parallel import in_order
+
+if __name__ == "__main__":
+    for process in in_order(waiting, [0, 0, 1, 1], 2):
+        print(process, flush=True)
+"""
+
+
+def waiting(seconds):
+    time.sleep(60 * seconds)
+    return os.getpid()
+
+
+def is_running(process):
+    """True for a process that is neither gone nor waits for its parent to take note of its end."""
+    try:
+        return open(f"/proc/{process}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_processes_of_a_killed_run_end_with_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+    workers = {int(process.stdout.readline()) for _ in range(2)}
+    assert all(is_running(worker) for worker in workers)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(worker) for worker in workers)

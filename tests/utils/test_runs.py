@@ -32,6 +32,17 @@ def test_atomic_path_leaves_a_complete_file_or_nothing(tmp_path):
     assert target.read_text() == "new" and os.listdir(target.parent) == ["map.nii.gz"]
 
 
+def test_unfinished_files_of_ended_processes_go_when_their_file_is_written_again(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    ours, others = f".tmp-{ended.pid}-a.csv", f".tmp-{os.getppid()}-a.csv"
+    for name in (ours, others, f".tmp-{ended.pid}-b-a.csv", ".tmp-mine-a.csv"):
+        (tmp_path / name).write_text("half")
+    with atomic_path(tmp_path / "a.csv") as temporary:
+        temporary.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == sorted([others, f".tmp-{ended.pid}-b-a.csv", ".tmp-mine-a.csv", "a.csv"])
+
+
 def test_json_refuses_nan_and_names_broken_files(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"dice": float("nan")})

@@ -1,0 +1,57 @@
+"""Whatever moment a step is killed at: the same command again, and the outputs are those of an undisturbed run.
+
+With more kills, in processes of their own and with synthesis, as docs/reliability.md says:
+
+    python -m tests.reliability.kills FOLDER --kills 20 --fresh && \
+        python -m tests.reliability.equal FOLDER/whole FOLDER/killed
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.cohort import STEPS, one_of_each, write_cohort
+from tests.reliability.equal import differences
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLED = [step for step in STEPS if step != "synthesis"]
+KILLS = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two work dirs, `whole` and `killed`, and what was done to the second."""
+    folder = tmp_path_factory.mktemp("kills")
+    write_cohort(folder, **one_of_each())
+    command = [sys.executable, "-m", "tests.reliability.kills", folder, "--kills", KILLS, "--steps", *KILLED]
+    quick = os.environ | {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, env=quick, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:] + (folder / "said.txt").read_text()
+    return folder
+
+
+@pytest.mark.parametrize("step", KILLED)
+def test_a_killed_step_ends_as_an_undisturbed_one(step, folder):
+    found = json.loads((folder / "kills.json").read_text())[step]
+    assert len(found["kills"]) == KILLS and found["exit_code"] == 0
+    assert all(0 <= moment <= found["seconds"] for moment in found["kills"])
+    assert any((folder / "whole" / STEPS[step][1]).iterdir())
+    assert differences(folder / "whole", folder / "killed", STEPS[step][1]) == []
+
+
+def test_nothing_unfinished_is_left(folder):
+    for pattern in (".tmp*", "checkpoint.npz"):
+        assert list((folder / "killed").rglob(pattern)) == []
+
+
+def test_a_difference_would_be_seen(folder, tmp_path):
+    for one, other in (("a", "b"), ("c", "c")):
+        for name, text in (("one", one), ("other", other)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{one}.json").write_text(json.dumps({"dice": text, "duration_s": name}))
+    (tmp_path / "one" / ".tmp-1-a").write_text("")
+    assert differences(tmp_path / "one", tmp_path / "other") == [".tmp-1-a: only in one of both", "a.json: differs"]
