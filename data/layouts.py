@@ -1,26 +1,53 @@
-"""Who lies where on disk: from the file patterns of a config to the files of every subject."""
+"""Who lies where on disk: from the names in a config to the files of every subject, whatever the layout."""
 
 import difflib
-import functools
-import glob
-import os
-import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.layout_bids import find_bids
+from data.layout_collections import find_brats, find_msd, find_nnunet
+from data.layout_files import Found, Wanted, files_of_pattern, find_by_pattern
+from data.layout_folders import find_chaos, find_renal
 from utils.checks import InputError
 from utils.schema import channel_names
+
+FINDERS = {
+    "pattern": find_by_pattern,
+    "brats": find_brats,
+    "msd": find_msd,
+    "nnunet": find_nnunet,
+    "bids": find_bids,
+    "chaos": find_chaos,
+    "renal": find_renal,
+}
 
 
 @dataclass(frozen=True)
 class SubjectFiles:
-    """The files of one subject; `label` and `mask` are None where the subject has none."""
+    """The files of one subject, and how `data.volumes` reads them.
+
+    Attributes:
+        subject: Identifier; a subject of several sessions has one for each.
+        contrasts: Contrast -> file; or folder, of a DICOM series or of NIfTI files that are a series together.
+        label: Label map, file or folder; None where there is none.
+        mask: Foreground mask; None where there is none.
+        person: Who was scanned; None: the subject. Sessions of one person belong into one set of a split.
+        volumes: Contrasts that share a 4D file with others -> `(which volume, counted from 0, of how many)`.
+        label_names: Name -> values that it means in this subject's label map.
+        resample_to: Contrast whose grid all files are brought to; None: they must share one.
+        bias_correction: Contrasts that are read with N4 bias correction.
+    """
 
     subject: str
     contrasts: dict[str, Path]
     label: Path | None = None
     mask: Path | None = None
+    person: str | None = None
+    volumes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    label_names: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    resample_to: str | None = None
+    bias_correction: tuple[str, ...] = ()
 
 
 def file_pattern(entry):
@@ -33,61 +60,81 @@ def series_length(entry):
     return None if isinstance(entry, str) else dict(entry)["volumes"]
 
 
-def find_subjects(root, contrasts, label=None, mask=None, left_out=None):
-    """Find every subject below a folder.
+def find_subjects(
+    root,
+    contrasts,
+    label=None,
+    mask=None,
+    left_out=None,
+    *,
+    layout="pattern",
+    labels=None,
+    ignored=(),
+    test_images=False,
+    resample_to=None,
+    bias_correction=(),
+):
+    """Find every subject below a folder. A subject exists as soon as one contrast or the label of it exists.
 
-    `{subject}` in a pattern stands for one path component or a part of it, and may occur several times
-    (`"{subject}/{subject}_flair.nii.gz"`); `*` matches anything within one component. Neither begins with a dot: such
-    files are hidden, as the ones that macOS leaves in archives. A subject exists as soon as one contrast or the label
-    of it exists.
+    With a config: `find_subjects(**config.data.places())`.
 
     Args:
         root: Folder of the data set.
-        contrasts: Contrast name -> pattern below `root`, or `{"file": pattern, "volumes": n}` for a 4D series.
-        label: Pattern of the label map, or None.
-        mask: Pattern of the foreground mask, or None. A subject without its mask is an error, one without
-            its label is an unlabelled subject.
+        contrasts: Contrast name -> what it is called in the layout (pattern: path below `root` with `{subject}`), or
+            `{"file": that, "volumes": n}` for a 4D series.
+        label: Label map, as `data.label` of the config; None where the layout knows, or without labels.
+        mask: Path of the foreground mask below `root` with `{subject}` (bids: a filter), or None. A subject without its
+            mask is an error, one without its label is an unlabelled subject.
         left_out: List, or None. Given a list, subjects with a problem are left out and described there, one line for
             each file, instead of raising.
+        layout: `data.layout` of the config.
+        labels: Class name -> values of the label map, or names of them that the layout knows; empty: labels are not
+            looked for, except by `label` of layout pattern.
+        ignored: Values, or names of them, that mean background.
+        test_images: msd, nnunet: subjects of imagesTs too, without labels.
+        resample_to: Contrast whose grid all files are brought to when they are read, or None.
+        bias_correction: Contrasts that are read with N4 bias correction.
 
     Returns:
         Subject identifier -> `SubjectFiles`, sorted by identifier.
 
     Raises:
-        InputError: The folder does not exist or holds no subject, or subjects have problems (one line for each): a file
-            is missing, a link to nowhere or a folder, several files match, `.nii` lies beside `.nii.gz`, or two
-            identifiers differ in case only.
+        InputError: The folder does not exist, is not in the layout or holds no subject; a name is not known there; or
+            subjects have problems (one line for each): a file is missing, a link to nowhere or a folder, several files
+            match, `.nii` lies beside `.nii.gz`, or two identifiers differ in case only.
     """
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"data.root: '{root}' is not a folder; set data.root to the folder of the data set")
-    patterns = {("contrast", name): file_pattern(entry) for name, entry in contrasts.items()}
-    patterns |= {("label", "label"): label} if label else {}
-    found, problems = {}, []
-    for role, pattern in patterns.items():
-        found[role], unclear = _files_by_subject(root, pattern)
-        problems += unclear
-    subjects = sorted(set().union(*found.values()))
+    entries = {name: file_pattern(entry) for name, entry in contrasts.items()}
+    wanted = Wanted(root, entries, label, labels or {}, tuple(ignored), test_images)
+    found = FINDERS[layout](wanted)
+    subjects = found.subjects()
+    problems = [*found.problems, *found.unclear()]
     if not subjects and not problems:
-        listed = ", ".join(f"'{pattern}'" for pattern in patterns.values())
+        listed = ", ".join(f"'{pattern}'" for pattern in found.looked_for.values())
         raise InputError(f"data.root: no file below '{root}' matches {listed}; check data.root and data.contrasts")
     if mask:
-        found["mask", "mask"], unclear = _files_by_subject(root, mask)
-        patterns["mask", "mask"] = mask
-        problems += unclear
-    problems += [*_missing_files(root, patterns, subjects, found), *_names_that_clash(root, subjects)]
-    lines = [line for _, line in problems]
+        masks = _find_masks(wanted, mask, layout)
+        found.include(masks)
+        problems += masks.unclear()
+    problems += _missing_files(root, found, subjects)
+    problems += [*_names_that_clash(root, subjects), *_unknown_label_names(wanted, found)]
+    lines = list(dict.fromkeys(line for _, line in problems))
     if lines and left_out is None:
         raise InputError(lines)
     if lines:
         left_out += lines
     bad = {subject for subject, _ in problems}
+    reading = {"resample_to": resample_to, "bias_correction": tuple(bias_correction)}
     return {
         subject: SubjectFiles(
             subject,
-            {name: found["contrast", name][subject] for name in contrasts},
-            found.get(("label", "label"), {}).get(subject),
-            found.get(("mask", "mask"), {}).get(subject),
+            {name: found.paths["contrast", name][subject][0] for name in contrasts},
+            _only(found, "label", subject),
+            _only(found, "mask", subject),
+            **found.details[subject],
+            **reading,
         )
         for subject in subjects
         if subject not in bad
@@ -106,73 +153,32 @@ def file_of_channel(contrasts, channel):
     raise InputError(f"contrast '{channel}' is not in data.contrasts; {advice}")
 
 
-def _files_by_subject(root, pattern):
-    """Return `{subject: path}` of one pattern, and `(subject, line)` where it is unclear which file is meant."""
-    matcher = _matcher_of(pattern)
-    paths = defaultdict(list)
-    wildcard = glob.escape(pattern.replace("{subject}", "*")).replace("[*]", "*")
-    # Unlike Path.glob, this finds links to nowhere, which deserve a line and not silence.
-    for name in sorted(glob.glob(wildcard, root_dir=root)):
-        if match := re.fullmatch(matcher, name):
-            paths[match["subject"]].append(root / name)
-    unclear = [
-        (
-            subject,
-            f"{subject}: {len(files)} files match '{pattern}' ({', '.join(f.name for f in files)}); narrow the pattern",
-        )
-        for subject, files in paths.items()
-        if len(files) > 1
-    ]
-    names_in = functools.cache(lambda folder: set(os.listdir(folder)))
-    unclear += [
-        (subject, f"{subject}: {problem}")
-        for subject, files in paths.items()
-        if len(files) == 1 and (problem := _problem_of_file(files[0], names_in))
-    ]
-    return {subject: files[0] for subject, files in paths.items()}, unclear
+def _find_masks(wanted, mask, layout):
+    if layout == "bids":
+        return find_bids(Wanted(wanted.root, {"mask": mask}), role="mask")
+    masks = Found({("mask", "mask"): mask}, cure="narrow the pattern")
+    for subject, path in files_of_pattern(wanted.root, mask):
+        masks.add("mask", "mask", subject, path)
+    return masks
 
 
-def _matcher_of(pattern):
-    """Return the regular expression of the paths that a pattern means."""
-    matcher, known = "", False
-    for part in re.split(r"(\{subject\}|\*)", pattern):
-        if part == "{subject}":
-            matcher += "(?P=subject)" if known else r"(?P<subject>[^/.][^/]*)"
-            known = True
-        else:
-            is_first = not matcher or matcher.endswith("/")
-            matcher += (r"(?!\.)[^/]*" if is_first else "[^/]*") if part == "*" else re.escape(part)
-    if not known:
-        raise InputError(f"pattern '{pattern}' has no '{{subject}}'; write for instance '{{subject}}/flair.nii.gz'")
-    if pattern.startswith("/"):
-        raise InputError(f"pattern '{pattern}' begins with '/'; patterns are below data.root")
-    return matcher
+def _only(found, role, subject):
+    files = found.paths.get((role, role), {}).get(subject)
+    return files[0] if files else None
 
 
-def _problem_of_file(path, names_in):
-    """Say why a path is no scan, or why it may not be the one that is meant; None if all is well."""
-    if not path.exists():
-        return f"'{path}' is a link to '{os.readlink(path)}', which does not exist; mend the link"
-    if not path.is_file():
-        return f"'{path}' is {'a folder' if path.is_dir() else 'no regular file'}; put the scan in its place"
-    twin = path.name.removesuffix(".gz") if path.name.endswith(".nii.gz") else f"{path.name}.gz"
-    if twin.endswith((".nii", ".nii.gz")) and twin in names_in(path.parent):
-        return f"'{twin}' lies beside '{path}'; keep the one that holds the scan, move the other away"
-    return None
-
-
-def _missing_files(root, patterns, subjects, found):
-    """Return `(subject, line)` for each file that a subject must have and lacks."""
+def _missing_files(root, found, subjects):
+    """Yield `(subject, line)` for each file that a subject must have and lacks."""
     for subject in subjects:
-        for (role, name), pattern in patterns.items():
-            if role != "label" and subject not in found[role, name]:
+        for (role, name), pattern in found.looked_for.items():
+            if role != "label" and not found.paths[role, name].get(subject):
                 path = root / pattern.replace("{subject}", subject)
                 advice = "add it, or take the subject out of the folder"
                 yield subject, f"{subject}: {role} '{name}' is missing: no file '{path}'; {advice}"
 
 
 def _names_that_clash(root, subjects):
-    """Return `(subject, line)` for identifiers that would give one file of results, or a broken line of a message."""
+    """Yield `(subject, line)` for identifiers that would give one file of results, or a broken line of a message."""
     by_folded = defaultdict(list)
     for subject in subjects:
         by_folded[subject.casefold()].append(subject)
@@ -184,3 +190,14 @@ def _names_that_clash(root, subjects):
     for subject in subjects:
         if not subject.isprintable():
             yield subject, f"{subject!r}: has characters that cannot be printed; rename it in '{root}'"
+
+
+def _unknown_label_names(wanted, found):
+    """Yield `(subject, line)` where the config names labels that the layout does not know in a labelled subject."""
+    for subject in found.paths.get(("label", "label"), ()):
+        known = found.details[subject].get("label_names", {})
+        for name in wanted.label_names():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                advice = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none, give numbers'}"
+                yield subject, f"data.labels: the label map of {subject} has no name '{name}'; {advice}"

@@ -11,7 +11,6 @@ from utils.sections import (
     ADDED,
     ConstraintMapSection,
     CropSection,
-    DataSection,
     EvaluationSection,
     Location,
     Name,
@@ -19,6 +18,7 @@ from utils.sections import (
     Section,
     SliceSection,
 )
+from utils.sections_data import DataSection
 from utils.sections_finetuning import FinetuningSection, SynthesisSection
 from utils.sections_pretraining import PretrainingSection
 
@@ -80,7 +80,7 @@ class Config(Section):
         if self.network.rank == 3:
             yield "finetuning: segments slice by slice; set network.rank to 2, or take the section out"
         if not self.data.labels:
-            yield "finetuning: needs data.label and data.labels"
+            yield "finetuning: needs data.labels, and data.label where the layout needs it"
         for name in self.finetuning.loss.class_weights or ():
             if name not in self.data.labels and name != "background":
                 listed = ", ".join(self.data.labels)
@@ -204,7 +204,10 @@ class Config(Section):
     def hash_of_maps(self):
         """Hash of what shapes a constraint map."""
         plain = self._plain_for_hash()
-        return fingerprint(plain["data"]["contrasts"], plain["data"]["mask"], plain["constraint_maps"])
+        data = plain["data"]
+        parts = [data["contrasts"], data["mask"], plain["constraint_maps"]]
+        reading = {key: data[key] for key in ("layout", "resample_to", "bias_correction") if key in data}
+        return fingerprint(*parts, *([reading] if reading else []))
 
     def hash_of_slices(self):
         """Hash of what shapes the HDF5 files."""

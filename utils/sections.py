@@ -1,6 +1,6 @@
 """The sections of a config that several steps share: every key, its type, default and meaning.
 
-Those of single steps are in `sections_pretraining.py` and `sections_finetuning.py`.
+The scans are in `sections_data.py`; single steps in `sections_pretraining.py` and `sections_finetuning.py`.
 """
 
 import typing
@@ -38,7 +38,6 @@ def _printable(value):
 Location = Annotated[Path, AfterValidator(_printable)]
 PathPattern = Annotated[str, AfterValidator(_printable)]
 Percentiles = Annotated[tuple[float, float], AfterValidator(_ascending)]
-MOST_CLASSES = 255
 ADDED = {"added": True}  # marks a key that came later: while it has its default, hashes are those of before
 
 
@@ -114,6 +113,7 @@ class SplitSizes(Section):
 # Which of several kinds an entry is, so that a mistake in it is reported for that kind only.
 KINDS = {"<path>": None, "<series>": SeriesFile, "<file>": None}
 KINDS |= {"<folds>": CrossValidation, "<lists>": SplitLists, "<sizes>": SplitSizes}
+KINDS |= {"<number>": None, "<name>": None}
 
 
 def _kind_of_contrast(entry):
@@ -138,39 +138,6 @@ Splits = Annotated[
     | Annotated[CrossValidation, Tag("<folds>")],
     Discriminator(_kind_of_splits),
 ]
-
-
-class DataSection(Section):
-    """Where the scans lie and what they are called."""
-
-    root: Location = Field(description="folder of the dataset")
-    contrasts: dict[Name, ContrastFile] = Field(min_length=1, description="contrast name: path with {subject}")
-    label: PathPattern | None = Field(None, description="path of the label map, with {subject}")
-    labels: dict[Name, list[int]] = Field(default_factory=dict, description="class name: its values in the label map")
-    ignored_label_values: list[int] = Field(default_factory=list, description="label values that mean background")
-    mask: PathPattern | None = Field(
-        None, description="path of a foreground mask, with {subject}; null: found in the images"
-    )
-    voxel_size_known: bool = Field(True, description="false when the affine is nominal: then no mm and no mL")
-    splits: Splits = Field(description="file below root, sizes, lists of names, or folds")
-    resident: Literal["auto", "always", "never"] = Field(
-        "auto", description="keep slices on the device in training; never: read each batch; auto: if they fit"
-    )
-    simulated: bool = Field(False, description="true for simulated scans; every table and figure says so")
-
-    @model_validator(mode="after")
-    def _labels_have_a_file(self):
-        if bool(self.label) != bool(self.labels):
-            raise ValueError("label and labels go together: give both or neither")
-        values = [value for members in self.labels.values() for value in members] + self.ignored_label_values
-        repeated = sorted({value for value in values if values.count(value) > 1})
-        if repeated:
-            raise ValueError(f"labels: value {repeated[0]} is named twice; a voxel has one class")
-        if 0 in values or "background" in self.labels or not all(self.labels.values()):
-            raise ValueError("labels: every class needs values other than 0, which is background and not named")
-        if len(self.labels) > MOST_CLASSES:
-            raise ValueError(f"labels: {len(self.labels)} classes; labels are stored in 8 bits, so at most 255")
-        return self
 
 
 class ConstraintMapSection(Section):

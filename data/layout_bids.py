@@ -1,0 +1,122 @@
+"""Layout bids: the Brain Imaging Data Structure, with sessions and derivatives.
+
+File names are parsed here: entities, suffix and folder are all that is needed. pybids 0.22 would do it as well, but
+brings 14 more packages (SQLAlchemy, formulaic, ...), takes half a second to import and builds a database of everything
+first; a test compares the two where pybids is installed.
+"""
+
+import csv
+import fnmatch
+import re
+
+from data.layout_files import Found, stem_of, walk_scans
+from utils.checks import InputError
+
+ENTITY = re.compile(r"[A-Za-z0-9]+-[^_-][^_]*")
+IDENTITY = ("sub", "ses")
+EXAMPLE = "T1w, anat/ce-gadolinium_T1w, run-*_T2w or derivatives/NAME/desc-tumour_dseg"
+
+
+def find_bids(wanted, role="contrast"):
+    """Find scans by filters such as `ce-gadolinium_T1w`.
+
+    A filter names all entities that a file has besides `sub` and `ses`, in any order, and its suffix; otherwise `T1w`
+    would mean the scan with contrast agent too. `run-*` allows any value of an entity, `*` any further entities. A
+    folder before it restricts the data type (`anat/T1w`); `derivatives/NAME/` looks there instead of in the raw data.
+
+    Identifiers are `sub-01`, or `sub-01_ses-02` where there are sessions; the person is `sub-01`.
+    """
+    filters = {(role, name): entry for name, entry in wanted.entries.items()}
+    filters |= {("label", "label"): wanted.label} if wanted.label else {}
+    found = Found(
+        {key: f"{{subject}}_{text}" for key, text in filters.items()}, cure="name more entities in the filter"
+    )
+    listed, people = {}, {}
+    for key, text in filters.items():
+        folder, datatype, asked, suffix = parse_filter(text)
+        if folder not in listed:
+            listed[folder] = list(_named_scans(wanted.root, folder))
+        for path, entities, its_suffix in listed[folder]:
+            rest = [f"{name}-{value}" for name, value in entities.items() if name not in IDENTITY]
+            if its_suffix != suffix or datatype not in (None, path.parent.name) or not _match(asked, rest):
+                continue
+            subject = "_".join(f"{name}-{entities[name]}" for name in IDENTITY if name in entities)
+            people[subject] = f"sub-{entities['sub']}"
+            found.add(*key, subject, path)
+    for subject, person in people.items():
+        found.details[subject] = {"person": person}
+        for path in found.paths.get(("label", "label"), {}).get(subject, ())[:1]:
+            found.details[subject]["label_names"] = _names_of(path, wanted.root)
+    return found
+
+
+def parse_filter(text):
+    """Split a filter into `(folder of the derivative or None, data type or None, entities, suffix)`.
+
+    Raises:
+        InputError: It is no filter.
+    """
+    *folders, name = text.split("/")
+    derivative = None
+    if folders[:1] == ["derivatives"] and len(folders) > 1:
+        derivative, folders = "/".join(folders[:2]), folders[2:]
+    *asked, suffix = name.split("_")
+    entities_are_sound = all(part == "*" or ENTITY.fullmatch(part) for part in asked)
+    if len(folders) > 1 or not suffix.isalnum() or not entities_are_sound:
+        raise InputError(f"data: '{text}' is no filter of layout bids; write for instance {EXAMPLE}")
+    for part in asked:
+        if part.split("-")[0] in IDENTITY:
+            raise InputError(f"data: '{text}': every subject and session is read; take '{part}' out of the filter")
+    return derivative, (folders or [None])[0], asked, suffix
+
+
+def parse_name(path):
+    """Return `(entities, suffix)` of a file, or None if its name is not BIDS: `sub-01_ses-02_T1w.nii.gz`."""
+    *parts, suffix = stem_of(path).split("_")
+    if not parts or not parts[0].startswith("sub-") or not all(ENTITY.fullmatch(part) for part in parts):
+        return None
+    return dict(part.split("-", 1) for part in parts), suffix
+
+
+def _named_scans(root, folder):
+    """Yield `(path, entities, suffix)` of the raw data, or of one derivative."""
+    top = root / folder if folder else root
+    if not top.is_dir():
+        raise InputError(f"data.root: no folder '{top}'; correct data.root or the filter")
+    # Other folders of raw data (derivatives, sourcedata, code) may hold files with names like those of scans.
+    tops = [top] if folder else sorted(path for path in top.glob("sub-*") if path.is_dir())
+    for place in tops:
+        for path in walk_scans(place):
+            if named := parse_name(path):
+                yield path, *named
+
+
+def _match(asked, entities):
+    """Tell whether the entities of a file are those asked for, all of them."""
+    is_open, rest = "*" in asked, list(entities)
+    for pattern in asked:
+        if pattern == "*":
+            continue
+        fitting = next((entity for entity in rest if fnmatch.fnmatchcase(entity, pattern)), None)
+        if fitting is None:
+            return False
+        rest.remove(fitting)
+    return is_open or not rest
+
+
+def _names_of(label, root):
+    """Read the names of a label map's values from the table beside it, or above it; empty if there is none."""
+    tables = [label.with_name(f"{stem_of(label)}.tsv")]
+    for folder in [*label.parents]:
+        tables += sorted(folder.glob("dseg.tsv")) + sorted(folder.glob("desc-*_dseg.tsv"))
+        if folder == root:
+            break
+    table = next((path for path in tables if path.is_file()), None)
+    if table is None:
+        return {}
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        return {row["name"]: (int(row["index"]),) for row in rows if row["name"].casefold() != "background"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise InputError(f"{table}: expected the columns index and name; mend it") from None

@@ -1,0 +1,186 @@
+"""What every layout needs: what is asked for, what was found, and files by a pattern with `{subject}`."""
+
+import difflib
+import glob
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.checks import InputError
+
+SUFFIXES = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a config asks of a folder; `entries`: what a contrast is called in the layout, or its pattern."""
+
+    root: Path
+    entries: dict[str, str]
+    label: str | None = None
+    labels: dict[str, list] = field(default_factory=dict)
+    ignored: tuple = ()
+    test_images: bool = False
+
+    def label_names(self):
+        """Names, not numbers, by which the config means values of the label maps."""
+        values = [value for members in self.labels.values() for value in members]
+        return [value for value in [*values, *self.ignored] if isinstance(value, str)]
+
+
+class Found:
+    """Files by `(role, name)` and subject, where they were looked for, and what is wrong with them.
+
+    Attributes:
+        looked_for: `(role, name)` -> pattern with `{subject}`, for messages.
+        paths: `(role, name)` -> subject -> paths; more than one is a problem.
+        cure: What to do when several files match.
+        problems: List of `(subject, line)`.
+        details: Subject -> further fields of `SubjectFiles`.
+    """
+
+    def __init__(self, looked_for, cure="keep the right one, move the others away"):
+        self.looked_for = looked_for
+        self.cure = cure
+        self.paths = {key: defaultdict(list) for key in looked_for}
+        self.problems = []
+        self.details = defaultdict(dict)
+
+    def add(self, role, name, subject, path):
+        """Note a file of a subject."""
+        self.paths[role, name][subject].append(path)
+
+    def include(self, other):
+        """Take over what another search found."""
+        self.looked_for |= other.looked_for
+        self.paths |= other.paths
+
+    def subjects(self):
+        """All identifiers, sorted."""
+        return sorted(set().union(*self.paths.values()))
+
+    def unclear(self):
+        """Return `(subject, line)` where several files match, or the one that does is no scan."""
+        lines, names_in = [], {}
+        for key, pattern in self.looked_for.items():
+            for subject, files in self.paths[key].items():
+                if len(files) > 1:
+                    listed = ", ".join(_names_that_differ(files))
+                    lines.append((subject, f"{subject}: {len(files)} files match '{pattern}' ({listed}); {self.cure}"))
+                elif problem := problem_of_path(files[0], names_in):
+                    lines.append((subject, f"{subject}: {problem}"))
+        return lines
+
+
+def _names_that_differ(files):
+    names = [file.name for file in files]
+    return names if len(set(names)) == len(names) else [str(file) for file in files]
+
+
+def known_name(word, known, key, where):
+    """Return the layout's own spelling of a name in a config, upper and lower case aside.
+
+    Args:
+        word: As in the config.
+        known: Names that the layout has.
+        key: Key of the config, for the message.
+        where: What knows these names, for the message.
+
+    Raises:
+        InputError: There is no such name.
+    """
+    folded = {name.casefold(): name for name in known}
+    if word.casefold() in folded:
+        return folded[word.casefold()]
+    near = difflib.get_close_matches(word.casefold(), folded, n=1)
+    advice = f"did you mean '{folded[near[0]]}'?" if near else f"known: {', '.join(known) or 'none'}"
+    raise InputError(f"{key}: '{word}' is not one of {where}; {advice}")
+
+
+def find_by_pattern(wanted):
+    """Layout pattern: one path with `{subject}` per contrast."""
+    looked_for = {("contrast", name): pattern for name, pattern in wanted.entries.items()}
+    looked_for |= {("label", "label"): wanted.label} if wanted.label else {}
+    found = Found(looked_for, cure="narrow the pattern")
+    for key, pattern in looked_for.items():
+        for subject, path in files_of_pattern(wanted.root, pattern):
+            found.add(*key, subject, path)
+    return found
+
+
+def files_of_pattern(root, pattern):
+    """Yield `(subject, path)` of everything below a folder that matches a pattern.
+
+    `{subject}` stands for one path component or a part of it, and may occur several times
+    (`"{subject}/{subject}_flair.nii.gz"`); `*` matches anything within one component. Neither begins with a dot: such
+    files are hidden, as the ones that macOS leaves in archives.
+
+    Raises:
+        InputError: The pattern has no `{subject}`, or begins with '/'.
+    """
+    matcher = _matcher_of(pattern)
+    wildcard = glob.escape(pattern.replace("{subject}", "*")).replace("[*]", "*")
+    # Unlike Path.glob, this finds links to nowhere, which deserve a line and not silence.
+    for name in sorted(glob.glob(wildcard, root_dir=root)):
+        if match := re.fullmatch(matcher, name):
+            yield match["subject"], root / name
+
+
+def _matcher_of(pattern):
+    """Return the regular expression of the paths that a pattern means."""
+    matcher, known = "", False
+    for part in re.split(r"(\{subject\}|\*)", pattern):
+        if part == "{subject}":
+            matcher += "(?P=subject)" if known else r"(?P<subject>[^/.][^/]*)"
+            known = True
+        else:
+            is_first = not matcher or matcher.endswith("/")
+            matcher += (r"(?!\.)[^/]*" if is_first else "[^/]*") if part == "*" else re.escape(part)
+    if not known:
+        raise InputError(f"pattern '{pattern}' has no '{{subject}}'; write for instance '{{subject}}/flair.nii.gz'")
+    if pattern.startswith("/"):
+        raise InputError(f"pattern '{pattern}' begins with '/'; patterns are below data.root")
+    return matcher
+
+
+def walk_scans(root):
+    """Yield every NIfTI file below a folder, sorted; hidden files and folders are left out.
+
+    A folder that is named like a scan is yielded as well: it deserves a line.
+    """
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted([*files, *folders]):
+            if name.endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def stem_of(path):
+    """Name of a scan without `.nii` or `.nii.gz`."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def problem_of_path(path, names_in):
+    """Say why a path is no scan, or why it may not be the one that is meant; None if all is well.
+
+    Args:
+        path: File; a folder is sound if its name is not that of a scan (DICOM series, several files).
+        names_in: Dictionary that this function fills with the names in folders, so that each is listed once.
+    """
+    if not path.exists():
+        if path.is_symlink():
+            return f"'{path}' is a link to '{os.readlink(path)}', which does not exist; mend the link"
+        return f"'{path}' does not exist; add it"
+    is_scan = path.name.endswith(SUFFIXES)
+    if not path.is_file() and (is_scan or not path.is_dir()):
+        return f"'{path}' is {'a folder' if path.is_dir() else 'no regular file'}; put the scan in its place"
+    if not is_scan:
+        return None
+    twin = path.name.removesuffix(".gz") if path.name.endswith(".nii.gz") else f"{path.name}.gz"
+    if path.parent not in names_in:
+        names_in[path.parent] = set(os.listdir(path.parent))
+    if twin in names_in[path.parent]:
+        return f"'{twin}' lies beside '{path}'; keep the one that holds the scan, move the other away"
+    return None
