@@ -19,15 +19,33 @@ def predict_subject(model, slices, grid, batch_size):
     Returns:
         Class index per voxel, `(X, Y, Z)` uint8.
     """
+    return most_probable(class_volumes(model, slices, grid, batch_size))
+
+
+def class_volumes(model, slices, grid, batch_size):
+    """Yield the probability of each class on the subject's own grid, `(X, Y, Z)` float32; arguments as above.
+
+    Voxels outside the slices are certain background.
+    """
     probabilities = predict_slices(model, slices, batch_size)
-    best = np.zeros(grid.shape, np.uint8)
-    highest = grid.to_volume(probabilities[..., 0], order=1, fill=1)  # outside the slices: certain background
-    # Class by class: only two volumes are held at a time, however many classes there are.
-    for index in range(1, probabilities.shape[-1]):
-        probability = grid.to_volume(probabilities[..., index], order=1)
-        is_better = probability > highest
-        best[is_better] = index
-        highest = np.where(is_better, probability, highest)
+    for number in range(probabilities.shape[-1]):
+        yield grid.to_volume(probabilities[..., number], order=1, fill=0 if number else 1)
+
+
+def most_probable(volumes):
+    """Return the index of the largest volume at each voxel, uint8; of equal ones the first.
+
+    Args:
+        volumes: Arrays of one shape, one after another: only two are held at a time, however many there are.
+    """
+    best = highest = None
+    for number, volume in enumerate(volumes):
+        if highest is None:
+            best, highest = np.zeros(volume.shape, np.uint8), volume
+            continue
+        is_better = volume > highest
+        best[is_better] = number
+        highest = np.where(is_better, volume, highest)
     return best
 
 

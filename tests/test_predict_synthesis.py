@@ -251,3 +251,14 @@ def test_a_model_that_says_too_little_is_refused(flat, tmp_path):
     model = write_model(tmp_path / "model", overlap="left out", percentiles="left out")
     with pytest.raises(InputError, match=r"model.json: lacks overlap, percentiles; run the cell again"):
         run(model, flat, tmp_path / "out")
+
+
+def test_mirror_images_count_and_segmentation_options_are_refused(flat, tmp_path):
+    model = write_model(tmp_path / "model")
+    run(model, flat / "sub-1_flair.nii.gz", tmp_path / "plain.nii.gz")
+    run(model, flat / "sub-1_flair.nii.gz", tmp_path / "mirrored.nii.gz", "--flip", "left_right", "anterior_posterior")
+    plain, mirrored = (nibabel.load(tmp_path / name).get_fdata() for name in ("plain.nii.gz", "mirrored.nii.gz"))
+    assert np.abs(plain - mirrored).max() > 0.01
+    for words in (["--probabilities"], ["--largest-component"], ["--min-component-ml", "1"]):
+        with pytest.raises(InputError, match=rf"{words[0]}: is for segmentations; this model synthesises contrasts"):
+            run(model, flat, tmp_path / "out", *words)

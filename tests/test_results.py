@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import predict
+from models.portable import load_network
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/model"))
@@ -20,7 +21,7 @@ def test_a_committed_model_is_complete_and_small(folder):
     size = sum(path.stat().st_size for path in (folder / "model").iterdir())
     assert size < 6e6
     model = predict.read_model(folder / "model")
-    network = predict.load_network(folder / "model", model)
+    network = load_network(folder / "model", model)
     height, width = model["slices"]["image_size"]
     probabilities = network.predict(np.zeros((1, height, width, len(model["contrasts"]))), verbose=0)
     assert probabilities.shape == (1, height, width, len(model["labels"]) + 1)

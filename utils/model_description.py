@@ -74,3 +74,30 @@ def read_model_description(path):
     except ValidationError as error:
         raise InputError([f"{path}: {line}; {AGAIN}" for line in explain(error, schema)]) from None
     return content
+
+
+def check_agreement(models):
+    """Refuse models that cannot be used as one: a scan must reach all of them alike, and their outputs mean the same.
+
+    Args:
+        models: Name of each, for the message, -> what its model.json says; patterns of files may differ.
+
+    Raises:
+        InputError: One line for each model that differs from the first.
+    """
+    (first, expected), *others = ((name, _what_must_agree(model)) for name, model in models.items())
+    lines = []
+    for name, found in others:
+        differing = [key for key in expected.keys() | found.keys() if found.get(key) != expected.get(key)]
+        if differing:
+            what = "; ".join(f"{key} {found.get(key)} and {expected.get(key)}" for key in sorted(differing))
+            lines.append(f"{name}: does not fit together with {first} ({what}); give models of one kind")
+    if lines:
+        raise InputError(lines)
+
+
+def _what_must_agree(model):
+    keys = ("contrasts", "labels", "targets", "voxel_size_known", "percentiles", "crop_size", "overlap")
+    slices = {key: model["slices"][key] for key in ("image_size", "pixel_size")}
+    found = {key: model[key] for key in keys if key in model} | slices | {"mask": bool(model["mask"])}
+    return found

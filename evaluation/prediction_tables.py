@@ -1,0 +1,88 @@
+"""The tables beside predictions: volumes of the classes, and units of synthesised contrasts.
+
+Rows of subjects that are predicted again are replaced, those of others stay.
+"""
+
+import csv
+
+import numpy as np
+
+from utils.checks import InputError
+from utils.runs import atomic_path
+
+VOLUMES, INTENSITIES = "volumes.csv", "intensities.csv"
+ACQUIRED, SCALED = "acquired", "scaled 0 to 1"
+VOLUME_COLUMNS = ("subject", "label", "voxels", "volume_ml")
+INTENSITY_COLUMNS = ("subject", "contrast", "unit", "low", "high")
+
+
+def write_volumes(table, paths, labels, is_size_known):
+    """Write the volume of each class in some label maps.
+
+    Args:
+        table: CSV file.
+        paths: Subject -> its label map, NIfTI.
+        labels: Class name -> class index.
+        is_size_known: False where the headers of the scans give no real voxel size: a volume would be an invention.
+    """
+    import nibabel
+
+    by_subject = {}
+    for row in read_rows(table, VOLUME_COLUMNS).values():
+        by_subject.setdefault(row["subject"], []).append(row)
+    for subject, path in paths.items():
+        image = nibabel.load(path)
+        voxels = np.bincount(np.asarray(image.dataobj).ravel(), minlength=max(labels.values()) + 1)
+        voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
+        volumes = {n: f"{voxels[n] * voxel_ml:.3f}" if is_size_known else "" for n in labels.values()}
+        by_subject[subject] = [_row(VOLUME_COLUMNS, subject, name, voxels[n], volumes[n]) for name, n in labels.items()]
+    _write_rows(table, VOLUME_COLUMNS, [row for rows in by_subject.values() for row in rows])
+
+
+def write_intensities(table, subject, ranges):
+    """Write the unit, lowest and highest intensity of synthesised contrasts of one subject.
+
+    Args:
+        table: CSV file.
+        subject: Identifier.
+        ranges: Contrast -> `(low, high)` of the acquired contrast, or None where there is none.
+    """
+    rows = read_rows(table, INTENSITY_COLUMNS)
+    for contrast, found in ranges.items():
+        unit = ACQUIRED if found else SCALED
+        rows[subject, contrast] = _row(INTENSITY_COLUMNS, subject, contrast, unit, *(found or (0, 1)))
+    _write_rows(table, INTENSITY_COLUMNS, rows.values())
+
+
+def summary_of_units(table):
+    """Return how many rows of intensities.csv are in which unit, such as "3 acquired, 1 scaled 0 to 1"."""
+    units = [row["unit"] for row in read_rows(table, INTENSITY_COLUMNS).values()]
+    return ", ".join(f"{units.count(unit)} {unit}" for unit in (ACQUIRED, SCALED))
+
+
+def read_rows(table, columns):
+    """Read a table of this module: `{values of the first two columns: row}`, empty when there is none.
+
+    Raises:
+        InputError: The table has other columns.
+    """
+    if not table.exists():
+        return {}
+    with table.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if list(reader.fieldnames or ()) != list(columns):
+            raise InputError(
+                f"{table}: its columns are not {', '.join(columns)}; move it away, or give another --output"
+            )
+        return {(row[columns[0]], row[columns[1]]): row for row in reader}
+
+
+def _row(columns, *values):
+    return dict(zip(columns, values, strict=True))
+
+
+def _write_rows(table, columns, rows):
+    with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,133 @@
+"""Networks as files: read from a model folder, and as plain Keras models, which load without this suite.
+
+The suite's networks differ from plain Keras in one thing, how initial weights are drawn (`models.blocks.HeNormal`);
+with trained weights they do without.
+"""
+
+import keras
+
+from models.unet import build_encoder, build_unet
+from models.weights import DAMAGE, load_weights, transfer
+from utils.checks import InputError
+from utils.runs import atomic_path
+
+NETWORK = "model.keras"
+AGAIN = "export the model again"
+
+
+def load_network(folder, model):
+    """Load the finetuned network of a model folder: model.keras of an exported one, else weights.npz of a cell.
+
+    Args:
+        folder: Its path.
+        model: What its model.json says, from `utils.model_description.read_model_description`.
+
+    Returns:
+        A `keras.Model` from images `(B, H, W[, D], C)` to `(B, H, W[, D], K)`: probabilities of background and
+        classes, or synthesised contrasts.
+
+    Raises:
+        InputError: The file is missing, damaged, would run code of its own, or holds another network.
+    """
+    if "targets" in model:
+        size = model["crop_size"]
+        head = {"rank": len(size), "head": "synthesis", "outputs": len(model["targets"])}
+    else:
+        size, head = model["slices"]["image_size"], {"outputs": len(model["labels"]) + 1}
+    shape = (*size, len(model["contrasts"]))
+    if (folder / NETWORK).is_file():
+        network = read_keras(folder / NETWORK)
+        _check_shapes(folder / NETWORK, network, (None, *shape), (None, *size, head["outputs"]))
+        return network
+    network = build_unet(shape, filters=model["filters"], **head)
+    load_weights(network, folder / "weights.npz")
+    return network
+
+
+def read_keras(path):
+    """Read a .keras file; nothing in it is run as code (Keras' `safe_mode`)."""
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (*DAMAGE, KeyError, ImportError) as error:
+        # Keras says what is wrong in the first line, and what it was reading in the others.
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise InputError(f"{path}: cannot be read as a Keras model ({reason[:200]}); {AGAIN}") from None
+
+
+def write_keras(network, path):
+    """Write a .keras file, complete or not at all."""
+    with atomic_path(path) as temporary:
+        network.save(temporary)
+
+
+def portable(network, image_shape=None):
+    """Copy a network into layers that Keras alone can load; layer names and weights stay.
+
+    Args:
+        network: A `keras.Model` of `models.unet` with one input.
+        image_shape: Shape of its images, `(H, W[, D], C)`, None for the one it has. Sizes may be None where the
+            network takes any that its levels can halve.
+
+    Returns:
+        A `keras.Model`.
+    """
+    image = keras.Input(image_shape or network.input_shape[1:], name="image")
+    copy = keras.models.clone_model(network, input_tensors=[image], clone_function=_plain_layer)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+def mean_of(networks):
+    """Join networks of one shape into one, whose output is the mean of theirs.
+
+    Args:
+        networks: `keras.Model`s with the same input and output shape; from `portable`, if the result is to be.
+
+    Returns:
+        A `keras.Model`, with each network as a layer `member_<number>`; the network itself if there is one.
+    """
+    if len(networks) == 1:
+        return networks[0]
+    image = keras.Input(networks[0].input_shape[1:], name="image")
+    members = [keras.Model(n.inputs, n.outputs, name=f"member_{number}") for number, n in enumerate(networks, start=1)]
+    return keras.Model(image, keras.layers.Average(name="mean")([member(image) for member in members]), name="ensemble")
+
+
+def pretrained_encoder(arrays, channels, *, rank, filters):
+    """Build the encoder of pretrained weights, for use in networks of any kind.
+
+    Args:
+        arrays: Dict from `layer/variable` to array, from `models.weights.read_weights`.
+        channels: Number C of input channels it was pretrained with.
+        rank: 2 for images, 3 for volumes.
+        filters: Channels of each level, finest first.
+
+    Returns:
+        A plain `keras.Model` from images `(B, H, W[, D], C)` of any size that its levels can halve to the list of the
+        feature maps of all levels, finest first: level n is smaller than the image by 2**(n - 1) along each axis.
+
+    Raises:
+        InputError: The weights are those of another network.
+    """
+    size = 2 ** (len(filters) - 1)
+    network = build_encoder((*[size] * rank, channels), rank=rank, filters=filters, head=None)
+    transfer(arrays, network)
+    levels = [network.get_layer(f"encoder_{level}_relu_2").output for level in range(1, len(filters) + 1)]
+    encoder = keras.Model(network.inputs, levels, name="encoder")
+    return portable(encoder, (*[None] * rank, channels))
+
+
+def _plain_layer(layer):
+    settings = layer.get_config()
+    if "kernel_initializer" in settings:
+        settings["kernel_initializer"] = "zeros"  # Keras knows it, and it takes no time
+    return type(layer).from_config(settings)
+
+
+def _check_shapes(path, network, image_shape, output_shape):
+    for what, found, expected in (
+        ("takes", network.input_shape, image_shape),
+        ("gives", network.output_shape, output_shape),
+    ):
+        if tuple(found) != tuple(expected):
+            raise InputError(f"{path}: the network {what} {found}, but model.json describes {expected}; {AGAIN}")
