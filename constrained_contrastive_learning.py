@@ -17,7 +17,7 @@ from pathlib import Path
 from utils.checks import InputError
 from utils.config import from_command_line, positive
 from utils.runs import child_seed, drop_checkpoint, exit_code_of, open_run, write_json
-from utils.schema import channel_names
+from utils.schema import channel_names, fingerprint
 
 log = logging.getLogger("mrccl")
 
@@ -65,9 +65,10 @@ def pretrain(config, name, folder, overwrite):
     # A network that saw the contrasts one by one has an input of no particular contrast.
     inputs = contrasts if config.pretraining.contrasts_as == "channels" else None
     origin = {"config_hash": config.hash_of_stage(name), "seed": config.seed, "subjects": subjects}
+    origin |= scans_of(stores)
     if is_finished(target / "weights.npz", origin, overwrite):
         return
-    earlier = read_earlier(config, stage.warm_start, folder)
+    earlier = read_earlier(config, stage.warm_start, folder, scans_of(stores))
     with open_run(target, config.plain(), config.seed):
         if earlier:
             log.info("warm start from %s", stage.warm_start)
@@ -84,12 +85,10 @@ def pretrain(config, name, folder, overwrite):
             tag=json.dumps(origin),
             name=str(target.relative_to(config.work_dir)),
         )
-        # Subjects that an earlier stage saw count as seen: test subjects must be in none of them.
-        seen = subjects | ({"earlier": earlier[1].get("subjects", {})} if earlier else {})
         shown = {"contrasts": inputs} | ({"contrasts_one_by_one": contrasts} if inputs is None else {})
         save_training_curves(history, target / "curves.png", title=f"{config.name}: {name}")
         # Written last: a folder with weights.npz is a finished stage.
-        save_weights(network, target / "weights.npz", seen=flat(seen), **shown, **origin)
+        save_weights(network, target / "weights.npz", **seen_by(stores, earlier), **shown, **origin)
         drop_checkpoint(target)
     log.info("wrote %s", target)
 
@@ -107,25 +106,50 @@ def is_finished(weights, origin, overwrite):
     found = read_weights(weights)[1]
     differing = [key for key, value in origin.items() if key in found and found[key] != value]
     if differing:
-        what = differing[0].replace("_", " ")
-        raise InputError(f"{weights.parent}: made with another {what}; give --overwrite, or another --work-dir")
+        what = {"scans": "from other scans"}.get(differing[0], f"with another {differing[0].replace('_', ' ')}")
+        raise InputError(f"{weights.parent}: made {what}; give --overwrite, or another --work-dir")
     log.info("%s: finished before, skipped", weights.parent)
     return True
 
 
 def open_stores(config, folder):
-    """Open the packed slices of a work folder; refuse those of another config or seed."""
+    """Open the packed slices of a work folder; refuse those of another config, seed or split, and one scan in both."""
     from data.h5_store import SliceStore
+    from data.identity import refuse_same_scans
 
     stores = {part: SliceStore(folder / "h5" / f"pretrain_{part}.h5") for part in ("train", "val")}
     for store in stores.values():
         store.check_hash(config.hash_of_slices())
-        store.check_origin(seed=config.seed)
+        store.check_origin(seed=config.seed, split=stores["train"].attributes.get("split"))
+    parts = {part: store.subjects for part, store in stores.items()}
+    refuse_same_scans(parts, stores["train"].hashes | stores["val"].hashes)
     return stores
 
 
-def read_earlier(config, source, folder):
-    """Read the weights that a stage starts from, of an earlier stage or a file: `(arrays, metadata)`, or None."""
+def scans_of(stores):
+    """Hash of all scans and constraint maps in the stores; nothing where these are from before it was written."""
+    hashes = stores["train"].hashes | stores["val"].hashes
+    return {"scans": fingerprint(hashes)} if hashes else {}
+
+
+def seen_by(stores, earlier):
+    """Subjects, scans and split that weights have seen, those of earlier stages too: no test subject may be there."""
+    from data.identity import owners_of_images
+    from data.splits import hash_of_split
+
+    before = earlier[1] if earlier else {}
+    scans = before.get("seen_scans", {}) | owners_of_images(stores["train"].hashes | stores["val"].hashes)
+    lists = {part: store.subjects for part, store in stores.items()}
+    names = flat(lists | {"earlier": before.get("subjects", {}), "before": before.get("seen", [])})
+    split = stores["train"].attributes.get("split")
+    return {"seen": names, "seen_scans": scans} | ({"split_hash": hash_of_split(split)} if split else {})
+
+
+def read_earlier(config, source, folder, scans):
+    """Read the weights that a stage starts from, of an earlier stage or a file: `(arrays, metadata)`, or None.
+
+    An earlier stage of this config must have been trained on the same scans, as `scans_of` returns them.
+    """
     from models.weights import read_weights
 
     if source is None:
@@ -138,6 +162,8 @@ def read_earlier(config, source, folder):
     arrays, metadata = read_weights(path)
     if is_stage and metadata.get("config_hash") != config.hash_of_stage(source):
         raise InputError(f"warm_start: {path} was made with another config; run stage '{source}' with --overwrite")
+    if is_stage and metadata.get("scans", scans.get("scans")) != scans.get("scans"):
+        raise InputError(f"warm_start: {path} was made from other scans; run stage '{source}' with --overwrite")
     return arrays, metadata
 
 

@@ -46,7 +46,7 @@ def main(arguments=None):
     unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished()]
     if unfinished:
         check_maps(config)
-        pack(config, unfinished, subjects, options.jobs)
+        pack(config, unfinished, subjects, options.jobs, hashes_in([plan for plan in plans if plan not in unfinished]))
     log.info("next: python constrained_contrastive_learning.py --config %s", options.config)
 
 
@@ -59,8 +59,15 @@ def check_maps(config):
         refuse_other_settings(summary, read_summary(summary), config.hash_of_maps(), config.seed)
 
 
-def pack(config, plans, subjects, jobs):
-    """Check every subject, then write all files in one pass over them."""
+def hashes_in(plans):
+    """Return the hashes of the subjects in finished files, which are not read again."""
+    from data.h5_store import SliceStore
+
+    return {subject: found for plan in plans for subject, found in SliceStore(plan.path).hashes.items()}
+
+
+def pack(config, plans, subjects, jobs, hashes):
+    """Check every subject, then write all files in one pass over them; `hashes` are those of other files."""
     wanted = [subjects[subject] for subject in sorted({subject for plan in plans for subject in plan.members})]
     checked = in_order(functools.partial(check_subject, config), wanted, jobs)
     problems = [line for lines in progress(checked, "Checking scans", len(wanted)) for line in lines]
@@ -68,7 +75,7 @@ def pack(config, plans, subjects, jobs):
         raise InputError(problems)
     with open_run(config.work_dir / "h5", config.plain(), config.seed):
         prepared = in_order(functools.partial(prepare_subject, config), wanted, jobs)
-        write_stores(config, plans, progress(prepared, "Packing slices", len(wanted)))
+        write_stores(config, plans, progress(prepared, "Packing slices", len(wanted)), subjects, hashes)
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,7 @@ def prepare_subject(config, files):
 
     from data.geometry import SliceGrid
     from data.h5_store import SubjectSlices
+    from data.identity import hashes_of_subject
     from data.intensity import intensity_ranges, scale_between
     from data.volumes import read_contrasts, read_label, read_mask
 
@@ -201,19 +209,21 @@ def prepare_subject(config, files):
     maps = {space: read_map(config, space, files.subject, volume.shape, affine) for space in config.spaces()}
     maps = maps or {None: find_foreground(volume, mask, affine).astype(np.uint8)}
     # Each contrast by its own foreground, unless a mask is given: predict.py sees single contrasts and must agree.
-    ranges = intensity_ranges(volume, mask, config.percentiles(), affine)
+    ranges, names = intensity_ranges(volume, mask, config.percentiles(), affine), channel_names(data.contrasts)
+    label, cut = None, 0.0
+    reading = (data.labels, data.ignored_label_values, grid.shape, affine)
+    on_disk = read_label(files, *reading) if files.label else None
+    hashes = hashes_of_subject(volume, names, affine, on_disk, maps)
     scaled = scale_between(volume, ranges)
     del volume  # a BraTS subject takes 140 MB
     maps = {space: grid.to_slices(classes, order=0) for space, classes in maps.items()}
-    label, cut = None, 0.0
     if files.label:
-        on_disk = read_label(files, data.labels, data.ignored_label_values, grid.shape, affine)
         label = grid.to_slices(on_disk, order=0)
         inside = grid.to_volume(np.ones(label.shape, np.uint8), order=0)
         cut = float(np.mean(inside[on_disk > 0] == 0))
     images = grid.to_slices(scaled).astype(np.float16)
-    intensities = dict(zip(channel_names(data.contrasts), ranges.tolist(), strict=True))
-    slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label, intensities)
+    intensities = dict(zip(names, ranges.tolist(), strict=True))
+    slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label, intensities, hashes)
     return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut)
 
 
@@ -226,12 +236,13 @@ def find_foreground(volume, mask, affine):
     return turn_back(foreground_mask(turn(volume))) if mask is None else mask
 
 
-def write_stores(config, plans, prepared):
-    """Append every subject to the files it belongs to; they appear together, complete."""
+def write_stores(config, plans, prepared, subjects, hashes):
+    """Append every subject to the files it belongs to; they appear together, complete, if no scan has two names."""
     form = channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:]
     with contextlib.ExitStack() as stack:
         stores = [(plan, stack.enter_context(plan.writer(*form))) for plan in plans]
         for subject in prepared:
+            hashes[subject.slices.subject] = subject.slices.hashes
             if subject.cut_label:
                 cut = f"{subject.slices.subject}: {subject.cut_label:.2%} of the labelled voxels"
                 log.warning("%s lie outside slices.image_size; enlarge it, or pixel_size", cut)
@@ -245,11 +256,22 @@ def write_stores(config, plans, prepared):
                     f"slices.min_foreground: no slice of {plan.path.name} has {plan.min_foreground:.2%} "
                     "foreground pixels; lower it"
                 )
+        refuse_leaks(plans, hashes, subjects)
     for plan, store in stores:
         log.info("wrote %s: %d slices of %d subjects", plan.path, store.slices, len(store.subjects))
         if plan.min_foreground:
             few = f"less than {100 * plan.min_foreground:g} % of their pixels are foreground"
             log.info("%s: %d slices left out, because %s", plan.path, store.attributes["slices_left_out"], few)
+
+
+def refuse_leaks(plans, hashes, subjects):
+    """Refuse one scan under two names in different sets of any split."""
+    from data.identity import refuse_same_scans
+
+    splits = [plan.attributes["split"] for plan in plans if "train" in plan.attributes["split"]]
+    for number, split in enumerate(splits):
+        if split not in splits[:number]:
+            refuse_same_scans(split, hashes, subjects)
 
 
 def add_slices(store, subject, min_foreground):

@@ -8,7 +8,7 @@ import numpy as np
 
 # Name -> kinds of numbers (numpy's letters) and number of axes.
 FORMS = {"img": ("f", 4), "param": ("ui", 4), "label": ("ui", 3), "subject_index": ("ui", 1), "slice_index": ("ui", 1)}
-TEXTS = ("subject_grid", "subject_intensities")
+TEXTS = ("subject_grid", "subject_intensities", "subject_hashes")  # the first is needed, the others came later
 # All that HDF5, JSON and numpy raise on bytes that are not what they say.
 DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, OverflowError)
 LARGEST_COMPRESSION = 1032  # deflate cannot do better
@@ -29,7 +29,7 @@ def check_store(file):
     if not isinstance(plain_attribute(file.attrs.get("clusters", 1)), int):
         raise ValueError("attribute 'clusters' is no number")
     names = [*FORMS, *(name for name in file if name.startswith("param_")), *TEXTS]
-    needed = [name for name in names if name in file or name not in ("label", "subject_intensities")]
+    needed = [name for name in names if name in file or name not in ("label", *TEXTS[1:])]
     for name in needed:
         _check_dataset(name, file)
     contrasts, subjects = (len(plain_attribute(file.attrs[name])) for name in ("contrasts", "subjects"))
@@ -69,6 +69,13 @@ def check_grid(values, image_size):
         raise ValueError(f"the pixel size of a grid is {pixel_size}")
     if list(values["image_size"]) != list(image_size):
         raise ValueError(f"a grid makes slices of {values['image_size']}, the file holds {list(image_size)}")
+
+
+def check_hashes(values):
+    """Raise ValueError unless these are the hashes of one subject, as `data.identity` writes them."""
+    parts = [values.get(name, {}) for name in ("images", "maps")] + [{"label": values.get("label") or ""}]
+    if not all(isinstance(part, dict) and all(isinstance(digest, str) for digest in part.values()) for part in parts):
+        raise ValueError("the hashes of a subject are no texts")
 
 
 def parse_texts(lines):

@@ -2,10 +2,10 @@
 
 Datasets: `img` (N, H, W, C) float16, `param` (N, H, W, 1) unsigned integer (the constraint map; without one, 1 in the
 foreground), `param_<space>` beside it for each further contrast space, `label` (N, H, W) uint8 (class index, only in
-files with labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON
-text per subject, what is needed to carry slices back to the scan, and `subject_intensities` (subjects,) JSON text, what
-is needed to carry their values back. These are datasets because the attributes of an HDF5 object end at 64 KiB, about
-200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and those of
+files with labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON text, what is needed to
+carry slices back to the scan, `subject_intensities` (subjects,) JSON text, what is needed to carry their values back,
+and `subject_hashes` (subjects,) JSON text, hashes of the subject's files. These are datasets because the attributes of
+an HDF5 object end at 64 KiB, about 200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and those of
 the caller. Names, axes and order of `img` and `param` are those of the authors' data loader.
 """
 
@@ -18,14 +18,14 @@ import h5py
 import numpy as np
 
 from data.geometry import SliceGrid
-from data.h5_checks import DAMAGE, check_grid, check_store, parse_texts, plain_attribute
+from data.h5_checks import DAMAGE, TEXTS, check_grid, check_hashes, check_store, parse_texts, plain_attribute
 from data.h5_rows import RowReader
+from data.h5_texts import fixed_length, write_attribute
 from utils.checks import InputError
 from utils.runs import atomic_path
 
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 256 * 1024
-LONGEST_LIST = 4000  # texts in one attribute: 16 bytes each, and HDF5 ends at 64 KiB; more of them become one JSON text
 AGAIN = "make it again with generate_h5_pretraining.py --overwrite, or give another --work-dir"
 
 
@@ -41,6 +41,7 @@ class SubjectSlices:
         constraint_maps: Contrast space (None: the default one) -> `(n, H, W)` integer, 0 is background.
         labels: `(n, H, W)` class index, or None.
         intensities: Channel -> the two intensities that became 0 and 1.
+        hashes: What `data.identity.hashes_of_subject` returned; empty where scans need not be told apart.
     """
 
     subject: str
@@ -50,6 +51,7 @@ class SubjectSlices:
     constraint_maps: dict
     labels: np.ndarray | None = None
     intensities: dict = field(default_factory=dict)
+    hashes: dict = field(default_factory=dict)
 
 
 class StoreWriter:
@@ -70,7 +72,7 @@ class StoreWriter:
         self.subjects, self.slices = [], 0
 
     def __enter__(self):
-        self._grids, self._intensities, self._renamed = [], [], atomic_path(self.path)
+        self._texts, self._renamed = {name: [] for name in TEXTS}, atomic_path(self.path)
         # This format has checksums on all that describes the data: without them, one wrong byte can make HDF5 search
         # for ever. HDF5 1.10 and later read it.
         self._file = h5py.File(self._renamed.__enter__(), "w", libver=("v110", "v110"))
@@ -117,8 +119,9 @@ class StoreWriter:
             self._file[name][self.slices :] = values
         self.slices += count
         self.subjects.append(subject.subject)
-        self._grids.append(json.dumps(subject.grid.to_dict()))
-        self._intensities.append(json.dumps({name: list(ends) for name, ends in subject.intensities.items()}))
+        intensities = {name: list(ends) for name, ends in subject.intensities.items()}
+        for name, content in zip(TEXTS, (subject.grid.to_dict(), intensities, subject.hashes), strict=True):
+            self._texts[name].append(json.dumps(content))
 
     def _create(self, name, shape, dtype):
         bytes_each = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -126,18 +129,11 @@ class StoreWriter:
         self._file.create_dataset(name, (0, *shape), dtype, chunks=chunk, maxshape=(None, *shape))
 
     def _write_attributes(self):
-        for name, lines in (("subject_grid", self._grids), ("subject_intensities", self._intensities)):
-            self._file.create_dataset(name, data=_fixed_length(lines))
+        for name, lines in self._texts.items():
+            self._file.create_dataset(name, data=fixed_length(lines))
         described = {"schema_version": SCHEMA_VERSION, "contrasts": self.contrasts, "subjects": self.subjects}
         for name, value in {**self.attributes, **described}.items():
-            is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-            if is_list and len(value) <= LONGEST_LIST:
-                self._file.attrs.create(name, _fixed_length(value))
-            elif isinstance(value, int | float):
-                self._file.attrs[name] = value
-            else:
-                text = value if isinstance(value, str) else json.dumps(value)
-                self._file.attrs.create(name, _fixed_length([text])[0], dtype=_fixed_length([text]).dtype)
+            write_attribute(self._file.attrs, name, value)
 
 
 class SliceStore:
@@ -152,6 +148,7 @@ class SliceStore:
         slice_index: `(N,)`, number of each slice in its scan.
         has_labels: Whether there are labels.
         spaces: Contrast spaces with constraint maps, None (the default one) first.
+        hashes: Subject -> hashes of its files (`data.identity`); empty in files from before they were written.
         attributes: Everything else that is written on the file (`clusters`, `config_hash`, `labels`, ...).
 
     Raises:
@@ -247,9 +244,11 @@ class SliceStore:
         self._grids = parse_texts(file["subject_grid"][:])
         for values in self._grids:
             check_grid(values, self.image_size)
-        has_intensities = "subject_intensities" in file
-        lines = file["subject_intensities"][:] if has_intensities else ["{}"] * len(self.subjects)
-        self._intensities = parse_texts(lines)
+        added = [file[name][:] if name in file else ["{}"] * len(self.subjects) for name in TEXTS[1:]]
+        self._intensities, hashes = map(parse_texts, added)
+        for values in hashes:
+            check_hashes(values)
+        self.hashes = dict(zip(self.subjects, hashes, strict=True)) if any(hashes) else {}
 
     def _in_range(self, classes, largest):
         """Return the classes; InputError where one is above the largest that the file itself names."""
@@ -273,12 +272,6 @@ class SliceStore:
         except (OSError, RuntimeError) as error:  # damage within the data of a file whose description is sound
             reason = " ".join(str(error).split())
             raise InputError(f"{self.path}: {name} cannot be read ({reason}); {AGAIN}") from None
-
-
-def _fixed_length(texts):
-    """Texts as HDF5 stores them beside one another; those of variable length lie in a heap without a checksum."""
-    encoded = [text.encode() for text in texts]
-    return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded), 1)))
 
 
 def _maps_of(space):

@@ -8,6 +8,7 @@ import numpy as np
 
 from utils.checks import InputError
 from utils.runs import child_seed, read_json
+from utils.schema import fingerprint
 
 SETS = ("train", "val", "test")
 log = logging.getLogger("mrccl")
@@ -29,6 +30,15 @@ class Split:
     def to_dict(self):
         """Return `{"train": [...], "val": [...], "test": [...]}`."""
         return {name: list(getattr(self, name)) for name in SETS}
+
+
+def hash_of_split(lists):
+    """Hash of who trains, validates and tests, whatever the order of the names.
+
+    Args:
+        lists: `{"train": [...], "val": [...], "test": [...]}`.
+    """
+    return fingerprint({name: sorted(lists[name]) for name in SETS})
 
 
 def make_splits(splits, root, subjects, seed):

@@ -8,6 +8,7 @@ reference and prediction) are left out of averages and counted.
 import dataclasses
 import math
 
+from evaluation.cell_checks import checked_metrics, refuse_mixed_splits
 from evaluation.measures import REGIONS, SYNTHESIS_MEASURES
 from utils.checks import InputError
 from utils.runs import read_json
@@ -30,6 +31,8 @@ class Task:
         labels: Key of metrics.json that lists the labels in the order of the config.
         metrics: Numbers of a row of metrics.json.
         words: What else metrics.json says of a whole cell.
+        inputs: Key of metrics.json that names what networks see, and the kind of its value.
+        of_a_cell: Numbers that metrics.json may say of a whole cell.
     """
 
     folder: str
@@ -38,6 +41,8 @@ class Task:
     labels: str
     metrics: tuple
     words: tuple = ()
+    inputs: tuple = (("contrasts", str),)
+    of_a_cell: tuple = OF_A_CELL
 
 
 SEGMENTATION = Task("finetuning", "*/*/n*/r*", "finetune_segmentation.py", "labels", METRICS)
@@ -51,6 +56,7 @@ SYNTHESIS = Task(
         *("data_range", "intensity_low", "intensity_high"),
     ),
     ("mask",),
+    (("inputs", list),),
 )
 
 
@@ -99,15 +105,18 @@ def collect_results(work_dir, task=SEGMENTATION):
         a PSNR that is infinite (its MSE is 0) is NaN like other values that cannot be averaged.
 
     Raises:
-        InputError: When no cell is finished, a file is not readable, a cell mixes configs, or a subject is tested
-            twice in one repeat of a cell.
+        InputError: When no cell is finished, a file is not readable or holds an impossible score, a subject trained the
+            network that it tests, cells have different splits, a cell mixes configs, or a subject is tested twice in
+            one repeat of a cell.
     """
     import pandas
 
     files = _files_of(work_dir, task)
     if not files:
         raise InputError(_nothing_of(work_dir, task))
-    results = pandas.DataFrame([row for file in files for row in _rows(file, work_dir, task)])
+    cells = {file: checked_metrics(file, read_json(file), task) for file in files}
+    refuse_mixed_splits(cells, work_dir)
+    results = pandas.DataFrame([row for file in files for row in _rows(file, cells[file], work_dir, task)])
     numbers = [*task.metrics, *OF_A_CELL]
     results[numbers] = results[numbers].astype(float).replace([math.inf, -math.inf], math.nan)
     if task is SEGMENTATION:
@@ -117,8 +126,7 @@ def collect_results(work_dir, task=SEGMENTATION):
     return results
 
 
-def _rows(file, work_dir, task):
-    metrics = _checked_metrics(file, read_json(file), task)
+def _rows(file, metrics, work_dir, task):
     fold = file.relative_to(work_dir).parts[0]
     shared = {"split": "" if fold == task.folder else fold, "folder": file.parent}
     if task is SYNTHESIS:
@@ -129,33 +137,6 @@ def _rows(file, work_dir, task):
     for row in sorted(metrics["per_subject"], key=lambda row: (str(row["subject"]), order.get(row["label"], 0))):
         scores = {key: row[key] for key in task.metrics}
         yield shared | {"subject": str(row["subject"]), "label": row["label"]} | scores
-
-
-def _checked_metrics(file, metrics, task):
-    """Return the content of metrics.json; InputError for the first key that is missing or holds what it cannot."""
-    inputs = "inputs" if task is SYNTHESIS else "contrasts"
-    kinds = {inputs: list if task is SYNTHESIS else str, "init": str, "n_annotated": int, "repeat": int}
-    kinds |= {"config_hash": str, **dict.fromkeys(task.words, str | None), "per_subject": list}
-    of_a_row = {"label": str, **dict.fromkeys(task.metrics, int | float | None)}
-    found = _mistake(metrics, kinds | {key: int | float | None for key in OF_A_CELL if key in (metrics or ())})
-    rows = [] if found else metrics["per_subject"]
-    found = found or next(filter(None, (_mistake(row, of_a_row | {"subject": str}) for row in rows)), None)
-    if not found and not rows:
-        found = "per_subject is empty"
-    if found:
-        raise InputError(f"{file}: {found}; delete the cell's folder and run step 4 again")
-    return metrics
-
-
-def _mistake(values, kinds):
-    if not isinstance(values, dict):
-        return f"holds {type(values).__name__}, expected keys with values"
-    for key, kind in kinds.items():
-        if key not in values:
-            return f"key '{key}' is missing"
-        if not isinstance(values[key], kind) or isinstance(values[key], bool):
-            return f"{key} holds {type(values[key]).__name__}"
-    return None
 
 
 def _refuse_mixed_configs(results):

@@ -4,12 +4,16 @@ import json
 import logging
 import time
 
-from data.splits import annotated_subsets
+from data.identity import owners_of_images, refuse_same_scans
+from data.splits import annotated_subsets, hash_of_split
 from training.devices import data_parallel
 from utils.checks import InputError
 from utils.runs import child_seed, drop_checkpoint, open_run, progress, read_json, write_json
+from utils.schema import fingerprint
 
 log = logging.getLogger("mrccl")
+
+LATER = ("split_hash", "scans")  # cells from before these were written have none: they are not compared
 
 
 class Grid:
@@ -19,7 +23,8 @@ class Grid:
         config: The `Config`.
         split: `data.splits.Split`.
         work: What a cell is. Its `subjects` are three lists, for training, validation and testing; `made_of` is more of
-            what a cell is made from, written to metrics.json and compared before it is reused. Its methods, the first
+            what a cell is made from, written to metrics.json and compared before it is reused; `store` and `files` are
+            the packed slices and the files of its subjects. Its methods, the first
             five called with the items of a cell: `cell_folder`; `names`, what metrics.json calls it; `inputs`, the
             input channels of its network; `hash_of_cell`, of what shapes its result; `seed_of`, of its order and
             augmentation, the same for every init. `build_trainer(channels)`; `train(trainer, cell, subjects, **run)`,
@@ -36,13 +41,14 @@ class Grid:
     def __init__(self, config, split, work, trainers):
         self.config, self.split, self.work, self.trainers = config, split, work, trainers
         self.train_subjects, self.val_subjects, self.test_subjects = work.subjects
-        self.folder = split.folder(config.work_dir)
+        self.folder, self.split_hash = split.folder(config.work_dir), hash_of_split(split.to_dict())
         self.pretrained, self.subsets, self.todo = {}, {}, []
 
     def check(self, cells, overwrite):
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
         sizes, repeats = {cell[-2] for cell in cells}, 1 + max(cell[-1] for cell in cells)
         self.subsets = annotated_subsets(self.train_subjects, sorted(sizes), repeats, self.config.seed)
+        refuse_same_scans(self.split.to_dict(), self.work.store.hashes, self.work.files)
         mistakes = [line for init in sorted({cell[-3] for cell in cells} - {"random"}) for line in self._read(init)]
         if mistakes:
             raise InputError(mistakes)
@@ -69,6 +75,16 @@ class Grid:
         seen = {*metadata.get("seen", ()), *(s for part in metadata.get("subjects", {}).values() for s in part)}
         for subject in sorted(seen & set(self.test_subjects)):
             yield f"{subject}: test subject, but '{init}' was pretrained on it"
+        scans = metadata.get("seen_scans", {})
+        for subject in sorted(set(self.test_subjects) - seen):
+            owners = {scans[digest] for digest in owners_of_images(self._hashes([subject])) if digest in scans}
+            yield from (
+                f"{subject}: test subject, but '{init}' was pretrained on the same scan under the name {owner}; take "
+                "it out of the test set, or pretrain without it"
+                for owner in sorted(owners)
+            )
+        if metadata.get("split_hash", self.split_hash) != self.split_hash:
+            yield f"{weights}: made with another split; run step 3 again with --overwrite"
         if metadata.get("config_hash") != self.config.hash_of_stage(init):
             yield f"{weights}: made with another config; run step 3 again with --overwrite"
 
@@ -80,24 +96,28 @@ class Grid:
         found = read_json(metrics)
         found["tested"] = sorted({row["subject"] for row in found["per_subject"]})
         expected = self.origin(cell) | {"tested": sorted(self.test_subjects)}
-        differing = [key for key, value in expected.items() if found.get(key) != value]
+        differing = [key for key, value in expected.items() if found.get(key, value if key in LATER else None) != value]
         if differing:
-            raise InputError(
-                f"{metrics.parent}: made with another {differing[0].replace('_', ' ')}; give --overwrite, "
-                "or another --work-dir"
-            )
+            what = {"scans": "from other scans"}.get(differing[0], f"with another {differing[0].replace('_', ' ')}")
+            raise InputError(f"{metrics.parent}: made {what}; give --overwrite, or another --work-dir")
         return True
 
     def origin(self, cell):
         """What a cell was made from; written to metrics.json and compared before a cell is reused."""
         *_, n, repeat = cell
+        scans = self._hashes([*self.subsets[n, repeat], *self.val_subjects, *self.test_subjects])
         return {
             "config_hash": self.work.hash_of_cell(*cell),
             "seed": self.config.seed,
             "train_subjects": list(self.subsets[n, repeat]),
             "validation_subjects": list(self.val_subjects),
+            "split_hash": self.split_hash,
+            **({"scans": fingerprint(scans)} if scans else {}),
             **self.work.made_of,
         }
+
+    def _hashes(self, subjects):
+        return {subject: self.work.store.hashes[subject] for subject in subjects if subject in self.work.store.hashes}
 
     def run(self, keep_going):
         """Run the unfinished cells; returns one line for each that failed."""
@@ -124,7 +144,8 @@ class Grid:
             run = {"folder": folder, "tag": json.dumps(origin), "name": name}
             self.work.train(trainer, cell, origin["train_subjects"], seed=self.work.seed_of(*cell), **run)
             # Half precision on disk; what is scored is what is stored, so predict.py gives what was scored.
-            kept = {"config_hash": origin["config_hash"], "contrasts": inputs}
+            made = {key: origin[key] for key in ("config_hash", "split_hash")}
+            kept = made | {"contrasts": inputs}
             save_weights(trainer.network, folder / "weights.npz", half=True, **kept)
             load_weights(trainer.network, folder / "weights.npz")
             rows = self.work.score(trainer.network, cell, folder / "predictions")
@@ -133,7 +154,7 @@ class Grid:
                 {"split": self.split.name} | self.work.names(*cell) | {"annotated_available": len(self.train_subjects)}
             )
             times = {"duration_s": round(time.monotonic() - started, 1), "compile_s": round(trainer.compile_s, 2)}
-            model = self.work.describe_model(inputs, origin["train_subjects"]) | {"config_hash": origin["config_hash"]}
+            model = self.work.describe_model(inputs, origin["train_subjects"]) | made
             write_json(folder / "model.json", model)
             # Written last: a folder with metrics.json is a finished cell.
             write_json(folder / "metrics.json", origin | about | times | {"per_subject": rows})

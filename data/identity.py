@@ -1,0 +1,106 @@
+"""Hashes of what files say: when two names mean one scan, and when a name means another scan than before.
+
+Names alone keep a test subject out of training only as long as a person has one name. Copies of a scan have the same
+voxels, whatever they are called, however they are compressed and in whatever order of axes they are stored; resampled
+or rescaled copies have others and are not found.
+"""
+
+import hashlib
+import itertools
+import logging
+from collections import defaultdict
+
+import numpy as np
+
+from data.geometry import axial_turns
+from utils.checks import InputError
+
+log = logging.getLogger("mrccl")
+CURE = "take one of them out of the data, or put both into one set"
+
+
+def content_hash(values):
+    """Return 16 hexadecimal digits for an array's shape and values; None where all values are equal.
+
+    Such an array, for instance a contrast that was not acquired and is stored as zeros, says nothing about whose it is.
+    """
+    values = np.ascontiguousarray(values)
+    if not values.size or (values == values.flat[0]).all():
+        return None
+    described = hashlib.blake2b(repr((values.shape, values.dtype.str)).encode(), digest_size=8)
+    described.update(values)
+    return described.hexdigest()
+
+
+def hashes_of_subject(volume, channels, affine, label=None, maps=None):
+    """Hash what one subject's files say.
+
+    Args:
+        volume: `(X, Y, Z, C)`, as on disk.
+        channels: C names.
+        affine: `(4, 4)`, voxel to world; axes are brought into one order first.
+        label: `(X, Y, Z)` class index, or None.
+        maps: Contrast space -> `(X, Y, Z)` constraint map.
+
+    Returns:
+        `{"images": {channel: hash}, "label": hash, "maps": {space: hash}}`; constant arrays are left out.
+    """
+    turn, _ = axial_turns(affine)
+    images = {name: content_hash(turn(volume[..., number])) for number, name in enumerate(channels)}
+    parts = {space or "": content_hash(turn(values)) for space, values in (maps or {}).items()}
+    known = {"images": _known(images), "maps": _known(parts)}
+    return known | ({} if label is None else {"label": content_hash(turn(label))})
+
+
+def refuse_same_scans(sets, hashes, files=None):
+    """Refuse one scan under two names in different sets; warn of it within a set, where it counts twice.
+
+    Args:
+        sets: Name of a set (`train`, `val`, `test`) to its subjects.
+        hashes: Subject -> what `hashes_of_subject` returned; subjects without hashes are not checked.
+        files: Subject -> `SubjectFiles`, for the message, or None.
+
+    Raises:
+        InputError: One line for each such pair: both names, both sets, the contrast, the files and what to do.
+    """
+    set_of = {subject: name for name, subjects in sets.items() for subject in subjects}
+    problems = []
+    for (one, other), channels in _same(hashes, set_of).items():
+        shown = ", ".join(f"'{channel}'" for channel in channels)
+        places = [f"{subject} ({set_of[subject]}{_file_of(files, subject, channels[0])})" for subject in (one, other)]
+        what = f"{' and '.join(places)}: one scan under two names (the same voxels in {shown})"
+        if set_of[one] == set_of[other]:
+            log.warning("%s; it counts twice in the set", what)
+        else:
+            problems.append(f"{what}; {CURE}")
+    if problems:
+        raise InputError(problems)
+
+
+def owners_of_images(hashes):
+    """Return `{hash: subject}` of all images, to be kept with weights that were trained on them."""
+    return {digest: subject for subject, found in hashes.items() for digest in found.get("images", {}).values()}
+
+
+def _known(hashes):
+    return {name: digest for name, digest in hashes.items() if digest is not None}
+
+
+def _same(hashes, subjects):
+    """Return `{(subject, subject): channels}` of pairs that share images."""
+    owners, pairs = defaultdict(dict), defaultdict(list)
+    for subject in sorted(hashes.keys() & subjects.keys()):
+        for channel, digest in hashes[subject].get("images", {}).items():
+            owners[digest].setdefault(subject, channel)
+    for sharing in owners.values():
+        for pair in itertools.combinations(sorted(sharing), 2):
+            pairs[pair].append(sharing[pair[0]])
+    return pairs
+
+
+def _file_of(files, subject, channel):
+    """The file of a channel; of a series, whose channels end in numbers, the file of all of them."""
+    if files is None:
+        return ""
+    contrasts = files[subject].contrasts
+    return f", '{contrasts.get(channel) or contrasts[channel.rpartition('_')[0]]}'"
