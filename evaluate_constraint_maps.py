@@ -83,8 +83,7 @@ def find_wanted(config, asked):
     """Return `{subject: files}` of everyone in the dataset, and of those that the command line asks for."""
     from data.layouts import find_subjects
 
-    data = config.plain()["data"]
-    everyone = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
+    everyone = find_subjects(**config.data.places())
     mistakes = []
     for name in asked or ():
         if name not in everyone:
@@ -100,6 +99,7 @@ def settings_of(config, clusters, seeds, files):
     """Hash of all that shapes the result of a subject."""
     plain = config.plain()
     data = {key: plain["data"][key] for key in ("contrasts", "mask", "labels", "ignored_label_values")}
+    data |= config.reading()
     recipe = {key: value for key, value in plain["constraint_maps"].items() if key not in ("clusters", "spaces")}
     references = [files.label is not None, *truth_of(config, files)]
     return fingerprint(MEASURES_VERSION, data, recipe, config.seed, clusters, seeds, references)

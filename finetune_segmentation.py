@@ -34,7 +34,7 @@ def main(arguments=None):
     cells = cells_of_grid(config, options)
     check_batch_sizes(options.devices, {"finetuning.training": config.finetuning.training.batch_size})
     data = config.plain()["data"]
-    files = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
+    files = find_subjects(**config.data.places())
     splits = chosen_folds(make_splits(data["splits"], config.data.root, files, config.seed), options.folds)
     trainers = {}  # one per network shape: all cells and folds of that shape share one compiled step
     grids = [Grid(config, split, Segmentations(config, split, files), trainers) for split in splits]

@@ -30,7 +30,7 @@ def main(arguments=None):
     cells = list(itertools.product(*chosen_axes(config.synthesis, stages, options)))
     check_batch_sizes(options.devices, {"synthesis.training": config.synthesis.training.batch_size})
     data = config.plain()["data"]
-    files = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
+    files = find_subjects(**config.data.places())
     splits = chosen_folds(make_splits(data["splits"], config.data.root, files, config.seed), options.folds)
     store = SliceStore(config.work_dir / "h5" / "volumes.h5")
     store.check_hash(config.hash_of_slices())

@@ -97,9 +97,8 @@ def find_wanted(config, options, failures):
     """Return `{subject: files}` of everyone in the dataset, and of those that the command line asks for."""
     from data.layouts import find_subjects
 
-    data = config.plain()["data"]
     left_out = failures if options.keep_going else None
-    everyone = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"], left_out)
+    everyone = find_subjects(**config.data.places(), left_out=left_out)
     if not everyone:
         raise InputError(failures)
     asked = options.subjects or everyone

@@ -39,7 +39,7 @@ def main(arguments=None):
     from data.splits import make_splits
 
     data = config.plain()["data"]
-    subjects = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])
+    subjects = find_subjects(**config.data.places())
     splits = make_splits(data["splits"], config.data.root, subjects, config.seed)
     plans = [plan for split in splits for plan in plan_stores(config, split, subjects)]
     plans += [plan_volumes(config, splits)] if config.synthesis else []
@@ -122,11 +122,13 @@ def plan_stores(config, split, subjects):
         PlannedStore(folder / "pretrain_train.h5", split.train, attributes, enough),
         PlannedStore(folder / "pretrain_val.h5", split.val, attributes, enough),
     ]
-    if config.data.label:
+    if config.data.labels:
         everyone = sorted((*split.train, *split.val, *split.test))
         annotated = tuple(subject for subject in everyone if subjects[subject].label)
         if not annotated:
-            raise InputError(f"data.label: no subject has a file '{config.data.label}'; correct it, or set label: null")
+            raise InputError(
+                "data.labels: no subject has a label map; correct data.label, or take label and labels out"
+            )
         if len(annotated) < len(everyone):
             missing = ", ".join(subject for subject in everyone if subject not in annotated)
             log.warning("%s: not in annotated.h5, because they have no label file: %s", folder, missing)

@@ -212,8 +212,7 @@ def files_and_keys(config):
 
     data = config.plain()["data"]
     keys = {"contrasts": data["contrasts"], "labels": data["labels"], "ignored": data["ignored_label_values"]}
-    places = (config.data.root, data["contrasts"], data["label"], data["mask"])
-    return functools.cache(lambda: find_subjects(*places)), keys
+    return functools.cache(lambda: find_subjects(**config.data.places())), keys
 
 
 def draw_training_curves(config, folder):

@@ -44,14 +44,14 @@ def main(arguments=None):
         if name not in ("random", *config.pretraining.stages):
             known = ", ".join(["random", *config.pretraining.stages])
             raise InputError(f"--init {name}: neither random nor a stage of pretraining ({known})")
-    if not (config.data.label or config.synthesis):
+    if not (config.data.labels or config.synthesis):
         raise InputError(
-            f"{options.config}: needs data.label or synthesis, because without them no subjects are kept for testing"
+            f"{options.config}: needs data.labels or synthesis, because without them no subjects are kept for testing"
         )
     from data.h5_store import packed_folders
     from data.splits import chosen_folds
 
-    name = "annotated.h5" if config.data.label else "pretrain_train.h5"
+    name = "annotated.h5" if config.data.labels else "pretrain_train.h5"
     folders = chosen_folds(packed_folders(config.work_dir, name), options.folds)
     splits = [RepresentedSplit(config, folder, options.init) for folder in folders]  # every mistake comes to light here
     for split in splits:
@@ -72,9 +72,9 @@ def open_split(config, folder):
     """Open the file that holds test subjects too; returns it, and the subjects of each part that it holds."""
     from data.h5_store import SliceStore
 
-    store = SliceStore(folder / "h5" / "annotated.h5" if config.data.label else config.work_dir / "h5" / "volumes.h5")
+    store = SliceStore(folder / "h5" / "annotated.h5" if config.data.labels else config.work_dir / "h5" / "volumes.h5")
     # volumes.h5 serves all folds; who trains and who is tested stands beside it.
-    told = store if config.data.label else SliceStore(folder / "h5" / "pretrain_train.h5")
+    told = store if config.data.labels else SliceStore(folder / "h5" / "pretrain_train.h5")
     for file in (store, told):
         file.check_hash(config.hash_of_slices())
         file.check_origin(seed=config.seed, labels=list(config.data.labels))
@@ -86,6 +86,7 @@ class RepresentedSplit:
     """One split: its slices, its pretrained networks, its folder in the report."""
 
     def __init__(self, config, folder, inits=None):
+        from data.layouts import find_subjects
         from evaluation.patches import find_truth
 
         self.config, self.folder, self.rank = config, folder, config.network.rank
@@ -104,9 +105,9 @@ class RepresentedSplit:
         self.pretrained, self.missing = self.read_pretrained(inits)
         self.note, self.truth = f"{self.name}:" if self.name else "", None
         if config.data.simulated:
-            data, chosen = config.plain()["data"], [*self.subjects["train"], *self.subjects["test"]]
+            chosen = [*self.subjects["train"], *self.subjects["test"]]
             self.note = f"Simulated scans. {self.note}".strip()
-            self.truth = find_truth(config.data.root, data["contrasts"], chosen)
+            self.truth = find_truth(find_subjects(**config.data.places()), chosen)
 
     def seed(self, *names):
         return child_seed(self.config.seed, "representations", self.name, *names)

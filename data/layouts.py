@@ -119,7 +119,7 @@ def find_subjects(
         found.include(masks)
         problems += masks.unclear()
     problems += _missing_files(root, found, subjects)
-    problems += [*_names_that_clash(root, subjects), *_unknown_label_names(wanted, found)]
+    problems += [*_names_that_clash(root, subjects), *_unclear_labels(wanted, found)]
     lines = list(dict.fromkeys(line for _, line in problems))
     if lines and left_out is None:
         raise InputError(lines)
@@ -192,8 +192,8 @@ def _names_that_clash(root, subjects):
             yield subject, f"{subject!r}: has characters that cannot be printed; rename it in '{root}'"
 
 
-def _unknown_label_names(wanted, found):
-    """Yield `(subject, line)` where the config names labels that the layout does not know in a labelled subject."""
+def _unclear_labels(wanted, found):
+    """Yield `(subject, line)` where a label map has no such name, or two classes share a value of it."""
     for subject in found.paths.get(("label", "label"), ()):
         known = found.details[subject].get("label_names", {})
         for name in wanted.label_names():
@@ -201,3 +201,9 @@ def _unknown_label_names(wanted, found):
                 near = difflib.get_close_matches(name, known, n=1)
                 advice = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none, give numbers'}"
                 yield subject, f"data.labels: the label map of {subject} has no name '{name}'; {advice}"
+        class_of = {}
+        for name, members in wanted.labels.items():
+            for value in {value for member in members for value in known.get(member, (member,))}:
+                if class_of.setdefault(value, name) != name:
+                    both = f"'{class_of[value]}' and '{name}' share value {value}"
+                    yield subject, f"data.labels: {both} in {subject}; unite classes in evaluation.regions instead"

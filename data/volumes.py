@@ -1,22 +1,20 @@
-"""NIfTI in and out, and the checks that every scan passes before work starts."""
+"""The scans of a subject in and NIfTI out, and the checks that every scan passes before work starts."""
 
+import functools
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel
 import numpy as np
 
+from data.common_grid import grid_to_resample_to, is_resampled, on_grid, prepared
 from data.layouts import channel_names, file_of_channel, series_length
-from data.nifti import AGAIN, read_image, whole_number
+from data.nifti import AGAIN, Image, read_image, whole_number
+from data.scans import Grid, grid_of_scan, grid_problems, is_folder, read_scan, share_covered, value_problems
 from utils.checks import InputError
 from utils.runs import atomic_path
 
-# Largest difference of two affines, in voxels per voxel and voxels of origin, that still counts as one grid: headers
-# store float32, and quaternion and matrix forms of the same geometry differ by about 1e-4.
-GRID_TOLERANCE = 1e-3
-LARGEST_VALUE = float(np.finfo(np.float32).max)
+MAP_GRID = "a constraint map lies on the grid of its scans"
 STEPS = 65_535  # of intensities stored in 16 bits
-ONE_GRID = 'all files of a subject must share one grid (README, "Preparing data")'
 
 
 def read_contrasts(files, names, contrasts):
@@ -35,13 +33,15 @@ def read_contrasts(files, names, contrasts):
     """
     channels = channel_names(contrasts, names)
     sources = [file_of_channel(contrasts, channel) for channel in channels]
-    volume, grid, problems = None, None, []
+    read = functools.lru_cache(maxsize=1)(read_scan)  # contrasts may share a 4D file
+    volume, grid, problems = None, grid_to_resample_to(files), []
     for name in dict.fromkeys(name for name, _ in sources):
-        image, found = _checked_contrast(files, name, contrasts, grid)
+        image, found = _checked_contrast(files, name, contrasts, grid, read)
         problems += found
         if found:
             continue
-        grid = grid or _Grid(files.contrasts[name], image.shape[:3], image.affine)
+        grid = grid or Grid(files.contrasts[name], image.shape[:3], image.affine)
+        image = prepared(files, name, image, grid)
         if volume is None:
             volume = np.empty((*grid.shape, len(channels)), np.float32)
         for channel, (source, number) in enumerate(sources):
@@ -53,10 +53,10 @@ def read_contrasts(files, names, contrasts):
 
 
 def grid_of_subject(files, names, contrasts):
-    """Return `(shape (X, Y, Z), affine (4, 4))` of the first named contrast, from its header alone."""
+    """Return `(shape (X, Y, Z), affine (4, 4))` that `read_contrasts` gives, from headers alone."""
     name, _ = file_of_channel(contrasts, channel_names(contrasts, names)[0])
-    image = nibabel.load(files.contrasts[name])
-    return image.shape[:3], np.asarray(image.affine, np.float64)
+    _, shape, affine = grid_to_resample_to(files) or grid_of_scan(files.contrasts[name], files.subject)
+    return shape, affine
 
 
 def read_label(files, labels, ignored=(), shape=None, affine=None):
@@ -64,8 +64,9 @@ def read_label(files, labels, ignored=(), shape=None, affine=None):
 
     Args:
         files: `SubjectFiles` with a label.
-        labels: Class name -> voxel values that mean it; classes are numbered from 1 in this order.
-        ignored: Voxel values that count as background, besides 0.
+        labels: Class name -> voxel values that mean it, or names of `files.label_names`; classes are numbered from 1 in
+            this order.
+        ignored: Voxel values, or names of them, that count as background, besides 0.
         shape: `(X, Y, Z)` that the label must have, or None.
         affine: `(4, 4)` that the label must have, or None.
 
@@ -75,7 +76,7 @@ def read_label(files, labels, ignored=(), shape=None, affine=None):
     Raises:
         InputError: The file cannot be used, holds a value that no class names, or no labelled voxel.
     """
-    grid = None if shape is None else _Grid(None, tuple(shape[:3]), affine)
+    grid = grid_to_resample_to(files) if shape is None else Grid(None, tuple(shape[:3]), affine)
     classes, problems = _checked_label(files, labels, ignored, grid)
     if problems:
         raise InputError(problems)
@@ -86,7 +87,7 @@ def read_mask(files, shape, affine=None):
     """Read the foreground mask of one subject, `(X, Y, Z)` bool (every non-zero voxel), or None if it has none."""
     if files.mask is None:
         return None
-    mask, problems = _checked_mask(files, _Grid(None, tuple(shape[:3]), affine))
+    mask, problems = _checked_mask(files, Grid(None, tuple(shape[:3]), affine))
     if problems:
         raise InputError(problems)
     return mask
@@ -111,7 +112,7 @@ def read_constraint_map(path, subject, shape, affine, clusters):
     if not Path(path).is_file():
         raise InputError(f"{subject}: no constraint map '{path}'; run generate_constraint_maps.py first")
     image, problems = read_image(path, subject)
-    problems = problems or _grid_problems(subject, path, image, _Grid(None, tuple(shape[:3]), affine))
+    problems = problems or grid_problems(subject, path, image, Grid(None, tuple(shape[:3]), affine), MAP_GRID)
     if not problems and image.values.dtype.kind not in "iu":
         problems = [f"{subject}: '{path}' holds {image.values.dtype} values, expected integers"]
     if not problems and len(image.shape) != 3:
@@ -139,12 +140,13 @@ def problems_of_subject(files, contrasts, names=None, *, labels=None, ignored=()
         One line per problem: subject, file, what was found, what to do. Empty for a sound subject.
     """
     wanted = [file_of_channel(contrasts, channel)[0] for channel in channel_names(contrasts, names)]
-    grid, problems = None, []
+    read = functools.lru_cache(maxsize=1)(read_scan)
+    grid, problems = grid_to_resample_to(files), []
     for name in dict.fromkeys(wanted):
-        image, found = _checked_contrast(files, name, contrasts, grid)
+        image, found = _checked_contrast(files, name, contrasts, grid, read)
         problems += found
         if image is not None and grid is None:
-            grid = _Grid(files.contrasts[name], image.shape[:3], image.affine)
+            grid = Grid(files.contrasts[name], image.shape[:3], image.affine)
     if files.mask is not None:
         problems += _checked_mask(files, grid)[1]
     if labels and files.label is not None:
@@ -176,7 +178,8 @@ def write_nifti(path, array, affine, header_of=None, span=None):
         if array.size and np.abs(array).max() > np.iinfo(np.int32).max:
             raise ValueError(f"{path}: integers beyond 32 bits")
         array = array.astype(np.int32)
-    source = None if header_of is None else nibabel.load(header_of).header.copy()
+    # A DICOM series has no such header, and a file of another kind is not worth an error here.
+    source = None if header_of is None or is_folder(header_of) else nibabel.load(header_of).header.copy()
     image = nibabel.Nifti1Image(array, affine, source, dtype=array.dtype)
     if source is None:
         image.header.set_xyzt_units("mm")
@@ -191,81 +194,49 @@ def write_nifti(path, array, affine, header_of=None, span=None):
         nibabel.save(image, temporary)
 
 
-class _Grid(NamedTuple):
-    """Shape and affine that the files of a subject must share, and the file they were read from (None: unknown)."""
-
-    path: Path | None
-    shape: tuple
-    affine: np.ndarray | None
-
-
-def _checked_contrast(files, name, contrasts, grid):
-    """Return `(image, problems)` of one contrast; the image is None when its grid cannot be trusted."""
+def _checked_contrast(files, name, contrasts, grid, read):
+    """Return `(image, problems)` of one contrast as on disk; the image is None when its grid cannot be trusted."""
     subject, path = files.subject, files.contrasts.get(name)
     if path is None:
         return None, [f"{subject}: contrast '{name}' is missing; add its file"]
-    image, problems = read_image(path, subject)
+    image, problems = read(path, subject)
     if problems:
         return None, problems
-    volumes = series_length(contrasts[name])
+    chosen, volumes = files.volumes.get(name, (None, series_length(contrasts[name])))
     expected = "3 axes" if volumes is None else f"4 axes, the last of {volumes} volumes"
     if len(image.shape) != (3 if volumes is None else 4) or (volumes and image.shape[3] != volumes):
         advice = "list it as {file: ..., volumes: n} if it is a series" if volumes is None else "set volumes to match"
+        advice = advice if chosen is None else "correct dataset.json"
         return None, [f"{subject}: '{path}' is {image.shape}, expected {expected}; {advice}"]
-    problems = _grid_problems(subject, path, image, grid)
-    parts = [image.values] if volumes is None else np.moveaxis(image.values, 3, 0)
-    for number, part in enumerate(parts, start=1):
+    if chosen is not None:
+        image = Image(image.values[..., chosen], image.affine)
+    problems = [] if is_resampled(files) else grid_problems(subject, path, image, grid)
+    if grid and is_resampled(files) and not share_covered(grid, image):
+        problems = [f"{subject}: '{path}' and '{grid.path}' do not overlap; correct their affines"]
+    parts = [image.values] if image.values.ndim == 3 else np.moveaxis(image.values, 3, 0)
+    for number, part in enumerate(parts, start=1 if chosen is None else chosen + 1):
         where = f"'{path}'" if volumes is None else f"'{path}', volume {number},"
-        problems += _value_problems(subject, where, part)
+        problems += value_problems(subject, where, part)
+        if name in files.bias_correction and part.min() < 0:
+            problems.append(f"{subject}: {where} has negative values; take '{name}' out of data.bias_correction")
     return image, problems
-
-
-def _value_problems(subject, where, values):
-    # Smallest and largest value pass NaN and Inf on, so that the sound case costs no boolean copy of the volume.
-    low, high = float(values.min()), float(values.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        count = int(values.size - np.isfinite(values).sum())
-        return [f"{subject}: {where} has {count} voxels that are NaN or infinite; export it again or set them to 0"]
-    if max(-low, high) > LARGEST_VALUE:
-        return [f"{subject}: {where} has values from {low:g} to {high:g}, beyond 32-bit floats; mend its scl_slope"]
-    if np.float32(low) == np.float32(high):
-        return [f"{subject}: {where} is constant ({low:g} everywhere); replace the file"]
-    return []
-
-
-def _grid_problems(subject, path, image, grid):
-    """Compare shape and affine with the subject's grid (None: nothing to compare with)."""
-    if grid is None:
-        return []
-    other = f"'{grid.path.name}'" if grid.path else "the scan"
-    if image.shape[:3] != grid.shape:
-        return [f"{subject}: '{path}' is {image.shape[:3]} but {other} is {grid.shape}; {ONE_GRID}"]
-    if grid.affine is None:
-        return []
-    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    axes = np.abs(image.affine[:3, :3] - grid.affine[:3, :3]).max(axis=0) / spacing
-    origin = np.abs(image.affine[:3, 3] - grid.affine[:3, 3]).max() / spacing.min()
-    worst = max(axes.max(), origin)
-    if worst > GRID_TOLERANCE:
-        what = "origin" if origin > axes.max() else "voxel axes"
-        return [f"{subject}: '{path}' and {other} differ in {what} by {worst:.3g} voxels; {ONE_GRID}"]
-    return []
 
 
 def _checked_label(files, labels, ignored, grid):
     """Return `(classes (X, Y, Z) uint8 or None, problems)`."""
     subject, path = files.subject, files.label
-    image, problems = read_image(path, subject)
+    image, problems = read_scan(path, subject)
     if problems:
         return None, problems
     if len(image.shape) != 3:
         return None, [f"{subject}: '{path}' is {image.shape}, expected 3 axes; a label map is one 3D volume"]
-    problems = _grid_problems(subject, path, image, grid)
     classes = np.zeros(image.shape, np.uint8)
-    known = {0: 0, **dict.fromkeys(ignored, 0)}
-    known |= {value: index for index, values in enumerate(labels.values(), start=1) for value in values}
+    known = {0: 0, **dict.fromkeys(_values_of(files, ignored), 0)}
+    for index, members in enumerate(labels.values(), start=1):
+        known |= dict.fromkeys(_values_of(files, members), index)
     present = [(value, whole_number(value)) for value in np.unique(image.values).tolist()]
-    unknown = [f"{value:.9g}" for value, meant in present if meant not in known]
+    names = {value: f" ({name})" for name, values in files.label_names.items() if len(values) == 1 for value in values}
+    unknown = [f"{value:.9g}{names.get(meant, '')}" for value, meant in present if meant not in known]
     if unknown:
         listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
         problems.append(
@@ -275,22 +246,29 @@ def _checked_label(files, labels, ignored, grid):
     for value, meant in present:
         if known.get(meant):
             classes[image.values == value] = known[meant]
+    classes, found = on_grid(files, path, classes, image.affine, grid)
+    problems = [*found, *problems]
     if not problems and not classes.any():
         problems.append(f"{subject}: '{path}' has no labelled voxel; remove the file to use the subject as unlabelled")
     return classes, problems
 
 
+def _values_of(files, members):
+    """The values that numbers and names of a config mean in the label map of a subject."""
+    return [value for member in members for value in files.label_names.get(member, (member,))]
+
+
 def _checked_mask(files, grid):
     """Return `(mask (X, Y, Z) bool or None, problems)`."""
     subject, path = files.subject, files.mask
-    image, problems = read_image(path, subject)
+    image, problems = read_scan(path, subject)
     if problems:
         return None, problems
     if len(image.shape) != 3:
         return None, [f"{subject}: '{path}' is {image.shape}, expected 3 axes; a mask is one 3D volume"]
-    problems = _grid_problems(subject, path, image, grid)
     if not np.isfinite(image.values).all():
         problems.append(f"{subject}: '{path}' holds NaN or infinite values; a mask is 0 and 1")
     if not image.values.any():
         problems.append(f"{subject}: '{path}' is empty; a mask needs foreground")
-    return image.values != 0, problems
+    mask, found = on_grid(files, path, (image.values != 0).astype(np.uint8), image.affine, grid)
+    return mask > 0, [*found, *problems]

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from data.crops import draw_crops, open_volumes
-from data.layouts import SubjectFiles, find_subjects
+from data.layouts import SubjectFiles
 from data.volumes import read_contrasts
 from utils.checks import InputError
 
@@ -188,12 +188,11 @@ def patch_positions(regions, numbers, edge):
     return 2 * (first + (inside + 0.5) * edges) / whole - 1
 
 
-def find_truth(root, contrasts, subjects):
+def find_truth(scans, subjects):
     """Find the maps of true tissue parameters beside the scans of simulated subjects.
 
     Args:
-        root: Folder of the data set.
-        contrasts: `data.contrasts` of the config.
+        scans: Subject to `SubjectFiles` of everyone.
         subjects: Identifiers.
 
     Returns:
@@ -202,10 +201,9 @@ def find_truth(root, contrasts, subjects):
     Raises:
         InputError: Some subjects have them and others do not, or a subject has no scans.
     """
-    scans = find_subjects(root, contrasts)
     unknown = [subject for subject in subjects if subject not in scans]
     if unknown:
-        raise InputError([f"{subject}: has no scans below {root}; correct data.root" for subject in unknown])
+        raise InputError([f"{subject}: has no scans below data.root; correct it" for subject in unknown])
     beside = {subject: next(iter(scans[subject].contrasts.values())) for subject in subjects}
     truth = {subject: {q: file.with_name(name) for q, name in TRUTH.items()} for subject, file in beside.items()}
     missing = [file for files in truth.values() for file in files.values() if not file.is_file()]

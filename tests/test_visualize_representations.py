@@ -169,7 +169,7 @@ def test_missing_foreign_and_leaking_weights_are_refused_before_anything_is_writ
 
 def test_without_labels_there_are_no_held_out_subjects(work):
     path, config = work
-    with pytest.raises(InputError, match="needs data.label or synthesis"):
+    with pytest.raises(InputError, match="needs data.labels or synthesis"):
         run(path, config, "--set", "data.label=null", "data.labels={}")
 
 

@@ -201,13 +201,17 @@ class Config(Section):
         plain["network"].pop("remat", None)  # changes memory and time only
         return plain
 
+    def reading(self):
+        """How scans are read, where it differs from the defaults; for hashes."""
+        data = self._plain_for_hash()["data"]
+        return {key: data[key] for key in ("layout", "resample_to", "bias_correction") if key in data}
+
     def hash_of_maps(self):
         """Hash of what shapes a constraint map."""
         plain = self._plain_for_hash()
         data = plain["data"]
         parts = [data["contrasts"], data["mask"], plain["constraint_maps"]]
-        reading = {key: data[key] for key in ("layout", "resample_to", "bias_correction") if key in data}
-        return fingerprint(*parts, *([reading] if reading else []))
+        return fingerprint(*parts, *([self.reading()] if self.reading() else []))
 
     def hash_of_slices(self):
         """Hash of what shapes the HDF5 files."""

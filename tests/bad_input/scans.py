@@ -229,7 +229,7 @@ def sform_and_qform_differ_in_voxel_size(path):
     with_two_affines(path, AFFINE @ np.diag([1, 1, 0.6, 1]))
 
 
-ONE_GRID = 'all files of a subject must share one grid (README, "Preparing data")'
+ONE_GRID = 'all files of a subject must share one grid, or set data.resample_to (README, "Preparing data")'
 
 
 @bad(f"'{{path}}' is (16, 14, 3) but 't1.nii.gz' is (16, 14, 4); {ONE_GRID}")

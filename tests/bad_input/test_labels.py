@@ -11,7 +11,7 @@ from tests.bad_input.cohort import AFFINE, SHAPE, save, volumes, write_cohort
 from tests.bad_input.harness import assert_refused, run
 
 UNKNOWN = "which data.labels does not name; name them, or list them in data.ignored_label_values"
-ONE_GRID = 'all files of a subject must share one grid (README, "Preparing data")'
+ONE_GRID = 'all files of a subject must share one grid, or set data.resample_to (README, "Preparing data")'
 
 
 def label(dtype=np.uint8):
