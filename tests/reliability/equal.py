@@ -1,6 +1,6 @@
 """What differs between two work dirs, apart from times and what names the machine and the moment.
 
-    python -m tests.reliability.equal ONE OTHER
+python -m tests.reliability.equal ONE OTHER
 """
 
 import csv
