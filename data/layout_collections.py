@@ -27,8 +27,12 @@ def find_brats(wanted):
     A collection may hold both: values of the label map are named for each subject by its own files. Subjects from 2023
     on end in the number of the scan (`BraTS-GLI-00005-101`), and what stands before it is the person.
     """
-    known = [name for name in BRATS_ENDINGS[0] if name != "label"]
-    roles = {("contrast", n): known_name(e, known, f"data.contrasts.{n}", "BraTS") for n, e in wanted.entries.items()}
+    # The names that stand in the files are understood too: t1ce and t1c are t1gd.
+    known = {ending[1:]: name for endings in BRATS_ENDINGS for name, ending in endings.items() if name != "label"}
+    known |= {name: name for name in BRATS_ENDINGS[0] if name != "label"}
+    roles = {}
+    for name, entry in wanted.entries.items():
+        roles["contrast", name] = known[known_name(entry, list(known), f"data.contrasts.{name}", "BraTS")]
     roles |= {("label", "label"): "label"} if wanted.labels else {}
     old, new = BRATS_ENDINGS
     looked_for = {key: f"{{subject}}{old[name]}.nii.gz or {{subject}}{new[name]}.nii.gz" for key, name in roles.items()}
