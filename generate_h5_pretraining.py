@@ -45,18 +45,20 @@ def main(arguments=None):
     plans += [plan_volumes(config, splits)] if config.synthesis else []
     unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished()]
     if unfinished:
-        check_maps(config)
+        check_maps(config, sorted({subject for plan in unfinished for subject in plan.members}))
         pack(config, unfinished, subjects, options.jobs, hashes_in([plan for plan in plans if plan not in unfinished]))
     log.info("next: python constrained_contrastive_learning.py --config %s", options.config)
 
 
-def check_maps(config):
-    """Refuse constraint maps that step 1 made with another config or seed."""
-    from data.map_summary import read_summary, refuse_other_settings
+def check_maps(config, subjects):
+    """Refuse constraint maps that step 1 made with another config or seed, or of which its table knows nothing."""
+    from data.map_summary import read_summary, refuse_other_settings, refuse_unlisted
 
     for space in config.spaces():
         summary = maps_of(config, space) / "summary.csv"
-        refuse_other_settings(summary, read_summary(summary), config.hash_of_maps(), config.seed)
+        rows = read_summary(summary)
+        refuse_other_settings(summary, rows, config.hash_of_maps(), config.seed)
+        refuse_unlisted(summary, rows, subjects)
 
 
 def hashes_in(plans):

@@ -2,6 +2,7 @@
 
 import difflib
 import glob
+import logging
 import os
 import re
 from collections import defaultdict
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.checks import InputError
+
+log = logging.getLogger("mrccl")
 
 SUFFIXES = (".nii", ".nii.gz")
 
@@ -77,6 +80,23 @@ class Found:
 def _names_that_differ(files):
     names = [file.name for file in files]
     return names if len(set(names)) == len(names) else [str(file) for file in files]
+
+
+def warn_of_closed_folders(root):
+    """Warn of folders directly below the data set that may not be read: their subjects would be missing in silence.
+
+    Args:
+        root: Folder of the data set.
+
+    Raises:
+        InputError: The folder itself may not be read.
+    """
+    who = {"effective_ids": os.access in os.supports_effective_ids}
+    if not os.access(root, os.R_OK | os.X_OK, **who):
+        raise InputError(f"data.root: no permission to read '{root}'; change it, or give another data.root")
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if entry.is_dir() and not os.access(entry.path, os.R_OK | os.X_OK, **who):
+            log.warning("'%s' may not be read, so what it holds is left out; mend its permissions", entry.path)
 
 
 def known_name(word, known, key, where):

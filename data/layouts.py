@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.layout_bids import find_bids
 from data.layout_collections import find_brats, find_msd, find_nnunet
-from data.layout_files import Found, Wanted, files_of_pattern, find_by_pattern
+from data.layout_files import Found, Wanted, files_of_pattern, find_by_pattern, warn_of_closed_folders
 from data.layout_folders import find_chaos, find_renal
 from utils.checks import InputError
 from utils.schema import channel_names
@@ -106,6 +106,7 @@ def find_subjects(
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"data.root: '{root}' is not a folder; set data.root to the folder of the data set")
+    warn_of_closed_folders(root)
     entries = {name: file_pattern(entry) for name, entry in contrasts.items()}
     wanted = Wanted(root, entries, label, labels or {}, tuple(ignored), test_images)
     found = FINDERS[layout](wanted)

@@ -1,11 +1,13 @@
 """The table beside the constraint maps: one row per finished map, and the settings that made it."""
 
 import csv
+import logging
 
 from utils.checks import InputError
 from utils.runs import atomic_path
 
 NAMES_SHOWN = 5
+log = logging.getLogger("mrccl")
 
 
 def read_summary(path):
@@ -57,3 +59,23 @@ def refuse_other_settings(path, rows, config_hash, seed):
             f"{path}: {len(others)} maps ({shown}) were made with other contrasts, settings or seed than the config "
             "has now; make them again with generate_constraint_maps.py --overwrite, or give another --work-dir"
         )
+
+
+def refuse_unlisted(path, rows, subjects):
+    """Raise InputError when maps have no row in the table beside them: nothing says what made them.
+
+    Maps without any table, made elsewhere, are taken as they are, with a warning.
+
+    Args:
+        path: `summary.csv`.
+        rows: From `read_summary`.
+        subjects: Whose maps are used.
+    """
+    unlisted = [name for name in subjects if name not in rows and (path.parent / f"{name}.nii.gz").exists()]
+    if not unlisted:
+        return
+    shown = ", ".join(unlisted[:NAMES_SHOWN]) + (", ..." if len(unlisted) > NAMES_SHOWN else "")
+    if rows:
+        cure = "run generate_constraint_maps.py again, which makes them anew"
+        raise InputError(f"{path}: has no row for {len(unlisted)} maps ({shown}); {cure}")
+    log.warning("%s: does not exist or is empty; nothing says what made %d maps (%s)", path, len(unlisted), shown)

@@ -4,6 +4,7 @@ What is legal is read as it is: any orientation, oblique or anisotropic voxels, 
 """
 
 import gzip
+import logging
 import math
 import os
 import zlib
@@ -16,6 +17,7 @@ from nibabel.filebasedimages import ImageFileError, SerializableImage
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
+log = logging.getLogger("mrccl")
 AGAIN = "copy or export it again"
 GZIP = b"\x1f\x8b"
 COMPRESSED = (".gz", ".mgz")
@@ -24,6 +26,7 @@ HEADER_BYTES, LOOKED_AT = 348, 1024  # nibabel guesses the format from 1024 byte
 # would fill the memory.
 LARGEST_COMPRESSION = 1032
 BLOCK_BYTES = 1 << 20
+TOLD = []  # the file that was the first to say nothing about its orientation: whole data sets are like that
 NO_MM = {1: "metres", 3: "micron"}  # codes of xyzt_units; a code for nothing is common, and taken for mm
 # Two affines of one file may differ by a registration, not by a swap of axes or by the size of a voxel.
 LARGEST_TURN_DEGREES = 45
@@ -168,9 +171,24 @@ def _affine_of(file):
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6:
         raise _Unusable("has no usable affine (voxel axes of length 0, NaN, or in one plane); mend its header")
-    if isinstance(file, nibabel.Nifti1Image) and int(file.header["sform_code"]) > 0:
-        _check_forms(affine, _qform_of(file.header))
+    if isinstance(file, nibabel.Nifti1Image):
+        if int(file.header["sform_code"]) > 0:
+            _check_forms(affine, _qform_of(file.header))
+        elif int(file.header["qform_code"]) == 0:
+            _warn_of_no_orientation(str(file.get_filename()))
     return affine
+
+
+def _warn_of_no_orientation(path):
+    """Warn of a file that does not say how it lies in space; NIfTI reads it like Analyze files."""
+    if not TOLD:
+        TOLD.append(path)
+        log.warning(
+            "'%s' does not say how it lies in space (sform_code and qform_code are 0); its axes are taken to run to "
+            "the patient's left, front and head. If they do not, slices are no axial ones, or left and right are "
+            "swapped; set its affine. Said of the first such file only",
+            path,
+        )
 
 
 def _qform_of(header):
