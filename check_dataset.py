@@ -1,0 +1,154 @@
+"""Look at a data set before anything is trained: who is there, on which grids, with which labels.
+
+    python check_dataset.py --config configs/brats2015_subset.yaml
+    python check_dataset.py --config configs/chaos_mr.yaml --whole --jobs 2
+
+Reads   the scans where `data` of the config says (docs/data.md has the layouts): headers, and label maps whole. With
+        --whole every voxel of every file, as steps 1 and 2 do before they start.
+Prints  a table with a row per subject: contrasts, grid, voxel size, orientation, volume of each class, warnings. What
+        must be mended follows, one line each: subject, file, what was found, what to do (exit code 2).
+Writes  check/subjects.csv (the table) and check/montage.png (some subjects, all contrasts, labels) in the work dir.
+Takes   seconds; some 0.1 s per label map of a brain.
+Next    python generate_constraint_maps.py --config FILE
+"""
+
+import csv
+import dataclasses
+import functools
+import logging
+
+from utils.checks import InputError
+from utils.config import from_command_line, positive
+from utils.parallel import in_order
+from utils.runs import atomic_path, exit_code_of, progress
+from utils.schema import channel_names
+
+log = logging.getLogger("mrccl")
+PICTURES = 6
+
+
+def add_options(parser):
+    parser.add_argument("--whole", action="store_true", help="read every voxel of every file")
+    parser.add_argument("--pictures", type=positive, default=PICTURES, metavar="N", help="subjects in the montage")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects looked at a time (default: 1)")
+
+
+def main(arguments=None):
+    config, options = from_command_line(__doc__, arguments, add_options)
+    from data.dataset_check import point_out_unlike
+    from data.layouts import find_subjects
+
+    problems = []
+    subjects = find_subjects(**config.data.places(), left_out=problems)
+    found = in_order(functools.partial(check, config, options.whole), subjects.values(), options.jobs)
+    checks = list(progress(found, "Looking at scans", len(subjects)))
+    checks = point_out_unlike(checks, config.data.voxel_size_known)
+    rows = table_of(config, checks, subjects)
+    folder = config.work_dir / "check"
+    if rows:
+        print_rows(rows)
+        write_rows(folder / "subjects.csv", rows)
+        log.info("wrote %s", folder / "subjects.csv")
+    problems += [line for each in checks for line in each.problems]
+    problems += problems_of_splits(config, subjects) if not problems else []
+    sound = [subjects[each.subject] for each in checks if not each.problems]
+    if sound:
+        draw(config, folder / "montage.png", sound, options.pictures)
+    summarise(config, checks, subjects)
+    if problems:
+        raise InputError(problems)
+    log.info("next: python generate_constraint_maps.py --config %s", options.config)
+
+
+def check(config, whole, files):
+    """Look at one subject."""
+    from data.dataset_check import check_subject
+
+    data = config.plain()["data"]
+    return check_subject(files, data["contrasts"], data["labels"], data["ignored_label_values"], whole=whole)
+
+
+def problems_of_splits(config, subjects):
+    """Say why the splits of the config cannot be made of these subjects, if so."""
+    from data.splits import make_splits
+
+    try:
+        make_splits(config.plain()["data"]["splits"], config.data.root, subjects, config.seed)
+    except InputError as error:
+        return error.lines
+    return []
+
+
+def table_of(config, checks, subjects):
+    """One row per subject, as text."""
+    is_mm, sessions = config.data.voxel_size_known, any(f.person not in (None, s) for s, f in subjects.items())
+    unit, digits = ("mL", 2) if is_mm else ("voxels", 0)
+    rows = []
+    for each in checks:
+        row = {"subject": each.subject}
+        row |= {"person": subjects[each.subject].person} if sessions else {}
+        row |= {
+            "contrasts": " ".join(each.contrasts),
+            "grid": " x ".join(map(str, each.shape)),
+            f"voxel{', mm' if is_mm else ''}": " x ".join(f"{length:.3g}" for length in each.spacing),
+            "axes": each.orientation,
+        }
+        volumes = each.volumes(is_mm)
+        for name in config.data.labels:
+            row[f"{name}, {unit}"] = f"{volumes[name]:.{digits}f}" if name in volumes else "-"
+        to_mend = f"{len(each.problems)} to mend" if each.problems else ""
+        rows.append(row | {"warnings": "; ".join([*each.warnings, *filter(None, [to_mend])])})
+    return rows
+
+
+def print_rows(rows):
+    """Print the table, as wide as its content: it may go into a file."""
+    columns = list(rows[0])
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
+    for cells in ({name: name for name in columns}, {name: "-" * widths[name] for name in columns}, *rows):
+        print("  ".join(cells[name].ljust(widths[name]) for name in columns).rstrip())
+
+
+def write_rows(path, rows):
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw(config, path, files, number):
+    """Draw the montage of subjects spread over the data set, those with a label first."""
+    from data.volumes import read_contrasts, read_label
+    from evaluation.dataset_montage import draw_montage
+
+    data = config.plain()["data"]
+    labelled, others = [e for e in files if e.label], [e for e in files if not e.label]
+    chosen = labelled[:: max(1, len(labelled) // number)][:number]
+    chosen += others[: number - len(chosen)]
+    pictures = []
+    for each in progress(chosen, "Drawing"):
+        # The field that N4 removes takes seconds to find, and a montage does not need it.
+        volume, affine = read_contrasts(dataclasses.replace(each, bias_correction=()), None, data["contrasts"])
+        label = None
+        if each.label and data["labels"]:
+            label = read_label(each, data["labels"], data["ignored_label_values"], volume.shape, affine)
+        pictures.append((each.subject, volume, label, affine))
+    note = "Simulated scans. " if config.data.simulated else ""
+    title = f"{note}{config.name}: {len(chosen)} of {len(files)} subjects; the patient's right is on the left"
+    draw_montage(path, pictures, channel_names(config.data.contrasts), list(data["labels"]), title)
+    log.info("wrote %s", path)
+
+
+def summarise(config, checks, subjects):
+    """Say how many subjects, grids and labels there are."""
+    labelled = sum(files.label is not None for files in subjects.values())
+    people = len({files.person or subject for subject, files in subjects.items()})
+    who = f"{len(subjects)} subjects" if people == len(subjects) else f"{len(subjects)} sessions of {people} persons"
+    grids = len({(each.shape, tuple(round(length, 3) for length in each.spacing)) for each in checks if each.shape})
+    unusual = sum(bool(each.warnings) for each in checks)
+    told = f"{who}, {labelled} with label, {grids} grids, {unusual} with warnings"
+    log.info("%s: %s (layout %s)", config.name, told, config.data.layout)
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))

@@ -1,0 +1,59 @@
+"""One picture of a data set: some subjects, all contrasts, the labels on top."""
+
+import numpy as np
+
+from evaluation.figures import in_report_style, panels
+from evaluation.overlays import WINDOW, label_colour, slices_to_show
+from utils.runs import atomic_path
+
+PANEL_INCHES = 1.5
+MOST_CHANNELS = 8
+FEWEST = 4  # columns: the legend needs their width
+
+
+@in_report_style
+def draw_montage(path, subjects, channels, labels, title):
+    """Draw a column of axial slices for each subject; radiological display, true aspect ratio.
+
+    Shown is the slice on which the labels are largest; without label, that with most bright voxels.
+
+    Args:
+        path: PNG to write.
+        subjects: List of `(name, volume (X, Y, Z, C), classes (X, Y, Z) or None, affine (4, 4))`.
+        channels: Names of the C channels; more than eight are left out.
+        labels: Class names in the order of their indices 1, 2, ...
+        title: Heading.
+    """
+    from matplotlib.lines import Line2D
+
+    names = channels[:MOST_CHANNELS]
+    shown = [_slices(volume[..., : len(names)], classes, affine) for _, volume, classes, affine in subjects]
+    tallest = max(aspect * images[0].shape[0] / images[0].shape[1] for aspect, images, _ in shown)
+    figure, axes = panels(len(names), max(len(subjects), FEWEST), (PANEL_INCHES, PANEL_INCHES * tallest))
+    for column, (subject, *_), (aspect, images, classes) in zip(axes.T, subjects, shown, strict=False):
+        for axis, image in zip(column, images, strict=True):
+            black, white = np.percentile(image, WINDOW)
+            axis.imshow(image, cmap="gray", vmin=black, vmax=max(white, black + 1e-6), aspect=aspect)
+            axis.set(xticks=[], yticks=[])
+            for index in np.unique(classes[classes > 0]) if classes is not None else ():
+                mask = (classes == index).astype(float)
+                axis.contour(mask, [0.5], colors=label_colour(index - 1), linewidths=0.8)
+        column[0].set_title(subject, fontsize="small")
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        axis.set_ylabel(name)
+    for axis in axes[:, len(subjects) :].ravel():
+        axis.set_axis_off()
+    if any(classes is not None for *_, classes in shown):
+        handles = [Line2D([], [], color=label_colour(index), label=label) for index, label in enumerate(labels)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(labels), FEWEST))
+    figure.suptitle(title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def _slices(volume, classes, affine):
+    """Return `(aspect, images, classes or None)` of the slice to show."""
+    where = (volume[..., 0] > volume[..., 0].mean()).astype(np.uint8) if classes is None else classes
+    parts = [volume[..., 0], where, *np.moveaxis(volume[..., 1:], -1, 0)]
+    aspect, (first, marked, *others) = slices_to_show(parts, affine)
+    return aspect, [first, *others], None if classes is None else marked
