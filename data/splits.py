@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.persons import people_of, split_by_person
 from utils.checks import InputError
 from utils.runs import child_seed, read_json
 from utils.schema import fingerprint
@@ -51,7 +52,7 @@ def make_splits(splits, root, subjects, seed):
             without labels the numbers are of all subjects.
         root: Folder of the data set.
         subjects: Subjects that exist: identifier -> `SubjectFiles`. Only numbers ask who has a label; for the other
-            kinds of splits the identifiers alone do.
+            kinds of splits the identifiers alone do. Sessions of one person stay together (`data.persons`).
         seed: Seed of the config; cross-validation and numbers draw.
 
     Returns:
@@ -61,6 +62,8 @@ def make_splits(splits, root, subjects, seed):
         InputError: A set is missing or empty, a subject is in two sets or does not exist, or there are too few
             subjects for the folds or too few labelled ones for the numbers; one line each.
     """
+    if len(people := people_of(subjects)) < len(subjects):
+        return split_by_person(make_splits, splits, root, subjects, people, seed)
     if not isinstance(splits, str) and "folds" in splits:
         return _folds(sorted(subjects), splits["folds"], splits["validation"], seed)
     where, lists = ("data.splits", splits) if not isinstance(splits, str) else _from_file(Path(root) / splits)
