@@ -72,7 +72,7 @@ def portable(network, image_shape=None):
         A `keras.Model`.
     """
     image = keras.Input(image_shape or network.input_shape[1:], name="image")
-    copy = keras.models.clone_model(network, input_tensors=[image], clone_function=_plain_layer)
+    copy = keras.models.clone_model(network, input_tensors=image, clone_function=_plain_layer)
     copy.set_weights(network.get_weights())
     return copy
 
@@ -89,7 +89,7 @@ def mean_of(networks):
     if len(networks) == 1:
         return networks[0]
     image = keras.Input(networks[0].input_shape[1:], name="image")
-    members = [keras.Model(n.inputs, n.outputs, name=f"member_{number}") for number, n in enumerate(networks, start=1)]
+    members = [keras.Model(n.input, n.output, name=f"member_{number}") for number, n in enumerate(networks, start=1)]
     return keras.Model(image, keras.layers.Average(name="mean")([member(image) for member in members]), name="ensemble")
 
 
@@ -113,7 +113,7 @@ def pretrained_encoder(arrays, channels, *, rank, filters):
     network = build_encoder((*[size] * rank, channels), rank=rank, filters=filters, head=None)
     transfer(arrays, network)
     levels = [network.get_layer(f"encoder_{level}_relu_2").output for level in range(1, len(filters) + 1)]
-    encoder = keras.Model(network.inputs, levels, name="encoder")
+    encoder = keras.Model(network.input, levels, name="encoder")
     return portable(encoder, (*[None] * rank, channels))
 
 
