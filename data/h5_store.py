@@ -9,6 +9,7 @@ an HDF5 object end at 64 KiB, about 200 subjects. Attributes: `schema_version`, 
 the caller. Names, axes and order of `img` and `param` are those of the authors' data loader.
 """
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import numpy as np
 
 from data.geometry import SliceGrid
 from data.h5_checks import DAMAGE, TEXTS, check_grid, check_hashes, check_store, parse_texts, plain_attribute
+from data.h5_room import ask_for_room
 from data.h5_rows import RowReader
 from data.h5_texts import fixed_length, write_attribute
 from utils.checks import InputError
@@ -63,7 +65,7 @@ class StoreWriter:
         image_size: `(H, W)`.
         attributes: Name -> text, number, list of texts, or anything JSON can hold.
         has_labels: Whether every subject comes with labels.
-        spaces: Names of the contrast spaces whose maps every subject has, besides the default one.
+        spaces: Contrast spaces whose maps every subject has, besides the default one.
     """
 
     def __init__(self, path, *, contrasts, image_size, attributes, has_labels, spaces=()):
@@ -72,10 +74,18 @@ class StoreWriter:
         self.subjects, self.slices = [], 0
 
     def __enter__(self):
-        self._texts, self._renamed = {name: [] for name in TEXTS}, atomic_path(self.path)
+        self._texts = {name: [] for name in TEXTS}
+        with contextlib.ExitStack() as stack:
+            self._open(stack)
+            self._parts = stack.pop_all()  # at the end the file is closed, then renamed
+        return self
+
+    def _open(self, stack):
+        temporary = stack.enter_context(atomic_path(self.path))
+        ask_for_room(self.path, 0)
         # This format has checksums on all that describes the data: without them, one wrong byte can make HDF5 search
         # for ever. HDF5 1.10 and later read it.
-        self._file = h5py.File(self._renamed.__enter__(), "w", libver=("v110", "v110"))
+        self._file = stack.enter_context(h5py.File(temporary, "w", libver=("v110", "v110")))
         plane = self.image_size
         self._create("img", (*plane, len(self.contrasts)), np.float16)
         for space in self.spaces:
@@ -84,15 +94,13 @@ class StoreWriter:
             self._create("label", plane, np.uint8)
         self._create("subject_index", (), np.int32)
         self._create("slice_index", (), np.int32)
-        return self
 
     def __exit__(self, kind, error, trace):
-        try:
-            if kind is None:
-                self._write_attributes()
-        finally:
-            self._file.close()
-        return self._renamed.__exit__(kind, error, trace)
+        if kind is not None:
+            return self._parts.__exit__(kind, error, trace)
+        with self._parts:
+            ask_for_room(self.path, sum(len(line) for lines in self._texts.values() for line in lines))
+            self._write_attributes()
 
     def add(self, subject):
         """Append the slices of one subject (`SubjectSlices`); none is fine, the subject is listed all the same."""
@@ -114,9 +122,11 @@ class StoreWriter:
                     f"{subject.subject}: {name} is {None if values is None else values.shape}, "
                     f"expected {(count, *dataset.shape[1:])}"
                 )
+        ask_for_room(self.path, sum(values.nbytes for values in parts.values()))
         for name, values in parts.items():
             self._file[name].resize(self.slices + count, axis=0)
             self._file[name][self.slices :] = values
+        self._file.flush()  # what HDF5 holds back would need room later
         self.slices += count
         self.subjects.append(subject.subject)
         intensities = {name: list(ends) for name, ends in subject.intensities.items()}
@@ -181,7 +191,7 @@ class SliceStore:
             raise InputError(f"{self.path}: made with another config; {AGAIN}")
 
     def check_origin(self, **expected):
-        """Raise InputError unless attributes of the file (`split`, `seed`, `labels`) have these values."""
+        """Raise InputError unless these attributes of the file have these values."""
         for name, value in expected.items():
             if self.attributes.get(name) != value:
                 raise InputError(f"{self.path}: made with another {name}; {AGAIN}")
@@ -240,7 +250,7 @@ class SliceStore:
         self.has_labels = "label" in file
         self.spaces = (None, *(name.removeprefix("param_") for name in file if name.startswith("param_")))
         self.image_size = tuple(int(length) for length in file["img"].shape[1:3])
-        self.subject_index, self.slice_index = file["subject_index"][:], file["slice_index"][:]
+        self.subject_index, self.slice_index = (file[name][:] for name in ("subject_index", "slice_index"))
         self._grids = parse_texts(file["subject_grid"][:])
         for values in self._grids:
             check_grid(values, self.image_size)
@@ -275,16 +285,11 @@ class SliceStore:
 
 
 def _maps_of(space):
-    """Name of the dataset with the constraint maps of a contrast space."""
     return f"param_{space}" if space else "param"
 
 
 def packed_folders(work_dir, name):
-    """Return the folders whose `h5/` holds a store of this name: the work dir, or its `fold0`, `fold1`, ...
-
-    Raises:
-        InputError: There is none.
-    """
+    """Return the folders whose `h5/` holds a store of this name: the work dir, or its `fold0`, `fold1`, ..."""
     files = [*Path(work_dir).glob(f"h5/{name}"), *Path(work_dir).glob(f"fold*/h5/{name}")]
     if not files:
         raise InputError(f"{work_dir}: no h5/{name}; run generate_h5_pretraining.py first")

@@ -1,0 +1,87 @@
+"""Every step on a file system that is full, read-only, and then has room again; what came of it as JSON.
+
+    unshare -rm python -m tests.reliability.full_disk FOLDER
+
+Makes   FOLDER/scans (a tiny cohort), FOLDER/whole (a work dir that nobody disturbs) and FOLDER/small, a file system in
+        memory that only this process sees. In it, each step runs with so little room that it must fail somewhere, in
+        several places, and then with enough.
+Prints  one JSON object: for each step its failed tries (bytes left, exit code, what was said, unfinished files), the
+        exit code with enough room, what differs from the undisturbed run, and what a read-only disk makes of it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from data.h5_room import SLACK
+from tests.bad_input.cohort import write_cohort
+from tests.bad_input.harness import run
+from tests.reliability.equal import differences
+
+ROOM = 64 << 20
+SHARES = (0.0, 0.15, 0.5, 0.85)  # of what a step writes; what is left to it
+STEPS = {
+    "generate_constraint_maps": "constraint_maps",
+    "generate_h5_pretraining": "h5",
+    "constrained_contrastive_learning": "pretraining",
+    "finetune_segmentation": "finetuning",
+    "reproduce_tables": "report",
+    "predict": "predicted",
+}
+MODEL = "finetuning/t1/random/n01/r0"
+
+
+def main():
+    folder = Path(sys.argv[1])
+    small, whole = folder / "small", folder / "whole"
+    small.mkdir(parents=True)
+    mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", small)
+    config = write_cohort(folder)
+    found = {"devices": [os.stat(place).st_dev for place in (folder, small)]}
+    for step, outputs in STEPS.items():
+        assert run(step, *words(step, config, whole)).code == 0
+        needed = sum(path.stat().st_size for path in (whole / outputs).rglob("*") if path.is_file())
+        mount("-o", "remount,ro", small)
+        read_only = run(step, *words(step, config, small / "work"))
+        mount("-o", "remount,rw", small)
+        rooms = [int(share * needed) for share in SHARES]
+        if outputs == "h5":  # which asks for more than it writes
+            rooms += [SLACK + room for room in rooms]
+        tries = [try_with(room, step, words(step, config, small / "work"), small) for room in rooms]
+        outcome = run(step, *words(step, config, small / "work"))
+        found[step] = {
+            "read_only": {"code": read_only.code, "said": read_only.said},
+            "tries": tries,
+            "code": outcome.code,
+            "said": outcome.said,
+            "differences": differences(whole, small / "work", outputs),
+        }
+    print(json.dumps(found))
+
+
+def words(step, config, work):
+    if step == "predict":
+        return ["--model", work / MODEL, "--input", config.parent / "data", "--output", work / "predicted"]
+    return ["--config", config, "--work-dir", work]
+
+
+def mount(*options):
+    subprocess.run(["mount", *map(str, options)], check=True)
+
+
+def try_with(room, step, line, small):
+    """Run a step with this much room in the small file system, and free the rest afterwards."""
+    ballast = small / "ballast"
+    free = os.statvfs(small)
+    with open(ballast, "wb") as file:
+        file.write(b"\0" * max(0, free.f_bavail * free.f_frsize - room))
+    outcome = run(step, *line)
+    unfinished = [str(path) for path in small.rglob(".tmp*")]
+    ballast.unlink()
+    return {"room": room, "code": outcome.code, "said": outcome.said, "unfinished": unfinished}
+
+
+if __name__ == "__main__":
+    main()
