@@ -28,7 +28,7 @@ STYLE = {
     "savefig.dpi": 200,
 }
 PANEL_INCHES = (3.4, 2.8)
-LEGEND_ROW_INCHES = 0.17
+LEGEND_ROW_INCHES, INITS_BELOW, FOLDS_BELOW = 0.17, 2, 4  # of a legend below the panels: entries a row and panel
 WIDEST = 0.6  # of the distance between two N, for all initialisations side by side
 MOST_BANDS = 3  # more of them hide one another; the bars say the same
 AGAINST_N_SHOWS = (
@@ -142,11 +142,15 @@ def _share_legend(figure, axes):
     fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
     # The dotted baseline comes last, though matplotlib lists lines first.
     samples = sorted(zip(*fullest.get_legend_handles_labels(), strict=True), key=lambda sample: "," in sample[1])
-    columns = 2 * axes.shape[1]  # as many as fit below the panels
-    rows = -(-len(samples) // columns)
-    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * max(0, rows - 2))
     handles, names = zip(*samples, strict=True)
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, title="initialisation")
+    _legend_below(figure, handles, names, INITS_BELOW * axes.shape[1], rows_there=2, title="initialisation")
+
+
+def _legend_below(figure, handles, names, columns, rows_there, title=None):
+    """Draw a legend below all panels; the figure grows for more than `rows_there` rows, so panels do not shrink."""
+    rows = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * max(0, rows - rows_there))
+    figure.legend(handles, names, loc="outside lower center", ncols=-(-len(names) // rows), title=title)
 
 
 def _draw_init(axis, values, init, number, place_of_count):
@@ -205,9 +209,8 @@ def training_curves(histories, note=""):
         column[0].set_title(stage)
         column[drawn][-1].set_xlabel("epoch")
     if len(order) > 1:
-        figure.legend(
-            handles=[_sample(label=fold, color=colours[fold]) for fold in order], loc="outside lower center", ncols=8
-        )
+        handles = [_sample(label=fold, color=colours[fold]) for fold in order]
+        _legend_below(figure, handles, order, FOLDS_BELOW * len(histories), rows_there=1)
     if note:
         figure.suptitle(note)
     return figure
@@ -261,13 +264,14 @@ def save_training_curves(history, path, title=""):
     _save(training_curves({title: {"": pandas.DataFrame(history)}}), path)
 
 
-def panels(rows, columns, inches=PANEL_INCHES):
+def panels(rows, columns, inches=PANEL_INCHES, last_column_inches=None):
     """Return an empty matplotlib `Figure` and its axes, `(rows, columns)`, each `inches` (width, height)."""
     from matplotlib.figure import Figure
 
+    widths = [inches[0]] * (columns - 1) + [last_column_inches or inches[0]]
     # The object interface: no window system is asked for and no global state is left behind.
-    figure = Figure((inches[0] * columns, inches[1] * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    figure = Figure((sum(widths), inches[1] * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
 
 
 def save_figure(figure, folder, name):

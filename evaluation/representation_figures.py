@@ -5,6 +5,8 @@ import numpy as np
 from evaluation.figures import OKABE_ITO, in_report_style, panels
 
 PANEL_INCHES = (1.7, 1.6)
+LEGEND_INCHES, SCALE_INCHES = 1.7, 0.85  # width of the keys: with names of labels, or colour scales alone
+BAR_INCHES = 0.12
 SPREAD = (5, 95)  # percentiles of T1, T2 and contrasts that the colours span
 OTHER = "#C8C8C8"
 
@@ -25,7 +27,8 @@ def draw_embeddings(points, patches, labels, title=""):
     """
     rows = ["constraint_class", *(name for name in ("label", "T2", "T1") if name in patches)]
     rows += [name for name in patches if name.startswith("contrast ")]
-    figure, axes = panels(len(rows), len(points) + 1, PANEL_INCHES)  # the last column holds the keys
+    key_inches = LEGEND_INCHES if "label" in rows else SCALE_INCHES
+    figure, axes = panels(len(rows), len(points) + 1, PANEL_INCHES, key_inches)  # the last column holds the keys
     for axis, init in zip(axes[0], points, strict=False):
         axis.set_title(init)
     for (*row, key), name in zip(axes, rows, strict=True):
@@ -34,14 +37,17 @@ def draw_embeddings(points, patches, labels, title=""):
         for axis, places in zip(row, points.values(), strict=True):
             axis.set(xticks=[], yticks=[])
             axis.spines[["left", "bottom"]].set_color(OTHER)
-            draw = _draw_labels if name == "label" else _draw_values
-            draw(axis, key, places, patches[name].to_numpy(), labels if name == "label" else name)
+            values = patches[name].to_numpy()
+            if name == "label":
+                _draw_labels(axis, key, places, values, labels)
+            else:
+                _draw_values(axis, key, places, values, name, BAR_INCHES / key_inches)
     if title:
         figure.suptitle(title)
     return figure
 
 
-def _draw_values(axis, key, places, values, name):
+def _draw_values(axis, key, places, values, name, bar_width):
     is_class = name == "constraint_class"
     low, high = (1, values.max()) if is_class else np.percentile(values, SPREAD)
     style = {"c": values, "vmin": low, "vmax": high, "cmap": "viridis", "s": 4, "linewidths": 0}
@@ -49,7 +55,7 @@ def _draw_values(axis, key, places, values, name):
     if not key.child_axes:
         label = "class, dark to bright" if is_class else f"{name} [ms]" if name in ("T2", "T1") else "0 to 1"
         extend = "neither" if is_class else "both"
-        axis.figure.colorbar(drawn, cax=key.inset_axes([0, 0.05, 0.07, 0.9]), label=label, extend=extend)
+        axis.figure.colorbar(drawn, cax=key.inset_axes([0, 0.05, bar_width, 0.9]), label=label, extend=extend)
 
 
 def _draw_labels(axis, key, places, values, labels):

@@ -221,6 +221,19 @@ def test_a_fold_has_one_colour_everywhere(tmp_path):
     save_figure(figure, tmp_path, "curves")
 
 
+@pytest.mark.parametrize(("stages", "count"), [(1, 5), (1, 10), (2, 10)])
+def test_all_folds_fit_into_the_legend(stages, count):
+    folds = {f"fold{number}": make_history(*HEALTH) for number in range(count)}
+    figure = training_curves(dict.fromkeys(["global", "constrained"][:stages], folds))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    entries = [text.get_window_extent() for text in legend.get_texts()]
+    assert len(entries) == count
+    for place in (legend.get_window_extent(), *entries):
+        assert figure.bbox.x0 <= place.x0 and place.x1 <= figure.bbox.x1 and figure.bbox.y0 <= place.y0
+    assert min(axis.get_window_extent().y0 for axis in figure.axes) > legend.get_window_extent().y1
+
+
 def test_the_first_epoch_is_a_point():
     axes = training_curves({"constrained": {"": make_history(*HEALTH, epochs=1)}}).axes
     assert all(line.get_marker() == "." for axis in axes for line in axis.lines)

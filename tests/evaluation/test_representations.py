@@ -275,6 +275,14 @@ def test_the_plane_keeps_groups_apart_and_is_fixed_by_the_seed():
     assert embed(groups[:12], 0).shape == (12, 2)
 
 
+def test_without_labels_the_keys_take_no_more_room_than_they_need():
+    generator = np.random.default_rng(0)
+    patches = make_patches(generator, count=60)[1].drop(columns="label")
+    figure = draw_embeddings({"random": generator.normal(size=(60, 2))}, patches, [])
+    figure.draw_without_rendering()
+    assert 0.9 < figure.get_tightbbox().x1 / figure.get_figwidth() <= 1
+
+
 @pytest.mark.parametrize("has_truth", [True, False])
 def test_the_figure_colours_the_same_patches_in_every_panel(has_truth, tmp_path):
     generator = np.random.default_rng(0)
