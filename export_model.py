@@ -43,10 +43,10 @@ FILES = {
 def main(arguments=None):
     options = read_options(arguments)
     check_output(options)
-    check_formats(options.formats)
     stages = [folder for folder in options.model if is_stage(folder)]
     if stages and len(options.model) > 1:
         raise InputError(f"--model {stages[0]}: is a stage of step 3; export it alone")
+    check_formats(options.formats)
     (export_encoder if stages else export_model)(options)
     log.info("wrote %s", options.output)
     if not stages:
@@ -92,9 +92,11 @@ def check_output(options):
 
 def check_formats(formats):
     """Refuse formats that cannot be made here."""
+    if not formats:
+        return
     import keras
 
-    if formats and keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() != "tensorflow":
         raise InputError(
             f"--formats: need KERAS_BACKEND=tensorflow, not {keras.backend.backend()}; the result is the same"
         )

@@ -34,7 +34,8 @@ from utils.runs import exit_code_of, progress
 log = logging.getLogger("mrccl")
 SUFFIXES = (".nii", ".nii.gz")
 FLIPS = {"anterior_posterior": 1, "left_right": 2}  # axes of a batch of slices (`data.geometry.SLICE_AXES`)
-SIDED = re.compile(r"(^|[_-])(left|right|l|r)([_-]|$)", re.IGNORECASE)
+# left_kidney, LeftKidney, kidney-l, kidneyL; but not cleft.
+SIDED = re.compile(r"(?i:^(left|right)|(^|[_-])(left|right|l|r)([_-]|$))|[a-z0-9](Left|Right|L|R)(?![a-z])")
 
 
 def main(arguments=None):

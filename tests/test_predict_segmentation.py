@@ -112,6 +112,16 @@ def test_sides_are_not_mirrored(models, scans, tmp_path):
     run([harmless], scans, tmp_path / "out2", "--flip", "left_right")
 
 
+@pytest.mark.parametrize("name", ["left_kidney", "kidney_left", "LeftKidney", "kidneyRight", "lung-R", "l", "KidneyL"])
+def test_names_with_a_side(name):
+    assert predict.SIDED.search(name)
+
+
+@pytest.mark.parametrize("name", ["cleft", "liver", "lesion", "cortex", "bright_spot", "Liver", "tumor", "caudateLobe"])
+def test_names_without_a_side(name):
+    assert not predict.SIDED.search(name)
+
+
 def test_components_are_removed_from_the_label_map_and_its_volumes_only(models, scans, tmp_path):
     raw = run(models, scans, tmp_path / "raw", "--probabilities")
     before = read(raw / "sub-1.nii.gz").astype(int)
