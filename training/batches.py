@@ -1,7 +1,9 @@
 """Slices to batches: which slices, which anchors, which random changes, all fixed by seed, epoch and step."""
 
+import collections
 import functools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import keras
@@ -9,6 +11,7 @@ import numpy as np
 
 from training.devices import steps_per_dispatch
 from utils.checks import InputError
+from utils.environment import tensorflow
 from utils.runs import child_seed
 
 READERS = 4  # threads that read slices ahead of the training step
@@ -63,9 +66,7 @@ class Batches(keras.utils.PyDataset):
         self, arrays, batch_size, seed, *, steps=None, shuffle=True, finish=None, on_device=(), per_dispatch=None
     ):
         is_streamed = any(isinstance(v, Rows) and name not in on_device for name, v in arrays.items())
-        # More than one: Keras reads ahead in its own threads. TensorFlow's input pipeline, which serves one, takes
-        # processor time from the step: a third of the throughput of small networks on two cores.
-        super().__init__(workers=READERS if is_streamed else 2 if keras.backend.backend() == "tensorflow" else 1)
+        super().__init__(workers=READERS if is_streamed else 1)
         self.arrays, self.batch_size, self.seed, self.shuffle, self.finish = arrays, batch_size, seed, shuffle, finish
         self.on_device, self.epoch = tuple(on_device), 0
         self.slices = len(next(iter(arrays.values())))
@@ -115,6 +116,18 @@ class Batches(keras.utils.PyDataset):
             return (batches[0],)
         return ({"steps": {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}},)
 
+    def walk(self):
+        """The dispatches of one epoch, read ahead in threads where batches bring images; then begins the next epoch."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead = collections.deque()
+            for number in range(len(self)):
+                while self.workers > 1 and len(ahead) < 2 * self.workers and number + len(ahead) < len(self):
+                    ahead.append(pool.submit(self.__getitem__, number + len(ahead)))
+                dispatch = ahead.popleft().result() if ahead else self[number]
+                if number == len(self) - 1:  # nobody asks for more, so that nothing after the loop would be reached
+                    self.on_epoch_end()
+                yield dispatch
+
     def batch(self, step):
         """One batch, a dictionary of arrays `(B, ...)`."""
         batch = self.read(self.rows(step), step)
@@ -132,6 +145,25 @@ class Batches(keras.utils.PyDataset):
         if not self.on_device:
             return sent
         return sent | {"rows": self.arrays[self.on_device[0]].numbers(rows).astype("int32")}
+
+
+def fed(batches):
+    """Return what `fit` reads `Batches` from, epoch after epoch, without taking time from the training step.
+
+    On TensorFlow that is a data set with a thread of its own. The one that Keras makes of a `PyDataset` works in threads
+    of the step, which cost it a third of the throughput of small networks on two cores, or waits for a tenth of a
+    second at the end of each epoch. A fit begins at the epoch after the one that `batches` are at, as Keras does.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return batches
+    tf, first = tensorflow(), keras.tree.map_structure(np.asarray, batches[0])
+    batches.on_epoch_end()
+    # Sizes of batches differ: the last one of validation, and how many go in a dispatch.
+    signature = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), first)
+    options = tf.data.Options()
+    options.autotune.enabled, options.threading.private_threadpool_size = False, 1
+    dataset = tf.data.Dataset.from_generator(batches.walk, output_signature=signature)
+    return dataset.apply(tf.data.experimental.assert_cardinality(len(batches))).with_options(options)
 
 
 def in_memory(arrays):
