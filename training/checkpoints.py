@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from models.weights import save_weights
+from training.batches import fed
 from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
 from utils.checks import InputError
 from utils.runs import CHECKPOINT, atomic_path, bar
@@ -72,8 +73,8 @@ def fit(
     try:
         if start < epochs:
             task.fit(
-                training,
-                validation_data=validation,
+                fed(training),
+                validation_data=fed(validation),
                 validation_freq=evaluate_every,
                 initial_epoch=start,
                 epochs=epochs,
