@@ -141,6 +141,13 @@ def draw(config, path, files, number):
 
 def summarise(config, checks, subjects):
     """Say how many subjects, grids and labels there are."""
+    from data.derivatives import numbered_otherwise
+
+    for files in [files for files in subjects.values() if files.label and config.data.layout == "nnunet"][:1]:
+        if differing := numbered_otherwise(config.data.labels, files.label_names):
+            listed = ", ".join(f"{name} {values}" for name, values in differing.items())
+            log.warning("data.labels: predictions number classes from 1 as listed; dataset.json has %s", listed)
+            log.warning("list the classes as dataset.json does if nnU-Net's evaluator is to read predictions")
     labelled = sum(files.label is not None for files in subjects.values())
     people = len({files.person or subject for subject, files in subjects.items()})
     who = f"{len(subjects)} subjects" if people == len(subjects) else f"{len(subjects)} sessions of {people} persons"

@@ -131,13 +131,12 @@ def scan_of_file(options, model):
 
 def scans_of_folder(options, model):
     """All subjects of a folder, with the acquired contrasts among those that are to be made."""
-    from data.layouts import find_subjects
-    from evaluation.new_scans import patterns_of
+    from data.layouts import find_subjects, needed_of, reading_of
 
     root, output, targets = options.input, options.output, model.get("targets", [])
     if output.name.endswith(SUFFIXES) or output.is_file():
         raise InputError(f"--output {output}: for a folder of scans give a folder")
-    subjects = find_subjects(root, patterns_of(model, model["contrasts"]), mask=model["mask"])
+    subjects = find_subjects(root, needed_of(model), mask=model["mask"], **reading_of(model))
     subjects = add_acquired(subjects, root, model)
     jobs = [(name, files, outputs_of(name, output, options, targets)) for name, files in subjects.items()]
     refuse_places_of_contrasts(root, model, [path for *_, paths in jobs for path in paths.values()])
@@ -157,12 +156,12 @@ def outputs_of(subject, folder, options, targets):
 
 def add_acquired(subjects, root, model):
     """Add the files of contrasts that are to be synthesised, where a subject was scanned with them as well."""
-    from data.layouts import find_subjects
+    from data.layouts import find_subjects, needed_of, reading_of
     from evaluation.new_scans import patterns_of
 
-    needed = patterns_of(model, model["contrasts"])
+    needed, reading = needed_of(model), reading_of(model)
     for name, pattern in patterns_of(model, model.get("targets", [])).items():
-        scanned = find_subjects(root, needed | {name: pattern}, left_out=[])
+        scanned = find_subjects(root, needed | {name: pattern}, left_out=[], **reading)
         for subject in subjects.keys() & scanned.keys():
             contrasts = subjects[subject].contrasts | {name: scanned[subject].contrasts[name]}
             subjects[subject] = dataclasses.replace(subjects[subject], contrasts=contrasts)

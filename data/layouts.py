@@ -109,6 +109,8 @@ def find_subjects(
     warn_of_closed_folders(root)
     entries = {name: file_pattern(entry) for name, entry in contrasts.items()}
     wanted = Wanted(root, entries, label, labels or {}, tuple(ignored), test_images)
+    if layout not in FINDERS:
+        raise InputError(f"data.layout: '{layout}' is not one of {', '.join(FINDERS)}")
     found = FINDERS[layout](wanted)
     subjects = found.subjects()
     problems = [*found.problems, *found.unclear()]
@@ -140,6 +142,27 @@ def find_subjects(
         for subject in subjects
         if subject not in bad
     }
+
+
+def reading_of(model):
+    """Return what model.json says of how scans are found and read, as keyword arguments of `find_subjects`."""
+    return {key: model[key] for key in ("layout", "resample_to", "bias_correction") if key in model}
+
+
+def needed_of(model):
+    """Return the entries of the contrasts that must be found for a model.
+
+    Of a model with several input contrasts, that to whose grid they are resampled is one of them; a model with one
+    works on the grid of that one.
+
+    Args:
+        model: Content of model.json: `files` is `data.contrasts`, `contrasts` the channels that the network sees.
+    """
+    names = dict.fromkeys(file_of_channel(model["files"], channel)[0] for channel in model["contrasts"])
+    reference = model.get("resample_to")
+    if reference and len(names) > 1:
+        names |= {reference: None}
+    return {name: model["files"][name] for name in names}
 
 
 def file_of_channel(contrasts, channel):

@@ -1,0 +1,87 @@
+"""What predictions are called where they are used: plain folders, nnU-Net's evaluator, BIDS derivatives."""
+
+import csv
+from pathlib import Path
+
+from data.layout_bids import parse_filter
+from utils.runs import atomic_path, write_json
+
+NAME = "mrccl"  # desc- of what this suite makes
+BIDS_VERSION = "1.10.0"
+SUFFIX_OF = {"label": "dseg", "probabilities": "probseg"}
+
+
+def output_path(layout, folder, subject, what, entry=None):
+    """Return the file that a prediction goes to.
+
+    Args:
+        layout: `data.layout` of the config that the model was trained with.
+        folder: Folder of the results; a BIDS derivative of its own for layout bids.
+        subject: Identifier, such as `sub-01_ses-02`.
+        what: `label`, `probabilities`, or the name of a synthesised contrast.
+        entry: bids: filter of the synthesised contrast, whose suffix names it; elsewhere not needed.
+
+    Returns:
+        `<subject>.nii.gz` for a label map, as nnU-Net's evaluator wants it, `<subject>_<what>.nii.gz` for others;
+        for bids `sub-01/ses-02/anat/sub-01_ses-02_desc-mrccl_dseg.nii.gz`.
+    """
+    if layout != "bids":
+        return Path(folder) / (f"{subject}.nii.gz" if what == "label" else f"{subject}_{what}.nii.gz")
+    suffix = SUFFIX_OF.get(what)
+    entities = []
+    if suffix is None:
+        _, _, asked, suffix = parse_filter(entry or what)
+        # What tells the contrast from others of that suffix; wildcards stand for nothing that is known here.
+        entities = [part for part in asked if "*" not in part and not part.startswith("desc-")]
+    place = Path(folder).joinpath(*subject.split("_"), "anat")
+    return place / f"{'_'.join([subject, *entities])}_desc-{NAME}_{suffix}.nii.gz"
+
+
+def describe_outputs(layout, folder, name, labels=None, channels=(), version="0.1.0"):
+    """Write what readers of the results need beside them; nothing for other layouts.
+
+    For nnunet `dataset.json` with the numbers of the classes; for bids `dataset_description.json`, which makes the
+    folder a derivative, and `desc-mrccl_dseg.tsv`, which names the classes.
+
+    Args:
+        layout: `data.layout` of the config.
+        folder: Folder of the results.
+        name: Name of the data set.
+        labels: Class name -> number in the label maps; None for synthesised contrasts.
+        channels: Names of the model's input contrasts.
+        version: Version of the suite.
+    """
+    folder = Path(folder)
+    if layout == "nnunet" and labels:
+        numbers = {str(number): channel for number, channel in enumerate(channels)}
+        content = {"channel_names": numbers, "labels": {"background": 0, **labels}, "file_ending": ".nii.gz"}
+        write_json(folder / "dataset.json", content | {"numTraining": 0, "name": name})
+    if layout != "bids":
+        return
+    about = {"Name": f"{name}: predictions", "BIDSVersion": BIDS_VERSION, "DatasetType": "derivative"}
+    write_json(folder / "dataset_description.json", about | {"GeneratedBy": [{"Name": NAME, "Version": version}]})
+    if labels:
+        table = folder / f"desc-{NAME}_dseg.tsv"
+        with atomic_path(table) as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+            writer.writerows([["index", "name"], [0, "background"], *([n, label] for label, n in labels.items())])
+
+
+def numbered_otherwise(labels, label_names):
+    """Return the classes whose number in predictions is not their value in the label maps of the data set.
+
+    Predictions number classes from 1 as `data.labels` lists them. An evaluator that compares the two files by value,
+    such as nnU-Net's, needs equal numbers.
+
+    Args:
+        labels: `data.labels` of the config.
+        label_names: `SubjectFiles.label_names`.
+
+    Returns:
+        Class name -> values on disk.
+    """
+    values = {
+        name: [value for member in members for value in label_names.get(member, (member,))]
+        for name, members in labels.items()
+    }
+    return {name: found for number, (name, found) in enumerate(values.items(), start=1) if found != [number]}
