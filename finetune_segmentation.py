@@ -129,6 +129,7 @@ class Segmentations:
             "simulated": plain["data"]["simulated"],
             "contrasts": inputs,
             "files": plain["data"]["contrasts"],
+            **self.config.reading(),
             "mask": plain["data"]["mask"],
             "labels": {name: index for index, name in enumerate(self.labels, start=1)},
             "voxel_size_known": plain["data"]["voxel_size_known"],

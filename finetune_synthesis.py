@@ -143,6 +143,7 @@ class Syntheses:
                 target: {subject: ranges[target] for subject, ranges in intensities.items()} for target in self.targets
             },
             "files": plain["data"]["contrasts"],
+            **self.config.reading(),
             "mask": plain["data"]["mask"],
             "percentiles": list(self.config.percentiles()),
             "slices": plain["slices"],
