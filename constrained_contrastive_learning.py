@@ -15,7 +15,8 @@ import logging
 from pathlib import Path
 
 from utils.checks import InputError
-from utils.config import from_command_line, positive
+from utils.config import add_deterministic, from_command_line, positive
+from utils.environment import make_deterministic
 from utils.runs import child_seed, drop_checkpoint, exit_code_of, open_run, write_json
 from utils.schema import channel_names, fingerprint
 
@@ -28,11 +29,14 @@ def add_options(parser):
         "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
     )
     parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs that share a batch (default: 1)")
+    add_deterministic(parser)
     parser.add_argument("--overwrite", action="store_true", help="redo finished stages")
 
 
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "pretraining"))
+    if options.deterministic:
+        make_deterministic()
     for name in options.method or ():
         if name not in config.pretraining.stages:
             raise InputError(f"--method {name}: not one of the stages {', '.join(config.pretraining.stages)}")

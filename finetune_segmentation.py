@@ -15,6 +15,7 @@ import itertools
 
 from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
+from utils.environment import make_deterministic
 from utils.runs import child_seed, exit_code_of
 from utils.schema import channel_names
 
@@ -26,6 +27,8 @@ def add_options(parser):
 
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "finetuning"))
+    if options.deterministic:
+        make_deterministic()
     from data.layouts import find_subjects
     from data.splits import chosen_folds, make_splits
     from training.devices import check_batch_sizes

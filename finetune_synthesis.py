@@ -14,12 +14,15 @@ import functools
 import itertools
 
 from utils.config import add_grid_options, chosen_axes, from_command_line
+from utils.environment import make_deterministic
 from utils.runs import child_seed, exit_code_of
 from utils.schema import channel_names
 
 
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_grid_options, needs=("slices", "crops", "synthesis"))
+    if options.deterministic:
+        make_deterministic()
     from data.h5_store import SliceStore
     from data.layouts import find_subjects
     from data.splits import chosen_folds, make_splits

@@ -12,6 +12,7 @@ STEPS = {
     "report": ("reproduce_tables", "report"),
     "predict": ("predict", "predicted"),
 }
+FIRST_FOUR = [script for script, _ in list(STEPS.values())[:4]]
 MODEL = "finetuning/t1w/constrained/n02/r0"
 
 

@@ -12,26 +12,10 @@ from nibabel import orientations
 from data.identity import CURE, content_hash, hashes_of_subject, refuse_same_scans
 from tests.bad_input.cohort import AFFINE, volumes, write_cohort, write_config
 from tests.bad_input.harness import assert_refused, run
+from tests.reliability.cohort import FIRST_FOUR
 from utils.checks import InputError
 
-STEPS = (
-    "generate_constraint_maps",
-    "generate_h5_pretraining",
-    "constrained_contrastive_learning",
-    "finetune_segmentation",
-)
 SPLITS = {"train": ["sub-1"], "val": ["sub-2"], "test": ["sub-3"]}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A cohort and its work dir after four steps."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = write_cohort(folder)
-    for step in STEPS:
-        outcome = run(step, "--config", config)
-        assert outcome.code == 0, outcome.said
-    return folder
 
 
 @pytest.fixture
@@ -106,8 +90,8 @@ def test_one_scan_under_two_names_in_two_sets_is_refused(tmp_path):
     config = write_cohort(tmp_path)
     shutil.rmtree(tmp_path / "data" / "sub-3")
     copy_scan(tmp_path, "sub-1", "sub-3")
-    assert run(STEPS[0], "--config", config).code == 0
-    outcome = run(STEPS[1], "--config", config)
+    assert run(FIRST_FOUR[0], "--config", config).code == 0
+    outcome = run(FIRST_FOUR[1], "--config", config)
     files = [tmp_path / "data" / subject / "t1.nii.gz" for subject in ("sub-1", "sub-3")]
     assert outcome.said == [
         f"sub-1 (train, '{files[0]}') and sub-3 (test, '{files[1]}'): one scan under two names (the same voxels in "
@@ -126,7 +110,7 @@ def test_one_scan_twice_in_a_set_is_a_warning(tmp_path):
         "splits": SPLITS | {"train": ["sub-1", "sub-4"]},
     }
     config = write_config(tmp_path, data=data, constraint_maps=None, pretraining=None, finetuning=None)
-    outcome = run(STEPS[1], "--config", config)
+    outcome = run(FIRST_FOUR[1], "--config", config)
     assert outcome.code == 0
     files = [tmp_path / "data" / subject / "t1.nii.gz" for subject in ("sub-1", "sub-4")]
     both = f"sub-1 (train, '{files[0]}') and sub-4 (train, '{files[1]}')"
@@ -152,13 +136,13 @@ def test_step_3_refuses_a_scan_in_both_files(finished, work):
     theirs = hashes_in(work / "h5" / "pretrain_train.h5")["sub-1"]
     change_hashes(work / "h5" / "pretrain_val.h5", lambda hashes: {"sub-2": theirs})
     line = f"sub-1 (train) and sub-2 (val): one scan under two names (the same voxels in 't1', 't2'); {CURE}"
-    assert_refused(work, STEPS[2], command(finished, work), [line])
+    assert_refused(work, FIRST_FOUR[2], command(finished, work), [line])
 
 
 def test_step_4_refuses_a_scan_in_two_sets(finished, work):
     theirs = hashes_in(work / "h5" / "annotated.h5")["sub-2"]
     change_hashes(work / "h5" / "annotated.h5", lambda hashes: hashes | {"sub-3": theirs})
-    outcome = run(STEPS[3], *command(finished, work))
+    outcome = run(FIRST_FOUR[3], *command(finished, work))
     assert outcome.code == 2 and outcome.said[0].startswith("sub-2 (val, '") and "sub-3 (test, '" in outcome.said[0]
 
 
@@ -168,7 +152,7 @@ def test_weights_that_saw_a_test_scan_under_another_name_are_refused(finished, w
     change_weights(weights, seen_scans={digest: "someone"})
     what = "sub-3: test subject, but 'global' was pretrained on the same scan under the name someone"
     line = f"{what}; take it out of the test set, or pretrain without it"
-    assert_refused(work, STEPS[3], command(finished, work), [line])
+    assert_refused(work, FIRST_FOUR[3], command(finished, work), [line])
 
 
 def test_weights_of_another_split_are_refused(finished, work):
@@ -176,7 +160,7 @@ def test_weights_of_another_split_are_refused(finished, work):
     change_weights(weights, split_hash="0" * 12)
     assert_refused(
         work,
-        STEPS[3],
+        FIRST_FOUR[3],
         command(finished, work),
         [f"{weights}: made with another split; run step 3 again with --overwrite"],
     )
@@ -190,10 +174,10 @@ def test_what_was_made_from_other_scans_is_refused(finished, work):
         change_hashes(work / "h5" / f"{name}.h5", lambda hashes: hashes | {"sub-1": CHANGED})
     cure = "give --overwrite, or another --work-dir"
     assert_refused(
-        work, STEPS[2], command(finished, work), [f"{work}/pretraining/global: made from other scans; {cure}"]
+        work, FIRST_FOUR[2], command(finished, work), [f"{work}/pretraining/global: made from other scans; {cure}"]
     )
     cell = work / "finetuning" / "t1" / "random" / "n01" / "r0"
-    assert_refused(work, STEPS[3], command(finished, work), [f"{cell}: made from other scans; {cure}"])
+    assert_refused(work, FIRST_FOUR[3], command(finished, work), [f"{cell}: made from other scans; {cure}"])
 
 
 def test_a_corrected_label_is_another_scan_for_step_4_only(finished, work):
@@ -201,7 +185,7 @@ def test_a_corrected_label_is_another_scan_for_step_4_only(finished, work):
         change_hashes(
             work / "h5" / f"{name}.h5", lambda hashes: hashes | {"sub-1": hashes["sub-1"] | {"label": "0" * 16}}
         )
-    assert run(STEPS[3], *command(finished, work)).code == 2
+    assert run(FIRST_FOUR[3], *command(finished, work)).code == 2
 
 
 def test_an_earlier_stage_from_other_scans_is_no_start(finished, work):
@@ -211,7 +195,10 @@ def test_an_earlier_stage_from_other_scans_is_no_start(finished, work):
     words = [*command(finished, work), "--set", stages, "--method", "second"]
     weights = work / "pretraining" / "global" / "weights.npz"
     assert_refused(
-        work, STEPS[2], words, [f"warm_start: {weights} was made from other scans; run stage 'global' with --overwrite"]
+        work,
+        FIRST_FOUR[2],
+        words,
+        [f"warm_start: {weights} was made from other scans; run stage 'global' with --overwrite"],
     )
 
 
@@ -224,7 +211,7 @@ def test_work_from_before_hashes_goes_on(finished, work):
         old = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("scans", "split_hash")}
         path.write_text(json.dumps(old))
     before = {path: path.read_bytes() for path in work.rglob("metrics.json")}
-    for step in STEPS:
+    for step in FIRST_FOUR:
         assert run(step, *command(finished, work)).code == 0
     assert {path: path.read_bytes() for path in work.rglob("metrics.json")} == before
     assert run("reproduce_tables", *command(finished, work)).code == 0
@@ -237,8 +224,8 @@ def test_weights_pass_on_what_they_saw_before(finished, work):
     change_weights(source, seen=["sub-3"], seen_scans={"1" * 16: "sub-3"}, subjects={"train": ["x"]})
     start = "pretraining.stages.global.warm_start=" + str(source)
     words = [*command(finished, work), "--set", start]
-    assert run(STEPS[2], *words, "--overwrite").code == 0
-    outcome = run(STEPS[3], *words, "--overwrite")
+    assert run(FIRST_FOUR[2], *words, "--overwrite").code == 0
+    outcome = run(FIRST_FOUR[3], *words, "--overwrite")
     assert "sub-3: test subject, but 'global' was pretrained on it" in outcome.said and outcome.code == 2
 
 
