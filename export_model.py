@@ -157,6 +157,7 @@ def export_encoder(options):
         "stage": folder.name,
         "simulated": config.data.simulated,
         "contrasts": metadata.get("contrasts"),
+        **config.reading(),
         "mask": config.data.mask,
         "percentiles": list(config.percentiles()),
         "slices": config.plain()["slices"],

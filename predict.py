@@ -125,33 +125,44 @@ def scan_of_file(options, model):
     if output.resolve() == scan.resolve():
         raise InputError(f"--output {output}: is the scan itself; give another file")
     subject, stem = scan.name.split(".")[0], output.name.removesuffix(".gz").removesuffix(".nii")
-    paths = outputs_of(stem, output.parent, options, targets) | {(targets or ["label"])[0]: output}
-    return [(subject, SubjectFiles(subject, dict.fromkeys(needed, scan)), paths)]
+    paths = outputs_of(stem, output.parent, options, model | {"layout": "pattern"}) | {
+        (targets or ["label"])[0]: output
+    }
+    files = SubjectFiles(subject, dict.fromkeys(needed, scan), bias_correction=tuple(model["bias_correction"]))
+    return [(subject, files, paths)]
 
 
 def scans_of_folder(options, model):
     """All subjects of a folder, with the acquired contrasts among those that are to be made."""
     from data.layouts import find_subjects, needed_of, reading_of
 
-    root, output, targets = options.input, options.output, model.get("targets", [])
+    root, output = options.input, options.output
     if output.name.endswith(SUFFIXES) or output.is_file():
         raise InputError(f"--output {output}: for a folder of scans give a folder")
-    subjects = find_subjects(root, needed_of(model), mask=model["mask"], **reading_of(model))
+    new = {"test_images": True} if model["layout"] in ("msd", "nnunet") else {}
+    subjects = find_subjects(root, needed_of(model), mask=model["mask"], **reading_of(model), **new)
     subjects = add_acquired(subjects, root, model)
-    jobs = [(name, files, outputs_of(name, output, options, targets)) for name, files in subjects.items()]
+    jobs = [(name, files, outputs_of(name, output, options, model)) for name, files in subjects.items()]
     refuse_places_of_contrasts(root, model, [path for *_, paths in jobs for path in paths.values()])
     return jobs
 
 
-def outputs_of(subject, folder, options, targets):
-    """Decide what is made of a subject and where it lies, `{what: path}`.
+def outputs_of(subject, folder, options, model):
+    """Decide what is made of a subject and where it lies, `{what: path}`, as the layout of the scans has it.
 
     What is made is a `label`, and `probabilities` if asked for; or the contrasts in `targets`.
     """
-    if targets:
-        return {target: folder / f"{subject}_{target}.nii.gz" for target in targets}
-    paths = {"label": folder / f"{subject}.nii.gz"}
-    return paths | ({"probabilities": folder / f"{subject}_probabilities.nii.gz"} if options.probabilities else {})
+    from data.derivatives import output_path
+    from data.layouts import file_of_channel, file_pattern
+
+    made = {"label": None} | ({"probabilities": None} if options.probabilities else {})
+    if "targets" in model:
+        entries = {target: model["files"][file_of_channel(model["files"], target)[0]] for target in model["targets"]}
+        made = {target: file_pattern(entry) for target, entry in entries.items()}
+    paths = {what: output_path(model["layout"], folder, subject, what, entry) for what, entry in made.items()}
+    if len(set(paths.values())) < len(paths):
+        raise InputError(f"--model: {', '.join(paths)} would all be written to {next(iter(paths.values()))}")
+    return paths
 
 
 def add_acquired(subjects, root, model):
@@ -172,55 +183,65 @@ def refuse_places_of_contrasts(root, model, outputs):
     """Refuse to write where contrasts are read: a synthesised one would replace the acquired one, or pass for it."""
     from data.layouts import file_pattern
 
-    root = root.resolve()
+    root, is_pattern = root.resolve(), model["layout"] == "pattern"
     patterns = [file_pattern(entry).replace("{subject}", "*") for entry in model["files"].values()]
     for path in outputs:
         place = path.resolve()
-        inside = PurePosixPath("/", place.relative_to(root)) if place.is_relative_to(root) else None
-        if inside and any(inside.match(f"/{pattern}") for pattern in patterns):
+        if not place.is_relative_to(root):
+            continue
+        inside = PurePosixPath("/", place.relative_to(root))
+        if is_pattern and any(inside.match(f"/{pattern}") for pattern in patterns):
             raise InputError(f"--output {path.parent}: scans are read under names such as {path}; give another folder")
+        if not is_pattern and inside.parts[1] != "derivatives":
+            cure = f"give a folder elsewhere, or in '{root / 'derivatives'}'"
+            raise InputError(f"--output {path.parent}: scans are looked for below '{root}'; {cure}")
 
 
 def predict(models, jobs, options):
-    """Make what does not exist yet; the table of volumes or of intensities lies beside it."""
+    """Make what does not exist yet."""
     from evaluation.ensembles import Ensemble
     from evaluation.new_scans import segment, synthesise
-    from evaluation.prediction_tables import INTENSITIES, VOLUMES, summary_of_units, write_volumes
+    from evaluation.prediction_tables import INTENSITIES
     from models.portable import load_network
 
     model = next(iter(models.values()))
-    what = "synthesised contrasts" if "targets" in model else "label maps"
-    outputs = [path for *_, paths in jobs for path in paths.values()]
+    folder = options.output if options.input.is_dir() else options.output.parent
     todo = [
-        (files, {name: path for name, path in paths.items() if options.overwrite or not path.exists()})
+        (files, {what: path for what, path in paths.items() if options.overwrite or not path.exists()})
         for _, files, paths in jobs
     ]
     todo = [(files, paths) for files, paths in todo if paths]
     written = sum(len(paths) for _, paths in todo)
-    if options.probabilities:
-        what += " and probabilities"
-    if written < len(outputs):
-        kept = len(outputs) - written
-        log.info("%d of %d %s exist and are kept; --overwrite replaces them", kept, len(outputs), what)
+    what = "synthesised contrasts" if "targets" in model else "label maps"
+    what += " and probabilities" * options.probabilities
+    if kept := sum(len(paths) for *_, paths in jobs) - written:
+        log.info("%d of %d %s exist and are kept; --overwrite replaces them", kept, kept + written, what)
     if todo:
-        largest = options.largest_component
-        clean_up = {
-            "largest_of": list(model["labels"]) if largest == [] else largest or (),
-            "min_component_ml": options.min_component_ml or 0,
-        }
-        make = synthesise if "targets" in model else functools.partial(segment, **clean_up)
-        networks = [load_network(folder, model) for folder, model in models.items()]
+        if "targets" in model:
+            make = functools.partial(synthesise, table=folder / INTENSITIES)
+        else:
+            largest, smallest = options.largest_component, options.min_component_ml
+            largest = list(model["labels"]) if largest == [] else largest or ()
+            make = functools.partial(segment, largest_of=largest, min_component_ml=smallest or 0)
+        networks = [load_network(place, model) for place, model in models.items()]
         network = Ensemble(networks, [FLIPS[name] for name in options.flip])
         for files, paths in progress(todo, "Predicting"):
             make(network, model, files, paths)
-    folder = outputs[0].parent
+    log.info("wrote %d %s and %s", written, what, write_tables(folder, model, jobs, options.input.is_dir()))
+
+
+def write_tables(folder, model, jobs, is_folder):
+    """Write what lies beside the results; returns the name of the table for the log."""
+    from data.derivatives import describe_outputs
+    from evaluation.prediction_tables import INTENSITIES, VOLUMES, summary_of_units, write_volumes
+
+    if is_folder:
+        describe_outputs(model["layout"], folder, model.get("name", "scans"), model.get("labels"), model["contrasts"])
     if "targets" in model:
-        table = folder / INTENSITIES
-        log.info("wrote %d %s and %s (intensities: %s)", written, what, table, summary_of_units(table))
-    else:
-        labels = {subject: paths["label"] for subject, _, paths in jobs}
-        write_volumes(folder / VOLUMES, labels, model["labels"], model["voxel_size_known"])
-        log.info("wrote %d %s and %s", written, what, folder / VOLUMES)
+        return f"{folder / INTENSITIES} (intensities: {summary_of_units(folder / INTENSITIES)})"
+    labels = {subject: paths["label"] for subject, _, paths in jobs}
+    write_volumes(folder / VOLUMES, labels, model["labels"], model["voxel_size_known"])
+    return folder / VOLUMES
 
 
 if __name__ == "__main__":

@@ -173,6 +173,10 @@ def _preprocessing(model):
     ]
     if model["contrasts"]:
         steps.append(f"channels: {', '.join(model['contrasts'])}, in this order")
+    if model.get("resample_to"):
+        steps.insert(0, f"contrasts on other grids resampled to that of {model['resample_to']}, linearly")
+    if model.get("bias_correction"):
+        steps.insert(0, f"N4 bias correction of {', '.join(model['bias_correction'])}")
     return ["## Preprocessing\n", "What predict.py does to a scan first:\n", *(f"- {step}" for step in steps), ""]
 
 

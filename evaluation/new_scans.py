@@ -11,7 +11,7 @@ from data.layouts import file_of_channel
 from data.volumes import read_contrasts, read_mask, write_nifti
 from evaluation.inference import class_volumes, most_probable
 from evaluation.postprocessing import keep_components, voxels_in
-from evaluation.prediction_tables import INTENSITIES, write_intensities
+from evaluation.prediction_tables import write_intensities
 from evaluation.synthesis import synthesise_subject
 
 # Slices, and windows of volumes: few, to save memory, but two, because of one alone TensorFlow's sums differ by 1e-4.
@@ -60,15 +60,15 @@ def segment(network, model, files, paths, *, largest_of=(), min_component_ml=0.0
         write_nifti(paths["label"], classes, grid.affine)
 
 
-def synthesise(network, model, files, paths):
-    """Synthesise contrasts of one scan and write those that `paths` names, and how they are scaled."""
+def synthesise(network, model, files, paths, *, table):
+    """Synthesise contrasts of one scan and write those that `paths` names; how they are scaled goes into `table`."""
     slices, grid, mask = read_slices(model, files)
     size = model["crop_size"]
     windows = {"overlap": model["overlap"], "batch_size": BATCH_SIZE[len(size)]}
     made = synthesise_subject(network, slices, grid, size, **windows)
     ranges = {target: acquired_range(model, files, target, mask) for target in paths}
     # Before the contrasts, so that none is ever without its row.
-    write_intensities(next(iter(paths.values())).parent / INTENSITIES, files.subject, ranges)
+    write_intensities(table, files.subject, ranges)
     for target, path in paths.items():
         low, high = ranges[target] or (0.0, 1.0)
         values = low + made[..., model["targets"].index(target)] * (high - low)

@@ -160,6 +160,56 @@ def test_one_scan_to_one_label_map_and_its_probabilities(models, scans, tmp_path
     }
 
 
+BIDS = {"layout": "bids", "files": {"t1": "T1w", "t2": "anat/T2w"}}
+
+
+def test_scans_and_results_of_bids_are_a_data_set_and_its_derivative(tmp_path):
+    model, root = write_model(tmp_path / "model", **BIDS), tmp_path / "data"
+    for session in ("1", "2"):
+        write_scan(root / f"sub-a/ses-{session}/anat/sub-a_ses-{session}_T1w.nii.gz", int(session))
+    for place in (root, root / "predicted"):
+        with pytest.raises(InputError, match=r"scans are looked for below '.*data'; give a folder elsewhere, or in"):
+            run([model], root, place)
+    folder = run([model], root, root / "derivatives/ours", "--probabilities")
+    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    names = [f"sub-a/ses-{n}/anat/sub-a_ses-{n}_desc-mrccl_{end}.nii.gz" for n in "12" for end in ("dseg", "probseg")]
+    assert written == ["dataset_description.json", "desc-mrccl_dseg.tsv", *names, "volumes.csv"]
+    with (folder / "volumes.csv").open(newline="") as file:
+        assert {row["subject"] for row in csv.DictReader(file)} == {"sub-a_ses-1", "sub-a_ses-2"}
+    again = run([model], root, root / "derivatives/ours", "--overwrite")  # what was made is not read as a scan
+    assert len(list(again.rglob("*_dseg.nii.gz"))) == 2
+
+
+def test_the_scans_of_nnunet_without_labels_are_predicted_too(tmp_path):
+    model = write_model(tmp_path / "model", layout="nnunet", files={"t1": "T1"})
+    for number, part in enumerate(("imagesTr", "imagesTs")):
+        write_scan(tmp_path / f"data/{part}/case_{number}_0000.nii.gz", number)
+    about = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "kidney": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "data/dataset.json").write_text(json.dumps(about | {"numTraining": 1}))
+    folder = run([model], tmp_path / "data", tmp_path / "out")
+    assert {path.name for path in folder.iterdir()} == {"case_0.nii.gz", "case_1.nii.gz", "dataset.json", "volumes.csv"}
+
+
+def test_a_model_trained_with_bias_correction_corrects_new_scans(scans, tmp_path):
+    found = {}
+    for corrected in ([], ["t1"]):
+        model = write_model(tmp_path / f"model {len(corrected)}", bias_correction=corrected)
+        for scan in (scans, scans / "sub-1/t1.nii.gz"):
+            output = tmp_path / f"{len(corrected)}" / ("one.nii.gz" if scan.is_file() else "all")
+            run([model], scan, output, "--probabilities")
+            path = (
+                output.with_name("one_probabilities.nii.gz")
+                if scan.is_file()
+                else output / "sub-1_probabilities.nii.gz"
+            )
+            found[len(corrected), scan.is_file()] = read(path)
+    for corrected in (0, 1):
+        np.testing.assert_array_equal(found[corrected, True], found[corrected, False])
+    assert np.abs(found[0, True] - found[1, True]).max() > 0.001
+    with pytest.raises(InputError, match=r"does not fit together with .* \(bias_correction \['t1'\] and \[\]\)"):
+        run([tmp_path / "model 0", tmp_path / "model 1"], scans, tmp_path / "out")
+
+
 def test_volumes_of_other_subjects_stay_whatever_their_names_are(models, scans, tmp_path):
     odd = 'a "b", c'
     (scans / "sub-1").rename(scans / odd)

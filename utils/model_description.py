@@ -8,6 +8,7 @@ from utils.checks import InputError
 from utils.config import explain
 from utils.runs import read_json
 from utils.sections import ContrastFile, Name, PathPattern, Percentiles, Section
+from utils.sections_data import DataSection
 
 AGAIN = "run the cell again"
 
@@ -30,9 +31,12 @@ class _Slices(_Lenient):
 
 
 class _Model(_Lenient):
-    """What both tasks need."""
+    """What both tasks need; models of earlier versions lack what has a default."""
 
     contrasts: list[Name] = Field(min_length=1)
+    layout: DataSection.model_fields["layout"].annotation = "pattern"
+    resample_to: Name | None = None
+    bias_correction: list[Name] = []
     files: dict[Name, ContrastFile] = Field(min_length=1)
     filters: list[PositiveInt] = Field(min_length=2)
     mask: PathPattern | None
@@ -58,7 +62,7 @@ def read_model_description(path):
         path: The file.
 
     Returns:
-        Its content, a plain dictionary; with `targets` it is a model that synthesises contrasts.
+        Its content, a plain dictionary, defaults filled in; with `targets` it is a model that synthesises contrasts.
 
     Raises:
         InputError: The file is missing, no JSON, lacks keys, or a value cannot be used; one line for each.
@@ -67,13 +71,14 @@ def read_model_description(path):
     if not isinstance(content, dict):
         raise InputError(f"{path}: is no description of a model; {AGAIN}")
     schema = _SynthesisModel if "targets" in content else _SegmentationModel
-    if missing := schema.model_fields.keys() - content.keys():
+    defaults = {key: field.default for key, field in schema.model_fields.items() if not field.is_required()}
+    if missing := schema.model_fields.keys() - content.keys() - defaults.keys():
         raise InputError(f"{path}: lacks {', '.join(sorted(missing))}; {AGAIN}")
     try:
         schema.model_validate(content)
     except ValidationError as error:
         raise InputError([f"{path}: {line}; {AGAIN}" for line in explain(error, schema)]) from None
-    return content
+    return defaults | content
 
 
 def check_agreement(models):
@@ -98,6 +103,7 @@ def check_agreement(models):
 
 def _what_must_agree(model):
     keys = ("contrasts", "labels", "targets", "voxel_size_known", "percentiles", "crop_size", "overlap")
+    keys += ("resample_to", "bias_correction")
     slices = {key: model["slices"][key] for key in ("image_size", "pixel_size")}
     found = {key: model[key] for key in keys if key in model} | slices | {"mask": bool(model["mask"])}
     return found
