@@ -11,7 +11,7 @@ from data.layouts import FINDERS
 from utils.sections import EvaluationSection
 from utils.sections_data import DataSection
 
-TEXT = (Path(__file__).resolve().parents[1] / "docs/data.md").read_text()
+TEXT = (Path(__file__).resolve().parents[1] / "docs/data.md").read_text(encoding="utf-8")
 EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]
 
 
