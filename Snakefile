@@ -44,7 +44,7 @@ PYTHON = PYTHON if PYTHON.exists() else "python"
 STAGES = DATASET.pretraining.stages if DATASET.pretraining else {}
 # Without cross-validation the one split lies in the work dir itself.
 SPLITS = [f"fold{number}/" for number in range(getattr(DATASET.data.splits, "folds", 0))] or [""]
-STORES = ["pretrain_train", "pretrain_val", *(["annotated"] if DATASET.data.label else [])]
+STORES = ["pretrain_train", "pretrain_val", *(["annotated"] if DATASET.data.labels else [])]
 STORES = [f"{WORK}/{split}h5/{store}.h5" for split, store in itertools.product(SPLITS, STORES)]
 STORES += [f"{WORK}/h5/volumes.h5"] if DATASET.synthesis else []  # one for all folds
 
