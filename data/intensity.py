@@ -43,16 +43,21 @@ def foreground_mask(volume, affine=None):
         there, back = (orientations.ornt_transform(*pair) for pair in ((on_disk, RAS), (RAS, on_disk)))
         return orientations.apply_orientation(foreground_mask(orientations.apply_orientation(volume, there)), back)
     score = _distance_from_air(volume)
-    threshold = _otsu_threshold(score)
+    box = _box_around(score)  # what lies outside of it is air, and no neighbour of anything
+    inner = score[box]
+    threshold = _otsu_threshold(score, inner)
     # Filled before anything is chosen: the scalp often touches the brain nowhere, but it encloses it.
-    bright = _filled(score > threshold)
-    outside = ~ndimage.binary_dilation(bright, IN_PLANE, iterations=MARGIN_VOXELS)
+    bright = _filled(inner > threshold)
+    outside = np.ones(score.shape, bool)
+    outside[box] = ~ndimage.binary_dilation(bright, IN_PLANE, iterations=MARGIN_VOXELS)
     noise = np.percentile(score[outside][::STEP], NOISE_PERCENTILE) if outside.any() else 0.0
-    tissue = score > min(noise, threshold)
+    tissue = inner > min(noise, threshold)
     # Opening parts the noise that touches the tissue from it; without noise it would only shave thin tissue off.
     if noise > 0:
         tissue = ndimage.binary_opening(tissue, IN_PLANE)
-    return _largest_region(_filled(tissue | bright))
+    mask = np.zeros(score.shape, bool)
+    mask[box] = _largest_region(_filled(tissue | bright))
+    return mask
 
 
 def scale_intensities(volume, mask, percentiles=(1, 99), affine=None):
@@ -133,9 +138,20 @@ def _distance_from_air(volume):
     return score / np.float32(volume.shape[3])
 
 
-def _otsu_threshold(score):
-    """Return Otsu's threshold of the square root, which keeps bright fat from hiding everything else."""
-    counts, edges = np.histogram(np.sqrt(score), HISTOGRAM_BINS)
+def _box_around(score):
+    """Return the slices of the box of all that differs from air, with room in the plane for `MARGIN_VOXELS` more."""
+    found, room = ndimage.find_objects((score > 0).view(np.uint8))[0], (MARGIN_VOXELS + 1, MARGIN_VOXELS + 1, 0)
+    return tuple(slice(max(s.start - more, 0), s.stop + more) for s, more in zip(found, room, strict=True))
+
+
+def _otsu_threshold(score, inner):
+    """Return Otsu's threshold of the square root, which keeps bright fat from hiding everything else.
+
+    `inner` is the part of the score outside of which it is 0.
+    """
+    lowest = inner.min() if inner.size == score.size else 0
+    counts, edges = np.histogram(np.sqrt(inner), HISTOGRAM_BINS, (np.sqrt(lowest), np.sqrt(inner.max())))
+    counts[0] += score.size - inner.size
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1].astype(float)
     above = counts.sum() - below
