@@ -1,6 +1,7 @@
 """Small data sets as they are released: every voxel differs from its mirror image, so that swapped axes show."""
 
 import json
+import locale
 
 import nibabel
 import numpy as np
@@ -73,6 +74,7 @@ def write_dicom(folder, values, affine, names):
     """Write voxels `(column, row, slice)` as one DICOM file per slice, in the order of `names`."""
     import SimpleITK
 
+    before = locale.setlocale(locale.LC_ALL)  # writing DICOM sets it to "C", in which files are no longer UTF-8
     folder.mkdir(parents=True, exist_ok=True)
     in_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(in_lps[:3, :3], axis=0)
@@ -95,6 +97,7 @@ def write_dicom(folder, values, affine, names):
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{name}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)
 
 
 def write_masks(folder, label, names):

@@ -1,5 +1,7 @@
 """CHAOS as released (DICOM and PNG) and the form of the renal group: shape, order, left and right."""
 
+import locale
+
 import nibabel
 import numpy as np
 import pytest
@@ -173,6 +175,14 @@ def test_mistakes_with_renal(tmp_path):
     series = {"t2": {"file": "T2_mapping_PREP", "volumes": 3}}
     found = find_subjects(tmp_path, series, layout="renal")["P_01_A"]
     assert "e2_s028.nii' and 'e1_s028.nii' differ in grid" in problems_of_subject(found, series)[0]
+
+
+def test_reading_dicom_leaves_the_encoding_of_text_files_alone(tmp_path):
+    write_chaos(tmp_path, "5")
+    before = locale.setlocale(locale.LC_ALL)
+    read_contrasts(chaos(tmp_path)["5"], ["in"], CHAOS)
+    read_label(chaos(tmp_path)["5"], ORGANS)
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_a_map_of_a_dicom_scan_is_written_in_mm(tmp_path):
