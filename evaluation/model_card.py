@@ -133,10 +133,9 @@ def _scores(members):
         return [*lines, "None came with the model.\n"]
     several = len(found) > 1
     columns = [key for key in COLUMNS if any(row.get(key) is not None for m in found for row in m["per_subject"])]
-    lines += [
-        "Mean ± standard deviation over test subjects, whole volumes on the scans' own voxels; n: subjects that have"
-    ]
-    lines += ["a score (a class that is neither there nor found has none)."]
+    absent = "" if "targets" in members[0].model else " (a class that is neither there nor found has none)"
+    lines += ["Mean ± standard deviation over test subjects, whole volumes on the scans' own voxels;"]
+    lines += [f"n: subjects with a score{absent}."]
     lines += ["Each network is scored alone; the mean of them, which this model is, was not."] * several
     head = [*["network"] * several, "class", *(COLUMNS[key] for key in columns), "n"]
     lines += ["", _row(head), _row(["---"] * len(head))]
