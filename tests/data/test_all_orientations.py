@@ -17,8 +17,8 @@ from data.h5_store import SliceStore
 from data.layouts import SubjectFiles
 from data.volumes import read_contrasts, read_label
 from evaluation.inference import predict_subject
+from evaluation.new_scans import segment
 from generate_h5_pretraining import prepare_subject
-from predict import segment
 from tests.stores import write_store
 from utils.config import load_config
 
