@@ -1,12 +1,17 @@
-"""The config reference, written from the schema: python -m utils.reference > docs/configuration.md"""
+"""The config reference and the JSON Schema for editors, both written from the classes of a config.
+
+    python -m utils.reference > docs/configuration.md
+    python -m utils.reference schema > configs/schema.json
+"""
 
 import json
+import sys
 import typing
 
 from pydantic_core import PydanticUndefined
 
 from utils.schema import Config
-from utils.sections import Section
+from utils.sections import ADDED, Section
 
 INTRODUCTION = """# Config reference
 
@@ -25,6 +30,24 @@ def reference():
         parts += [_row(key, field) for key, field in model.model_fields.items()]
         parts.append("")
     return "\n".join(parts)
+
+
+def json_schema():
+    """Return the JSON Schema of a config as text; editors complete and check YAML files by it."""
+    return json.dumps(_without_titles(Config.model_json_schema()), indent=1, ensure_ascii=False) + "\n"
+
+
+def _without_titles(schema):
+    """Leave out the titles, which repeat the keys, and what marks keys that came later."""
+    if isinstance(schema, list):
+        return [_without_titles(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _without_titles(part)
+        for key, part in schema.items()
+        if not (key == "title" and isinstance(part, str)) and key not in ADDED
+    }
 
 
 def sections(prefix, model):
@@ -86,4 +109,4 @@ def _is_constraint(part):
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(json_schema() if sys.argv[1:] == ["schema"] else reference(), end="")

@@ -1,9 +1,17 @@
+import json
+import re
 from pathlib import Path
 
-from utils.reference import reference, sections
-from utils.schema import Config
+import jsonschema
+import pytest
 
-FILE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+from utils.reference import json_schema, reference, sections
+from utils.schema import Config
+from utils.yaml_files import read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE, SCHEMA = ROOT / "docs" / "configuration.md", ROOT / "configs" / "schema.json"
+CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
 
 
 def test_the_reference_is_up_to_date():
@@ -18,3 +26,43 @@ def test_every_key_is_described():
         if not field.description
     ]
     assert undescribed == []
+
+
+def test_the_schema_for_editors_is_up_to_date():
+    assert SCHEMA.read_text() == json_schema(), "type: python -m utils.reference schema > configs/schema.json"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_names_the_schema_and_follows_it(path):
+    first = path.read_text().splitlines()[0]
+    assert (path.parent / first.removeprefix("# yaml-language-server: $schema=")).resolve() == SCHEMA
+    assert list(mistakes_in(as_editors_read(read_yaml(path)))) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "found"),
+    [
+        (("slices", "image_sizes"), [64, 64], "image_sizes"),
+        (("data", "layout"), "brast", "brast"),
+        (("constraint_maps", "clusters"), "many", "many"),
+    ],
+)
+def test_the_schema_finds_mistakes(where, value, found):
+    config = as_editors_read(read_yaml(ROOT / "configs" / "lgg_tcga.yaml"))
+    config[where[0]][where[1]] = value
+    (mistake,) = mistakes_in(config)
+    assert mistake.path[0] == where[0]
+    assert found in mistake.message
+
+
+def mistakes_in(config):
+    return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).iter_errors(config)
+
+
+def as_editors_read(value):
+    """Editors read YAML 1.2, in which 1e-3 is a number."""
+    if isinstance(value, dict):
+        return {key: as_editors_read(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [as_editors_read(part) for part in value]
+    return float(value) if isinstance(value, str) and re.fullmatch(r"\d+e-?\d+", value) else value

@@ -1,0 +1,159 @@
+"""Look at this machine: is everything there that the suite needs, and which device will it train on?
+
+    python doctor.py
+    python doctor.py --config configs/lgg_tcga.yaml      also its scans, its work dir and the space there
+
+Reads   the environment, requirements.txt and, when given, a config.
+Writes  nothing; prints one line for each thing looked at: 'ok', 'note' (works, but worth knowing) or 'mend'.
+Takes   seconds; most of them start the backend.
+Next    python check_dataset.py --config FILE
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from utils.checks import InputError
+from utils.environment import backend_name, device_name, tensorflow
+from utils.runs import exit_code_of
+
+ROOT = Path(__file__).resolve().parent
+OK, NOTE, MEND = "ok", "note", "mend"
+LITTLE_DISK_GB, LITTLE_MEMORY_GB = 10, 6
+BFLOAT16_CAPABILITY = 8.0  # of CUDA devices, from which on bfloat16 is computed by the hardware
+INSTALL_GPU = {
+    "tensorflow": "make install GPU=1 installs TensorFlow with CUDA",
+    "jax": "install jax[cuda13] beside it",
+    "torch": "install the build of PyTorch for your CUDA",
+}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="look at its scans and its work dir, too")
+    options = parser.parse_args(arguments)
+    found = [*python(), *packages(), *backend(), *machine(), *(places(options.config) if options.config else [])]
+    for state, line in found:
+        print(f"{state:5}{line}")
+    number = sum(state == MEND for state, _ in found)
+    if number:
+        raise InputError(f"{number} to mend; the lines that begin with 'mend' say how")
+
+
+def python():
+    """Yield what is to be said of the interpreter."""
+    is_new_enough = sys.version_info >= (3, 11)
+    cure = "" if is_new_enough else ": 3.11 or newer is needed; type: make PYTHON=python3.11 install"
+    yield OK if is_new_enough else MEND, f"Python {platform.python_version()} at {sys.executable}{cure}"
+
+
+def packages(pins=ROOT / "requirements.txt"):
+    """Yield what is to be said of the packages: absent, another version than the tested one, or all as tested."""
+    pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", pins.read_text(), re.MULTILINE))
+    others = 0
+    for name, tested in pinned.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            others += 1
+            is_spared = name == "tensorflow" and os.environ.get("KERAS_BACKEND") in ("jax", "torch")
+            state = NOTE if is_spared or name in ("jax", "tensorflow") else MEND
+            yield state, f"{name} is not installed; make install installs {tested}"
+            continue
+        if version != tested:
+            others += 1
+            yield NOTE, f"{name} {version}, tested with {tested}"
+    if not others:
+        yield OK, f"all {len(pinned)} packages of {pins.name} in the versions that were tested"
+
+
+def backend():
+    """Yield what is to be said of Keras' backend, its devices and their precision."""
+    try:
+        import keras  # starts the backend
+
+        name = keras.backend.backend()
+        device = device_name()
+    except Exception as error:  # whatever a broken installation raises
+        yield MEND, f"Keras' backend does not start ({type(error).__name__}: {error}); see KERAS_BACKEND in README.md"
+        return
+    version = importlib.metadata.version(name)
+    chosen = "KERAS_BACKEND" if os.environ.get("KERAS_BACKEND") else "the default; KERAS_BACKEND chooses another"
+    yield OK, f"backend {name} {version} ({chosen})"
+    cards = graphics_cards()
+    if device != "cpu":
+        yield OK, f"trains on {device}"
+        yield precision()
+    elif cards:
+        yield NOTE, f"trains on the processor, although there is {cards[0]}: {INSTALL_GPU[backend_name()]}"
+    else:
+        yield NOTE, "trains on the processor: no graphics card of NVIDIA was found (nvidia-smi lists none)"
+
+
+def graphics_cards():
+    """Names and drivers of NVIDIA's cards, whether the backend sees them or not."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [f"{line} (card, driver)" for line in done.stdout.splitlines() if line] if done.returncode == 0 else []
+
+
+def precision():
+    """Say whether `network.mixed_precision` pays on the device that the backend uses."""
+    if backend_name() == "tensorflow":
+        card = tensorflow().config.list_physical_devices("GPU")[0]
+        capability = tensorflow().config.experimental.get_device_details(card).get("compute_capability", (0, 0))
+    elif backend_name() == "torch":
+        capability = sys.modules["torch"].cuda.get_device_capability()
+    else:
+        text = str(getattr(sys.modules["jax"].devices()[0], "compute_capability", "0.0"))
+        capability = tuple(int(part) for part in text.split("."))
+    pays = capability[0] + capability[1] / 10 >= BFLOAT16_CAPABILITY
+    shown = ".".join(map(str, capability))
+    advice = "network.mixed_precision: true saves time and memory" if pays else "keep float32: it has no bfloat16"
+    return (OK if pays else NOTE), f"compute capability {shown}; {advice}"
+
+
+def machine():
+    """Yield what is to be said of processor cores, memory and tools."""
+    yield OK, f"{os.cpu_count()} processor cores, {platform.machine()}, {platform.system()}"
+    memory = Path("/proc/meminfo")
+    if memory.exists():
+        free = int(re.search(r"MemAvailable:\s+(\d+)", memory.read_text())[1]) / 1e6
+        state = OK if free >= LITTLE_MEMORY_GB else NOTE
+        advice = "" if state == OK else "; steps 1 and 2 take up to 1 GB a job: use few --jobs"
+        yield state, f"{free:.1f} GB of memory free{advice}"
+    has_grid = (ROOT / ".venv-grid" / "bin" / "snakemake").exists() or shutil.which("snakemake")
+    yield OK if has_grid else NOTE, "Snakemake is there" if has_grid else "no Snakemake; make install-grid, for the grid"
+
+
+def places(path):
+    """Yield what is to be said of a config, its scans and its work dir."""
+    from utils.config import load_config
+
+    try:
+        config = load_config(path)
+    except InputError as error:
+        yield from ((MEND, line) for line in error.lines)
+        return
+    yield OK, f"{path} is a sound config"
+    root = Path(config.data.root)
+    yield (OK, f"scans at {root}") if root.is_dir() else (MEND, f"data.root: '{root}' is not a folder")
+    folder = Path(config.work_dir).absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        yield MEND, f"work_dir: '{existing}' may not be written; give another with --work-dir"
+    free = shutil.disk_usage(existing).free / 1e9
+    state = OK if free >= LITTLE_DISK_GB else NOTE
+    yield state, f"{free:.0f} GB free at work_dir {folder} (docs/scale.md says what a data set takes)"
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code_of(main))
