@@ -180,7 +180,7 @@ def write_folder(options, name, network, description, card):
 
     output = options.output
     output.mkdir(parents=True, exist_ok=True)
-    for old in WRITTEN:
+    for old in (*WRITTEN, *(path.name for path in output.glob("config_[0-9].yaml"))):
         (output / old).unlink(missing_ok=True)
     shutil.rmtree(output / "saved_model", ignore_errors=True)
     write_keras(network, output / f"{name}.keras")

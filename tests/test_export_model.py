@@ -317,3 +317,14 @@ def test_a_network_that_does_not_fit_its_description_is_refused(work):
         load_network(work / "one", model | {"contrasts": ["t1", "t2"]})
     with pytest.raises(InputError, match=r"the network gives \(None, 32, 32, 3\), but model.json describes \(.* 2\)"):
         load_network(work / "one", model | {"labels": {"kidney": 1}})
+
+
+def test_configs_that_differ_are_all_kept(work, tmp_path):
+    cells = [work / f"finetuning/t1/late/n02/r{repeat}" for repeat in (0, 1)]
+    assert len(export_model.shareable_configs(cells)) == 1
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "resolved_config.yaml").write_text(yaml.safe_dump(CONFIG | {"seed": 8}))
+    first, second = export_model.shareable_configs([*cells, other])
+    assert "seed" not in yaml.safe_load(first) and yaml.safe_load(second)["seed"] == 8
+    assert export_model.shareable_configs([tmp_path]) == []
