@@ -3,6 +3,7 @@
 # make test    lint and all tests
 # make test-backends    TensorFlow, JAX and, where it is installed, PyTorch against each other; two devices against one
 # make install, make install-grid    what all of these install first: the suite in .venv, Snakemake in .venv-grid
+# make audit   known vulnerabilities of what is installed (needs the internet), and whether its versions go together
 # make bench   time and memory, written to benchmarks/output/
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ DEMO := configs/renal_demo.yaml
 TABLE := configs/renal_table_simulated.yaml
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: install install-grid demo table-renal-simulated test test-backends bench clean
+.PHONY: install install-grid demo table-renal-simulated test test-backends audit bench clean
 
 install: .venv/installed$(GPU)
 
@@ -51,6 +52,13 @@ test: install install-grid
 
 test-backends: install
 	$(BIN)/python -m pytest tests/test_backends.py tests/training/test_devices.py
+
+# pip-audit in an environment of its own, so that it audits what the suite uses and not itself.
+audit: install
+	$(BIN)/pip check
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	.venv-audit/bin/pip-audit --strict --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
 # All of them, whatever the others say; those that miss a goal are named at the end.
 bench: install

@@ -135,6 +135,8 @@ class Grid:
         """Train on the subjects of one cell, predict every test subject, write what came out."""
         from models.weights import load_weights, save_weights
 
+        if self.is_finished(cell):  # by another run, since this one began
+            return
         folder, inputs, origin = self.work.cell_folder(*cell), self.work.inputs(*cell), self.origin(cell)
         name, started = str(folder.relative_to(self.config.work_dir)), time.monotonic()
         with open_run(folder, self.config.plain(), self.config.seed):

@@ -21,7 +21,7 @@ from tests.bad_input.harness import run
 from tests.reliability.equal import differences
 
 ROOM = 64 << 20
-SHARES = (0.0, 0.15, 0.5, 0.85)  # of what a step writes; what is left to it
+SHARES = (0.0, 0.4, 0.85)  # of what a step writes; what is left to it
 STEPS = {
     "generate_constraint_maps": "constraint_maps",
     "generate_h5_pretraining": "h5",

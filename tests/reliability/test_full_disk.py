@@ -43,7 +43,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(step, found):
         if attempt["code"] == 2:
             (line,) = attempt["said"]
             assert line.endswith(FULL)
-    assert len(tries) >= 4 and tries[0]["code"] == tries[1]["code"] == 2
+    assert len(tries) >= 3 and tries[0]["code"] == tries[1]["code"] == 2
     assert found[step]["code"] == 0 and found[step]["differences"] == []
 
 

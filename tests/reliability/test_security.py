@@ -1,12 +1,15 @@
 """Data and configs are never code, and no name that comes from them leads out of the work dir."""
 
 import ast
+import importlib.metadata
 import io
 import json
 import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -267,3 +270,15 @@ def test_every_dependency_is_pinned_to_one_version():
             line for line in lines if line and not re.fullmatch(r"[\w.\[\],-]+==[\w.]+|-r requirements\S*", line)
         ]
         assert unpinned == []
+
+
+def test_the_versions_that_are_pinned_are_those_that_are_tested():
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    pins = dict(line.split("==") for line in lines if line)
+    assert len(pins) > 20
+    assert {name: importlib.metadata.version(name) for name in pins} == pins
+
+
+def test_what_is_installed_goes_together():
+    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

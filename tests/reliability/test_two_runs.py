@@ -1,0 +1,49 @@
+"""Two runs in one work dir: the second is refused while the first is at work, and redoes nothing that it finished."""
+
+import shutil
+
+import pytest
+
+from tests.bad_input.harness import assert_refused, run
+from tests.reliability.cohort import FIRST_FOUR
+from utils.runs import alone_in
+
+CELL = "finetuning/t1/random/n01/r0"
+PLACES = dict(zip(FIRST_FOUR, ("constraint_maps", "h5", "pretraining/global", CELL), strict=True))
+PLACES["reproduce_tables"] = "report"
+
+
+@pytest.fixture
+def work(finished, tmp_path):
+    shutil.copytree(finished / "work", tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize("step", PLACES)
+def test_a_second_run_is_refused_and_disturbs_nothing(step, finished, work):
+    place = work / PLACES[step]
+    if place.exists():
+        shutil.rmtree(place)
+    place.mkdir(parents=True)
+    words = ["--config", finished / "tiny.yaml", "--work-dir", work]
+    line = f"{place}: another run is at work in this folder; wait until it has ended, or give another --work-dir"
+    with alone_in(place):
+        assert_refused(work, step, words, [line])
+    if step == "generate_constraint_maps":
+        assert run(step, *words).code == 0  # the lock went with the first run
+
+
+def test_a_cell_that_another_run_finished_meanwhile_is_not_redone(finished, work, monkeypatch):
+    from training.grid import Grid
+
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*") if path.suffix in (".npz", ".json", ".yaml")}
+    check = Grid.check
+
+    def check_early(grid, cells, overwrite):  # as if nothing had been finished then
+        check(grid, cells, overwrite)
+        assert grid.todo == []
+        grid.todo = cells
+
+    monkeypatch.setattr(Grid, "check", check_early)
+    assert run(FIRST_FOUR[3], "--config", finished / "tiny.yaml", "--work-dir", work).code == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
