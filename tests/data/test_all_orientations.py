@@ -125,6 +125,7 @@ def test_left_stays_left_and_every_voxel_where_it_was(code, rotation, config, tm
     np.testing.assert_array_equal(predict_subject(Seer(), store.images(), grid, batch_size=4), classes)
 
     model = {"contrasts": list(CONTRASTS), "files": CONTRASTS, "percentiles": [0, 100]}
+    model["labels"] = {"left_kidney": 1, "right_kidney": 2}
     model["slices"] = {"image_size": [16, 16], "pixel_size": None}
     segment(Seer(), model, files, {"label": tmp_path / "predicted.nii.gz"})
     predicted = nibabel.load(tmp_path / "predicted.nii.gz")
@@ -138,6 +139,7 @@ def test_left_stays_left_and_every_voxel_where_it_was(code, rotation, config, tm
 def test_left_stays_left_when_pixels_are_resampled(code, config, tmp_path):
     files = write_scan(tmp_path, code, affine_of(OBLIQUE))
     model = {"contrasts": list(CONTRASTS), "files": CONTRASTS, "percentiles": [0, 100]}
+    model["labels"] = {"left_kidney": 1, "right_kidney": 2}
     model["slices"] = {"image_size": [24, 24], "pixel_size": 1.3}
     segment(Seer(), model, files, {"label": tmp_path / "predicted.nii.gz"})
     found, classes = np.asarray(nibabel.load(tmp_path / "predicted.nii.gz").dataobj), read_label(files, LABELS)
