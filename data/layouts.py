@@ -218,16 +218,22 @@ def _names_that_clash(root, subjects):
 
 def _unclear_labels(wanted, found):
     """Yield `(subject, line)` where a label map has no such name, or two classes share a value of it."""
+    subjects_of = defaultdict(list)  # one line for all subjects with the same mistake
     for subject in found.paths.get(("label", "label"), ()):
         known = found.details[subject].get("label_names", {})
         for name in wanted.label_names():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 advice = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none, give numbers'}"
-                yield subject, f"data.labels: the label map of {subject} has no name '{name}'; {advice}"
+                subjects_of[f"has no name '{name}'; {advice}"].append(subject)
         class_of = {}
         for name, members in wanted.labels.items():
             for value in {value for member in members for value in known.get(member, (member,))}:
                 if class_of.setdefault(value, name) != name:
-                    both = f"'{class_of[value]}' and '{name}' share value {value}"
-                    yield subject, f"data.labels: {both} in {subject}; unite classes in evaluation.regions instead"
+                    both = f"'{class_of[value]}' and '{name}' share"
+                    advice = "unite classes in evaluation.regions instead"
+                    subjects_of[f"has value {value}, which {both}; {advice}"].append(subject)
+    for mistake, subjects in subjects_of.items():
+        more = f" (and of {len(subjects) - 1} more subjects)" if len(subjects) > 1 else ""
+        for subject in subjects:
+            yield subject, f"data.labels: the label map of {subjects[0]}{more} {mistake}"
