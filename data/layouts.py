@@ -111,18 +111,7 @@ def find_subjects(
     wanted = Wanted(root, entries, label, labels or {}, tuple(ignored), test_images)
     if layout not in FINDERS:
         raise InputError(f"data.layout: '{layout}' is not one of {', '.join(FINDERS)}")
-    found = FINDERS[layout](wanted)
-    subjects = found.subjects()
-    problems = [*found.problems, *found.unclear()]
-    if not subjects and not problems:
-        listed = ", ".join(f"'{pattern}'" for pattern in found.looked_for.values())
-        raise InputError(f"data.root: no file below '{root}' matches {listed}; check data.root and data.contrasts")
-    if mask:
-        masks = _find_masks(wanted, mask, layout)
-        found.include(masks)
-        problems += masks.unclear()
-    problems += _missing_files(root, found, subjects)
-    problems += [*_names_that_clash(root, subjects), *_unclear_labels(wanted, found)]
+    found, subjects, problems = _search(wanted, mask, layout)
     lines = list(dict.fromkeys(line for _, line in problems))
     if lines and left_out is None:
         raise InputError(lines)
@@ -175,6 +164,24 @@ def file_of_channel(contrasts, channel):
     near = difflib.get_close_matches(channel, known, n=1)
     advice = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
     raise InputError(f"contrast '{channel}' is not in data.contrasts; {advice}")
+
+
+def _search(wanted, mask, layout):
+    """Return what was `Found`, the identifiers, and `(subject, line)` for everything that is wrong."""
+    found = FINDERS[layout](wanted)
+    subjects = found.subjects()
+    problems = [*found.problems, *found.unclear()]
+    if not subjects and not problems:
+        listed = ", ".join(f"'{pattern}'" for pattern in found.looked_for.values())
+        where = f"no file below '{wanted.root}' matches {listed}"
+        raise InputError(f"data.root: {where}; check data.root and data.contrasts")
+    if mask:
+        masks = _find_masks(wanted, mask, layout)
+        found.include(masks)
+        problems += masks.unclear()
+    problems += _missing_files(wanted.root, found, subjects)
+    problems += [*_names_that_clash(wanted.root, subjects), *_unclear_labels(wanted, found)]
+    return found, subjects, problems
 
 
 def _find_masks(wanted, mask, layout):
