@@ -131,7 +131,7 @@ def machine():
         advice = "" if state == OK else "; steps 1 and 2 take up to 1 GB a job: use few --jobs"
         yield state, f"{free:.1f} GB of memory free{advice}"
     has_grid = (ROOT / ".venv-grid" / "bin" / "snakemake").exists() or shutil.which("snakemake")
-    yield OK if has_grid else NOTE, "Snakemake is there" if has_grid else "no Snakemake; make install-grid, for the grid"
+    yield (OK, "Snakemake is there") if has_grid else (NOTE, "no Snakemake, for the grid; type: make install-grid")
 
 
 def places(path):

@@ -150,9 +150,9 @@ class Batches(keras.utils.PyDataset):
 def fed(batches):
     """Return what `fit` reads `Batches` from, epoch after epoch, without taking time from the training step.
 
-    On TensorFlow that is a data set with a thread of its own. The one that Keras makes of a `PyDataset` works in threads
-    of the step, which cost it a third of the throughput of small networks on two cores, or waits for a tenth of a
-    second at the end of each epoch. A fit begins at the epoch after the one that `batches` are at, as Keras does.
+    On TensorFlow that is a data set with a thread of its own. The one that Keras makes of a `PyDataset` works in
+    threads of the step, which cost it a third of the throughput of small networks on two cores, or waits for a tenth of
+    a second at the end of each epoch. A fit begins at the epoch after the one that `batches` are at, as Keras does.
     """
     if keras.backend.backend() != "tensorflow":
         return batches

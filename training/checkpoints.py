@@ -12,7 +12,7 @@ from models.weights import save_weights
 from training.batches import fed
 from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
 from utils.checks import InputError
-from utils.runs import CHECKPOINT, atomic_path, bar
+from utils.runs import CHECKPOINT, atomic_path, bar, time_left
 
 log = logging.getLogger("mrccl")
 
@@ -140,7 +140,7 @@ class Keeper(keras.callbacks.Callback):
         self.plateau_epochs, self.epochs = plateau_epochs, epochs
         self.best, self.best_epoch, self.waited, self.history = float("inf"), 0, 0, []
         self.best_values, self.state, self.kept = None, None, None
-        self.advance = lambda: None
+        self.advance = lambda note="": None
         self.checkpoint = folder / CHECKPOINT
         self.saved_at = self.epoch_started = time.monotonic()
 
@@ -183,7 +183,7 @@ class Keeper(keras.callbacks.Callback):
             self._judge(row["val_loss"], epoch + 1, rate)
             self._warn_when_crossing()
         self._report(epoch + 1, row)
-        self.advance()
+        self.advance(f"loss {row['loss']:.4f}")
         self.remember()
         if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS and epoch + 1 < self.epochs:
             self.save()
@@ -225,7 +225,10 @@ class Keeper(keras.callbacks.Callback):
         every = max(1, self.epochs // 10)
         if epoch % every == 0 or epoch == self.epochs:
             values = "  ".join(f"{key} {value:.4f}" for key, value in row.items())
-            log.info("%s: epoch %d/%d  %s", self.name, epoch, self.epochs, values)
+            lately = [past["seconds"] for past in self.history[-every:]]
+            left = (self.epochs - epoch) * sum(lately) / len(lately)
+            note = f"  {time_left(left)}" if left else ""
+            log.info("%s: epoch %d/%d  %s%s", self.name, epoch, self.epochs, values, note)
 
     def _variables(self):
         return [*self.task.network.weights, *self.task.optimizer.variables]

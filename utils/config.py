@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import difflib
+import logging
 import os
 import reprlib
 import types
@@ -192,9 +193,16 @@ def from_command_line(description, arguments=None, add_options=None, needs=()):
         dest="overrides",
         help="replaces one value, such as data.root=/scans; may be repeated",
     )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="least important message that is shown and kept in run.log (default: info)",
+    )
     if add_options:
         add_options(parser)
     options = parser.parse_args(arguments)
+    logging.getLogger("mrccl").setLevel(options.log_level.upper())
     config = load_config(options.config, options.overrides, options.work_dir)
     missing = [name for name in needs if getattr(config, name) is None]
     if missing:

@@ -1,7 +1,7 @@
 """The config reference and the JSON Schema for editors, both written from the classes of a config.
 
-    python -m utils.reference > docs/configuration.md
-    python -m utils.reference schema > configs/schema.json
+python -m utils.reference > docs/configuration.md
+python -m utils.reference schema > configs/schema.json
 """
 
 import json

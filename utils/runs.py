@@ -1,5 +1,6 @@
 """What surrounds a piece of work: run folder, seeds, log, progress, atomic files, exit codes."""
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -23,6 +24,7 @@ from utils.environment import backend_name, device_name, environment, git_state
 log = logging.getLogger("mrccl")
 
 TEMPORARY = ".tmp-"  # how the names of unfinished files begin
+SECONDS_BETWEEN_LINES = 10.0  # of progress, away from a terminal
 CHECKPOINT = "checkpoint.npz"  # of a training that is not finished
 
 
@@ -115,29 +117,51 @@ def _each_key_once(pairs):
 
 
 def progress(iterable, description, total=None):
-    """Iterate with a progress bar on a terminal, and with one log line per item elsewhere."""
+    """Iterate with a progress bar on a terminal; elsewhere with a log line now and then, which says what is left."""
     total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
     if sys.stderr.isatty():
         from rich.progress import track
 
         yield from track(iterable, description, total=total, console=_console())
         return
-    started = time.monotonic()
+    started = shown = time.monotonic()
     for count, item in enumerate(iterable, start=1):
         yield item
-        log.info("%s %d/%s (%.0f s)", description, count, total if total else "?", time.monotonic() - started)
+        now = time.monotonic()
+        if count == total or now - shown >= SECONDS_BETWEEN_LINES:
+            shown, passed = now, now - started
+            left = f", {time_left(passed / count * (total - count))}" if total and count < total else ""
+            log.info("%s %d/%s (%.0f s%s)", description, count, total if total else "?", passed, left)
+
+
+def time_left(seconds):
+    """Say how long something still takes, as exactly as it can be known."""
+    if seconds < 90:
+        return f"{max(1, round(seconds)):d} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
 
 
 def bar(description, total):
-    """Return a function that moves a progress bar on by one step, for loops that are not ours to iterate.
+    """Return a function that moves a progress bar on by one step and notes a text beside it.
 
-    Away from a terminal it does nothing.
+    For loops that are not ours to iterate. Away from a terminal the function does nothing.
     """
     if not sys.stderr.isatty():
-        return lambda: None
-    steps = progress(range(total), description)
-    next(steps, None)
-    return lambda: next(steps, None)
+        return lambda note="": None
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    shown = Progress(*columns, TextColumn("{task.fields[note]}"), console=_console())
+    number = shown.add_task(description, total=total, note="")
+    shown.start()
+    atexit.register(shown.stop)  # an interrupted run leaves the terminal as it was
+
+    def advance(note=""):
+        shown.update(number, advance=1, note=note)
+        if shown.finished:
+            shown.stop()
+
+    return advance
 
 
 def start_logging(level="INFO"):
@@ -176,6 +200,7 @@ def exit_code_of(main, arguments=None):
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own lines, of a graphics card that is not there
     start_logging()
     git_state()
     try:
