@@ -47,3 +47,23 @@ def test_a_cell_that_another_run_finished_meanwhile_is_not_redone(finished, work
     monkeypatch.setattr(Grid, "check", check_early)
     assert run(FIRST_FOUR[3], "--config", finished / "tiny.yaml", "--work-dir", work).code == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["skipped", "redone"])
+@pytest.mark.parametrize("step", FIRST_FOUR[2:])
+def test_a_checkpoint_beside_a_finished_result_goes_and_is_not_resumed(step, overwrite, finished, work):
+    """A kill between the result and the end of the run leaves it there."""
+    left_over = work / PLACES[step] / "checkpoint.npz"
+    left_over.write_bytes(b"resuming from this would be refused")
+    assert run(step, "--config", finished / "tiny.yaml", "--work-dir", work, *overwrite).code == 0
+    assert not left_over.exists()
+
+
+def test_subjects_that_a_killed_simulation_left_unfinished_go(tmp_path):
+    words = ["--out", tmp_path / "scans", "--subjects", "3", "--shape", "40", "32", "6"]
+    assert run("simulate_cohort", *words).code == 0
+    unfinished = tmp_path / "scans" / ".tmp-abc" / "sub-002"
+    unfinished.mkdir(parents=True)
+    (unfinished / "t1w.nii.gz").write_bytes(b"half")
+    assert run("simulate_cohort", *words).code == 0
+    assert not list((tmp_path / "scans").glob(".tmp*"))
