@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 
 from utils.checks import InputError
-from utils.config import add_deterministic, from_command_line, positive
+from utils.config import add_training_options, from_command_line, positive
 from utils.environment import make_deterministic
 from utils.runs import child_seed, drop_checkpoint, exit_code_of, open_run, write_json
 from utils.schema import channel_names, fingerprint
@@ -29,7 +29,7 @@ def add_options(parser):
         "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
     )
     parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs that share a batch (default: 1)")
-    add_deterministic(parser)
+    add_training_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="redo finished stages")
 
 
@@ -51,12 +51,12 @@ def main(arguments=None):
     folders = chosen_folds(packed_folders(config.work_dir, "pretrain_train.h5"), options.folds)
     with data_parallel(options.devices):
         for folder, name in itertools.product(folders, stages):
-            pretrain(config, name, folder, options.overwrite)
+            pretrain(config, name, folder, options.overwrite, options.tensorboard)
     script = "segmentation" if config.finetuning or not config.synthesis else "synthesis"
     log.info("next: python finetune_%s.py --config %s", script, options.config)
 
 
-def pretrain(config, name, folder, overwrite):
+def pretrain(config, name, folder, overwrite, with_tensorboard=False):
     """Train one stage in one work folder, unless it is finished."""
     from evaluation.figures import save_training_curves
     from models.weights import save_weights
@@ -88,6 +88,7 @@ def pretrain(config, name, folder, overwrite):
             folder=target,
             tag=json.dumps(origin),
             name=str(target.relative_to(config.work_dir)),
+            with_tensorboard=with_tensorboard,
         )
         shown = {"contrasts": inputs} | ({"contrasts_one_by_one": contrasts} if inputs is None else {})
         save_training_curves(history, target / "curves.png", title=f"{config.name}: {name}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from models.weights import save_weights
 from training.batches import fed
+from training.tensorboard import TensorBoard
 from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
 from utils.checks import InputError
 from utils.runs import CHECKPOINT, atomic_path, bar, time_left
@@ -37,6 +38,7 @@ def fit(
     with_bar=False,
     callbacks=(),
     subjects=None,
+    with_tensorboard=False,
 ):
     """Train a task, or go on training it, and leave it with its best weights.
 
@@ -57,6 +59,7 @@ def fit(
         with_bar: Show a progress bar of epochs; off where a bar of runs is shown already.
         callbacks: More `keras.callbacks.Callback`, which watch only.
         subjects: Subject of each row of the training and of the validation slices, two sequences, for messages.
+        with_tensorboard: Write events for TensorBoard as well, into `tensorboard/` in the run folder.
 
     Returns:
         History, a list with one dictionary per epoch.
@@ -70,6 +73,8 @@ def fit(
     keeper.remember()
     if with_bar:
         keeper.advance = bar(name, epochs - start)
+    if with_tensorboard:
+        callbacks = [*callbacks, TensorBoard(folder, validation, epochs, start)]
     try:
         if start < epochs:
             task.fit(

@@ -53,16 +53,13 @@ class Trainer:
         self.network.set_weights(self._random_weights(seed))
         return transfer(pretrained, self.network, **contrasts) if pretrained else None
 
-    def fit(self, batches, validation, *, folder, tag, name, subjects=None):
+    def fit(self, batches, validation, **run):
         """Train one cell; leaves `network` with its best weights on the validation set.
 
         Args:
             batches: Training batches.
             validation: Validation batches, fixed.
-            folder: Folder of the cell.
-            tag: Hash of what shapes the cell's result.
-            name: What messages call the cell.
-            subjects: Of the training and of the validation images, for messages.
+            **run: `folder`, `tag` (hash of what shapes the result), `name` and what else `checkpoints.fit` takes.
 
         Returns:
             History, a list with one dictionary per epoch.
@@ -72,15 +69,12 @@ class Trainer:
             self.task,
             batches,
             validation,
-            folder=folder,
-            tag=tag,
-            name=name,
             epochs=self.training["epochs"],
             learning_rate=self.training["learning_rate"],
             plateau_epochs=self.training["plateau_epochs"],
             evaluate_every=self.evaluate_every,
             callbacks=[clock],
-            subjects=subjects,
+            **run,
         )
         self.compile_s = clock.compile_s()
         return history

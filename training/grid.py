@@ -42,7 +42,7 @@ class Grid:
         self.config, self.split, self.work, self.trainers = config, split, work, trainers
         self.train_subjects, self.val_subjects, self.test_subjects = work.subjects
         self.folder, self.split_hash = split.folder(config.work_dir), hash_of_split(split.to_dict())
-        self.pretrained, self.subsets, self.todo = {}, {}, []
+        self.pretrained, self.subsets, self.todo, self.with_tensorboard = {}, {}, [], False
 
     def check(self, cells, overwrite):
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
@@ -144,6 +144,7 @@ class Grid:
             self.trainers[len(inputs)] = trainer
             self._start(trainer, inputs, cell)
             run = {"folder": folder, "tag": json.dumps(origin), "name": name}
+            run |= {"with_tensorboard": self.with_tensorboard}
             self.work.train(trainer, cell, origin["train_subjects"], seed=self.work.seed_of(*cell), **run)
             # Half precision on disk; what is scored is what is stored, so predict.py gives what was scored.
             made = {key: origin[key] for key in ("config_hash", "split_hash")}
@@ -185,6 +186,7 @@ def run_grids(grids, cells, options):
     """
     for grid in grids:
         grid.check(cells, options.overwrite)
+        grid.with_tensorboard = options.tensorboard
     with data_parallel(options.devices):
         failed = [name for grid in grids for name in grid.run(options.keep_going)]
     for line in failed:

@@ -290,7 +290,7 @@ def _batches(sets, finish, training, seed, subjects=None, with_maps=False):
     return pair
 
 
-def _train(task, batches, training, *, warm_start, folder, tag, name, remat=False, subjects=None):
+def _train(task, batches, training, *, warm_start, folder, tag, name, remat=False, **run):
     """Start from earlier weights and train; the part that all methods share."""
     warm_start(task.network)
     task.hold(*({name: part.arrays[name].values for name in part.on_device} for part in batches))
@@ -304,6 +304,6 @@ def _train(task, batches, training, *, warm_start, folder, tag, name, remat=Fals
         epochs=training["epochs"],
         learning_rate=training["learning_rate"],
         plateau_epochs=training["plateau_epochs"],
-        subjects=subjects,
+        **run,
     )
     return task.network, history

@@ -126,15 +126,17 @@ def positive(word):
     return int(word)
 
 
-def add_deterministic(parser):
-    """Add `--deterministic` of the scripts that train."""
+def add_training_options(parser):
+    """Add what the scripts that train share."""
+    text = "also write events for TensorBoard, into tensorboard/ in each run folder"
+    parser.add_argument("--tensorboard", action="store_true", help=text)
     text = "repeatable to the last digit on a GPU too, where it takes longer (docs/reliability.md)"
     parser.add_argument("--deterministic", action="store_true", help=text)
 
 
 def add_grid_options(parser):
     """Add what the scripts of step 4 share: which cells of the grid to run, and how."""
-    add_deterministic(parser)
+    add_training_options(parser)
     parser.add_argument("--init", nargs="+", metavar="NAME", help="initialisations (default: all in the config)")
     parser.add_argument("--subjects-n", nargs="+", type=positive, metavar="N", help="numbers of annotated subjects")
     parser.add_argument("--repeats", type=positive, metavar="K", help="draws of annotated subjects")
