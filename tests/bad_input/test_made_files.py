@@ -46,8 +46,7 @@ MAPS = {
     ),
     "fewer slices": (
         lambda p: save(p, classes(p)[..., :3]),
-        "'{path}' is (16, 14, 3) but the scan is (16, 14, 4); "
-        "a constraint map lies on the grid of its scans",
+        "'{path}' is (16, 14, 3) but the scan is (16, 14, 4); a constraint map lies on the grid of its scans",
     ),
     "4D": (lambda p: save(p, np.stack([classes(p)] * 2, -1)), "'{path}' is (16, 14, 4, 2), expected 3 axes"),
     "too many classes": (lambda p: save(p, classes(p) * 9), "'{path}' has classes from 0 to 27, expected 1 to 3"),
