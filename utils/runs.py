@@ -26,6 +26,12 @@ log = logging.getLogger("mrccl")
 TEMPORARY = ".tmp-"  # how the names of unfinished files begin
 SECONDS_BETWEEN_LINES = 10.0  # of progress, away from a terminal
 CHECKPOINT = "checkpoint.npz"  # of a training that is not finished
+CURES = {  # of the disk's troubles
+    errno.ENOSPC: "free some space and type the same command again: finished work is kept",
+    errno.EDQUOT: "free some of your quota and type the same command again: finished work is kept",
+    errno.EROFS: "give a --work-dir that can be written",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give a --work-dir that you may write, or mend the permissions"),
+}
 
 
 def child_seed(seed, *names):
@@ -51,8 +57,8 @@ def atomic_path(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    pattern = re.compile(rf"{re.escape(TEMPORARY)}(\d+)-{re.escape(path.name)}")
-    unfinished = {name: pattern.fullmatch(name) for name in os.listdir(path.parent) if name.startswith(TEMPORARY)}
+    pattern = rf"{re.escape(TEMPORARY)}(\d+)-{re.escape(path.name)}"
+    unfinished = {name: re.fullmatch(pattern, name) for name in os.listdir(path.parent) if name.startswith(TEMPORARY)}
     remove_left_overs(path.with_name(name) for name, match in unfinished.items() if match and _has_ended(int(match[1])))
     try:
         yield temporary
@@ -62,21 +68,16 @@ def atomic_path(path):
 
 
 def _has_ended(process):
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        pass
+    with contextlib.suppress(PermissionError):  # of another user
+        try:
+            os.kill(process, 0)
+        except (ProcessLookupError, OverflowError):
+            return True
     return False
 
 
 def remove_left_overs(found):
-    """Remove unfinished files and folders of a run that was killed.
-
-    Args:
-        found: Their paths; their names begin with `TEMPORARY`.
-    """
+    """Remove unfinished files and folders, whose names begin with `TEMPORARY`, of a run that was killed."""
     for path in list(found):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -86,7 +87,7 @@ def remove_left_overs(found):
 
 def drop_checkpoint(folder):
     """Remove the checkpoint of a training whose result is written, or is to be made anew."""
-    (Path(folder) / CHECKPOINT).unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def write_json(path, content):
@@ -211,35 +212,28 @@ def exit_code_of(main, arguments=None):
         return 2
     except BrokenPipeError:
         return 1
-    except OSError as error:
-        if reason := _trouble_with_disk(error):
-            print(reason, file=sys.stderr)
-            return 2
-        traceback.print_exc()
-        return 1
     except KeyboardInterrupt:
         print("interrupted; type the same command again to continue where it stopped", file=sys.stderr)
         return 130
-    except Exception:  # reported in full: the last resort of a command-line program
-        traceback.print_exc()
+    except Exception as error:
+        if reason := _trouble_with_disk(error):
+            print(reason, file=sys.stderr)
+            return 2
+        traceback.print_exc()  # reported in full: the last resort of a command-line program
         return 1
 
 
 def _trouble_with_disk(error):
     """One line on a full or read-only disk, or a folder that may not be written; None for other errors."""
-    found = re.search(r"errno = (\d+)", str(error))  # HDF5 says it in its text only
-    number = error.errno or (int(found[1]) if found else None)
-    cures = {
-        errno.ENOSPC: "free some space and type the same command again: finished work is kept",
-        errno.EDQUOT: "free some of your quota and type the same command again: finished work is kept",
-        errno.EROFS: "give a --work-dir that can be written",
-        errno.EACCES: "give a --work-dir that you may write, or mend the permissions",
-        errno.EPERM: "give a --work-dir that you may write, or mend the permissions",
-    }
-    if number not in cures:
-        return None
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{os.strerror(number).lower()}; {cures[number]}"
+    known = CURES
+    while error:
+        found = re.search(r"errno = (\d+)", str(error))  # HDF5 says it in its text only
+        if number := getattr(error, "errno", None) or (found and int(found[1])):
+            where = f"{error.filename}: " if getattr(error, "filename", None) else ""
+            return f"{where}{os.strerror(number).lower()}; {CURES[number]}" if number in known else None
+        # Some libraries stumble once more when they close what they could not write.
+        error, known = error.__context__, (errno.ENOSPC, errno.EDQUOT)
+    return None
 
 
 @contextlib.contextmanager
@@ -269,8 +263,7 @@ def open_run(folder, config, seed):
             temporary.write_text(yaml.safe_dump(config, sort_keys=False))
         with atomic_path(folder / "command.txt") as temporary:
             temporary.write_text(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
-        record = environment() | {"seed": seed}
-        write_json(folder / "environment.json", record)
+        write_json(folder / "environment.json", record := environment() | {"seed": seed})
         handler = logging.FileHandler(folder / "run.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)

@@ -161,6 +161,19 @@ def test_trouble_with_the_disk_is_one_line(error, line, capsys):
     assert found.startswith(line) and found.count("\n") == 1
 
 
+@pytest.mark.parametrize(("number", "code"), [(28, 2), (122, 2), (13, 1), (5, 1)])
+def test_only_a_full_disk_is_looked_for_behind_another_error(number, code, capsys):
+    def main(arguments):
+        try:
+            raise OSError(number, "x", "a.pdf")
+        finally:
+            raise AttributeError("cannot be closed")
+
+    assert exit_code_of(main) == code
+    found = capsys.readouterr().err
+    assert found.startswith("a.pdf: ") and "type the same command again" in found if code == 2 else "Traceback" in found
+
+
 def test_other_errors_of_the_system_are_reported_in_full(capsys):
     def main(arguments):
         raise OSError(5, "Input/output error", "a.h5")
