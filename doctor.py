@@ -25,6 +25,7 @@ from utils.runs import exit_code_of
 
 ROOT = Path(__file__).resolve().parent
 OK, NOTE, MEND = "ok", "note", "mend"
+SPARE = ("jax", "onnx", "onnxruntime", "tf2onnx", "tensorboardX", "jsonschema", "pytest", "hypothesis", "ruff")
 LITTLE_DISK_GB, LITTLE_MEMORY_GB = 10, 6
 BFLOAT16_CAPABILITY = 8.0  # of CUDA devices, from which on bfloat16 is computed by the hardware
 INSTALL_GPU = {
@@ -63,7 +64,7 @@ def packages(pins=ROOT / "requirements.txt"):
         except importlib.metadata.PackageNotFoundError:
             others += 1
             is_spared = name == "tensorflow" and os.environ.get("KERAS_BACKEND") in ("jax", "torch")
-            state = NOTE if is_spared or name in ("jax", "tensorflow") else MEND
+            state = NOTE if is_spared or name in SPARE else MEND
             yield state, f"{name} is not installed; make install installs {tested}"
             continue
         if version != tested:

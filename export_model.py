@@ -7,7 +7,7 @@
 Reads   cell folders of step 4, several of one kind for the mean of their outputs; or one stage folder of step 3.
 Writes  model.keras (of a stage encoder.keras: the feature maps of all levels), which Keras loads without this suite;
         model.json (contrasts, labels, preprocessing), config.yaml and README.md, a model card. With --formats also
-        model.onnx (needs requirements-export.txt) and saved_model/, each run once and compared with model.keras.
+        model.onnx (needs onnx, tf2onnx, onnxruntime) and saved_model/, each run once and compared with model.keras.
         Neither subjects nor places on disk are named anywhere.
 Takes   seconds.
 Next    python predict.py --model DIR --input scans/ --output predictions/
@@ -102,7 +102,7 @@ def check_formats(formats):
         )
     missing = [name for name in ("onnx", "tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
     if "onnx" in formats and missing:
-        raise InputError(f"--formats onnx: needs {', '.join(missing)}; pip install -r requirements-export.txt")
+        raise InputError(f"--formats onnx: needs {', '.join(missing)}; make install installs them")
 
 
 def export_model(options):
