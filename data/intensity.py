@@ -129,10 +129,12 @@ def _distance_from_air(volume):
         contrast = volume[..., c]
         ends = np.concatenate([contrast[:width], contrast[-width:]])
         air = np.median(np.concatenate([ends[:, :height], ends[:, -height:]], axis=1))
-        distance = np.abs(contrast - np.float32(air))
+        distance = contrast - np.float32(air)
+        np.abs(distance, out=distance)
         bright = np.percentile(distance.ravel()[::STEP], BRIGHT_PERCENTILE) or distance.max()
         if bright > 0:
-            score += np.minimum(distance / np.float32(bright), 1)
+            distance /= np.float32(bright)
+            score += np.minimum(distance, 1, out=distance)
     if not score.any():
         raise InputError("no voxel differs from air in any contrast, so no foreground was found; give data.mask")
     return score / np.float32(volume.shape[3])
