@@ -14,6 +14,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 def commands():
     texts = [(ROOT / "README.md").read_text(), *(path.read_text() for path in (ROOT / "results").glob("*/README.md"))]
+    texts += [path.read_text() for path in (ROOT / "docs" / "tutorials").glob("*.md")]
     texts += [(ROOT / name).read_text().split('"""')[1] for name in SCRIPTS]
     return sorted({match[0].strip() for text in texts for match in re.finditer(r"\b\w+\.py( [^`\n|#)]*)?", text)})
 

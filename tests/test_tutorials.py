@@ -1,0 +1,83 @@
+"""docs/tutorials: the bash blocks of a page run as they stand, in order, and what the page shows and names is there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from utils.sections_data import DataSection
+
+ROOT = Path(__file__).resolve().parents[1]
+SNAKEMAKE = ".venv-grid/bin/snakemake"
+PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MOST_BYTES = 150_000  # of a committed picture
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """A copy of the repository as a user has it after the installation, to run in."""
+    folder = tmp_path_factory.mktemp("tutorials") / "suite"
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "runs", "results", "benchmarks", "tests")
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    for name in (".venv", ".venv-grid"):
+        if (ROOT / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(block, folder):
+    """Run a block as bash does when it stops at the first command that fails; return what was printed."""
+    command = f'set -euo pipefail\npython() {{ "{sys.executable}" "$@"; }}\n{block}'
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
+    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, f"exit code {done.returncode} of\n{block}\n{printed}"
+    return printed
+
+
+def squeezed(text):
+    return " ".join(text.split())
+
+
+@each_page
+def test_a_page_does_what_it_says(page, suite):
+    text, printed, shown = page.read_text(encoding="utf-8"), "", 0
+    if SNAKEMAKE in text and not (ROOT / SNAKEMAKE).exists():
+        pytest.skip("Snakemake is not installed; type: make install-grid")
+    for language, block in FENCED.findall(text):
+        if language == "bash":
+            printed = squeezed(run(block, suite))
+        elif language == "text":  # lines of what the commands before it print
+            missing = [line for line in block.splitlines() if squeezed(line) not in printed]
+            assert missing == [], printed
+            shown += 1
+    results = re.findall(r"`(runs/[^`\s]+)`", FENCED.sub("", text))
+    assert results or shown, "the page names no result and shows no output"
+    assert [result for result in results if not list(suite.glob(result))] == []
+
+
+@each_page
+def test_links_and_pictures_of_a_page_exist(page):
+    text = page.read_text(encoding="utf-8")
+    targets = [page.parent / target for target in re.findall(r"\]\(([^)#:]+)", text)]
+    assert targets and [target for target in targets if not target.exists()] == []
+    assert [target for target in targets if target.suffix == ".png" and target.stat().st_size > MOST_BYTES] == []
+    assert [line for line in text.splitlines() if len(line) > 120] == []
+
+
+@each_page
+def test_data_sections_on_a_page_are_understood(page):
+    for language, block in FENCED.findall(page.read_text(encoding="utf-8")):
+        if language == "yaml" and "data" in (plain := yaml.safe_load(block)):
+            DataSection.model_validate(plain["data"])
