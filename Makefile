@@ -9,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := configs/renal_demo.yaml
 TABLE := configs/renal_table_simulated.yaml
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: install install-grid demo table-renal-simulated test test-backends audit bench clean
 

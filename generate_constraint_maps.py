@@ -196,7 +196,8 @@ def map_subject(config, space, files):
     from evaluation.quality_control import draw_constraint_map
 
     section, contrasts, subject = config.constraint_maps, config.data.contrasts, files.subject
-    names, title = config.spaces()[space], f"{config.name}: {subject}" + (f", contrast space {space}" if space else "")
+    names, title = config.spaces()[space], "Simulated scans. " if config.data.simulated else ""
+    title += f"{config.name}: {subject}" + (f", contrast space {space}" if space else "")
     clock = [time.perf_counter()]
     volume, affine = read_contrasts(files, names, contrasts)
     mask = read_mask(files, volume.shape, affine)
