@@ -9,7 +9,7 @@ from utils.runs import atomic_path
 MOST_COLUMNS = 5
 PANEL_INCHES = 2.6
 WINDOW = (1, 99)  # percentiles of the foreground shown as black and white
-STEP = 7  # every seventh voxel is enough for these percentiles
+ENOUGH = 200_000  # voxels for these percentiles
 OUTLINE = "#ffb000"
 NEARLY_MOST = 0.8  # share of the largest foreground area from which on a slice may be shown
 
@@ -63,7 +63,7 @@ def _panels(volume, names, details, affine):
     shares = details.explained_variance[: details.components.shape[3]]
     titles = [f"PC {p}, {share:.1%} of the variance" for p, share in enumerate(shares, start=1)]
     is_shown, panels = _turned(inside, affine)[..., number], []
-    some = np.unravel_index(np.flatnonzero(inside)[::STEP], inside.shape)
+    some = np.unravel_index(np.flatnonzero(inside)[:: max(1, inside.sum() // ENOUGH)], inside.shape)
     for images, its_names, has_outline in ((volume, names, True), (details.components, titles, False)):
         ends = np.percentile(images[some], WINDOW, axis=0)
         shown = _turned(images, affine)[:, :, number]
