@@ -29,7 +29,7 @@ from tests.reliability.cohort import STEPS, words_of, write_cohort
 from utils.runs import child_seed
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARIES = ("tensorflow", "keras", "h5py", "nibabel", "sklearn.cluster", "skimage.restoration", "pandas", "seaborn")
+LIBRARIES = ("tensorflow", "keras", "h5py", "nibabel", "sklearn.cluster", "skimage.restoration", "pandas", "matplotlib")
 MOST_TRIES = 4  # per kill
 
 
