@@ -27,6 +27,8 @@ LIMIT_S = 0.5
 FLOORS = {"python": "pass", "python, yaml, pydantic": "import yaml, pydantic"}
 # What the two scripts without a config answer to instead, and how.
 WITHOUT_CONFIG = {
+    "doctor": {},  # starts the backend, which is what it looks at
+    "export_model": {"model missing": (["--model", "missing", "--output", "b"], "missing")},
     "predict": {"model missing": (["--model", "missing", "--input", "a", "--output", "b"], "no model.json there")},
     "simulate_cohort": {"impossible number": (["--out", "new", "--subjects", "1"], "expected at least 3")},
 }
