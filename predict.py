@@ -26,13 +26,13 @@ import math
 import re
 from pathlib import Path, PurePosixPath
 
+from data.layout_files import SUFFIXES, stem_of
 from utils.checks import InputError
 from utils.config import check_writable
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
 
 log = logging.getLogger("mrccl")
-SUFFIXES = (".nii", ".nii.gz")
 FLIPS = {"anterior_posterior": 1, "left_right": 2}  # axes of a batch of slices (`data.geometry.SLICE_AXES`)
 # left_kidney, LeftKidney, kidney-l, kidneyL; but not cleft.
 SIDED = re.compile(r"(?i:^(left|right)|(^|[_-])(left|right|l|r)([_-]|$))|[a-z0-9](Left|Right|L|R)(?![a-z])")
@@ -124,7 +124,7 @@ def scan_of_file(options, model):
         raise InputError(f"--output {output}: for one scan give a file that ends in .nii or .nii.gz")
     if output.resolve() == scan.resolve():
         raise InputError(f"--output {output}: is the scan itself; give another file")
-    subject, stem = scan.name.split(".")[0], output.name.removesuffix(".gz").removesuffix(".nii")
+    subject, stem = scan.name.split(".")[0], stem_of(output)
     paths = outputs_of(stem, output.parent, options, model | {"layout": "pattern"}) | {
         (targets or ["label"])[0]: output
     }

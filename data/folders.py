@@ -11,12 +11,13 @@ import nibabel
 import numpy as np
 import SimpleITK
 
+from data.geometry import LPS_TO_RAS
 from data.layout_files import SUFFIXES
 from data.nifti import AGAIN, Image, read_image
+from data.scans import Grid, grid_problems
 from utils.checks import InputError
 
 SERIES = "0020|000e"  # DICOM tag of the series
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 EVEN = 0.02  # largest difference of two gaps between slices, as a share of a gap: positions are rounded to 0.01 mm
 STRAIGHT_MM = 0.1  # largest step of a slice within its plane
 GREYS = {63: (55, 70), 126: (110, 135), 189: (175, 200), 252: (240, 255)}  # code of a CHAOS mask: greys that mean it
@@ -228,8 +229,11 @@ def _all_on_one_grid(scans, subject):
         images.append(image)
     if problems:
         raise InputError(problems)
-    first = images[0]
+    grid = Grid(scans[0], images[0].shape[:3], images[0].affine)
     for path, image in zip(scans, images, strict=True):
-        if image.shape != first.shape or not np.allclose(image.affine, first.affine, atol=1e-3):
-            raise InputError(f"{subject}: '{path}' and '{scans[0].name}' differ in grid; resample one to the other")
+        problems += grid_problems(subject, path, image, grid, "resample one to the other")
+        if len(scans) > 1 and len(image.shape) != 3:
+            problems.append(f"{subject}: '{path}' is {image.shape}, expected 3 axes, as it is one file of several")
+    if problems:
+        raise InputError(problems)
     return images

@@ -8,6 +8,7 @@ from nibabel import orientations
 
 # Rows run to posterior, columns to the patient's left, slices upwards: an axial slice as radiologists hang it.
 SLICE_AXES = ("P", "L", "S")
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's and ITK's world to that of NIfTI, and back
 EXACT = 1e-6  # positions are that exact, in voxels or pixels
 
 

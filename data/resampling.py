@@ -3,7 +3,8 @@
 import numpy as np
 import SimpleITK
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+from data.geometry import LPS_TO_RAS
+
 LONGEST_EDGE = 48  # voxels of the copy on which the bias field is estimated; the field is smooth
 ITERATIONS = (50, 50, 50, 50)  # per level, as in ITK
 HISTOGRAM_BINS = 200  # of Otsu's threshold

@@ -25,7 +25,6 @@ from utils.checks import InputError
 from utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-WITHOUT_ONNX = [name for name in ("onnx", "tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
 FILTERS = [4, 8, 8]
 MODEL = {
     "name": "small",
@@ -174,8 +173,6 @@ def run_outside(folder, code, backend="tensorflow"):
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_the_lines_of_the_documentation_work_in_plain_keras(work, tmp_path, backend):
     """On another backend too; and what was exported gives the same there as here."""
-    if backend == "jax" and not importlib.util.find_spec("jax"):
-        pytest.skip("jax is not installed")
     lines = re.search(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)[1]
     assert len(list(filter(None, lines.splitlines()))) == 5
     images, expected = {}, {}
@@ -212,7 +209,6 @@ def test_saved_model_gives_the_same(work):
     np.testing.assert_allclose(np.asarray(served(images)), network.predict_on_batch(images), atol=1e-5)
 
 
-@pytest.mark.skipif(bool(WITHOUT_ONNX), reason=f"not installed: {', '.join(WITHOUT_ONNX)}")
 @pytest.mark.parametrize(
     ("source", "name"),
     [("finetuning/t1/late/n02/r0", "model"), ("synthesis/late/n02/r0", "model"), ("pretraining/late", "encoder")],

@@ -6,8 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -162,15 +160,6 @@ def test_a_mistake_of_the_other_scripts_is_named(script, words, line, places, tm
     if "t1.nii.gz" in words:
         pytest.importorskip("keras")
     assert_refused(tmp_path, script, words_of(words, places), [line], **places)
-
-
-@pytest.fixture
-def as_user():
-    """Be an ordinary user for a while, in a folder that one may read: root may write everywhere."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-        os.seteuid(os.getuid())
 
 
 @pytest.mark.parametrize("script", [MAPS, PACK, PRETRAIN, FINETUNE, TABLES])

@@ -9,21 +9,12 @@ import numpy as np
 import pytest
 
 from data.h5_store import SliceStore
-from tests.bad_input.cohort import write_cohort, write_config
+from tests.bad_input.cohort import write_config
 from tests.bad_input.harness import assert_refused, listing, run
 from utils.checks import InputError
 
 AGAIN = "make it again with generate_h5_pretraining.py --overwrite, or give another --work-dir"
 OTHER_GRID = {"shape": [9, 9, 4], "affine": np.eye(4).tolist(), "pixel_size": None, "image_size": [8, 8]}
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed")
-    config = write_cohort(folder)
-    for step in ("generate_constraint_maps", "generate_h5_pretraining"):
-        assert run(step, "--config", config).code == 0
-    return folder
 
 
 @pytest.fixture

@@ -191,21 +191,12 @@ def test_weights_of_another_network_are_named_in_a_few_lines(case):
     assert not (folder / "predictions").exists()
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed")
-    config = write_cohort(folder)
-    for step in ("generate_constraint_maps", "generate_h5_pretraining"):
-        assert run(step, "--config", config).code == 0
-    return config
-
-
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ONLY_FOR_PREDICTION])
 def test_bad_weights_are_refused_as_a_warm_start(name, packed, model, tmp_path):
     path = tmp_path / "weights.npz"
     shutil.copy(model / "weights.npz", path)
     spoil, line = CASES[name]
     spoil(path)
-    words = ["--config", packed, "--set", f"pretraining.stages.global.warm_start={path}"]
-    assert_refused(packed.parent, "constrained_contrastive_learning", words, [line], path=path)
+    words = ["--config", packed / "tiny.yaml", "--set", f"pretraining.stages.global.warm_start={path}"]
+    assert_refused(packed, "constrained_contrastive_learning", words, [line], path=path)
     assert not (tmp_path / "hacked").exists()

@@ -1,8 +1,6 @@
 """What would go wrong in silence and is said: folders that may not be read, scans without orientation, stray maps."""
 
 import os
-import tempfile
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -16,15 +14,6 @@ from utils.checks import InputError
 
 NOBODY = 65534
 CONTRASTS = {"t1": "{subject}/t1.nii.gz"}
-
-
-@pytest.fixture
-def as_user():
-    """Be an ordinary user for a while: root may read everything."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-        os.seteuid(os.getuid())
 
 
 def test_a_folder_that_may_not_be_read_is_named(as_user, caplog):
