@@ -28,17 +28,17 @@ STYLE = {
     "savefig.dpi": 200,
 }
 PANEL_INCHES = (3.4, 2.8)
-LEGEND_ROW_INCHES, INITS_BELOW, FOLDS_BELOW = 0.17, 2, 4  # of a legend below the panels: entries a row and panel
+LONE_PANEL_INCHES, LOW_PANEL_INCHES = (5.1, 3.1), (3.4, 2.1)  # of many initialisations; where several are stacked
+LEGEND_ROW_INCHES, INIT_INCHES, FOLDS_BELOW = 0.17, 1.7, 4  # of a legend below the panels: width; entries a panel
 WIDEST = 0.6  # of the distance between two N, for all initialisations side by side
 MOST_BANDS = 3  # more of them hide one another; the bars say the same
 AGAINST_N_SHOWS = (
     "Small points: single test subjects, repeats averaged. Lines: means over subjects; bars (and bands): 95 % "
     "confidence interval of the mean (t distribution). Dotted, where it was run: mean of random initialisation on all "
-    "{subjects} subjects, the supervised baseline."
+    "{subjects} subjects, the supervised baseline; random initialisation has a point there only beside others."
 )
-LOW_PANEL_INCHES = (3.4, 2.1)  # where several are stacked
 
-# The rows of panels of `training_curves`: {column of a history: (name in the legend, line style)}.
+# The columns of panels of `training_curves`: {column of a history: (name in the legend, line style)}.
 LOSSES = {"loss": ("training", "--"), "val_loss": ("validation", "-")}
 SHARES = {
     "val_feature_spread": ("feature spread (0: collapsed)", "-"),
@@ -85,7 +85,7 @@ def dice_against_n(values, labels=(), inits=(), note="", all_subjects=None, meas
         inits: Initialisations in the order of the legend.
         note: Beginning of the title, such as "Simulated scans.".
         all_subjects: Number of annotated training subjects there are; None when it is not known. Random
-            initialisation at this N is the dotted line and no point of its curve.
+            initialisation at this N is the dotted line, and a point of its curve where others have one there.
         measure: What `values` holds, a `Measure`.
 
     Returns:
@@ -97,7 +97,8 @@ def dice_against_n(values, labels=(), inits=(), note="", all_subjects=None, meas
     labels = labels or all_labels(values)
     order, styles = in_grid_order(set(values["init"]), inits), style_numbers(values["init"], inits)
     shown = [(contrasts, label) for contrasts in dict.fromkeys(values["contrasts"]) for label in labels]
-    figure, axes = panels(-(-len(shown) // 2), min(2, len(shown)))
+    is_lone = len(shown) == 1 and len(order) > MOST_BANDS
+    figure, axes = panels(-(-len(shown) // 2), min(2, len(shown)), LONE_PANEL_INCHES if is_lone else PANEL_INCHES)
     used, unused = np.split(axes.ravel(), [len(shown)])
     for axis in unused:
         axis.set_axis_off()
@@ -118,9 +119,10 @@ def dice_against_n(values, labels=(), inits=(), note="", all_subjects=None, meas
 
 def _draw_panel(axis, panel, order, styles, all_subjects):
     """Draw the curves and the supervised baseline; returns the rows of the curves."""
-    is_baseline = (panel["init"] == BASELINE) & (panel["n_annotated"] == all_subjects)
+    has_all = panel["n_annotated"] == all_subjects
+    is_baseline = has_all & (panel["init"] == BASELINE)
     is_baseline &= not is_baseline.all()  # alone it is a curve of one point
-    curves, baseline = panel[~is_baseline], panel[is_baseline]
+    curves, baseline = panel if (has_all & ~is_baseline).any() else panel[~is_baseline], panel[is_baseline]
     for place, init in enumerate(order):
         _draw_init(axis, curves[curves["init"] == init], init, styles[init], (place, len(order)))
     if len(baseline):
@@ -143,7 +145,7 @@ def _share_legend(figure, axes):
     # The dotted baseline comes last, though matplotlib lists lines first.
     samples = sorted(zip(*fullest.get_legend_handles_labels(), strict=True), key=lambda sample: "," in sample[1])
     handles, names = zip(*samples, strict=True)
-    _legend_below(figure, handles, names, INITS_BELOW * axes.shape[1], rows_there=2, title="initialisation")
+    _legend_below(figure, handles, names, int(figure.get_figwidth() / INIT_INCHES), 2, title="initialisation")
 
 
 def _legend_below(figure, handles, names, columns, rows_there, title=None):
@@ -179,6 +181,7 @@ def _label_axes(axis, values, measure, title):
     axis.set_xscale("log", base=2)
     axis.set_xticks(numbers, [str(n) for n in numbers])
     axis.set_xticks([], minor=True)
+    axis.set_xlim(numbers[0] / 2**0.5, numbers[-1] * 2**0.5)
     axis.set(xlabel=f"{measure.subjects} subjects N", ylabel=measure.title)
     axis.grid(axis="y", alpha=0.3)
     axis.set_title(f"{title} ({subjects} test subjects" + (f", {absent} NaN)" if absent else ")"))
@@ -188,8 +191,8 @@ def _label_axes(axis, values, measure, title):
 def training_curves(histories, note=""):
     """Draw losses and the health of the representations against epochs.
 
-    One column of panels per stage, one colour per fold, one line style per measure. Rows of panels: losses; spread and
-    shares; alignment and uniformity. Rows that no stage needs are left out, and so are panels without values.
+    One row of panels per stage, one colour per fold, one line style per measure. Columns of panels: losses; spread and
+    shares; alignment and uniformity. Columns that no stage needs are left out, and so are panels without values.
 
     Args:
         histories: Mapping of stage name to a mapping of fold name ("" without folds) to DataFrame with the columns
@@ -202,47 +205,46 @@ def training_curves(histories, note=""):
     order = sorted({fold for folds in histories.values() for fold in folds})
     colours = {fold: colour_of(number + 1) for number, fold in enumerate(order)}
     every = [history for folds in histories.values() for history in folds.values()]
-    rows = {label: row for label, row in CURVES.items() if any(_columns(history, row) for history in every)}
-    figure, axes = panels(len(rows), len(histories), PANEL_INCHES if len(rows) == 1 else LOW_PANEL_INCHES)
-    for column, (stage, folds) in zip(axes.T, histories.items(), strict=True):
-        drawn = [_draw_curves(*panel, folds, colours) for panel in zip(column, rows.items(), strict=True)]
-        column[0].set_title(stage)
-        column[drawn][-1].set_xlabel("epoch")
+    columns = {label: group for label, group in CURVES.items() if any(_columns(history, group) for history in every)}
+    figure, axes = panels(len(histories), len(columns), PANEL_INCHES if len(histories) == 1 else LOW_PANEL_INCHES)
+    for row, (stage, folds) in zip(axes, histories.items(), strict=True):
+        for panel in zip(row, columns.items(), strict=True):
+            _draw_curves(*panel, folds, colours)
+        row[0].set_title(stage)
     if len(order) > 1:
         handles = [_sample(label=fold, color=colours[fold]) for fold in order]
-        _legend_below(figure, handles, order, FOLDS_BELOW * len(histories), rows_there=1)
+        _legend_below(figure, handles, order, FOLDS_BELOW * len(columns), rows_there=1)
     if note:
         figure.suptitle(note)
     return figure
 
 
-def _columns(history, row):
-    """The columns of a row of panels of which a history has values."""
-    return [column for column in row if column in history and history[column].notna().any()]
+def _columns(history, group):
+    """The columns of a group, drawn in one panel, of which a history has values."""
+    return [column for column in group if column in history and history[column].notna().any()]
 
 
-def _draw_curves(axis, labelled_row, folds, colours):
-    """Draw one panel; returns False, and leaves it blank, if no fold has any of its columns."""
-    label, row = labelled_row
-    found = {column for history in folds.values() for column in _columns(history, row)}
+def _draw_curves(axis, labelled_group, folds, colours):
+    """Draw one panel, or leave it blank if no fold has any of its columns."""
+    label, group = labelled_group
+    found = {column for history in folds.values() for column in _columns(history, group)}
     if not found:
         axis.set_axis_off()
-        return False
+        return
     for fold, history in folds.items():
-        for column in _columns(history, row):
+        for column in _columns(history, group):
             # Validation may be looked at every few epochs only; lines join the epochs that have a value.
             values = history.dropna(subset=column)
             marker = "." if len(values) < 3 else None
-            axis.plot(values["epoch"], values[column], row[column][1], color=colours[fold], marker=marker)
-    axis.set_ylabel(label)
+            axis.plot(values["epoch"], values[column], group[column][1], color=colours[fold], marker=marker)
+    axis.set(xlabel="epoch", ylabel=label)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    if row is SHARES:
+    if group is SHARES:
         axis.set_ylim(-0.03, 1.03)
     # With several folds a line style belongs to all their colours: it is shown in grey.
     colour = "0.3" if len(colours) > 1 else next(iter(colours.values()))
-    styles = [row[column] for column in row if column in found]
+    styles = [group[column] for column in group if column in found]
     axis.legend(handles=[_sample(label=name, linestyle=line, color=colour) for name, line in styles], fontsize=6)
-    return True
 
 
 def _sample(**style):

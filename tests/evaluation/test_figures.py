@@ -51,13 +51,17 @@ def test_lines_are_means_and_every_subject_is_a_point():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "constrained"]
 
 
-def test_the_supervised_baseline_is_a_dotted_line_and_no_point_of_the_curve():
+@pytest.mark.parametrize("beside_others", [True, False])
+def test_the_supervised_baseline_is_a_dotted_line_and_a_point_only_beside_others(beside_others):
     values = make_values()
+    if not beside_others:
+        values = values[(values["n_annotated"] < 8) | (values["init"] == "random")]
     (axis,) = dice_against_n(values, [MEAN], all_subjects=8).axes
     (dotted,) = [line for line in axis.lines if line.get_linestyle() == ":"]
     baseline = values[(values.init == "random") & (values.n_annotated == 8)]
     np.testing.assert_allclose(dotted.get_ydata(), sum(baseline["value"]) / len(baseline))
-    assert [len(container.lines[0].get_xdata()) for container in axis.containers] == [2, 3]
+    points = [len(container.lines[0].get_xdata()) for container in axis.containers]
+    assert points == ([3, 3] if beside_others else [2, 2])
     names = [text.get_text() for text in axis.figure.legends[0].get_texts()]
     assert names == ["random", "constrained", "random, all 8"]
 
@@ -71,7 +75,11 @@ def test_without_a_baseline_beside_something_else_no_line_is_dotted(inits, numbe
 
 @pytest.mark.parametrize(("numbers", "subjects"), [((4,), 5), ((2, 4), 1)])
 def test_one_n_or_one_subject_still_gives_a_figure(numbers, subjects, tmp_path):
-    save_figure(dice_against_n(make_values(numbers=numbers, subjects=subjects), [MEAN]), tmp_path, "dice")
+    figure = dice_against_n(make_values(numbers=numbers, subjects=subjects), [MEAN], all_subjects=4)
+    low, high = figure.axes[0].get_xlim()
+    assert low < numbers[0] and numbers[-1] < high
+    assert [len(container.lines[0].get_xdata()) for container in figure.axes[0].containers] == [len(numbers)] * 2
+    save_figure(figure, tmp_path, "dice")
     assert (tmp_path / "dice.png").stat().st_size > 1000 and (tmp_path / "dice.pdf").exists()
 
 
@@ -117,6 +125,8 @@ def test_other_measures_have_axes_wide_enough_for_points_and_intervals(measure):
 def test_six_inits_differ_in_more_than_colour():
     inits = ["random", "regression", "global", "global_local", "constrained", "other"]
     figure = dice_against_n(make_values(inits=inits), [MEAN], inits)
+    few = dice_against_n(make_values(), [MEAN])
+    assert figure.get_figwidth() > few.get_figwidth(), "six would hide one another in a narrow panel"
     lines = [container.lines[0] for container in figure.axes[0].containers]
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 6
 
@@ -157,7 +167,7 @@ def legend_of(axis):
     return [text.get_text().split(" (")[0] for text in axis.get_legend().get_texts()]
 
 
-def test_health_is_drawn_below_the_losses(tmp_path):
+def test_health_is_drawn_beside_the_losses(tmp_path):
     history = make_history(*HEALTH)
     losses, shares, distances = training_curves({"constrained": {"": history}}).axes
     assert [len(axis.lines) for axis in (losses, shares, distances)] == [2, 3, 2]
@@ -172,7 +182,7 @@ def test_health_is_drawn_below_the_losses(tmp_path):
         assert len(set(drawn)) == len(drawn)
     low, high = shares.get_ylim()
     assert low < 0 and high > 1
-    assert [axis.get_xlabel() for axis in (losses, shares, distances)] == ["", "", "epoch"]
+    assert [axis.get_xlabel() for axis in (losses, shares, distances)] == ["epoch"] * 3
     save_training_curves(history.to_dict("records"), tmp_path / "curves.png", title="tiny: constrained")
     assert (tmp_path / "curves.png").exists()
 
@@ -184,12 +194,12 @@ def test_stages_without_health_leave_no_empty_panel():
         "constrained": {"": make_history(*HEALTH)},
     }
     axes = np.reshape(training_curves(stages).axes, (3, 3))
-    assert [[axis.axison for axis in row] for row in axes] == [[True] * 3, [False, True, True], [False, True, True]]
-    assert [axis.get_xlabel() for axis in axes[0]] == ["epoch", "", ""]
+    assert [[axis.axison for axis in row] for row in axes] == [[True, False, False], [True] * 3, [True] * 3]
+    assert [axis.get_title() for axis in axes[:, 0]] == list(stages)
     assert legend_of(axes[1, 1]) == ["feature spread"]
     assert len(training_curves({"regression": {"": make_history()}}).axes) == 1
     only_distances = training_curves({"local": {"": make_history("val_alignment")}, "x": {"": make_history()}}).axes
-    assert len(only_distances) == 4 and legend_of(only_distances[2]) == ["alignment"]
+    assert len(only_distances) == 4 and legend_of(only_distances[1]) == ["alignment"]
 
 
 def test_measures_without_a_value_are_not_drawn():
@@ -213,7 +223,7 @@ def test_a_fold_has_one_colour_everywhere(tmp_path):
     }
     assert len(set(colours.values())) == 3
     for number, axis in enumerate(figure.axes):
-        shown = late if number % 2 == 0 else folds
+        shown = late if number < 3 else folds
         drawn = [line.get_color() for line in axis.lines]
         assert drawn == [colours[fold] for fold in shown for _ in range(len(drawn) // len(shown))]
         assert len(legend_of(axis)) == len(drawn) // len(shown)
