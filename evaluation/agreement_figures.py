@@ -24,7 +24,7 @@ VIOLINS_SHOW = (
 AGREEMENT_SHOWS = (
     "Bland-Altman plot at the largest N: segmented minus reference volume against their mean, one point per test "
     "subject (repeats averaged). Solid: bias; dashed: limits of agreement (bias ± 1.96 standard deviations of the "
-    "differences); bands: their 95 % confidence intervals; numbers in mL."
+    "differences); bands: their 95 % confidence intervals; dotted: no difference; numbers in mL."
 )
 
 
@@ -62,13 +62,16 @@ def dice_violins(values, labels, inits=(), differences=None, note=""):
     lowest = values.loc[values["label"].isin(labels), "value"].min()
     for axis in axes.flat[len(labels) :]:
         axis.set_axis_off()
+    tops = [1.0]
     for axis, label in zip(axes.flat, labels, strict=False):
-        panel, top = values[values["label"] == label], 1.0
+        panel = values[values["label"] == label]
         for place, name in enumerate(contrasts):
             group = panel[panel["contrasts"] == name]
             _draw_violins(axis, group, place, order, styles)
-            top = max(top, _draw_bars(axis, group, place, order, differences))
-        _label_violin_axes(axis, panel, label, contrasts, (lowest, top))
+            tops.append(_draw_bars(axis, group, place, order, differences))
+        _label_violin_axes(axis, panel, label, contrasts)
+    for axis in axes.flat[: len(labels)]:
+        _limit_dice(axis, lowest, max(tops))
     _add_legend(figure, order, styles)
     if note:
         figure.suptitle(note)
@@ -108,7 +111,7 @@ def _draw_violins(axis, group, place, order, styles):
         axis.scatter(spread[~is_outlier], values[~is_outlier], s=4, color=colour, alpha=0.6, linewidths=0)
         axis.scatter(spread[is_outlier], values[is_outlier], s=13, facecolors="none", edgecolors=colour, linewidths=0.8)
         axis.vlines(x, low, high, color=colour, linewidth=2)
-        axis.plot(x, median, marker=marker, color=colour, markersize=5, markeredgecolor="white")
+        axis.plot(x, median, marker=marker, color=colour, markersize=6.5, markeredgecolor="white", markeredgewidth=0.7)
 
 
 def _draw_bars(axis, group, place, order, differences):
@@ -133,18 +136,21 @@ def _draw_bars(axis, group, place, order, differences):
     return height
 
 
-def _label_violin_axes(axis, panel, label, contrasts, limits):
+def _label_violin_axes(axis, panel, label, contrasts):
     numbers = panel.groupby("contrasts")["n_annotated"].first()
-    lowest, top = limits
     axis.set_xticks(range(len(contrasts)), [f"{name}\nN = {numbers.get(name, '-')}" for name in contrasts])
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(-0.5, len(contrasts) - 0.5)
-    floor = max(0.0, np.floor(10 * np.nan_to_num(lowest)) / 10)
-    axis.set_yticks(np.arange(1.0, floor - 0.001, -0.1 if floor >= 0.5 else -0.2))
-    axis.set_ylim(floor - 0.02, top + (0.02 if top <= 1.0 else 0.07))
     axis.grid(axis="y", alpha=0.3)
     axis.set_ylabel("Dice (0 to 1)")
     axis.set_title(f"{label} ({panel['subject'].nunique()} test subjects)")
+
+
+def _limit_dice(axis, lowest, top):
+    """Show the Dice from below the lowest of all panels to above the highest bar of all, which may lie above 1."""
+    floor = max(0.0, np.floor(10 * np.nan_to_num(lowest)) / 10)
+    axis.set_yticks(np.arange(1.0, floor - 0.001, -0.1 if floor >= 0.5 else -0.2))
+    axis.set_ylim(floor - 0.02, top + (0.02 if top <= 1.0 else 0.07))
 
 
 @in_report_style
@@ -184,8 +190,8 @@ def bland_altman_plots(both, label, inits=(), note=""):
                 axes[place].tick_params(labelleft=place[1] == 0)
     share_limits(drawn, "xy")
     figure.supxlabel("mean of segmented and reference volume [mL]", fontsize=8)
-    figure.supylabel("segmented - reference volume [mL]", fontsize=8)
-    figure.suptitle(f"{note} {label}".strip())
+    figure.supylabel("segmented \N{MINUS SIGN} reference volume [mL]", fontsize=8)
+    figure.suptitle(f"{note} {label} ({both['subject'].nunique()} test subjects)".strip())
     return figure
 
 
@@ -205,7 +211,7 @@ def _draw_agreement(axis, part, colour):
     axis.set_axis_on()
     agreement = bland_altman(part["measured"], part["reference"])
     mean, difference = (part["measured"] + part["reference"]) / 2, part["measured"] - part["reference"]
-    axis.axhline(0, color="0.7", linewidth=0.6)
+    axis.axhline(0, color="0.3", linewidth=0.8, linestyle=":")
     axis.scatter(mean, difference, s=10, color=colour, alpha=0.7, linewidths=0)
     for name, line, alpha in (("bias", "-", 0.35), ("lower", "--", 0.15), ("upper", "--", 0.15)):
         value, low, high = (getattr(agreement, field) for field in (name, f"{name}_low", f"{name}_high"))
@@ -224,4 +230,4 @@ def _draw_agreement(axis, part, colour):
 def _ml(value):
     if value is None:
         return "-"
-    return f"{value:.{0 if abs(value) >= 10 else 1}f}"
+    return f"{value:.{0 if abs(value) >= 10 else 1}f}".replace("-", "\N{MINUS SIGN}")  # as the axes have it

@@ -3,7 +3,7 @@
 import numpy as np
 
 from evaluation.figures import in_report_style, panels
-from evaluation.overlays import WINDOW, label_colour, slices_to_show
+from evaluation.overlays import WINDOW, label_colour, mark_right, slices_to_show
 from utils.runs import atomic_path
 
 PANEL_INCHES = 1.5
@@ -41,6 +41,7 @@ def draw_montage(path, subjects, channels, labels, title):
         column[0].set_title(subject, fontsize="small")
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.set_ylabel(name)
+        mark_right(axis)
     for axis in axes[:, len(subjects) :].ravel():
         axis.set_axis_off()
     if any(classes is not None for *_, classes in shown):

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from evaluation.figures import in_report_style, panels
-from evaluation.overlays import choose_subjects, first_repeat, read_prediction, slices_to_show
+from evaluation.overlays import choose_subjects, first_repeat, mark_right, read_prediction, slices_to_show
 from utils.checks import InputError
 
 MOST_SIDE_BY_SIDE = 3  # initialisations whose images and errors share one line
@@ -18,7 +18,7 @@ CLEAR = 99.5  # percentile of all errors shown at which the colours end
 RULE = (
     "Subjects are ranked by SSIM inside the mask, averaged over target contrasts, repeats and all initialisations at "
     "this N; the median and the worst are shown, on the axial slice on which the reference labels (without labels: the "
-    "foreground) are largest. Radiological display: the patient's right is on the left. Acquired and synthesised "
+    "foreground) are largest. Radiological display: the patient's right (R) is on the left. Acquired and synthesised "
     "images (of the first repeat, whose SSIM inside the mask stands above) have one grey scale, 0 to 1 of the data "
     "range. Errors, |synthesised - acquired| in units of the data range, have one colour scale in all figures; it ends "
     "at the 99.5th percentile of the errors shown."
@@ -152,6 +152,7 @@ def draw_error_maps(pictures, title, highest):
         for axis, (name, image) in zip(block, images.items(), strict=False):
             _show(axis, image, name, one.aspect, cmap="gray", vmax=1)
         block[0].set_ylabel(f"{one.title}\n{contrast}")
+        mark_right(block[0])
         for axis, (init, error) in zip(block[-len(inits) :], one.errors(contrast).items(), strict=True):
             shown = _show(axis, error, f"|error|: {init}", one.aspect, cmap="inferno", vmax=highest)
     label = "|synthesised - acquired|, units of the data range"

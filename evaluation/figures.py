@@ -1,7 +1,6 @@
 """The figures of a report: scores against N, and the curves of pretraining. Overlays are in `overlays.py`.
 
-Colours are those of Okabe and Ito, which stay apart in all common kinds of colour blindness; each initialisation also
-has a marker and a line style of its own.
+Colours (Okabe and Ito) stay apart in all common kinds of colour blindness; inits differ in marker and line style too.
 """
 
 import functools

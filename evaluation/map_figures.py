@@ -7,7 +7,7 @@ from evaluation.results import MEAN
 # title of a panel: the measures that share it
 PANELS = {
     "True tissue": ("ami_tissue", "homogeneity", "completeness"),
-    "True relaxation times": ("variance_t1", "variance_t2"),
+    "Share of the variance of true T1 and T2": ("variance_t1", "variance_t2"),
     "Mutual information with the labels": ("ami_label",),
     "Purity against the labels": ("purity", "purity_gain", "balanced_purity", "organ_purity"),
     "Best Dice of a label and a union of classes": ("best_dice",),

@@ -19,8 +19,8 @@ WINDOW = (1, 99.5)  # percentiles of a slice that are shown black and white
 RULE = (
     "Subjects are ranked by Dice averaged over labels, repeats and all initialisations at this N; the median and the "
     "worst are shown, on the axial slice on which the reference labels together are largest, each relative to its own "
-    "largest slice. Radiological display: the patient's right is on the left. Dashed: reference; solid: prediction of "
-    "the first repeat, whose Dice (mean over labels) stands above."
+    "largest slice. Radiological display: the patient's right (R) is on the left. Dashed: reference; solid: prediction "
+    "of the first repeat, whose Dice (mean over labels) stands above."
 )
 
 
@@ -165,13 +165,25 @@ def draw_overlays(pictures, labels, title):
             axis.set_axis_off()
         block[0].set_ylabel(picture.title)
         block[0].set_title("reference")
+        mark_right(block[0])
         for axis, init, prediction in zip(block[1:count], picture.predictions, predictions, strict=True):
             _contours(axis, prediction, len(labels), "solid")
             axis.set_title(f"{init}: Dice {picture.dice[init]:.3f}")
     handles = [Line2D([], [], color=label_colour(index), label=label) for index, label in enumerate(labels)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(labels), columns + 1))
+    lines = {"reference": "dashed", "prediction": "solid"}
+    handles += [Line2D([], [], color="0.3", linestyle=line, label=name) for name, line in lines.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns + 1))
     figure.suptitle(title)
     return figure
+
+
+def mark_right(axis):
+    """Write an R at the left border of a picture: in radiological display the patient's right is there."""
+    from matplotlib.patheffects import withStroke
+
+    outline = [withStroke(linewidth=1.5, foreground="black")]  # the border may be bright
+    style = {"color": "white", "fontsize": 7, "va": "center", "path_effects": outline}
+    axis.text(0.015, 0.5, "R", transform=axis.transAxes, **style)
 
 
 def slices_to_show(volumes, affine):

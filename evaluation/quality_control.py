@@ -4,6 +4,7 @@ import numpy as np
 from nibabel import orientations
 
 from data.geometry import SLICE_AXES
+from evaluation.overlays import mark_right
 from utils.runs import atomic_path
 
 MOST_COLUMNS = 5
@@ -11,11 +12,12 @@ PANEL_INCHES = 2.6
 WINDOW = (1, 99)  # percentiles of the foreground shown as black and white
 ENOUGH = 200_000  # voxels for these percentiles
 OUTLINE = "#ffb000"
+EXPLANATION = "orange: border of the foreground; R: the patient's right"
 NEARLY_MOST = 0.8  # share of the largest foreground area from which on a slice may be shown
 
 
 def draw_constraint_map(path, volume, names, details, affine, title):
-    """Draw contrasts, principal components and constraint map of one axial slice with much foreground.
+    """Draw contrasts, and below them principal components and constraint map, of one axial slice with much foreground.
 
     Shown is the middle one of the slices with nearly the most foreground; the very most lies often at the end of the
     scan, in the lungs or the base of the skull.
@@ -32,28 +34,36 @@ def draw_constraint_map(path, volume, names, details, affine, title):
     from matplotlib.figure import Figure
 
     panels, classes, number = _panels(volume, names, details, affine)
-    columns = min(MOST_COLUMNS, -(-(len(panels) + 1) // 2))
-    rows = -(-(len(panels) + 1) // columns)
+    rows, columns, below = _places(len(names), len(panels) + 1 - len(names))
     height, width = classes.shape
     aspect = _pixel_aspect(affine)
     # pyplot is left alone: it keeps global state and figures alive, which a worker of many subjects must not.
     panel_height = PANEL_INCHES * aspect * height / width
-    figure = Figure((columns * (PANEL_INCHES + 0.05) + 0.3, rows * (panel_height + 0.25) + 0.3), dpi=100)
+    figure = Figure((columns * (PANEL_INCHES + 0.05) + 0.3, rows * (panel_height + 0.25) + 0.45), dpi=100)
     figure.set_layout_engine("compressed")
     slices = details.classes.shape[_slice_axis(affine)]
-    figure.suptitle(f"{title}, slice {number + 1} of {slices} from below", fontsize=9)
+    figure.suptitle(f"{title}, slice {number + 1} of {slices} from below\n{EXPLANATION}", fontsize=9)
     # Ticks would be laid out before the axes are switched off, which takes a third of the time of drawing.
     axes = figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []}).ravel()
-    for axis, (name, image, window, has_outline) in zip(axes, panels, strict=False):
+    used = [*axes[: len(names)], *axes[below:]]  # components and map begin a line
+    for axis, (name, image, window, has_outline) in zip(used, panels, strict=False):
         axis.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="nearest")
         if has_outline:
             axis.contour(classes > 0, levels=[0.5], colors=OUTLINE, linewidths=0.7)
         axis.set_title(name, fontsize=8)
-    _draw_classes(figure, axes[len(panels)], classes, len(details.class_sizes), aspect)
+    _draw_classes(figure, used[len(panels)], classes, len(details.class_sizes), aspect)
+    mark_right(axes[0])
     for axis in axes:
         axis.set_axis_off()
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
+
+
+def _places(contrasts, others):
+    """Return rows, columns and the panel with which the others begin, for contrasts above the others."""
+    columns = min(MOST_COLUMNS, max(contrasts, others))
+    rows_above = -(-contrasts // columns)
+    return rows_above - (-others // columns), columns, rows_above * columns
 
 
 def _panels(volume, names, details, affine):
@@ -87,6 +97,7 @@ def _draw_classes(figure, axis, classes, number, aspect):
         image, ax=axis, ticks=np.unique(np.linspace(0, number, 6).astype(int)), fraction=0.05, pad=0.02
     )
     bar.ax.tick_params(labelsize=6, length=0)
+    bar.set_label("class (0: background)", fontsize=6)
 
 
 def _representative_slice(areas):

@@ -53,7 +53,7 @@ def _draw_values(axis, key, places, values, name, bar_width):
     style = {"c": values, "vmin": low, "vmax": high, "cmap": "viridis", "s": 4, "linewidths": 0}
     drawn = axis.scatter(*places.T, **style, rasterized=True)
     if not key.child_axes:
-        label = "class, dark to bright" if is_class else f"{name} [ms]" if name in ("T2", "T1") else "0 to 1"
+        label = "class, dark to bright" if is_class else f"{name} [ms]" if name in ("T2", "T1") else "scaled, 0 to 1"
         extend = "neither" if is_class else "both"
         axis.figure.colorbar(drawn, cax=key.inset_axes([0, 0.05, bar_width, 0.9]), label=label, extend=extend)
 

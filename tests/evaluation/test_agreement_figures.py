@@ -89,6 +89,7 @@ def test_stars_stand_over_the_pairs_that_differ():
     (bar, other) = [line for line in left.lines if len(line.get_xdata()) == 4]
     assert bar.get_xdata()[0] < 0 < bar.get_xdata()[-1] < 0.5 < other.get_xdata()[0]
     assert min(bar.get_ydata()) > 1 and left.get_ylim()[1] > max(bar.get_ydata())
+    assert left.get_ylim() == right.get_ylim(), "panels are compared by eye"
 
 
 def test_one_init_alone_has_no_bars():
@@ -134,7 +135,8 @@ def make_volumes(contrasts=("t2", "bold"), inits=("random", "constrained"), subj
 def test_bias_and_limits_are_those_of_the_volumes():
     volumes = make_volumes()
     figure = bland_altman_plots(volumes, "left", ["random", "constrained"])
-    assert "[mL]" in figure.get_supxlabel() and "[mL]" in figure.get_supylabel() and figure.get_suptitle() == "left"
+    assert "[mL]" in figure.get_supxlabel() and "[mL]" in figure.get_supylabel()
+    assert figure.get_suptitle() == "left (8 test subjects)"
     cells = [(c, i) for c in ("t2", "bold") for i in ("random", "constrained")]
     for axis, (contrasts, init) in zip(figure.axes, cells, strict=True):
         cell = volumes[(volumes.contrasts == contrasts) & (volumes.init == init)]

@@ -303,6 +303,14 @@ def test_an_overlay_has_a_panel_per_init_and_a_row_per_subject(tmp_path):
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["reference", "random: Dice 0.000", "constrained: Dice 0.750"] * 2
     assert figure.axes[0].get_ylabel() == "worst: s1"
+    assert [len(axis.texts) for axis in figure.axes] == [1, 0, 0] * 2
+    mark = figure.axes[0].texts[0]
+    assert mark.get_text() == "R" and mark.get_position()[0] < 0.1, "the patient's right is on the left"
+    legend = {
+        text.get_text(): handle.get_linestyle()
+        for text, handle in zip(figure.legends[0].get_texts(), figure.legends[0].legend_handles, strict=True)
+    }
+    assert legend == {"liver": "-", "spleen": "-", "reference": "--", "prediction": "-"}
     save_figure(figure, tmp_path, "overlay")
 
 

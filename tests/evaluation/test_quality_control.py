@@ -40,6 +40,14 @@ def test_picture_is_written_whatever_the_number_of_panels(tmp_path, contrasts, c
     assert [p.name for p in path.parent.iterdir()] == ["sub-1.png"]
 
 
+def test_components_and_map_begin_a_line_below_the_contrasts():
+    assert quality_control._places(2, 3) == (2, 3, 3)
+    assert quality_control._places(5, 5) == (2, 5, 5)
+    assert quality_control._places(9, 5) == (3, 5, 10)
+    assert quality_control._places(1, 2) == (2, 2, 2)
+    assert quality_control._places(8, 7) == (4, 5, 10)
+
+
 def test_same_subject_same_file(tmp_path):
     volume, details = subject()
     for name in ("a.png", "b.png"):
