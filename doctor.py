@@ -25,7 +25,18 @@ from utils.runs import exit_code_of
 
 ROOT = Path(__file__).resolve().parent
 OK, NOTE, MEND = "ok", "note", "mend"
-SPARE = ("jax", "onnx", "onnxruntime", "tf2onnx", "tensorboardX", "jsonschema", "pytest", "hypothesis", "ruff")
+SPARE = (
+    "jax",
+    "onnx",
+    "onnxruntime",
+    "tf2onnx",
+    "tensorboardX",
+    "jsonschema",
+    "pybids",
+    "pytest",
+    "hypothesis",
+    "ruff",
+)
 LITTLE_DISK_GB, LITTLE_MEMORY_GB = 10, 6
 BFLOAT16_CAPABILITY = 8.0  # of CUDA devices, from which on bfloat16 is computed by the hardware
 INSTALL_GPU = {

@@ -1,8 +1,8 @@
 """Layout bids: the Brain Imaging Data Structure, with sessions and derivatives.
 
-File names are parsed here: entities, suffix and folder are all that is needed. pybids 0.22 would do it as well, but
-brings 14 more packages (SQLAlchemy, formulaic, ...), takes half a second to import and builds a database of everything
-first; a test compares the two where pybids is installed.
+File names are parsed here, and tests compare files and entities with those of pybids. It is not used itself, as it
+searches whole paths for the entities that it knows: below a folder `run-7` every scan is of run 7, and `foo-1_T1w`
+counts as `T1w`. Both would choose wrong scans in silence, and to notice it a reader has to parse the names again.
 """
 
 import csv
@@ -43,10 +43,11 @@ def find_bids(wanted, role="contrast"):
             subject = "_".join(f"{name}-{entities[name]}" for name in IDENTITY if name in entities)
             people[subject] = f"sub-{entities['sub']}"
             found.add(*key, subject, path)
+    names_in = {}
     for subject, person in people.items():
         found.details[subject] = {"person": person}
         for path in found.paths.get(("label", "label"), {}).get(subject, ())[:1]:
-            found.details[subject]["label_names"] = _names_of(path, wanted.root)
+            found.details[subject]["label_names"] = _names_of(path, wanted.root, names_in)
     return found
 
 
@@ -104,16 +105,29 @@ def _match(asked, entities):
     return is_open or not rest
 
 
-def _names_of(label, root):
-    """Read the names of a label map's values from the table beside it, or above it; empty if there is none."""
-    tables = [label.with_name(f"{stem_of(label)}.tsv")]
-    for folder in [*label.parents]:
-        tables += sorted(folder.glob("dseg.tsv")) + sorted(folder.glob("desc-*_dseg.tsv"))
-        if folder == root:
-            break
-    table = next((path for path in tables if path.is_file()), None)
-    if table is None:
-        return {}
+def _names_of(label, root, names_in):
+    """Return the names of a label map's values from the table beside it, or above it; empty if there is none.
+
+    Args:
+        label: File.
+        root: Folder of the data set, where the search ends.
+        names_in: Dictionary that this function fills with what folders say, so that each is searched once: above all
+            subjects a search takes as long as there are subjects.
+    """
+    own = label.with_name(f"{stem_of(label)}.tsv")
+    if own.is_file():
+        return _read_names(own)
+    for folder in label.parents:
+        if folder not in names_in:
+            tables = [*sorted(folder.glob("dseg.tsv")), *sorted(folder.glob("desc-*_dseg.tsv"))]
+            table = next((path for path in tables if path.is_file()), None)
+            names_in[folder] = _read_names(table) if table else None
+        if names_in[folder] is not None or folder == root:
+            return names_in[folder] or {}
+    return {}
+
+
+def _read_names(table):
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     try:

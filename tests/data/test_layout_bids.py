@@ -1,4 +1,6 @@
-"""BIDS: sessions, derivatives, filters; compared with pybids where it is installed."""
+"""BIDS: sessions, derivatives, filters; `test_layout_bids_pybids.py` compares with pybids."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,8 +89,8 @@ def test_a_filter_that_is_not_clear_or_not_a_filter(tmp_path):
 
 
 def test_names_and_filters():
-    assert parse_name(save_name("sub-01_ses-02_run-1_T2w.nii.gz")) == ({"sub": "01", "ses": "02", "run": "1"}, "T2w")
-    assert parse_name(save_name("template_T1w.nii.gz")) is None
+    assert parse_name(Path("sub-01_ses-02_run-1_T2w.nii.gz")) == ({"sub": "01", "ses": "02", "run": "1"}, "T2w")
+    assert parse_name(Path("template_T1w.nii.gz")) is None
     assert parse_filter("derivatives/fmriprep/anat/run-*_desc-preproc_T1w") == (
         "derivatives/fmriprep",
         "anat",
@@ -97,17 +99,28 @@ def test_names_and_filters():
     )
 
 
-def save_name(name):
-    from pathlib import Path
+def test_folders_above_the_data_set_say_nothing_of_its_scans(tmp_path):
+    write_bids(tmp_path / "sub-9_run-7" / "ses-all")
+    found = find(tmp_path / "sub-9_run-7" / "ses-all")
+    assert list(found) == ["sub-01_ses-post", "sub-01_ses-pre", "sub-02_ses-pre"]
 
-    return Path(name)
+
+def test_an_entity_that_bids_does_not_know_is_an_entity(tmp_path):
+    save(tmp_path / "sub-1/anat/sub-1_T1w.nii.gz", ramp())
+    save(tmp_path / "sub-1/anat/sub-1_foo-1_T1w.nii.gz", ramp())
+    files = find_subjects(tmp_path, {"plain": "T1w", "foo": "foo-*_T1w"}, layout="bids")["sub-1"]
+    assert [path.name for path in files.contrasts.values()] == ["sub-1_T1w.nii.gz", "sub-1_foo-1_T1w.nii.gz"]
 
 
-def test_pybids_finds_the_same_files(tmp_path):
-    bids = pytest.importorskip("bids", reason="pybids is not installed; the reader was compared with version 0.22")
+def test_the_nearest_table_names_values_and_folders_are_searched_once(tmp_path, monkeypatch):
     write_bids(tmp_path)
-    layout = bids.BIDSLayout(tmp_path, validate=False)
-    asked = {"datatype": "anat", "extension": ".nii.gz", "return_type": "filename"}
-    theirs = layout.get(suffix="T1w", ceagent="gadolinium", reconstruction=bids.layout.Query.NONE, **asked)
-    ours = [str(files.contrasts["t1gd"]) for files in find(tmp_path).values()]
-    assert sorted(theirs) == sorted(ours) and len(ours) == 3
+    derivative = tmp_path / "derivatives/manual"
+    nearest = derivative / "sub-02/ses-pre/anat/desc-tumour_dseg.tsv"
+    nearest.write_text("index\tname\n2\tcore\n1\toedema\n")
+    searched, glob = [], Path.glob
+    monkeypatch.setattr(
+        Path, "glob", lambda folder, pattern: searched.append((folder, pattern)) or glob(folder, pattern)
+    )
+    found = find(tmp_path)
+    assert found["sub-01_ses-pre"].label_names["core"] == (1,) and found["sub-02_ses-pre"].label_names["core"] == (2,)
+    assert len(searched) == len(set(searched)) and (derivative, "dseg.tsv") in searched
