@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import logging
 
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.config import from_command_line, positive
 from utils.parallel import in_order
 from utils.runs import atomic_path, exit_code_of, progress
@@ -57,7 +57,7 @@ def main(arguments=None):
     summarise(config, checks, subjects)
     if problems:
         raise InputError(problems)
-    log.info("next: python generate_constraint_maps.py --config %s", options.config)
+    log.info("next: python generate_constraint_maps.py %s", options.again)
 
 
 def check(config, whole, files):
@@ -150,10 +150,12 @@ def summarise(config, checks, subjects):
             log.warning("list the classes as dataset.json does if nnU-Net's evaluator is to read predictions")
     labelled = sum(files.label is not None for files in subjects.values())
     people = len({files.person or subject for subject, files in subjects.items()})
-    who = f"{len(subjects)} subjects" if people == len(subjects) else f"{len(subjects)} sessions of {people} persons"
+    who = counted(len(subjects), "subject")
+    if people < len(subjects):
+        who = f"{counted(len(subjects), 'session')} of {counted(people, 'person')}"
     grids = len({(each.shape, tuple(round(length, 3) for length in each.spacing)) for each in checks if each.shape})
     unusual = sum(bool(each.warnings) for each in checks)
-    told = f"{who}, {labelled} with label, {grids} grids, {unusual} with warnings"
+    told = f"{who}, {labelled} with label, {counted(grids, 'grid')}, {unusual} with warnings"
     log.info("%s: %s (layout %s)", config.name, told, config.data.layout)
 
 

@@ -16,7 +16,7 @@ import functools
 import logging
 import time
 
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.config import from_command_line, positive
 from utils.parallel import in_order
 from utils.runs import child_seed, exit_code_of, open_run, progress, read_json, write_json
@@ -51,9 +51,9 @@ def main(arguments=None):
         raise InputError(f"--jobs {options.jobs}: expected at least 1")
     evaluate_constraint_maps(config, options)
     log.info(
-        "look at %s, set constraint_maps.clusters, then: python generate_constraint_maps.py --config %s",
+        "look at %s, set constraint_maps.clusters, then: python generate_constraint_maps.py %s",
         report_of(config) / "agreement.png",
-        options.config,
+        options.again,
     )
 
 
@@ -122,11 +122,11 @@ def refuse_unsound(config, options, subjects):
     without = [files.subject for files in subjects if len(truth_of(config, files)) < len(TRUTH)]
     if config.data.simulated and without:
         log.warning(
-            "%s: no %s beside the scans of %d subjects (%s, ...); make the cohort anew with simulate_cohort.py to have "
+            "%s: no %s beside the scans of %s (%s, ...); make the cohort anew with simulate_cohort.py to have "
             "all measures",
             config.data.root,
             ", ".join(TRUTH),
-            len(without),
+            counted(len(without), "subject"),
             without[0],
         )
 
@@ -258,7 +258,7 @@ def write_report(config, subjects):
     for (measure, label), line in numbers.groupby(["measure", "label"], sort=False):
         if label not in REFERENCES:
             log.info("%s: within %g of its best from K = %d", title_of(measure, label), ENOUGH, enough_clusters(line))
-    log.info("%s: %d subjects", report_of(config) / "agreement.md", len(subjects))
+    log.info("%s: %s", report_of(config) / "agreement.md", counted(len(subjects), "subject"))
 
 
 def report_of(config):

@@ -19,7 +19,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.config import from_command_line
 from utils.parallel import in_order
 from utils.runs import exit_code_of, open_run, progress
@@ -47,7 +47,7 @@ def main(arguments=None):
     if unfinished:
         check_maps(config, sorted({subject for plan in unfinished for subject in plan.members}))
         pack(config, unfinished, subjects, options.jobs, hashes_in([plan for plan in plans if plan not in unfinished]))
-    log.info("next: python constrained_contrastive_learning.py --config %s", options.config)
+    log.info("next: python constrained_contrastive_learning.py %s", options.again)
 
 
 def check_maps(config, subjects):
@@ -262,10 +262,12 @@ def write_stores(config, plans, prepared, subjects, hashes):
                 )
         refuse_leaks(plans, hashes, subjects)
     for plan, store in stores:
-        log.info("wrote %s: %d slices of %d subjects", plan.path, store.slices, len(store.subjects))
+        held = f"{counted(store.slices, 'slice')} of {counted(len(store.subjects), 'subject')}"
+        log.info("wrote %s: %s", plan.path, held)
         if plan.min_foreground:
             few = f"less than {100 * plan.min_foreground:g} % of their pixels are foreground"
-            log.info("%s: %d slices left out, because %s", plan.path, store.attributes["slices_left_out"], few)
+            left_out = counted(store.attributes["slices_left_out"], "slice")
+            log.info("%s: %s left out, because %s", plan.path, left_out, few)
 
 
 def refuse_leaks(plans, hashes, subjects):

@@ -59,7 +59,7 @@ def main(arguments=None):
         print_table(table)
         log.info("wrote %s", target)
     script = "segmentation" if config.finetuning or not config.synthesis else "synthesis"
-    log.info("next: python finetune_%s.py --config %s", script, options.config)
+    log.info("next: python finetune_%s.py %s", script, options.again)
 
 
 def print_table(table):

@@ -24,8 +24,8 @@ class Grid:
         split: `data.splits.Split`.
         work: What a cell is. Its `subjects` are three lists, for training, validation and testing; `made_of` is more of
             what a cell is made from, written to metrics.json and compared before it is reused; `store` and `files` are
-            the packed slices and the files of its subjects. Its methods, the first
-            five called with the items of a cell: `cell_folder`; `names`, what metrics.json calls it; `inputs`, the
+            the packed slices and the files of its subjects; `sizes_key` is the key of the config that lists N. Its
+            methods, the first five called with the items of a cell: `cell_folder`; `names`, what metrics.json calls it; `inputs`, the
             input channels of its network; `hash_of_cell`, of what shapes its result; `seed_of`, of its order and
             augmentation, the same for every init. `build_trainer(channels)`; `train(trainer, cell, subjects, **run)`,
             which leaves the best weights in `trainer.network`; `score(network, cell, folder)`, which predicts the test
@@ -47,7 +47,8 @@ class Grid:
     def check(self, cells, overwrite):
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
         sizes, repeats = {cell[-2] for cell in cells}, 1 + max(cell[-1] for cell in cells)
-        self.subsets = annotated_subsets(self.train_subjects, sorted(sizes), repeats, self.config.seed)
+        drawn = (sorted(sizes), repeats, self.config.seed, self.work.sizes_key)
+        self.subsets = annotated_subsets(self.train_subjects, *drawn)
         refuse_same_scans(self.split.to_dict(), self.work.store.hashes, self.work.files)
         mistakes = [line for init in sorted({cell[-3] for cell in cells} - {"random"}) for line in self._read(init)]
         if mistakes:
@@ -191,7 +192,7 @@ def run_grids(grids, cells, options):
         failed = [name for grid in grids for name in grid.run(options.keep_going)]
     for line in failed:
         log.error("failed: %s", line)
-    log.info("next: python reproduce_tables.py --config %s", options.config)
+    log.info("next: python reproduce_tables.py %s", options.again)
     return 1 if failed else 0
 
 

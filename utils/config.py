@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import reprlib
+import shlex
 import types
 import typing
 from pathlib import Path
@@ -181,7 +182,7 @@ def from_command_line(description, arguments=None, add_options=None, needs=()):
         needs: Sections that the script cannot do without.
 
     Returns:
-        `(config, options)`: the `Config` and the `argparse.Namespace`.
+        `(config, options)`: the `Config` and the `argparse.Namespace`; its `again` gives the next step the same config.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the dataset")
@@ -206,11 +207,18 @@ def from_command_line(description, arguments=None, add_options=None, needs=()):
     options = parser.parse_args(arguments)
     logging.getLogger("mrccl").setLevel(options.log_level.upper())
     config = load_config(options.config, options.overrides, options.work_dir)
-    missing = [name for name in needs if getattr(config, name) is None]
-    if missing:
+    options.again = _again(options)
+    if missing := [name for name in needs if getattr(config, name) is None]:
         raise InputError([f"{options.config}: this step needs the section '{name}:'" for name in missing])
     check_writable(config.work_dir, "work_dir", "give another --work-dir")
     return config, options
+
+
+def _again(options):
+    """Write the options that make the config what it is, ready to be typed."""
+    moved = ["--work-dir", str(options.work_dir)] if options.work_dir else []
+    changed = ["--set", *options.overrides] if options.overrides else []
+    return shlex.join(["--config", str(options.config), *moved, *changed])
 
 
 def check_writable(folder, where, advice):

@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,9 @@ def test_command_line(small, tmp_path, capsys):
         "--set",
         "data.root=/scans",
     ]
-    config, _ = from_command_line("Step", words)
+    config, options = from_command_line("Step", words)
+    again, _ = from_command_line("Next step", shlex.split(options.again))
+    assert again == config and from_command_line("Step", words[:2])[1].again == f"--config {small}"
     assert config.seed == 4 and config.name == "b" and config.work_dir == tmp_path and str(config.data.root) == "/scans"
     with pytest.raises(InputError, match="this step needs the section 'pretraining:'"):
         from_command_line(
