@@ -53,7 +53,7 @@ def main(arguments=None):
         for folder, name in itertools.product(folders, stages):
             pretrain(config, name, folder, options.overwrite, options.tensorboard)
     script = "segmentation" if config.finetuning or not config.synthesis else "synthesis"
-    log.info("next: python finetune_%s.py --config %s", script, options.config)
+    log.info("next: python finetune_%s.py %s", script, options.again)
 
 
 def pretrain(config, name, folder, overwrite, with_tensorboard=False):
@@ -91,7 +91,8 @@ def pretrain(config, name, folder, overwrite, with_tensorboard=False):
             with_tensorboard=with_tensorboard,
         )
         shown = {"contrasts": inputs} | ({"contrasts_one_by_one": contrasts} if inputs is None else {})
-        save_training_curves(history, target / "curves.png", title=f"{config.name}: {name}")
+        note = "Simulated scans. " if config.data.simulated else ""
+        save_training_curves(history, target / "curves.png", title=f"{note}{config.name}: {name}")
         # Written last: a folder with weights.npz is a finished stage.
         save_weights(network, target / "weights.npz", **seen_by(stores, earlier), **shown, **origin)
         drop_checkpoint(target)

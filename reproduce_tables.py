@@ -225,8 +225,8 @@ def draw_training_curves(config, folder):
         return []
     png = save_figure(training_curves(histories, simulated_note(config)), folder, "pretraining_curves")
     caption = (
-        "Loss on training slices and on the fixed validation slices. Below, where a stage contrasts, the health of its "
-        "representations on the validation slices: spread (0: collapsed), anchors without positive or negative, "
+        "Loss on training slices and on the fixed validation slices. Beside it, where a stage contrasts, the health of "
+        "its representations on the validation slices: spread (0: collapsed), anchors without positive or negative, "
         "alignment and uniformity."
     )
     return [ReportFigure("Pretraining", caption, (png,))]

@@ -8,14 +8,16 @@ from utils.runs import atomic_path
 
 PANEL_INCHES = 1.5
 MOST_CHANNELS = 8
-FEWEST = 4  # columns: the legend needs their width
+MOST_SIDE_BY_SIDE = 4  # labels in a row of the legend
+LEAST_INCHES = 6  # of width: title and legend need them
 
 
 @in_report_style
 def draw_montage(path, subjects, channels, labels, title):
     """Draw a column of axial slices for each subject; radiological display, true aspect ratio.
 
-    Shown is the slice on which the labels are largest; without label, that with most bright voxels.
+    Shown is the slice on which the labels are largest; without label, that with most bright voxels. Few subjects are
+    drawn larger than many.
 
     Args:
         path: PNG to write.
@@ -29,24 +31,24 @@ def draw_montage(path, subjects, channels, labels, title):
     names = channels[:MOST_CHANNELS]
     shown = [_slices(volume[..., : len(names)], classes, affine) for _, volume, classes, affine in subjects]
     tallest = max(aspect * images[0].shape[0] / images[0].shape[1] for aspect, images, _ in shown)
-    figure, axes = panels(len(names), max(len(subjects), FEWEST), (PANEL_INCHES, PANEL_INCHES * tallest))
-    for column, (subject, *_), (aspect, images, classes) in zip(axes.T, subjects, shown, strict=False):
+    width = max(PANEL_INCHES, LEAST_INCHES / len(subjects))
+    figure, axes = panels(len(names), len(subjects), (width, min(width, 2 * PANEL_INCHES) * tallest))
+    for column, (subject, *_), (aspect, images, classes) in zip(axes.T, subjects, shown, strict=True):
         for axis, image in zip(column, images, strict=True):
             black, white = np.percentile(image, WINDOW)
             axis.imshow(image, cmap="gray", vmin=black, vmax=max(white, black + 1e-6), aspect=aspect)
             axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
             for index in np.unique(classes[classes > 0]) if classes is not None else ():
                 mask = (classes == index).astype(float)
                 axis.contour(mask, [0.5], colors=label_colour(index - 1), linewidths=0.8)
         column[0].set_title(subject, fontsize="small")
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.set_ylabel(name)
-        mark_right(axis)
-    for axis in axes[:, len(subjects) :].ravel():
-        axis.set_axis_off()
+    mark_right(axes[0, 0])
     if any(classes is not None for *_, classes in shown):
         handles = [Line2D([], [], color=label_colour(index), label=label) for index, label in enumerate(labels)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(labels), FEWEST))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(labels), MOST_SIDE_BY_SIDE))
     figure.suptitle(title)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)

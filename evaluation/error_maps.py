@@ -165,5 +165,6 @@ def _show(axis, image, title, aspect, **style):
     axis.set_axis_on()
     axis.set_xticks([])
     axis.set_yticks([])
+    axis.spines[:].set_visible(False)
     axis.set_title(title)
     return axis.imshow(image, vmin=0, aspect=aspect, **style)

@@ -160,6 +160,7 @@ def draw_overlays(pictures, labels, title):
             axis.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
             axis.set_xticks([])
             axis.set_yticks([])
+            axis.spines[:].set_visible(False)
             _contours(axis, reference, len(labels), "dashed")
         for axis in block[count:]:
             axis.set_axis_off()
