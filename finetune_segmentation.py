@@ -57,6 +57,8 @@ def cells_of_grid(config, options):
 class Segmentations:
     """What `training.grid.Grid` asks of cells `(contrasts, init, n, repeat)`; N counts annotated subjects."""
 
+    sizes_key = "finetuning.subjects_n"
+
     def __init__(self, config, split, files):
         from data.h5_store import SliceStore
 

@@ -46,6 +46,8 @@ def main(arguments=None):
 class Syntheses:
     """What `training.grid.Grid` asks of cells `(init, n, repeat)`; N counts subjects with all contrasts."""
 
+    sizes_key = "synthesis.subjects_n"
+
     def __init__(self, config, split, files, store):
         from data.crops import open_volumes
 

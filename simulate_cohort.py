@@ -18,7 +18,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.config import check_writable
 from utils.parallel import in_order
 from utils.runs import alone_in, atomic_path, exit_code_of, progress, read_json, write_json
@@ -106,7 +106,8 @@ def write_cohort(folder, number, anatomy, seed, shape, jobs):
             tissues=", ".join(f"{index} {name}" for name, index in TISSUE_INDEX.items()),
         ),
     )
-    log.info("%s: %d simulated subjects (%s)", folder, number, ", ".join(f"{len(sets[s])} {s}" for s in sets))
+    listed = ", ".join(f"{len(sets[s])} {s}" for s in sets)
+    log.info("%s: %s (%s)", folder, counted(number, "simulated subject"), listed)
     log.info("next: python generate_constraint_maps.py --config FILE, with data.root %s in the file", folder)
 
 

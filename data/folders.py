@@ -15,7 +15,7 @@ from data.geometry import LPS_TO_RAS
 from data.layout_files import SUFFIXES
 from data.nifti import AGAIN, Image, read_image
 from data.scans import Grid, grid_problems
-from utils.checks import InputError
+from utils.checks import InputError, counted
 
 SERIES = "0020|000e"  # DICOM tag of the series
 EVEN = 0.02  # largest difference of two gaps between slices, as a share of a gap: positions are rounded to 0.01 mm
@@ -177,7 +177,8 @@ def _read_masks(folder, pictures, subject):
     masks, slices = {path.stem: path for path in pictures}, [path.stem for path in paths]
     if unpaired := sorted(masks.keys() ^ set(slices)):
         raise InputError(
-            f"{subject}: '{folder}' has {len(masks)} masks and '{series}' {len(slices)} slices; without its pair: "
+            f"{subject}: '{folder}' has {counted(len(masks), 'mask')} and '{series}' {counted(len(slices), 'slice')}; "
+            "without its pair: "
             f"{', '.join(unpaired[:3])}{', ...' if len(unpaired) > 3 else ''}; take the subject out or mend it"
         )
     values = np.zeros(shape, np.uint8)
@@ -215,7 +216,8 @@ def _read_structures(scans, subject):
             parts[what] = images[found[0]].values > 0 if found else np.zeros(values.shape, bool)
         kidney = parts["volume"] | parts["cortex"]
         if shared := np.count_nonzero(values[kidney]):
-            raise InputError(f"{subject}: left and right masks in '{folder}' share {shared} voxels; mend them")
+            common = counted(shared, "voxel")
+            raise InputError(f"{subject}: left and right masks in '{folder}' share {common}; mend them")
         values[kidney] = value + MEDULLA
         values[parts["cortex"]] = value
     return Image(values, images[0].affine)

@@ -9,7 +9,7 @@ from data.layout_bids import find_bids
 from data.layout_collections import find_brats, find_msd, find_nnunet
 from data.layout_files import Found, Wanted, files_of_pattern, find_by_pattern, warn_of_closed_folders
 from data.layout_folders import find_chaos, find_renal
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.schema import channel_names
 
 FINDERS = {
@@ -241,6 +241,6 @@ def _unclear_labels(wanted, found):
                     advice = "unite classes in evaluation.regions instead"
                     subjects_of[f"has value {value}, which {both}; {advice}"].append(subject)
     for mistake, subjects in subjects_of.items():
-        more = f" (and of {len(subjects) - 1} more subjects)" if len(subjects) > 1 else ""
+        more = f" (and of {counted(len(subjects) - 1, 'more subject')})" if len(subjects) > 1 else ""
         for subject in subjects:
             yield subject, f"data.labels: the label map of {subjects[0]}{more} {mistake}"

@@ -3,7 +3,7 @@
 import csv
 import logging
 
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.runs import atomic_path
 
 NAMES_SHOWN = 5
@@ -55,8 +55,9 @@ def refuse_other_settings(path, rows, config_hash, seed):
     others = [name for name, row in rows.items() if (row["config_hash"], row["seed"]) != (config_hash, str(seed))]
     if others:
         shown = ", ".join(others[:NAMES_SHOWN]) + (", ..." if len(others) > NAMES_SHOWN else "")
+        some = counted(len(others), f"map ({shown}) was", f"maps ({shown}) were")
         raise InputError(
-            f"{path}: {len(others)} maps ({shown}) were made with other contrasts, settings or seed than the config "
+            f"{path}: {some} made with other contrasts, settings or seed than the config "
             "has now; make them again with generate_constraint_maps.py --overwrite, or give another --work-dir"
         )
 
@@ -77,5 +78,6 @@ def refuse_unlisted(path, rows, subjects):
     shown = ", ".join(unlisted[:NAMES_SHOWN]) + (", ..." if len(unlisted) > NAMES_SHOWN else "")
     if rows:
         cure = "run generate_constraint_maps.py again, which makes them anew"
-        raise InputError(f"{path}: has no row for {len(unlisted)} maps ({shown}); {cure}")
-    log.warning("%s: does not exist or is empty; nothing says what made %d maps (%s)", path, len(unlisted), shown)
+        raise InputError(f"{path}: has no row for {counted(len(unlisted), 'map')} ({shown}); {cure}")
+    made = f"{counted(len(unlisted), 'map')} ({shown})"
+    log.warning("%s: does not exist or is empty; nothing says what made %s", path, made)

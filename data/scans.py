@@ -8,7 +8,7 @@ import numpy as np
 
 from data.layout_files import SUFFIXES
 from data.nifti import read_image
-from utils.checks import InputError
+from utils.checks import InputError, counted
 
 # Largest difference of two affines, in voxels per voxel and voxels of origin, that still counts as one grid: headers
 # store float32, and quaternion and matrix forms of the same geometry differ by about 1e-4.
@@ -67,7 +67,8 @@ def value_problems(subject, where, values):
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         count = int(values.size - np.isfinite(values).sum())
-        return [f"{subject}: {where} has {count} voxels that are NaN or infinite; export it again or set them to 0"]
+        broken = counted(count, "voxel that is", "voxels that are")
+        return [f"{subject}: {where} has {broken} NaN or infinite; export it again or set them to 0"]
     if max(-low, high) > LARGEST_VALUE:
         return [f"{subject}: {where} has values from {low:g} to {high:g}, beyond 32-bit floats; mend its scl_slope"]
     if np.float32(low) == np.float32(high):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.persons import people_of, split_by_person
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.runs import child_seed, read_json
 from utils.schema import fingerprint
 
@@ -91,7 +91,7 @@ def chosen_folds(splits, numbers):
     return [split for number, split in enumerate(splits) if numbers is None or number in numbers]
 
 
-def annotated_subsets(train, sizes, repeats, seed):
+def annotated_subsets(train, sizes, repeats, seed, key="finetuning.subjects_n"):
     """Draw the annotated subjects of every N and repeat; within a repeat the smaller sets lie in the larger ones.
 
     Args:
@@ -99,6 +99,7 @@ def annotated_subsets(train, sizes, repeats, seed):
         sizes: Numbers N of annotated subjects.
         repeats: Number of independent draws.
         seed: Seed of the config.
+        key: Of the config, where the numbers come from, for the message.
 
     Returns:
         `{(n, repeat): subjects}`, repeats counted from 0.
@@ -110,7 +111,7 @@ def annotated_subsets(train, sizes, repeats, seed):
     if too_many:
         raise InputError(
             [
-                f"subjects_n: {n} annotated subjects asked for, but the training set has {len(train)}; "
+                f"{key}: {counted(n, 'annotated subject')} asked for, but the training set has {len(train)}; "
                 f"choose at most {len(train)}"
                 for n in too_many
             ]

@@ -77,7 +77,7 @@ def test_every_voxel_is_read_on_demand_only(tmp_path):
     save(tmp_path / "scans/BraTS2021_00001/BraTS2021_00001_flair.nii.gz", broken)
     assert run(tmp_path, BRATS, "--pictures", "1")[1] == []
     [line] = run(tmp_path, BRATS, "--whole", "--pictures", "1")[1]
-    assert "BraTS2021_00001_flair.nii.gz' has 1 voxels that are NaN" in line
+    assert "BraTS2021_00001_flair.nii.gz' has 1 voxel that is NaN" in line
 
 
 def test_contrasts_of_chaos_on_two_grids(tmp_path):

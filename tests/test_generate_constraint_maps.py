@@ -159,7 +159,7 @@ def test_maps_of_other_settings_never_mix(data, tmp_path):
     write_config(tmp_path, data, clusters=4)
     with pytest.raises(InputError, match=r"2 maps \(sub-1, sub-2\) were made with other contrasts, settings or seed"):
         run(config)
-    with pytest.raises(InputError, match=r"1 maps \(sub-2\)"):
+    with pytest.raises(InputError, match=r"1 map \(sub-2\)"):
         run(config, "--subjects", "sub-1", "--overwrite")
     with pytest.raises(InputError, match="--overwrite, or give another --work-dir"):
         run(config, "--set", "seed=4", "--set", "constraint_maps.clusters=5")
@@ -302,7 +302,7 @@ def test_every_contrast_space_has_maps_of_its_own(data, tmp_path):
     default, folder = classes(maps(config)["sub-1"]), tmp_path / "work" / "constraint_maps"
     assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "qc"]
     config = write_config(tmp_path, data, spaces={"late": ["echoes"], "mixed": ["echoes_2", "t1"]})
-    with pytest.raises(InputError, match=r"constraint_maps.summary.csv: 1 maps .* were made with other contrasts"):
+    with pytest.raises(InputError, match=r"constraint_maps.summary.csv: 1 map .* was made with other contrasts"):
         run(config)
     assert run(config, *one, "--overwrite") == 0
     np.testing.assert_array_equal(classes(maps(config)["sub-1"]), default)

@@ -20,6 +20,11 @@ class InputError(ValueError):
         super().__init__("\n".join(self.lines))
 
 
+def counted(number, one, several=None):
+    """Say how many there are: `1 grid`, `2 grids`; `several` where the plural is not `one` with an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def check_axes(name, shape, axes, **known):
     """Raise InputError unless a shape has these axes, e.g. `check_axes("image", x.shape, "B H W C", C=2)`.
 

@@ -203,7 +203,7 @@ def test_refusals_from_the_shell(script, places, tmp_path):
 def test_more_annotated_subjects_than_there_are(places, tmp_path):
     for step in (MAPS, PACK):
         assert run(step, "--config", places["config"]).code == 0
-    line = "subjects_n: 9 annotated subjects asked for, but the training set has 1; choose at most 1"
+    line = "finetuning.subjects_n: 9 annotated subjects asked for, but the training set has 1; choose at most 1"
     words = ["--config", places["config"], "--init", "random", "--subjects-n", 9]
     assert_refused(tmp_path, FINETUNE, words, [line])
     shutil.rmtree(tmp_path / "work" / "constraint_maps")

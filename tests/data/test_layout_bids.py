@@ -80,7 +80,7 @@ def test_a_filter_that_is_not_clear_or_not_a_filter(tmp_path):
     with pytest.raises(InputError, match="no folder '.*derivatives/absent'; correct data.root or the filter"):
         find_subjects(tmp_path, {"t1": "derivatives/absent/T1w"}, layout="bids")
     with pytest.raises(
-        InputError, match="sub-01_ses-pre .and of 1 more subjects. has no name 'cores'; did you mean 'core'"
+        InputError, match="sub-01_ses-pre .and of 1 more subject. has no name 'cores'; did you mean 'core'"
     ):
         find_subjects(tmp_path, CONTRASTS, LABEL, layout="bids", labels={"core": ["cores"]})
     (tmp_path / "derivatives/manual/desc-tumour_dseg.tsv").write_text("value\tname\n1\tcore\n")

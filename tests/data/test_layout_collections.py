@@ -146,7 +146,7 @@ def test_regions_of_nnunet_unite_values_but_may_not_overlap_as_classes(tmp_path)
     found = find_subjects(tmp_path, MSD, layout="nnunet", labels={"gland": ["gland"]})
     np.testing.assert_array_equal(read_label(found["case_001"], {"gland": ["gland"]}), corner([1, 1]))
     with pytest.raises(
-        InputError, match="of case_001 .and of 1 more subjects. has value 2, which 'gland' and 'TZ' share"
+        InputError, match="of case_001 .and of 1 more subject. has value 2, which 'gland' and 'TZ' share"
     ):
         find_subjects(tmp_path, MSD, layout="nnunet", labels={"gland": ["gland"], "TZ": ["TZ"]})
 

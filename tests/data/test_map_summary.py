@@ -44,7 +44,7 @@ def test_another_table_is_refused(tmp_path, text):
 @pytest.mark.parametrize("made", [row("sub-3", config_hash="old"), row("sub-3", seed="2")])
 def test_maps_of_other_settings_are_refused(tmp_path, made):
     rows = {"sub-1": row("sub-1", seed="1"), "sub-3": made}
-    with pytest.raises(InputError, match=r"1 maps \(sub-3\) were made with other contrasts, settings or seed"):
+    with pytest.raises(InputError, match=r"1 map \(sub-3\) was made with other contrasts, settings or seed"):
         refuse_other_settings(tmp_path / "summary.csv", rows, "abc", 1)
     refuse_other_settings(tmp_path / "summary.csv", {"sub-1": row("sub-1", seed="1")}, "abc", 1)
 

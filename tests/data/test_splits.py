@@ -144,5 +144,5 @@ def test_more_annotated_subjects_than_there_are():
         annotated_subsets(LISTS["train"], [2, 16, 32], repeats=1, seed=0)
     assert len(error.value.lines) == 2
     assert error.value.lines[0] == (
-        "subjects_n: 16 annotated subjects asked for, but the training set has 10; choose at most 10"
+        "finetuning.subjects_n: 16 annotated subjects asked for, but the training set has 10; choose at most 10"
     )
