@@ -27,9 +27,9 @@ class Grid:
             the packed slices and the files of its subjects; `sizes_key` is the key of the config that lists N. Its
             methods, the first five called with the items of a cell: `cell_folder`; `names`, what metrics.json calls it;
             `inputs`, the input channels of its network; `hash_of_cell`, of what shapes its result; `seed_of`, of its
-            order and augmentation, the same for every init. `build_trainer(channels)`; `train(trainer, cell, subjects, **run)`,
-            which leaves the best weights in `trainer.network`; `score(network, cell, folder)`, which predicts the test
-            subjects and returns the rows of metrics.json; `describe_model(inputs, subjects)`, for predict.py.
+            order and augmentation, the same for every init. `build_trainer(channels)`; `train(trainer, cell, subjects,
+            **run)`, which leaves the best weights in `trainer.network`; `score(network, cell, folder)`, which predicts
+            the test subjects and returns the rows of metrics.json; `describe_model(inputs, subjects)`, for predict.py.
         trainers: Dictionary that all grids share: number of inputs to trainer, so that a step is compiled once.
 
     Attributes:
