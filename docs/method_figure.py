@@ -6,9 +6,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from data.h5_store import SliceStore
+from evaluation.overlays import label_colour, mark_right
 from training.patches import assign_patch_classes
 
 PATCH = 4  # pixels
@@ -36,7 +38,8 @@ def main(work_dir="runs/renal_demo"):
         place = [grid[0, 4], grid[1, 4], grid[1, 5]][number]
         predicted = labels[best] if init == "reference" else slice_of_prediction(work, store, subject, init, best)
         show_label(figure.add_subplot(place), images[..., 0], predicted, init)
-    explain(figure.add_subplot(grid[0, 5]))
+    explain(figure.add_subplot(grid[0, 5]), store.attributes["labels"])
+    mark_right(figure.axes[0])
     figure.suptitle(
         "contrast space     →     constraint map and constrained contrast     →     finetuning", fontsize=13
     )
@@ -57,7 +60,8 @@ def show(axes, image, title):
 
 def show_map(axes, constraint_map, label):
     """The map, an anchor patch, and patches of its class (attract) and of other classes (repel)."""
-    axes.imshow(np.ma.masked_equal(constraint_map, 0), cmap="nipy_spectral", interpolation="nearest")
+    # Muted, so that the patches stand out.
+    axes.imshow(np.ma.masked_equal(constraint_map, 0), cmap="nipy_spectral", interpolation="nearest", alpha=0.45)
     axes.axis("off")
     classes = assign_patch_classes(constraint_map[None], PATCH)[0]
     columns = constraint_map.shape[1] // PATCH
@@ -66,30 +70,43 @@ def show_map(axes, constraint_map, label):
     chosen = int(np.argmax(np.bincount(kidneys)))
     same = generator.permutation(np.flatnonzero(classes == chosen))[:6]
     others = generator.permutation(np.flatnonzero((classes > 0) & (classes != chosen)))[:9]
-    for patches, colour, width in ((others, "crimson", 1.2), (same[1:], "limegreen", 2), (same[:1], "white", 2.6)):
+    # Signs and not colours alone: red and green are one colour to many readers.
+    shown = ((others, "\N{MINUS SIGN}", "black"), (same[1:], "+", "white"), (same[:1], "a", "white"))
+    for patches, sign, colour in shown:
         for patch in patches:
             corner = np.array([patch % columns, patch // columns]) * PATCH - 0.5
-            axes.add_patch(rectangle(corner, colour, width))
-    axes.set_title("anchor (white): patches of its class attract (green), others repel (red)", fontsize=9)
+            draw_patch(axes, corner, sign, colour)
+    axes.set_title("anchor (a): patches of its class attract (+), others repel (\N{MINUS SIGN})", fontsize=10)
 
 
-def rectangle(corner, colour, width):
+def draw_patch(axes, corner, sign, colour):
     from matplotlib.patches import Rectangle
 
-    return Rectangle(corner, PATCH, PATCH, fill=False, edgecolor=colour, linewidth=width)
+    other = "black" if colour == "white" else "white"
+    text = {"ha": "center", "va": "center", "color": other, "fontsize": 9, "fontweight": "bold"}
+    axes.add_patch(Rectangle(corner, PATCH, PATCH, facecolor=colour, edgecolor=other, linewidth=1.2))
+    axes.text(*(corner + PATCH / 2), sign, **text)
 
 
 def show_label(axes, image, label, title):
     axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-    axes.imshow(np.ma.masked_equal(label, 0), cmap="Set1", vmin=1, vmax=9, alpha=0.6, interpolation="nearest")
+    for index in range(label.max()):
+        mask = label == index + 1
+        colours = np.zeros((*mask.shape, 4))
+        colours[mask] = to_rgba(label_colour(index), 0.6)
+        axes.imshow(colours, interpolation="nearest")
     axes.set_title(title if title == "reference" else f"{title}, N = 2", fontsize=9)
     axes.axis("off")
 
 
-def explain(axes):
+def explain(axes, labels):
+    from matplotlib.patches import Patch
+
     axes.axis("off")
+    handles = [Patch(color=label_colour(index), label=name.replace("_", " ")) for index, name in enumerate(labels)]
+    axes.legend(handles=handles, loc="lower center", ncols=2, frameon=False, fontsize=9)
     text = "U-Net pretrained on\nunlabelled scans,\nthen finetuned on\nN annotated subjects\n(simulated scans)"
-    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
+    axes.text(0.5, 0.95, text, ha="center", va="top", fontsize=11)
 
 
 if __name__ == "__main__":

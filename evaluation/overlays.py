@@ -173,7 +173,8 @@ def draw_overlays(pictures, labels, title):
     handles = [Line2D([], [], color=label_colour(index), label=label) for index, label in enumerate(labels)]
     lines = {"reference": "dashed", "prediction": "solid"}
     handles += [Line2D([], [], color="0.3", linestyle=line, label=name) for name, line in lines.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns + 1))
+    lines_below = -(-len(handles) // (columns + 1))
+    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // lines_below))
     figure.suptitle(title)
     return figure
 
