@@ -15,6 +15,8 @@ COLUMNS |= {
     for region in REGIONS
     for measure in SYNTHESIS_MEASURES
 }
+DIGITS = {"hd95_mm": 1}  # decimal places, as in the tables of a report; others: 3
+DIGITS |= {measure.column(region): measure.digits for region in REGIONS for measure in SYNTHESIS_MEASURES}
 RESEARCH = (
     "Research on MR images like those it was trained on. It is not a medical device and was not validated for "
     "diagnosis or treatment."
@@ -142,18 +144,18 @@ def _scores(members):
     for number, metrics in enumerate(found, start=1):
         for label in dict.fromkeys(row["label"] for row in metrics["per_subject"]):
             rows = [row for row in metrics["per_subject"] if row["label"] == label]
-            cells = [_mean([row.get(key) for row in rows]) for key in columns]
+            cells = [_mean([row.get(key) for row in rows], DIGITS.get(key, 3)) for key in columns]
             scored = sum(row.get(columns[0]) is not None for row in rows) if columns else 0
             lines.append(_row([*[number] * several, label, *cells, scored]))
     return [*lines, ""]
 
 
-def _mean(values):
+def _mean(values, digits):
     values = [value for value in values if value is not None and math.isfinite(value)]
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.3g}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3g}{spread}"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def _preprocessing(model):

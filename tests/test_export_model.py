@@ -261,15 +261,15 @@ def test_the_card_says_what_the_cell_says(work):
         "| test subjects | 2 |",
         "| start of training | late, pretrained on 3 subjects without labels |",
         "| class | Dice (0 to 1) | HD95 [mm] | n |",
-        "| kidney | 0.7 ± 0.141 | 4 ± 1.41 | 2 |",
-        "| liver | 0.9 | 4 | 1 |",
+        "| kidney | 0.700 ± 0.141 | 4.0 ± 1.4 | 2 |",
+        "| liver | 0.900 | 4.0 | 1 |",
         "- resampled in the plane to 2 mm",
         "| hash of the config | 0123456789ab |",
         "| `saved_model` | the network, for TensorFlow |",
     ):
         assert line in card.splitlines(), line
     both = (work / "both/README.md").read_text()
-    assert "the mean of 2 U-Nets" in both and "| 2 | kidney | 0.7 ± 0.141 | 4 ± 1.41 | 2 |" in both
+    assert "the mean of 2 U-Nets" in both and "| 2 | kidney | 0.700 ± 0.141 | 4.0 ± 1.4 | 2 |" in both
     assert "repeat | 0, 1 |" in both and "CC-BY-4.0" not in both
     assert "Synthesises t2 from t1" in (work / "made/README.md").read_text()
     assert "| subjects | 3 |" in (work / "encoder/README.md").read_text()
