@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+PLACES = ("*.md", "docs/*.md", "docs/tutorials/*.md", "benchmarks/*.md", "results/*/README.md")
+PAGES = sorted(path for place in PLACES for path in ROOT.glob(place))
 
 
 def commands():
@@ -48,9 +50,26 @@ def test_help_says_what_a_script_reads_writes_and_what_comes_next(help_texts, sc
     assert script == "predict.py" or "Next" in text
 
 
-def test_every_link_and_path_of_the_readme_exists():
+def anchors(page):
+    """Anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        assert other.exists(), target
+        assert not anchor or anchor in anchors(other), target
+
+
+def test_every_path_of_the_readme_exists():
     text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
     for path in re.findall(r"`((?:configs|docs|results|benchmarks)/[\w/.]+)`", text):
         assert (ROOT / path).exists(), path
