@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 
 from utils.checks import InputError
-from utils.config import add_training_options, from_command_line, positive
+from utils.config import add_training_options, chosen_sinks, from_command_line, positive
 from utils.environment import make_deterministic
 from utils.runs import child_seed, drop_checkpoint, exit_code_of, open_run, write_json
 from utils.schema import channel_names, fingerprint
@@ -49,18 +49,20 @@ def main(arguments=None):
     sizes = {name: config.pretraining.stages[name].training.batch_size for name in stages}
     check_batch_sizes(options.devices, {f"pretraining.stages.{name}.training": size for name, size in sizes.items()})
     folders = chosen_folds(packed_folders(config.work_dir, "pretrain_train.h5"), options.folds)
+    sinks = chosen_sinks(options)
     with data_parallel(options.devices):
         for folder, name in itertools.product(folders, stages):
-            pretrain(config, name, folder, options.overwrite, options.tensorboard)
+            pretrain(config, name, folder, options.overwrite, **sinks)
     script = "segmentation" if config.finetuning or not config.synthesis else "synthesis"
     log.info("next: python finetune_%s.py %s", script, options.again)
 
 
-def pretrain(config, name, folder, overwrite, with_tensorboard=False):
+def pretrain(config, name, folder, overwrite, **sinks):
     """Train one stage in one work folder, unless it is finished."""
     from evaluation.figures import save_training_curves
     from models.weights import save_weights
     from training.tasks import use_precision
+    from training.tracking import tracked
 
     stage, target = config.pretraining.stages[name], folder / "pretraining" / name
     stores = open_stores(config, folder)
@@ -73,7 +75,8 @@ def pretrain(config, name, folder, overwrite, with_tensorboard=False):
     if is_finished(target / "weights.npz", origin, overwrite):
         return
     earlier = read_earlier(config, stage.warm_start, folder, scans_of(stores))
-    with open_run(target, config.plain(), config.seed):
+    send = tracked(target, config.plain(), origin["config_hash"], sinks.get("with_mlflow"))
+    with open_run(target, config.plain(), config.seed), send:
         if earlier:
             log.info("warm start from %s", stage.warm_start)
         write_json(target / "subjects.json", subjects)
@@ -88,7 +91,7 @@ def pretrain(config, name, folder, overwrite, with_tensorboard=False):
             folder=target,
             tag=json.dumps(origin),
             name=str(target.relative_to(config.work_dir)),
-            with_tensorboard=with_tensorboard,
+            **sinks,
         )
         shown = {"contrasts": inputs} | ({"contrasts_one_by_one": contrasts} if inputs is None else {})
         note = "Simulated scans. " if config.data.simulated else ""

@@ -20,7 +20,7 @@ THIRD_PARTY = {
     "data": NUMERIC | {"SimpleITK", "h5py", "nibabel", "sklearn", "skimage", "nilearn", "threadpoolctl"},
     "models": {"numpy", "keras"},
     "losses": {"numpy", "keras"},
-    "training": {"numpy", "keras", "tensorboardX"},
+    "training": {"numpy", "keras", "tensorboardX", "mlflow"},
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 FILES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).glob("*.py"))]

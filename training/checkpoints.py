@@ -11,6 +11,7 @@ import numpy as np
 from models.weights import save_weights
 from training.batches import fed
 from training.tensorboard import TensorBoard
+from training.tracking import MLflow
 from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
 from utils.checks import InputError
 from utils.runs import CHECKPOINT, atomic_path, bar, time_left
@@ -39,6 +40,7 @@ def fit(
     callbacks=(),
     subjects=None,
     with_tensorboard=False,
+    with_mlflow=False,
 ):
     """Train a task, or go on training it, and leave it with its best weights.
 
@@ -60,6 +62,7 @@ def fit(
         callbacks: More `keras.callbacks.Callback`, which watch only.
         subjects: Subject of each row of the training and of the validation slices, two sequences, for messages.
         with_tensorboard: Write events for TensorBoard as well, into `tensorboard/` in the run folder.
+        with_mlflow: Send every epoch to MLflow as well, to the run that is open.
 
     Returns:
         History, a list with one dictionary per epoch.
@@ -75,6 +78,8 @@ def fit(
         keeper.advance = bar(name, epochs - start)
     if with_tensorboard:
         callbacks = [*callbacks, TensorBoard(folder, validation, epochs, start)]
+    if with_mlflow:
+        callbacks = [*callbacks, MLflow(keeper.history)]
     try:
         if start < epochs:
             task.fit(

@@ -7,7 +7,9 @@ import time
 from data.identity import owners_of_images, refuse_same_scans
 from data.splits import annotated_subsets, hash_of_split
 from training.devices import data_parallel
+from training.tracking import tracked
 from utils.checks import InputError
+from utils.config import chosen_sinks
 from utils.runs import child_seed, drop_checkpoint, open_run, progress, read_json, write_json
 from utils.schema import fingerprint
 
@@ -42,7 +44,7 @@ class Grid:
         self.config, self.split, self.work, self.trainers = config, split, work, trainers
         self.train_subjects, self.val_subjects, self.test_subjects = work.subjects
         self.folder, self.split_hash = split.folder(config.work_dir), hash_of_split(split.to_dict())
-        self.pretrained, self.subsets, self.todo, self.with_tensorboard = {}, {}, [], False
+        self.pretrained, self.subsets, self.todo, self.sinks = {}, {}, [], {}
 
     def check(self, cells, overwrite):
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
@@ -140,12 +142,13 @@ class Grid:
             return
         folder, inputs, origin = self.work.cell_folder(*cell), self.work.inputs(*cell), self.origin(cell)
         name, started = str(folder.relative_to(self.config.work_dir)), time.monotonic()
-        with open_run(folder, self.config.plain(), self.config.seed):
+        send = tracked(folder, self.config.plain(), origin["config_hash"], self.sinks.get("with_mlflow"))
+        with open_run(folder, self.config.plain(), self.config.seed), send:
             trainer = self.trainers.get(len(inputs)) or self.work.build_trainer(len(inputs))
             self.trainers[len(inputs)] = trainer
             self._start(trainer, inputs, cell)
             run = {"folder": folder, "tag": json.dumps(origin), "name": name}
-            run |= {"with_tensorboard": self.with_tensorboard}
+            run |= self.sinks
             self.work.train(trainer, cell, origin["train_subjects"], seed=self.work.seed_of(*cell), **run)
             # Half precision on disk; what is scored is what is stored, so predict.py gives what was scored.
             made = {key: origin[key] for key in ("config_hash", "split_hash")}
@@ -185,9 +188,10 @@ def run_grids(grids, cells, options):
         cells: The cells that each of them should have.
         options: Command line with the options of `utils.config.add_grid_options`.
     """
+    sinks = chosen_sinks(options)
     for grid in grids:
         grid.check(cells, options.overwrite)
-        grid.with_tensorboard = options.tensorboard
+        grid.sinks = sinks
     with data_parallel(options.devices):
         failed = [name for grid in grids for name in grid.run(options.keep_going)]
     for line in failed:

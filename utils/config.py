@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import difflib
+import importlib.util
 import logging
 import os
 import reprlib
@@ -19,6 +20,7 @@ from utils.schema import Config
 from utils.sections import KINDS
 from utils.yaml_files import parse_yaml, printable, read_yaml
 
+INSTALL_MLFLOW = "pip install mlflow-skinny==3.17.2 alembic==1.20.1"
 SHOWN = 60  # characters of a value in a message
 
 
@@ -131,8 +133,21 @@ def add_training_options(parser):
     """Add what the scripts that train share."""
     text = "also write events for TensorBoard, into tensorboard/ in each run folder"
     parser.add_argument("--tensorboard", action="store_true", help=text)
+    text = "also send config, losses, scores and records to MLflow, to MLFLOW_TRACKING_URI or ./mlflow.db"
+    parser.add_argument("--mlflow", action="store_true", help=text)
     text = "repeatable to the last digit on a GPU too, where it takes longer (docs/reliability.md)"
     parser.add_argument("--deterministic", action="store_true", help=text)
+
+
+def chosen_sinks(options):
+    """Return who else is to be told of a training, as keyword arguments of `training.checkpoints.fit`.
+
+    Raises:
+        InputError: MLflow is asked for and not installed.
+    """
+    if options.mlflow and importlib.util.find_spec("mlflow") is None:
+        raise InputError(f"--mlflow: MLflow is not installed; type: {INSTALL_MLFLOW}")
+    return {"with_tensorboard": options.tensorboard, "with_mlflow": options.mlflow}
 
 
 def add_grid_options(parser):

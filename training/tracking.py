@@ -1,0 +1,82 @@
+"""What a run shows in MLflow, where that is asked for: its config, the losses of every epoch, scores and files."""
+
+import contextlib
+import numbers
+import os
+
+import keras
+
+from utils.runs import read_json
+
+LONGEST = 500  # characters of a parameter, the least that servers take
+FILES = ("resolved_config.yaml", "environment.json", "command.txt", "subjects.json", "history.csv", "curves.png")
+FILES += ("model.json", "metrics.json")
+
+
+@contextlib.contextmanager
+def tracked(folder, config, config_hash, is_wanted):
+    """Show in MLflow what is done inside, as one run; an exception makes it a failed one.
+
+    `MLFLOW_TRACKING_URI` says where to; without it MLflow takes `mlflow.db` and `mlruns/` in the current folder.
+
+    Args:
+        folder: Run folder, whose records and scores are sent when the work is done; names the run.
+        config: Plain dictionary of the resolved config; its name is that of the experiment.
+        config_hash: Of what shapes the result, shown beside the config.
+        is_wanted: False does nothing.
+    """
+    if not is_wanted:
+        yield
+        return
+    import mlflow
+
+    mlflow.set_experiment(config["name"])
+    with mlflow.start_run(run_name=os.path.relpath(folder, config["work_dir"])):
+        mlflow.log_params({key: str(value)[:LONGEST] for key, value in _leaves(config | {"config_hash": config_hash})})
+        yield
+        if (folder / "metrics.json").exists():
+            mlflow.log_metrics(mean_scores(read_json(folder / "metrics.json")["per_subject"]))
+        for file in FILES:
+            if (folder / file).exists():
+                mlflow.log_artifact(str(folder / file))
+
+
+class MLflow(keras.callbacks.Callback):
+    """Send every row of a history to the run that is open, those from before a run was resumed, too.
+
+    Args:
+        history: List of rows, to which each epoch adds one before this callback is called.
+    """
+
+    def __init__(self, history):
+        super().__init__()
+        self.history, self.sent = history, 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        import mlflow
+
+        for row in self.history[self.sent :]:
+            mlflow.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=row["epoch"])
+        self.sent = len(self.history)
+
+
+def mean_scores(rows):
+    """Average scores over subjects: `{"test/label/score": mean}`, without those that are not defined.
+
+    Args:
+        rows: `per_subject` of metrics.json.
+    """
+    found = {}
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, numbers.Real):
+                found.setdefault(f"test/{row['label']}/{name}", []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _leaves(section, prefix=""):
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
