@@ -44,7 +44,7 @@ def agreement_against_clusters(numbers, clusters, note=""):
         axis.set_ylabel("0 to 1")
         axis.set_ylim(-0.02, 1.02)
         axis.grid(axis="y", alpha=0.3)
-        axis.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+        axis.legend(fontsize=6, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
     subjects = f"{numbers['subjects'].max()} subjects, mean and 95 % CI; grey line: K = {clusters} of the config."

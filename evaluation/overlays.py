@@ -169,7 +169,8 @@ def draw_overlays(pictures, labels, title):
         mark_right(block[0])
         for axis, init, prediction in zip(block[1:count], picture.predictions, predictions, strict=True):
             _contours(axis, prediction, len(labels), "solid")
-            axis.set_title(f"{init}: Dice {picture.dice[init]:.3f}")
+            is_empty = not picture.predictions[init].any()
+            axis.set_title(f"{init}: Dice {picture.dice[init]:.3f}" + " (empty)" * is_empty)
     handles = [Line2D([], [], color=label_colour(index), label=label) for index, label in enumerate(labels)]
     lines = {"reference": "dashed", "prediction": "solid"}
     handles += [Line2D([], [], color="0.3", linestyle=line, label=name) for name, line in lines.items()]

@@ -15,7 +15,7 @@ from utils.runs import atomic_path, read_json
 TEMPLATE = "report.html.jinja"
 PAGE_SCALE = 0.68  # CSS pixels per pixel of a figure
 JPEG_QUALITY = 80
-LONGEST_OPEN = 40  # rows; longer tables are folded until a reader opens them
+FIRST_TABLES, LONGEST_OPEN, LONGEST_LATER = 3, 40, 16  # rows; longer tables are folded until a reader opens them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def write_report(path, report):
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
     page = environment.get_template(TEMPLATE).render(
         {field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
-        longest_open=LONGEST_OPEN,
+        longest_open=lambda place: LONGEST_OPEN if place <= FIRST_TABLES else LONGEST_LATER,
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     with atomic_path(path) as temporary:

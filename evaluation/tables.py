@@ -7,6 +7,7 @@ from evaluation.comparisons import BASELINE, cells_in_order, compare_inits
 from evaluation.formats import from_to, interval, mean_sd, number, p_value
 from evaluation.results import CELL, MEAN, VOLUME_ERROR, all_labels, per_subject
 from evaluation.statistics import mean_interval, stars
+from utils.checks import counted
 from utils.runs import atomic_path
 
 TITLES = {
@@ -176,8 +177,8 @@ def differences_as_table(numbers, name, title, opening, describe):
 
     caption = (
         f"{opening} across the same test subjects, with 95 % CI. Paired two-sided t-test; Bonferroni and Holm over the "
-        f"family of {len(numbers)} comparisons in this table. d_z: mean difference / standard deviation of the "
-        f"differences. {STARS_SAY}. These columns compare the networks that were trained, on other subjects. By "
+        f"family of {counted(len(numbers), 'comparison')} in this table. d_z: mean difference / standard deviation of "
+        f"the differences. {STARS_SAY}. These columns compare the networks that were trained, on other subjects. By "
         "repeat: the same difference in single repeats (other annotated subjects, other random weights, the same "
         "pretrained ones), mean ± standard deviation over repeats. Same sign: repeats that agree with that mean; among "
         "K repeats all agree by chance with probability 1 / 2^(K-1). A difference that is small beside its spread over "

@@ -73,6 +73,16 @@ def test_without_a_baseline_beside_something_else_no_line_is_dotted(inits, numbe
     assert len(axis.containers[0].lines[0].get_xdata()) == len(numbers)
 
 
+def test_intervals_of_few_subjects_are_not_cut_off_below():
+    values = make_values(("random",), (2,), subjects=2)
+    values["value"] = [0.81, 0.89]
+    (axis,) = dice_against_n(values, [MEAN]).axes
+    low = mean_interval(values["value"])[2]
+    assert low < 0.4 and axis.get_ylim()[0] < low and axis.get_ylim()[1] == 1.02
+    values["value"] = [0.1, 0.9]
+    assert dice_against_n(values, [MEAN]).axes[0].get_ylim()[0] == -0.02
+
+
 @pytest.mark.parametrize(("numbers", "subjects"), [((4,), 5), ((2, 4), 1)])
 def test_one_n_or_one_subject_still_gives_a_figure(numbers, subjects, tmp_path):
     figure = dice_against_n(make_values(numbers=numbers, subjects=subjects), [MEAN], all_subjects=4)
@@ -301,7 +311,7 @@ def test_an_overlay_has_a_panel_per_init_and_a_row_per_subject(tmp_path):
     picture = Picture("worst: s1", rng.random(reference.shape), reference, predictions, dice, np.diag([2, 2, 6, 1]))
     figure = draw_overlays([picture, picture], ["liver", "spleen"], "t2, N = 2")
     titles = [axis.get_title() for axis in figure.axes]
-    assert titles == ["reference", "random: Dice 0.000", "constrained: Dice 0.750"] * 2
+    assert titles == ["reference", "random: Dice 0.000 (empty)", "constrained: Dice 0.750"] * 2
     assert figure.axes[0].get_ylabel() == "worst: s1"
     assert [len(axis.texts) for axis in figure.axes] == [1, 0, 0] * 2
     mark = figure.axes[0].texts[0]

@@ -123,12 +123,16 @@ def test_pictures_of_scans_become_smaller_and_drawings_stay_exact(tmp_path):
     assert Image.open(io.BytesIO(other)).size == (240, 160)
 
 
-@pytest.mark.parametrize(("rows", "is_open"), [(40, True), (41, False)])
-def test_long_tables_are_folded(tmp_path, rows, is_open):
+@pytest.mark.parametrize(("place", "rows", "is_open"), [(1, 40, 1), (3, 41, 0), (4, 16, 1), (4, 17, 0)])
+def test_long_tables_are_folded_later_ones_sooner(tmp_path, place, rows, is_open):
     numbers = pandas.DataFrame({"A": ["1"] * rows})
     path = tmp_path / "index.html"
-    write_report(path, Report(**make_report(tmp_path, tables=[Table("a", "A", "", numbers, numbers)], galleries=[])))
-    assert (f"<details open><summary>{rows} rows" in path.read_text()) == is_open
+    short = Table("a", "A", "", numbers[:2], numbers[:2])
+    tables = [*[short] * (place - 1), Table("b", "B", "", numbers, numbers)]
+    write_report(path, Report(**make_report(tmp_path, tables=tables, galleries=[])))
+    page = path.read_text()
+    assert page.count('<details class="rows" open><summary>2 rows') == place - 1
+    assert page.count(f'<details class="rows" open><summary>{rows} rows') == is_open
 
 
 COLUMNS = {

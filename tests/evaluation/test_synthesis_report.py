@@ -194,7 +194,7 @@ def test_the_page_shows_all_of_it_and_nothing_of_segmentation(report):
     ):
         assert piece in page
     assert "Dice" not in re.sub(r"base64,[^\"]*|<pre>.*?</pre>", "", page, flags=re.DOTALL)
-    assert page.count("<details open>") == 4  # the whole volume is folded
+    assert page.count('<details class="rows" open>') == 4  # the whole volume is folded
     figures = {file.stem for file in (config.work_dir / "report" / "figures").iterdir()}
     assert figures == {"ssim_against_n", "mse_against_n", "psnr_db_against_n", "error_maps_n02", "error_maps_n10",
                        "pretraining_curves"}  # fmt: skip
