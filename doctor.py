@@ -38,6 +38,7 @@ SPARE = (
     "ruff",
 )
 LITTLE_DISK_GB, LITTLE_MEMORY_GB = 10, 6
+SECONDS_OF_DRIVER = 60  # until a driver that does not answer is given up
 BFLOAT16_CAPABILITY = 8.0  # of CUDA devices, from which on bfloat16 is computed by the hardware
 INSTALL_GPU = {
     "tensorflow": "make install GPU=1 installs TensorFlow with CUDA",
@@ -98,23 +99,68 @@ def backend():
     version = importlib.metadata.version(name)
     chosen = "KERAS_BACKEND" if os.environ.get("KERAS_BACKEND") else "the default; KERAS_BACKEND chooses another"
     yield OK, f"backend {name} {version} ({chosen})"
-    cards = graphics_cards()
     if device != "cpu":
         yield OK, f"trains on {device}"
         yield precision()
-    elif cards:
-        yield NOTE, f"trains on the processor, although there is {cards[0]}: {INSTALL_GPU[backend_name()]}"
+        return
+    cards, trouble = graphics_cards()
+    if cards:
+        yield NOTE, f"trains on the processor, although there is {cards[0]}: {why_unused(cards, f'{name} {version}')}"
     else:
-        yield NOTE, "trains on the processor: no graphics card of NVIDIA was found (nvidia-smi lists none)"
+        yield NOTE, f"trains on the processor: {trouble}"
 
 
 def graphics_cards():
-    """Names and drivers of NVIDIA's cards, whether the backend sees them or not."""
+    """Return NVIDIA's cards and their drivers, whether the backend sees them or not, and why there are none."""
     if not shutil.which("nvidia-smi"):
-        return []
+        cure = "if there is a card of NVIDIA, install its driver; in a container, start it with --gpus all"
+        return [], f"there is no nvidia-smi; {cure}"
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [f"{line} (card, driver)" for line in done.stdout.splitlines() if line] if done.returncode == 0 else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS_OF_DRIVER)
+    except subprocess.TimeoutExpired:
+        return [], f"nvidia-smi does not answer within {SECONDS_OF_DRIVER} s; restart the machine, or its driver"
+    said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if done.returncode == 0 and said:
+        return [f"{line} (card, driver)" for line in said], None
+    text = said[0] if said else f"exit code {done.returncode}"
+    if "no devices" in text.lower():
+        return [], f"nvidia-smi sees no card ({text}); on a cluster ask for one, such as --gres=gpu:1"
+    cure = "restart the machine: the driver was updated since" if "mismatch" in text else "install NVIDIA's driver anew"
+    return [], f"nvidia-smi fails ({text}); {cure}"
+
+
+def why_unused(cards, backend):
+    """Say why a backend does not use the cards that the driver lists, and what to do.
+
+    Args:
+        cards: From `graphics_cards`.
+        backend: Its name and version.
+    """
+    visible, install = os.environ.get("CUDA_VISIBLE_DEVICES"), INSTALL_GPU[backend_name()]
+    first = None if visible is None else visible.split(",")[0].strip()
+    if first in ("", "-1", "NoDevFiles"):
+        return f"CUDA_VISIBLE_DEVICES='{visible}' hides it; unset CUDA_VISIBLE_DEVICES"
+    if first and first.isdecimal() and int(first) >= len(cards):
+        return f"CUDA_VISIBLE_DEVICES='{visible}' names no card; they are counted from 0 to {len(cards) - 1}"
+    if is_for_processors():
+        return f"{backend} is a build without CUDA; {install}"
+    return (
+        f"{backend} finds no CUDA libraries, or needs a newer driver; {install}, nvidia-smi names what the driver knows"
+    )
+
+
+def is_for_processors():
+    """Tell whether the backend was built without CUDA."""
+    if backend_name() == "tensorflow":
+        return not tensorflow().test.is_built_with_cuda()
+    if backend_name() == "torch":
+        return sys.modules["torch"].version.cuda is None
+    return not any(name.startswith("jax-cuda") for name in _installed())
+
+
+def _installed():
+    return {str(package.name).lower().replace("_", "-") for package in importlib.metadata.distributions()}
 
 
 def precision():
