@@ -9,9 +9,7 @@ import doctor
 
 CARDS = "NVIDIA H200, 580.95.05\nNVIDIA H200, 580.95.05"
 HERE = "trains on the processor, although there is NVIDIA H200, 580.95.05 (card, driver): "
-NO_DRIVER = (
-    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
-)
+NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
 UPDATED = "Failed to initialize NVML: Driver/library version mismatch"
 
 
