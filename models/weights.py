@@ -7,13 +7,14 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.runs import atomic_path
 
 METADATA = "metadata"  # has no "/", so it cannot be the name of a weight
@@ -39,10 +40,24 @@ class TransferReport:
 
     def summary(self):
         """Return one line for the log."""
-        parts = [f"{len(self.moved)} layers moved"]
+        parts = [f"{counted(len(self.moved), 'layer')} moved"]
         parts += [f"adapted to other contrasts: {', '.join(self.adapted)}"] * bool(self.adapted)
-        parts += [f"left as initialised: {', '.join(self.left)}"] * bool(self.left)
+        parts += [f"left as initialised: {', '.join(self._left_in_levels())}"] * bool(self.left)
         return "; ".join(parts)
+
+    def _left_in_levels(self):
+        """Name the layers that were left; a level of which no layer was taken over stands for its layers."""
+        taken = {_level(name) for name in (*self.moved, *self.adapted)}
+        counts = Counter(map(_level, self.left))
+        whole = {level for level, count in counts.items() if count > 1 and level not in taken}
+        return dict.fromkeys(
+            f"{at} ({counts[at]} layers)" if (at := _level(name)) in whole else name for name in self.left
+        )
+
+
+def _level(name):
+    """Floor and level of a layer: `decoder_1` of `decoder_1_conv_2`."""
+    return "_".join(name.split("_")[:2])
 
 
 def weights_of(model):

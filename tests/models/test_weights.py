@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from models.unet import build_encoder, build_unet
-from models.weights import load_weights, read_weights, save_weights, transfer, weights_of
+from models.weights import TransferReport, load_weights, read_weights, save_weights, transfer, weights_of
 from utils.checks import InputError
 
 FILTERS = (4, 8, 8)
@@ -197,7 +197,10 @@ def test_an_encoder_moves_without_its_head_and_the_report_says_so():
     report = transfer(build_encoder((8, 8, 1), filters=FILTERS, seed=1), unet())
     assert len(report.moved) == 12
     assert all(name.startswith(("decoder", "segmentation")) for name in report.left)
-    assert report.summary().startswith("12 layers moved; left as initialised: decoder_1_up")
+    whole = "12 layers moved; left as initialised: decoder_1 (6 layers), decoder_2 (6 layers)"
+    assert report.summary().startswith(whole) and report.summary().endswith(", segmentation_conv")
+    partly = TransferReport(("decoder_1_up",), (), ("decoder_1_conv_1", "decoder_1_conv_2"))
+    assert partly.summary() == "1 layer moved; left as initialised: decoder_1_conv_1, decoder_1_conv_2"
 
 
 def test_a_head_never_moves_even_between_equal_networks():
