@@ -77,6 +77,9 @@ def pretrain(config, name, folder, overwrite, **sinks):
     earlier = read_earlier(config, stage.warm_start, folder, scans_of(stores))
     send = tracked(target, config.plain(), origin["config_hash"], sinks.get("with_mlflow"))
     with open_run(target, config.plain(), config.seed), send:
+        if (target / "weights.npz").exists():  # what is redone must not count as finished if it is interrupted
+            drop_checkpoint(target)
+            (target / "weights.npz").unlink()
         if earlier:
             log.info("warm start from %s", stage.warm_start)
         write_json(target / "subjects.json", subjects)
@@ -106,12 +109,9 @@ def is_finished(weights, origin, overwrite):
     """True when a stage is done; InputError when it comes from another config, seed or set of subjects."""
     from models.weights import read_weights
 
-    if not weights.exists():
+    if overwrite or not weights.exists():
         return False
     drop_checkpoint(weights.parent)  # a kill may have left it: a run anew must not go on from there
-    if overwrite:  # what is about to be redone must not count as finished if it is interrupted
-        weights.unlink()
-        return False
     found = read_weights(weights)[1]
     differing = [key for key, value in origin.items() if key in found and found[key] != value]
     if differing:

@@ -10,7 +10,7 @@ from training.devices import data_parallel
 from training.tracking import tracked
 from utils.checks import InputError
 from utils.config import chosen_sinks
-from utils.runs import child_seed, drop_checkpoint, open_run, progress, read_json, write_json
+from utils.runs import alone_in, child_seed, drop_checkpoint, open_run, progress, read_json, write_json
 from utils.schema import fingerprint
 
 log = logging.getLogger("mrccl")
@@ -44,7 +44,7 @@ class Grid:
         self.config, self.split, self.work, self.trainers = config, split, work, trainers
         self.train_subjects, self.val_subjects, self.test_subjects = work.subjects
         self.folder, self.split_hash = split.folder(config.work_dir), hash_of_split(split.to_dict())
-        self.pretrained, self.subsets, self.todo, self.sinks = {}, {}, [], {}
+        self.pretrained, self.subsets, self.todo, self.redone, self.sinks = {}, {}, [], [], {}
 
     def check(self, cells, overwrite):
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
@@ -56,14 +56,30 @@ class Grid:
         if mistakes:
             raise InputError(mistakes)
         self.todo = [cell for cell in cells if overwrite or not self.is_finished(cell)]
-        for cell in cells:
-            metrics = self.work.cell_folder(*cell) / "metrics.json"
-            if metrics.exists():  # a kill may have left a checkpoint beside it: a run anew must not go on from that
-                drop_checkpoint(metrics.parent)
-            if cell in self.todo:  # what is about to be redone must not count as finished if it is interrupted
-                metrics.unlink(missing_ok=True)
+        self.redone = self._with_metrics(self.todo)
+        for folder in self.redone:
+            with alone_in(folder):  # refused here, nothing is removed
+                pass
         if len(self.todo) < len(cells):
             log.info("%s: %d of %d cells were finished before", self.folder, len(cells) - len(self.todo), len(cells))
+
+    def clear(self, cells):
+        """Remove checkpoints beside scores, and the scores of cells that are about to be redone.
+
+        These must not count as finished if this run is interrupted.
+
+        Raises:
+            InputError: Another run is at work in a cell that is to be redone.
+        """
+        for folder in self._with_metrics(cells):  # a kill may have left one: a run anew must not go on from that
+            drop_checkpoint(folder)
+        for folder in self.redone:
+            with alone_in(folder):
+                (folder / "metrics.json").unlink(missing_ok=True)
+
+    def _with_metrics(self, cells):
+        folders = [self.work.cell_folder(*cell) for cell in cells]
+        return [folder for folder in folders if (folder / "metrics.json").exists()]
 
     def _read(self, init):
         """Read pretrained weights; yields what is wrong with them."""
@@ -192,6 +208,8 @@ def run_grids(grids, cells, options):
     for grid in grids:
         grid.check(cells, options.overwrite)
         grid.sinks = sinks
+    for grid in grids:  # once all of them are sound
+        grid.clear(cells)
     with data_parallel(options.devices):
         failed = [name for grid in grids for name in grid.run(options.keep_going)]
     for line in failed:

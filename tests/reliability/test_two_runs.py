@@ -33,6 +33,19 @@ def test_a_second_run_is_refused_and_disturbs_nothing(step, finished, work):
         assert run(step, *words).code == 0  # the lock went with the first run
 
 
+@pytest.mark.parametrize("step", PLACES)
+def test_a_second_run_that_is_to_redo_all_removes_nothing(step, finished, work):
+    words = ["--config", finished / "tiny.yaml", "--work-dir", work]
+    if step == "reproduce_tables":  # always makes all anew
+        assert run(step, *words).code == 0
+    else:
+        words.append("--overwrite")
+    place = work / PLACES[step]
+    line = f"{place}: another run is at work in this folder; wait until it has ended, or give another --work-dir"
+    with alone_in(place):
+        assert_refused(work, step, words, [line])
+
+
 def test_a_cell_that_another_run_finished_meanwhile_is_not_redone(finished, work, monkeypatch):
     from training.grid import Grid
 
