@@ -20,7 +20,7 @@ RULE = (
     "Subjects are ranked by Dice averaged over labels, repeats and all initialisations at this N; the median and the "
     "worst are shown, on the axial slice on which the reference labels together are largest, each relative to its own "
     "largest slice. Radiological display: the patient's right (R) is on the left. Dashed: reference; solid: prediction "
-    "of the first repeat, whose Dice (mean over labels) stands above."
+    "of the first repeat, whose Dice (mean over labels) stands above (empty: it has no voxel)."
 )
 
 

@@ -131,7 +131,7 @@ def test_the_figure_of_patches_without_labels_shows_contrasts():
     axes = np.array(figure.axes[:4]).reshape(-1, 2)
     assert [axis.get_ylabel() for axis in axes[:, 0]] == ["by constraint class", "by contrast t2"]
     np.testing.assert_array_equal(axes[1, 0].collections[0].get_array(), patches["contrast t2"])
-    assert [axis.get_ylabel() for axis in axes[1, 1].child_axes] == ["0 to 1"]
+    assert [axis.get_ylabel() for axis in axes[1, 1].child_axes] == ["scaled, 0 to 1"]
 
 
 @pytest.mark.parametrize("seed", range(3))
