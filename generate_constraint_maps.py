@@ -42,7 +42,7 @@ def main(arguments=None):
     generate_constraint_maps(config, options, failures)
     for line in failures:
         log.warning("failed: %s", line)
-    log.info("look at %s, then: python generate_h5_pretraining.py --config %s", maps_of(config) / "qc", options.config)
+    log.info("look at %s, then: python generate_h5_pretraining.py %s", maps_of(config) / "qc", options.again)
     return 1 if failures else 0
 
 
@@ -229,7 +229,9 @@ def summary_row(config, subject, details, seconds):
         "classes": len(details.class_sizes),
         "inertia": round(details.inertia, 3),
     }
-    row |= {f"explained_variance_{n}": round(float(v), 5) for n, v in enumerate(details.explained_variance, start=1)}
+    row |= {
+        f"explained_variance_{n}": round(float(v), 5) for n, v in enumerate(details.space.explained_variance, start=1)
+    }
     sizes = [*details.class_sizes.tolist(), *[0] * (config.constraint_maps.clusters - len(details.class_sizes))]
     row |= {f"voxels_of_class_{n}": size for n, size in enumerate(sizes, start=1)}
     return row | {f"seconds_{part}": round(duration, 3) for part, duration in seconds.items()}

@@ -1,5 +1,7 @@
 """Which voxels are tissue, and how bright they are: the intensity preparation shared by steps 1, 2 and `predict.py`."""
 
+import math
+
 import numpy as np
 from nibabel import orientations
 from scipy import ndimage
@@ -42,20 +44,17 @@ def foreground_mask(volume, affine=None):
         # A scan whose slices are stored otherwise must give the same: neighbours and corners are those within a slice.
         there, back = (orientations.ornt_transform(*pair) for pair in ((on_disk, RAS), (RAS, on_disk)))
         return orientations.apply_orientation(foreground_mask(orientations.apply_orientation(volume, there)), back)
-    score = _distance_from_air(volume)
-    box = _box_around(score)  # what lies outside of it is air, and no neighbour of anything
-    inner = score[box]
-    threshold = _otsu_threshold(score, inner)
+    inner, box = _distance_from_air(volume)
+    size = math.prod(volume.shape[:3])
+    threshold = _otsu_threshold(inner, size)
     # Filled before anything is chosen: the scalp often touches the brain nowhere, but it encloses it.
     bright = _filled(inner > threshold)
-    outside = np.ones(score.shape, bool)
-    outside[box] = ~ndimage.binary_dilation(bright, IN_PLANE, iterations=MARGIN_VOXELS)
-    noise = np.percentile(score[outside][::STEP], NOISE_PERCENTILE) if outside.any() else 0.0
+    noise = _noise(inner, ~_grown(bright, MARGIN_VOXELS), box, volume.shape[:3])
     tissue = inner > min(noise, threshold)
     # Opening parts the noise that touches the tissue from it; without noise it would only shave thin tissue off.
     if noise > 0:
         tissue = ndimage.binary_opening(tissue, IN_PLANE)
-    mask = np.zeros(score.shape, bool)
+    mask = np.zeros(volume.shape[:3], bool)
     mask[box] = _largest_region(_filled(tissue | bright))
     return mask
 
@@ -122,38 +121,77 @@ def check_mask(mask, shape):
 
 
 def _distance_from_air(volume):
-    """Mean over contrasts of |intensity - air|, each contrast scaled to [0, 1] by its bright tissue."""
-    width, height = (max(1, size // 10) for size in volume.shape[:2])
-    score = np.zeros(volume.shape[:3], np.float32)
-    for c in range(volume.shape[3]):
-        contrast = volume[..., c]
-        ends = np.concatenate([contrast[:width], contrast[-width:]])
-        air = np.median(np.concatenate([ends[:, :height], ends[:, -height:]], axis=1))
-        distance = contrast - np.float32(air)
+    """Mean over contrasts of |intensity - air|, each contrast scaled to [0, 1] by its bright tissue.
+
+    Returns it inside of a box, and the slices of the box: all that differs from air, with room in the plane for one
+    voxel more than `MARGIN_VOXELS`. What lies outside is air, and no neighbour of anything.
+    """
+    contrasts = np.moveaxis(volume, -1, 0)
+    air = [np.float32(_air_level(contrast)) for contrast in contrasts]
+    box = _box_around([contrast != level for contrast, level in zip(contrasts, air, strict=True)])
+    score = np.zeros([end.stop - end.start for end in box], np.float32)
+    for contrast, level in zip(contrasts, air, strict=True):
+        distance = contrast[box] - level
         np.abs(distance, out=distance)
-        bright = np.percentile(distance.ravel()[::STEP], BRIGHT_PERCENTILE) or distance.max()
+        bright = np.percentile(np.abs(contrast.flat[::STEP] - level), BRIGHT_PERCENTILE) or distance.max()
         if bright > 0:
             distance /= np.float32(bright)
             score += np.minimum(distance, 1, out=distance)
-    if not score.any():
+    score /= np.float32(len(air))
+    return score, box
+
+
+def _air_level(contrast):
+    """Median of the four in-plane corners."""
+    width, height = (max(1, size // 10) for size in contrast.shape[:2])
+    ends = np.concatenate([contrast[:width], contrast[-width:]])
+    return np.median(np.concatenate([ends[:, :height], ends[:, -height:]], axis=1))
+
+
+def _box_around(masks):
+    """Return the slices of the box that holds all masks `(X, Y, Z)`, with some room in the plane."""
+    columns = np.logical_or.reduce([mask.any(axis=2) for mask in masks])
+    if not columns.any():
         raise InputError("no voxel differs from air in any contrast, so no foreground was found; give data.mask")
-    return score / np.float32(volume.shape[3])
+    ends = []
+    for line in (columns.any(axis=1), columns.any(axis=0)):
+        first, last = np.flatnonzero(line)[[0, -1]]
+        ends.append(slice(max(first - MARGIN_VOXELS - 1, 0), min(last + MARGIN_VOXELS + 2, len(line))))
+    slices = np.logical_or.reduce([mask[tuple(ends)].any(axis=(0, 1)) for mask in masks])
+    first, last = np.flatnonzero(slices)[[0, -1]]
+    return *ends, slice(first, last + 1)
 
 
-def _box_around(score):
-    """Return the slices of the box of all that differs from air, with room in the plane for `MARGIN_VOXELS` more."""
-    found, room = ndimage.find_objects((score > 0).view(np.uint8))[0], (MARGIN_VOXELS + 1, MARGIN_VOXELS + 1, 0)
-    return tuple(slice(max(s.start - more, 0), s.stop + more) for s, more in zip(found, room, strict=True))
+def _grown(mask, voxels):
+    """What `ndimage.binary_dilation(mask, IN_PLANE, voxels)` returns, ten times faster."""
+    for _ in range(voxels):
+        grown = mask.copy()
+        grown[1:] |= mask[:-1]
+        grown[:-1] |= mask[1:]
+        grown[:, 1:] |= mask[:, :-1]
+        grown[:, :-1] |= mask[:, 1:]
+        mask = grown
+    return mask
 
 
-def _otsu_threshold(score, inner):
+def _noise(inner, outside, box, shape):
+    """Return the score that air hardly exceeds; `outside` marks the air in the box."""
+    if not ((inner > 0) & outside).any():
+        return 0.0
+    score, everywhere = np.zeros(shape, np.float32), np.ones(shape, bool)
+    score[box], everywhere[box] = inner, outside
+    return np.percentile(score[everywhere][::STEP], NOISE_PERCENTILE)
+
+
+def _otsu_threshold(inner, size):
     """Return Otsu's threshold of the square root, which keeps bright fat from hiding everything else.
 
-    `inner` is the part of the score outside of which it is 0.
+    `inner` is the part of a score of that size outside of which it is 0.
     """
-    lowest = inner.min() if inner.size == score.size else 0
-    counts, edges = np.histogram(np.sqrt(inner), HISTOGRAM_BINS, (np.sqrt(lowest), np.sqrt(inner.max())))
-    counts[0] += score.size - inner.size
+    values = inner[inner > 0]  # often less than half of it
+    lowest = 0 if values.size < size else values.min()
+    counts, edges = np.histogram(np.sqrt(values), HISTOGRAM_BINS, (np.sqrt(lowest), np.sqrt(values.max())))
+    counts[0] += size - values.size
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1].astype(float)
     above = counts.sum() - below

@@ -43,7 +43,8 @@ def read_contrasts(files, names, contrasts):
         grid = grid or Grid(files.contrasts[name], image.shape[:3], image.affine)
         image = prepared(files, name, image, grid)
         if volume is None:
-            volume = np.empty((*grid.shape, len(channels)), np.float32)
+            # One channel after the other in memory: most work goes through one at a time.
+            volume = np.moveaxis(np.empty((len(channels), *grid.shape), np.float32), 0, -1)
         for channel, (source, number) in enumerate(sources):
             if source == name:
                 volume[..., channel] = image.values if number is None else image.values[..., number]

@@ -1,6 +1,7 @@
 """Work on many subjects at once, with results in order and memory that does not grow with their number."""
 
 import collections
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -50,7 +51,16 @@ def _follow_the_first():
     the run that takes over.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _keep_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _keep_memory():
+    """Let what one subject frees serve the next: to get volumes from the kernel again and again takes its time."""
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _end_with_parent():

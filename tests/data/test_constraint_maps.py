@@ -59,7 +59,7 @@ def test_details_are_consistent():
     centres = [details.components[details.classes == k].mean(axis=0) for k in range(1, 5)]
     by_hand = sum(((details.components[details.classes == k] - centres[k - 1]) ** 2).sum() for k in range(1, 5))
     assert details.inertia == pytest.approx(by_hand, rel=1e-3)
-    assert details.explained_variance.sum() == pytest.approx(1)
+    assert details.space.explained_variance.sum() == pytest.approx(1)
     assert set(details.seconds) == {"mask", "scaling", "pca", "denoising", "kmeans"}
     assert details.components.dtype == np.float32 and not details.components[~inside].any()
 
@@ -146,7 +146,9 @@ def test_components_are_at_most_the_contrasts():
     volume, tissue = phantom()
     details = describe_constraint_map(volume[..., :2], tissue > 0, **(RECIPE | {"components": 4}))
     assert details.components.shape == (*SHAPE, 2)
-    assert len(describe_constraint_map(volume, tissue > 0, **(RECIPE | {"components": 1})).explained_variance) == 3
+    assert (
+        len(describe_constraint_map(volume, tissue > 0, **(RECIPE | {"components": 1})).space.explained_variance) == 3
+    )
 
 
 @pytest.mark.parametrize("shape", [(40, 36, 1), (1, 36, 8), (40, 1, 1)])
@@ -173,7 +175,7 @@ def test_flat_foreground_is_one_class():
     mask[1:5, 1:5] = True
     details = describe_constraint_map(np.full((6, 6, 3, 2), 5.0), mask, **RECIPE)
     np.testing.assert_array_equal(details.classes, mask)
-    assert details.inertia == 0 and not details.explained_variance.any()
+    assert details.inertia == 0 and not details.space.explained_variance.any()
 
 
 def test_values_that_only_the_last_voxels_hold_make_classes_too():

@@ -113,7 +113,7 @@ def test_otsu_agrees_with_scikit_image():
     rng = np.random.default_rng(6)
     score = np.concatenate([rng.normal(0.05, 0.01, 9000), rng.normal(0.6, 0.1, 3000)]).clip(0, 1).astype(np.float32)
     expected = threshold_otsu(np.sqrt(score), nbins=intensity.HISTOGRAM_BINS) ** 2
-    split = score > intensity._otsu_threshold(score, score)
+    split = score > intensity._otsu_threshold(score, score.size)
     assert abs(split.mean() - (score > expected).mean()) < 0.002
 
 
@@ -216,3 +216,11 @@ def test_the_foreground_does_not_depend_on_which_axis_of_the_file_runs_from_feet
     assert (foreground_mask(stored) != expected).any(), "without the affine it does"
     np.testing.assert_array_equal(intensity_ranges(stored, None, (1, 99), turned), intensity_ranges(volume, None))
     np.testing.assert_array_equal(foreground_mask(volume, affine), foreground_mask(volume))
+
+
+@pytest.mark.parametrize("voxels", [1, 3])
+def test_masks_grow_within_slices_as_by_scipy(voxels):
+    mask = np.random.default_rng(7).random((12, 9, 4)) > 0.93
+    expected = ndimage.binary_dilation(mask, intensity.IN_PLANE, iterations=voxels)
+    assert mask.sum() < expected.sum() < mask.size
+    np.testing.assert_array_equal(intensity._grown(mask, voxels), expected)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from data.constraint_maps import ConstraintMap
+from data.constraint_maps import ConstraintMap, ContrastSpace
+from data.geometry import axial_turns
 from evaluation import quality_control
 from evaluation.quality_control import draw_constraint_map
 
@@ -26,7 +27,14 @@ def subject(contrasts=2, components=2, classes=3, shape=(24, 20, 7)):
     sizes = np.bincount(labels.ravel(), minlength=classes + 1)[1:]
     images = np.where(labels[..., None] > 0, rng.normal(0, 1, (*shape, components)), 0).astype(np.float32)
     share = np.full(contrasts, 1 / contrasts)
-    return volume, ConstraintMap(labels, images, share, sizes, 1.0)
+    return volume, described(labels, images, share, sizes, AFFINE)
+
+
+def described(labels, images, share, sizes, affine):
+    """A constraint map of given classes and components."""
+    turn, turn_back = axial_turns(affine)
+    inside = turn(labels > 0)
+    return ConstraintMap(labels, ContrastSpace(turn(images)[inside], share, inside, turn_back, {}), sizes, 1.0)
 
 
 @pytest.mark.parametrize(("contrasts", "components"), [(2, 1), (2, 2), (4, 4), (9, 4)])
@@ -64,7 +72,7 @@ def test_the_patients_right_is_on_the_left_however_it_lies_on_disk(signs, order)
     images = np.transpose(details.components[flip], (*order, 3))
     affine = np.eye(4)
     affine[:3, :3] = (AFFINE[:3, :3] @ np.diag(signs))[:, list(order)]
-    turned = ConstraintMap(turn[1], images, details.explained_variance, details.class_sizes, 1.0)
+    turned = described(turn[1], images, details.space.explained_variance, details.class_sizes, affine)
     panels, classes, number = quality_control._panels(turn[0], ["t1", "t2"], turned, affine)
     assert number in (2, 3, 4) and classes.shape == (20, 24)
     rows, columns = np.nonzero(classes == 3)
@@ -106,11 +114,11 @@ def test_pyplot_is_not_loaded(tmp_path):
     """A fresh process: within the test run some other test may have loaded it."""
     code = (
         "import sys, numpy as np\n"
-        "from data.constraint_maps import ConstraintMap\n"
+        "from data.constraint_maps import describe_constraint_map\n"
         "from evaluation.quality_control import draw_constraint_map\n"
-        "k = np.ones((6, 6, 2), np.uint8)\n"
-        "v = np.arange(144.0).reshape(6, 6, 2, 2)\n"
-        "d = ConstraintMap(k, v.astype('float32'), np.ones(2) / 2, np.array([72]), 0.0)\n"
+        "v = np.random.default_rng(0).random((6, 6, 2, 2), np.float32)\n"
+        "recipe = {'clusters': 2, 'components': 2, 'tv_weight': 40, 'percentiles': (1, 99), 'seed': 0}\n"
+        "d = describe_constraint_map(v, np.ones((6, 6, 2), bool), **recipe, affine=np.eye(4))\n"
         "draw_constraint_map(sys.argv[1], v, ['a', 'b'], d, np.eye(4), 'x')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
