@@ -6,8 +6,8 @@
 
 Reads   model folders (cells of finetune_segmentation.py or finetune_synthesis.py, folders of export_model.py, or models
         in results/), several of one kind as an ensemble; FILE: one scan, for models with one input contrast (and one
-        to synthesise); DIR: a folder with the input contrasts of every subject under the names that the model was
-        trained with (printed when they are not found).
+        to synthesise), which tables call as its result is called; DIR: a folder with the input contrasts of every
+        subject under the names that the model was trained with (printed when they are not found).
 Writes  on the scan's own grid. Segmentation: one NIfTI label map per scan, with --probabilities the probability of each
         class beside it, and volumes.csv with the volume of each class. Synthesis: <subject>_<contrast>.nii.gz for each
         contrast that the model makes, and intensities.csv, which says in what unit. Where the subject's folder holds
@@ -27,7 +27,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from data.layout_files import SUFFIXES, stem_of
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.config import check_writable
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
@@ -124,11 +124,11 @@ def scan_of_file(options, model):
         raise InputError(f"--output {output}: for one scan give a file that ends in .nii or .nii.gz")
     if output.resolve() == scan.resolve():
         raise InputError(f"--output {output}: is the scan itself; give another file")
-    subject, stem = scan.name.split(".")[0], stem_of(output)
-    paths = outputs_of(stem, output.parent, options, model | {"layout": "pattern"}) | {
+    subject = stem_of(output)  # every one of a folder of results has another; scans are often all called t1.nii.gz
+    paths = outputs_of(subject, output.parent, options, model | {"layout": "pattern"}) | {
         (targets or ["label"])[0]: output
     }
-    files = SubjectFiles(subject, dict.fromkeys(needed, scan), bias_correction=tuple(model["bias_correction"]))
+    files = SubjectFiles(stem_of(scan), dict.fromkeys(needed, scan), bias_correction=tuple(model["bias_correction"]))
     return [(subject, files, paths)]
 
 
@@ -207,15 +207,18 @@ def predict(models, jobs, options):
     model = next(iter(models.values()))
     folder = options.output if options.input.is_dir() else options.output.parent
     todo = [
-        (files, {what: path for what, path in paths.items() if options.overwrite or not path.exists()})
-        for _, files, paths in jobs
+        (
+            dataclasses.replace(files, subject=subject),
+            {what: path for what, path in paths.items() if options.overwrite or not path.exists()},
+        )
+        for subject, files, paths in jobs
     ]
     todo = [(files, paths) for files, paths in todo if paths]
     written = sum(len(paths) for _, paths in todo)
-    what = "synthesised contrasts" if "targets" in model else "label maps"
-    what += " and probabilities" * options.probabilities
+    what = "synthesised contrast" if "targets" in model else "label map"
+    several = f"{what}s" + " and probabilities" * options.probabilities
     if kept := sum(len(paths) for *_, paths in jobs) - written:
-        log.info("%d of %d %s exist and are kept; --overwrite replaces them", kept, kept + written, what)
+        log.info("%d of %d %s exist and are kept; --overwrite replaces them", kept, kept + written, several)
     if todo:
         if "targets" in model:
             make = functools.partial(synthesise, table=folder / INTENSITIES)
@@ -227,7 +230,8 @@ def predict(models, jobs, options):
         network = Ensemble(networks, [FLIPS[name] for name in options.flip])
         for files, paths in progress(todo, "Predicting"):
             make(network, model, files, paths)
-    log.info("wrote %d %s and %s", written, what, write_tables(folder, model, jobs, options.input.is_dir()))
+    made = counted(written, what, several)
+    log.info("wrote %s and %s", made, write_tables(folder, model, jobs, options.input.is_dir()))
 
 
 def write_tables(folder, model, jobs, is_folder):

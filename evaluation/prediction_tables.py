@@ -1,9 +1,13 @@
 """The tables beside predictions: volumes of the classes, and units of synthesised contrasts.
 
-Rows of subjects that are predicted again are replaced, those of others stay.
+Rows of subjects that are predicted again are replaced, those of others stay, those that another run adds
+meanwhile, too.
 """
 
+import contextlib
 import csv
+import fcntl
+import os
 
 import numpy as np
 
@@ -27,16 +31,18 @@ def write_volumes(table, paths, labels, is_size_known):
     """
     import nibabel
 
-    by_subject = {}
-    for row in read_rows(table, VOLUME_COLUMNS).values():
-        by_subject.setdefault(row["subject"], []).append(row)
+    measured = {}
     for subject, path in paths.items():
         image = nibabel.load(path)
         voxels = np.bincount(np.asarray(image.dataobj).ravel(), minlength=max(labels.values()) + 1)
         voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
         volumes = {n: f"{voxels[n] * voxel_ml:.3f}" if is_size_known else "" for n in labels.values()}
-        by_subject[subject] = [_row(VOLUME_COLUMNS, subject, name, voxels[n], volumes[n]) for name, n in labels.items()]
-    _write_rows(table, VOLUME_COLUMNS, [row for rows in by_subject.values() for row in rows])
+        measured[subject] = [_row(VOLUME_COLUMNS, subject, name, voxels[n], volumes[n]) for name, n in labels.items()]
+    with _one_after_the_other(table.parent):
+        by_subject = {}
+        for row in read_rows(table, VOLUME_COLUMNS).values():
+            by_subject.setdefault(row["subject"], []).append(row)
+        _write_rows(table, VOLUME_COLUMNS, [row for rows in (by_subject | measured).values() for row in rows])
 
 
 def write_intensities(table, subject, ranges):
@@ -47,11 +53,13 @@ def write_intensities(table, subject, ranges):
         subject: Identifier.
         ranges: Contrast -> `(low, high)` of the acquired contrast, or None where there is none.
     """
-    rows = read_rows(table, INTENSITY_COLUMNS)
-    for contrast, found in ranges.items():
-        unit = ACQUIRED if found else SCALED
-        rows[subject, contrast] = _row(INTENSITY_COLUMNS, subject, contrast, unit, *(found or (0, 1)))
-    _write_rows(table, INTENSITY_COLUMNS, rows.values())
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with _one_after_the_other(table.parent):
+        rows = read_rows(table, INTENSITY_COLUMNS)
+        for contrast, found in ranges.items():
+            unit = ACQUIRED if found else SCALED
+            rows[subject, contrast] = _row(INTENSITY_COLUMNS, subject, contrast, unit, *(found or (0, 1)))
+        _write_rows(table, INTENSITY_COLUMNS, rows.values())
 
 
 def summary_of_units(table):
@@ -75,6 +83,18 @@ def read_rows(table, columns):
                 f"{table}: its columns are not {', '.join(columns)}; move it away, or give another --output"
             )
         return {(row[columns[0]], row[columns[1]]): row for row in reader}
+
+
+@contextlib.contextmanager
+def _one_after_the_other(folder):
+    """Let runs that add rows to a table in a folder do so one after the other; the lock goes with the process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _row(columns, *values):

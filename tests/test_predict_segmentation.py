@@ -224,6 +224,17 @@ def test_volumes_of_other_subjects_stay_whatever_their_names_are(models, scans, 
         run(models, scans, folder)
 
 
+def test_single_scans_are_called_as_their_results(models, scans, tmp_path):
+    for subject in ("sub-1", "sub-2"):
+        run(models, scans / subject / "t1.nii.gz", tmp_path / f"{subject}_label.nii.gz")
+    with (tmp_path / "volumes.csv").open(newline="") as file:
+        rows = [(row["subject"], row["label"]) for row in csv.DictReader(file)]
+    assert rows == [(f"{subject}_label", label) for subject in ("sub-1", "sub-2") for label in ("kidney", "liver")]
+    (scans / "sub-1" / "t1.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="^t1: '.*sub-1/t1.nii.gz'"):
+        run(models, scans / "sub-1" / "t1.nii.gz", tmp_path / "other.nii.gz")
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [

@@ -225,7 +225,7 @@ def test_one_scan_to_one_contrast(flat, tmp_path):
     run(model, flat / "sub-1_flair.nii.gz", tmp_path / "made.nii.gz")
     made = nibabel.load(tmp_path / "made.nii.gz")
     assert made.shape == SHAPE and 0 <= made.get_fdata().min() <= made.get_fdata().max() <= 1
-    assert rows_of(tmp_path) == {("sub-1_flair", "t1"): ("scaled 0 to 1", 0, 1)}
+    assert rows_of(tmp_path) == {("made", "t1"): ("scaled 0 to 1", 0, 1)}
     with pytest.raises(InputError, match=r"is the scan itself"):
         run(model, flat / "sub-1_flair.nii.gz", flat / "sub-1_flair.nii.gz", "--overwrite")
     with pytest.raises(InputError, match=r"for one scan give a file that ends in .nii"):
