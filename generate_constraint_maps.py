@@ -16,7 +16,7 @@ import functools
 import logging
 import time
 
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.config import from_command_line
 from utils.parallel import in_order
 from utils.runs import child_seed, exit_code_of, open_run, progress
@@ -141,7 +141,8 @@ def point_out(row, clusters, space):
     low, high = PLAUSIBLE_FOREGROUND
     where = f"{row['subject']}, contrast space {space}" if space else row["subject"]
     if row["classes"] < clusters:
-        log.warning("%s: %d classes, not %d: too few distinct values", where, row["classes"], clusters)
+        found = counted(row["classes"], "class", "classes")
+        log.warning("%s: %s, not %d: too few distinct values", where, found, clusters)
     if not low < row["foreground"] < high:
         share = 100 * row["foreground"]
         log.warning("%s: %.1f %% of the volume is foreground; look at its picture in qc/", where, share)

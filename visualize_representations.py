@@ -17,7 +17,7 @@ Next    python finetune_segmentation.py --config FILE, or finetune_synthesis.py
 
 import logging
 
-from utils.checks import InputError
+from utils.checks import InputError, counted
 from utils.config import from_command_line
 from utils.runs import child_seed, exit_code_of, open_run
 from utils.schema import channel_names
@@ -170,7 +170,8 @@ class RepresentedSplit:
             table = probe_table(rows, self.caption(train.table, test.table))
             write_table(table, target)
             shown = test.table.iloc[drawn]
-            title = f"{self.note} t-SNE of {len(shown)} patches of {shown['subject'].nunique()} test subjects".strip()
+            whose = counted(shown["subject"].nunique(), "test subject")
+            title = f"{self.note} t-SNE of {len(shown)} patches of {whose}".strip()
             title += ", rare labels favoured" if self.store.has_labels else ""
             save_figure(draw_embeddings(points, shown, list(self.config.data.labels), title), target, "tsne")
         return table, target
@@ -262,9 +263,10 @@ class RepresentedSplit:
         shape = " × ".join([str(self.edge)] * self.rank) + (" pixels" if self.rank == 2 else " voxels")
         sentences = [
             self.note,
-            f"Linear probes of patch representations, fitted on {len(train)} patches of {train['subject'].nunique()} "
-            f"training subjects, scored on {len(test)} patches of {test['subject'].nunique()} test subjects, which no "
-            f"stage has seen. A patch has {shape}, foreground in every one. Its "
+            f"Linear probes of patch representations, fitted on {len(train)} patches of "
+            f"{counted(train['subject'].nunique(), 'training subject')}, scored on {len(test)} patches of "
+            f"{counted(test['subject'].nunique(), 'test subject')}, which no stage has seen. "
+            f"A patch has {shape}, foreground in every one. Its "
             f"representation is the mean over it of the features of decoder level {self.decoder_levels} of {levels} "
             f"(input: {', '.join(self.contrasts)}{together}); intensity: of the input itself; position: row, column, "
             "slice and their squares.",

@@ -201,7 +201,7 @@ def exit_code_of(main, arguments=None):
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own lines, of a graphics card that is not there
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own lines; some (I0000) come before it asks
     start_logging()
     git_state()
     try:
