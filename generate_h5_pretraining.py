@@ -264,10 +264,9 @@ def write_stores(config, plans, prepared, subjects, hashes):
     for plan, store in stores:
         held = f"{counted(store.slices, 'slice')} of {counted(len(store.subjects), 'subject')}"
         log.info("wrote %s: %s", plan.path, held)
-        if plan.min_foreground:
+        if number := store.attributes["slices_left_out"]:
             few = f"less than {100 * plan.min_foreground:g} % of their pixels are foreground"
-            left_out = counted(store.attributes["slices_left_out"], "slice")
-            log.info("%s: %s left out, because %s", plan.path, left_out, few)
+            log.info("%s: %s left out, because %s", plan.path, counted(number, "slice"), few)
 
 
 def refuse_leaks(plans, hashes, subjects):
