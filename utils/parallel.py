@@ -11,6 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 from utils.checks import InputError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+
 
 def in_order(function, items, jobs):
     """Yield `function(item)` in the order of the items, from several processes.
@@ -56,11 +58,14 @@ def _follow_the_first():
 
 
 def _keep_memory():
-    """Let what one subject frees serve the next: to get volumes from the kernel again and again takes its time."""
-    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    """Let what one subject frees serve the next: to get volumes from the kernel again and again takes its time.
+
+    With glibc; elsewhere nothing happens.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _end_with_parent():

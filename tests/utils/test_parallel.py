@@ -1,5 +1,6 @@
 """Results in order from several processes, bounded waiting, and what happens when one fails or dies."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -103,3 +104,22 @@ def test_the_processes_of_a_killed_run_end_with_it(tmp_path):
     while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(is_running(worker) for worker in workers)
+
+
+def faults_of_the_second_array(_):
+    """Page faults while 40 MB are filled that were filled and freed once before."""
+    import resource
+
+    import numpy as np
+
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(5_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="memory is kept with glibc only")
+def test_memory_that_was_freed_serves_again():
+    fresh = list(in_order(faults_of_the_second_array, [0, 1], 2))
+    assert max(fresh) < 5, "page faults"
+    assert faults_of_the_second_array(0) > 10, "in a process that gives memory back"
