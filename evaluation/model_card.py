@@ -8,6 +8,7 @@ import math
 import statistics
 
 from evaluation.measures import DICE, MASK, REGIONS, SYNTHESIS_MEASURES
+from utils.checks import counted
 
 COLUMNS = {DICE.name: DICE.title, "surface_dice": "surface Dice (0 to 1)", "hd95_mm": "HD95 [mm]"}
 COLUMNS |= {
@@ -120,7 +121,7 @@ def _start(member):
     init, seen = member.metrics["init"], member.pretrained_on
     if init == "random":
         return "random weights"
-    return f"{init}, pretrained" + (f" on {seen} subjects without labels" if seen else "")
+    return f"{init}, pretrained" + (f" on {counted(seen, 'subject')} without labels" if seen else "")
 
 
 def _kind_of_scans(model):
