@@ -48,7 +48,7 @@ table-renal-simulated: install
 test: install install-grid
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-backends: install
 	$(BIN)/python -m pytest tests/test_backends.py tests/training/test_devices.py
