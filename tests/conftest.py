@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-
 LONG = {  # files of a minute and more, which begin first: none of them is left to one process at the end
     "test_tutorials.py",
     "test_kills.py",
