@@ -45,6 +45,10 @@ table-renal-simulated: install
 	$(BIN)/python finetune_segmentation.py --config $(TABLE)
 	$(BIN)/python reproduce_tables.py --config $(TABLE)
 
+# Two processes share the cores, so that each computes in one thread.
+test: export OMP_NUM_THREADS = 1
+test: export TF_NUM_INTRAOP_THREADS = 1
+test: export TF_NUM_INTEROP_THREADS = 1
 test: install install-grid
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

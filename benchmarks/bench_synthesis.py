@@ -12,7 +12,6 @@ is broken. Takes one to two minutes on two cores; JAX, whose convolutions are sl
 import argparse
 import itertools
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -20,13 +19,12 @@ import sys
 import time
 from pathlib import Path
 
-from utils.environment import environment
-from utils.runs import write_json
+from benchmarks.common import OUTPUT, finish
 
 FILTERS = (16, 32, 64, 128, 128, 128)
 CASES = {"3d": {"size": (96, 96, 96), "batch": 2, "limit_gb": 10.0}, "2d": {"size": (128, 128), "batch": 16}}
 CONTRASTS, TARGETS = 2, 2
-HEADER = f"{'':9}{'first step':>10}{'per step':>10}{'of CPUs':>10}{'before':>9}{'peak':>9}{'on GPU':>9}  limit"
+HEADER = f"{'':9}{'first step':>10}{'per step':>10}{'of CPUs':>10}{'before':>9}{'peak':>9}{'on GPU':>9}"
 
 
 def main(arguments=None):
@@ -39,18 +37,26 @@ def main(arguments=None):
     if options.only:
         print(json.dumps(measure(options.cases[0], options.only == "remat", options.steps)))
         return 0
-    load, rows = os.getloadavg()[0], []
+    rows = []
     print(HEADER)
     for case, only in itertools.product(options.cases, ("plain", "remat")):
         rows.append(started(case, only, options.steps))
         print(line(rows[-1]), flush=True)
     import keras  # not before the cases, see `started`
 
-    output = options.output or Path(__file__).parent / "output" / f"synthesis_{keras.backend.backend()}.json"
-    report = {"filters": FILTERS, "steps": options.steps, "load_average_before": load, "rows": rows}
-    write_json(output, {**report, "environment": environment()})
-    print(f"written to {output}")
-    return 0 if all(row["within_limit"] is not False for row in rows) else 1
+    output = options.output or OUTPUT / f"synthesis_{keras.backend.backend()}.json"
+    goals = {
+        f"{row['case']}, {row['only']}, peak GB": (peak_of(row), "at most", limit)
+        for row in rows
+        if (limit := CASES[row["case"]].get("limit_gb"))
+    }
+    sizes = {"filters": FILTERS, "steps": options.steps, **CASES}
+    return finish(output, sizes=sizes, figures={"rows": rows}, goals=goals)
+
+
+def peak_of(row):
+    """Memory of the device where there is one, else of the process, GB."""
+    return row["device_peak_gb"] or row["peak_gb"]
 
 
 def started(case, only, steps):
@@ -59,9 +65,7 @@ def started(case, only, steps):
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
         raise SystemExit(f"{case}, {only}: exit code {ended.returncode}\n{ended.stderr[-2000:]}")
-    row = json.loads(ended.stdout.splitlines()[-1])
-    peak, limit = row["device_peak_gb"] or row["peak_gb"], CASES[case].get("limit_gb")
-    return {"case": case, "only": only, **row, "limit_gb": limit, "within_limit": limit and peak <= limit}
+    return {"case": case, "only": only, **json.loads(ended.stdout.splitlines()[-1])}
 
 
 def measure(case, remat, steps):
@@ -128,11 +132,9 @@ def device_peak_gb():
 def line(row):
     """Return the figures of one case for the terminal."""
     device = f"{row['device_peak_gb']:6.2f} GB" if row["device_peak_gb"] is not None else "-"
-    limit = "-" if row["limit_gb"] is None else f"{row['limit_gb']:g} GB"
-    held = {None: "", True: " holds", False: " BROKEN"}[row["within_limit"]]
     seconds = "".join(f"{row[name]:9.2f}s" for name in ("first_step_s", "per_step_s", "cpu_per_step_s"))
     memory = f"{row['before_gb']:6.2f} GB{row['peak_gb']:6.2f} GB{device:>9}"
-    return f"{row['case']} {row['only']:6}{seconds}{memory}  {limit}{held}"
+    return f"{row['case']} {row['only']:6}{seconds}{memory}"
 
 
 if __name__ == "__main__":
