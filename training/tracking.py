@@ -1,6 +1,7 @@
 """What a run shows in MLflow, where that is asked for: its config, the losses of every epoch, scores and files."""
 
 import contextlib
+import math
 import numbers
 import os
 
@@ -61,7 +62,7 @@ class MLflow(keras.callbacks.Callback):
 
 
 def mean_scores(rows):
-    """Average scores over subjects: `{"test/label/score": mean}`, without those that are not defined.
+    """Average scores over subjects: `{"test/label/score": mean}`, only those that are defined for every subject.
 
     Args:
         rows: `per_subject` of metrics.json.
@@ -69,9 +70,10 @@ def mean_scores(rows):
     found = {}
     for row in rows:
         for name, value in row.items():
-            if isinstance(value, numbers.Real):
-                found.setdefault(f"test/{row['label']}/{name}", []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+            if value is None or isinstance(value, numbers.Real):
+                found.setdefault(f"test/{row['label']}/{name}", []).append(math.nan if value is None else value)
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
 
 def _leaves(section, prefix=""):
