@@ -14,6 +14,7 @@ from training.tensorboard import TensorBoard
 from training.tracking import MLflow
 from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
 from utils.checks import InputError
+from utils.interrupts import stop_if_asked
 from utils.runs import CHECKPOINT, atomic_path, bar, time_left
 
 log = logging.getLogger("mrccl")
@@ -197,6 +198,7 @@ class Keeper(keras.callbacks.Callback):
         self.remember()
         if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS and epoch + 1 < self.epochs:
             self.save()
+        stop_if_asked()
 
     def _judge(self, loss, epoch, rate):
         if loss < self.best:

@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from utils.checks import InputError
 from utils.environment import backend_name, device_name, environment, git_state
+from utils.interrupts import listen, stop_if_asked
 
 log = logging.getLogger("mrccl")
 
@@ -123,11 +123,14 @@ def progress(iterable, description, total=None):
     if sys.stderr.isatty():
         from rich.progress import track
 
-        yield from track(iterable, description, total=total, console=_console())
+        for item in track(iterable, description, total=total, console=_console()):
+            yield item
+            stop_if_asked()
         return
     started = shown = time.monotonic()
     for count, item in enumerate(iterable, start=1):
         yield item
+        stop_if_asked()
         now = time.monotonic()
         if count == total or now - shown >= SECONDS_BETWEEN_LINES:
             shown, passed = now, now - started
@@ -196,11 +199,7 @@ def exit_code_of(main, arguments=None):
         something, one line per mistake on stderr; 130 interrupted, by Ctrl-C or SIGTERM; 1 with a traceback for a
         fault of the suite.
     """
-
-    def interrupt(_signal, _frame):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    listen()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own lines; some (I0000) come before it asks
     start_logging()
     git_state()

@@ -80,9 +80,14 @@ def test_check_axes_names_the_axis():
 
 
 SCRIPT = """
-import sys, time
+import os, signal, sys, time
 from utils.checks import InputError
-from utils.runs import exit_code_of
+from utils.runs import exit_code_of, progress
+
+class Deaf:
+    def __del__(self):  # Python drops what is raised here
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
 
 def main(arguments=None):
     how = sys.argv[1]
@@ -93,6 +98,11 @@ def main(arguments=None):
     if how == "wait":
         print("waiting", flush=True)
         time.sleep(30)
+    if how == "lost":
+        for number in progress(range(3), "Subjects"):
+            if number == 1:
+                Deaf()
+            print(number, flush=True)
     return 1 if how == "some failed" else None
 
 raise SystemExit(exit_code_of(main))
@@ -124,6 +134,12 @@ def test_an_interrupted_script_says_how_to_continue(number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and "same command again to continue" in errors and "Traceback" not in errors
+
+
+def test_an_interrupt_that_python_drops_stops_the_script_after_the_subject_at_hand():
+    done = subprocess.run([sys.executable, "-c", SCRIPT, "lost"], capture_output=True, text=True, timeout=60)
+    assert "Exception ignored" in done.stderr
+    assert done.stdout.split() == ["0", "1"] and done.returncode == 130
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_left_overs_of_a_killed_one_go(tmp_path):
