@@ -61,7 +61,7 @@ def pretrain(config, name, folder, overwrite, **sinks):
     """Train one stage in one work folder, unless it is finished."""
     from evaluation.figures import save_training_curves
     from models.weights import save_weights
-    from training.tasks import use_precision
+    from training.devices import use_precision
     from training.tracking import tracked
 
     stage, target = config.pretraining.stages[name], folder / "pretraining" / name

@@ -16,6 +16,7 @@ import itertools
 from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.environment import make_deterministic
+from utils.parallel import in_threads
 from utils.runs import child_seed, exit_code_of
 from utils.schema import channel_names
 
@@ -73,7 +74,6 @@ class Segmentations:
         if empty:
             raise InputError(f"data.splits: no subject of {split.name or 'the split'}/{empty[0]} has a label map")
         self.subjects, self.made_of = list(annotated.values()), {"labels": self.labels}
-        self._reference = functools.lru_cache(maxsize=None)(self._read_reference)
 
     def cell_folder(self, contrasts, init, n, repeat):
         return self.folder / "finetuning" / contrasts / init / f"n{n:02d}" / f"r{repeat}"
@@ -105,21 +105,31 @@ class Segmentations:
 
     def score(self, network, cell, folder):
         """Predict every test subject on its own grid; returns the rows of metrics.json."""
+        from evaluation.inference import predict_slices
+
+        channels, batch_size = self.inputs(*cell), self.config.finetuning.training.batch_size
+
+        def predicted():
+            for subject in self.subjects[2]:
+                images = self.store.images(channels, self.store.rows_of([subject]))
+                yield subject, self.store.grid(subject), predict_slices(network, images, batch_size)
+
+        finished = in_threads(functools.partial(self._score_subject, folder), predicted())
+        return [row for rows in finished for row in rows]
+
+    def _score_subject(self, folder, item):
+        """Write and score the label map of one subject; what the network is not needed for."""
         from data.volumes import write_nifti
-        from evaluation.inference import predict_subject
+        from evaluation.inference import class_volumes, most_probable
         from evaluation.metrics import score_subject
 
-        rows, channels = [], self.inputs(*cell)
-        for subject in self.subjects[2]:
-            grid, images = self.store.grid(subject), self.store.images(channels, self.store.rows_of([subject]))
-            prediction = predict_subject(network, images, grid, self.config.finetuning.training.batch_size)
-            write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
-            spacing = tuple(grid.spacing) if self.config.data.voxel_size_known else None
-            settings = self.config.evaluation
-            tolerance, regions = settings.surface_tolerance_mm, settings.regions
-            scores = score_subject(prediction, self._reference(subject), spacing, self.labels, tolerance, regions)
-            rows += [{"subject": subject} | score for score in scores]
-        return rows
+        subject, grid, probabilities = item
+        prediction = most_probable(class_volumes(probabilities, grid))
+        write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
+        spacing = tuple(grid.spacing) if self.config.data.voxel_size_known else None
+        tolerance, regions = self.config.evaluation.surface_tolerance_mm, self.config.evaluation.regions
+        scores = score_subject(prediction, self._read_reference(subject), spacing, self.labels, tolerance, regions)
+        return [{"subject": subject} | score for score in scores]
 
     def _read_reference(self, subject):
         from data.volumes import read_label
@@ -147,8 +157,8 @@ class Segmentations:
 
 def build_trainer(config, channels):
     """Build the trainer of one network shape."""
+    from training.devices import use_precision
     from training.finetuning import SegmentationTrainer
-    from training.tasks import use_precision
 
     settings = config.finetuning
     use_precision(settings.training.mixed_precision)

@@ -15,6 +15,7 @@ import itertools
 
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.environment import make_deterministic
+from utils.parallel import in_threads
 from utils.runs import child_seed, exit_code_of
 from utils.schema import channel_names
 
@@ -103,22 +104,31 @@ class Syntheses:
 
     def score(self, network, cell, folder):
         """Synthesise the contrasts of every test subject on its own grid; returns the rows of metrics.json."""
-        from data.volumes import write_nifti
         from evaluation.synthesis import synthesise_subject
+
+        windows = {"overlap": self.config.synthesis.overlap, "batch_size": self.config.synthesis.training.batch_size}
+
+        def synthesised():
+            for subject in self.split.test:
+                grid, images = self.store.grid(subject), self.store.images(self.channels, self.store.rows_of([subject]))
+                yield subject, grid, synthesise_subject(network, images, grid, self.config.crops.size, **windows)
+
+        finished = in_threads(functools.partial(self._score_subject, folder), synthesised())
+        return [row for rows in finished for row in rows]
+
+    def _score_subject(self, folder, item):
+        """Write and score the contrasts of one subject; what the network is not needed for."""
+        from data.volumes import write_nifti
         from evaluation.synthesis_metrics import score_synthesis
 
-        rows, settings = [], self.config.synthesis
-        windows = {"overlap": settings.overlap, "batch_size": settings.training.batch_size}
-        for subject in self.split.test:
-            grid, ranges = self.store.grid(subject), self.store.intensities(subject)
-            images = self.store.images(self.channels, self.store.rows_of([subject]))
-            prediction = synthesise_subject(network, images, grid, self.config.crops.size, **windows)
-            reference, mask = self.read_reference(subject)
-            for row in score_synthesis(prediction, reference, self.targets, data_range=1.0, mask=mask):
-                low, high = ranges[row["label"]]
-                values = low + prediction[..., self.targets.index(row["label"])] * (high - low)
-                write_nifti(folder / f"{subject}_{row['label']}.nii.gz", values, grid.affine, span=(low, high))
-                rows.append({"subject": subject} | row | {"intensity_low": low, "intensity_high": high})
+        subject, grid, prediction = item
+        rows, ranges = [], self.store.intensities(subject)
+        reference, mask = self.read_reference(subject)
+        for row in score_synthesis(prediction, reference, self.targets, data_range=1.0, mask=mask):
+            low, high = ranges[row["label"]]
+            values = low + prediction[..., self.targets.index(row["label"])] * (high - low)
+            write_nifti(folder / f"{subject}_{row['label']}.nii.gz", values, grid.affine, span=(low, high))
+            rows.append({"subject": subject} | row | {"intensity_low": low, "intensity_high": high})
         return rows
 
     def read_reference(self, subject):
@@ -161,8 +171,8 @@ class Syntheses:
 
 def build_trainer(config, channels):
     """Build the trainer of one network shape."""
+    from training.devices import use_precision
     from training.finetuning import SynthesisTrainer
-    from training.tasks import use_precision
 
     settings = config.synthesis
     use_precision(settings.training.mixed_precision)

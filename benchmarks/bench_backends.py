@@ -166,7 +166,7 @@ def resident_gb(pid):
 def measure(backend, mode, precision, options):
     """Measure every batch size in this process and print a line of JSON for each."""
     from benchmarks import steps
-    from training.tasks import use_precision
+    from training.devices import use_precision
 
     rates = steps.rates_of_device("bfloat16" if precision == "mixed" else "float32")
     use_precision(precision == "mixed")

@@ -32,7 +32,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     import keras
 
-    from training.tasks import use_precision
+    from training.devices import use_precision
 
     use_precision(options.mixed)
     dtype = "bfloat16" if options.mixed else "float32"

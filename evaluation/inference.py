@@ -19,15 +19,18 @@ def predict_subject(model, slices, grid, batch_size):
     Returns:
         Class index per voxel, `(X, Y, Z)` uint8.
     """
-    return most_probable(class_volumes(model, slices, grid, batch_size))
+    return most_probable(class_volumes(predict_slices(model, slices, batch_size), grid))
 
 
-def class_volumes(model, slices, grid, batch_size):
-    """Yield the probability of each class on the subject's own grid, `(X, Y, Z)` float32; arguments as above.
+def class_volumes(probabilities, grid):
+    """Yield the probability of each class on the subject's own grid, `(X, Y, Z)` float32.
 
     Voxels outside the slices are certain background.
+
+    Args:
+        probabilities: Of all slices of the subject, `(S, H, W, K)` float32.
+        grid: The subject's `data.geometry.SliceGrid`.
     """
-    probabilities = predict_slices(model, slices, batch_size)
     for number in range(probabilities.shape[-1]):
         yield grid.to_volume(probabilities[..., number], order=1, fill=0 if number else 1)
 

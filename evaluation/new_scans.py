@@ -9,7 +9,7 @@ from data.geometry import SliceGrid
 from data.intensity import intensity_ranges, scale_intensities
 from data.layouts import file_of_channel
 from data.volumes import read_contrasts, read_mask, write_nifti
-from evaluation.inference import class_volumes, most_probable
+from evaluation.inference import class_volumes, most_probable, predict_slices
 from evaluation.postprocessing import keep_components, voxels_in
 from evaluation.prediction_tables import write_intensities
 from evaluation.synthesis import synthesise_subject
@@ -46,7 +46,7 @@ def segment(network, model, files, paths, *, largest_of=(), min_component_ml=0.0
         min_component_ml: Smaller connected components of any class are removed from it, mL.
     """
     slices, grid, _ = read_slices(model, files)
-    volumes = class_volumes(network, slices, grid, BATCH_SIZE[2])
+    volumes = class_volumes(predict_slices(network, slices, BATCH_SIZE[2]), grid)
     if "probabilities" in paths:
         volumes = list(volumes)
         write_nifti(paths["probabilities"], np.stack(volumes, axis=-1), grid.affine, span=(0, 1))

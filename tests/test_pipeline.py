@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -280,6 +281,7 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
         assert f"{2 * moved[init]} layers moved" in log  # each convolution has its normalisation
     started = (path.parent / "methods/pretraining/combined/run.log").read_text()
     assert "warm start from" in started and "layers moved" in started
+    assert re.search(r"trains on .+ with \w+ [\d.]+\S* in float32\n", started)
 
 
 def test_an_interrupted_pretraining_resumes(finished, tmp_path):

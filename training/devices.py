@@ -52,6 +52,13 @@ def has_accelerator():
     return device_name() != "cpu"
 
 
+def use_precision(mixed):
+    """Compute in bfloat16 (weights and losses stay float32) or in float32; call it before building networks."""
+    keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")
+    backend, numbers = keras.backend.backend(), "bfloat16, weights in float32" if mixed else "float32"
+    log.info("trains on %s with %s %s in %s", device_name(), backend, sys.modules[backend].__version__, numbers)
+
+
 def free_bytes():
     """Memory for data that is free on the device, or in this machine when the processor is the device; bytes.
 

@@ -4,7 +4,6 @@ A task's `forward` turns a batch into what its loss compares; `cost` compares it
 and compilation for TensorFlow, JAX and PyTorch alike; `training.devices` shares a batch among several devices.
 """
 
-import keras
 from keras import ops
 
 from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
@@ -203,8 +202,3 @@ def augmented(image, batch, view):
     """A batch's images after the changes whose names end in `_<view>`."""
     positions = sampling_positions(batch[f"affine_{view}"], batch[f"elastic_{view}"], image.shape[1:-1])
     return change_intensities(warp(image, positions), batch[f"brightness_{view}"], batch[f"contrast_{view}"])
-
-
-def use_precision(mixed):
-    """Compute in bfloat16 (weights and losses stay float32) or in float32; call it before building networks."""
-    keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from utils.checks import InputError
 
+MOST_THREADS = 8  # each holds a subject or two
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -30,20 +31,39 @@ def in_order(function, items, jobs):
     if jobs == 1:
         yield from map(function, items)
         return
-    waiting = collections.deque()
     # Fresh processes: a fork would copy the locks of the progress bar's thread.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_follow_the_first) as pool:
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > jobs:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from _in_order(pool, function, items, jobs)
         except BrokenProcessPool:
             raise InputError(f"a process was killed, most likely for lack of memory; try --jobs {jobs // 2}") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+
+def in_threads(function, items):
+    """Yield `function(item)` in the order of the items, from threads of this process, while items are still made.
+
+    For functions that spend their time in numpy, SciPy and files, which let other threads work meanwhile.
+
+    Args:
+        function: Function of one item.
+        items: Iterable; it is read in the calling thread, and no further ahead than `in_order` reads.
+    """
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    with ThreadPoolExecutor(threads) as pool:
+        yield from _in_order(pool, function, items, threads)
+
+
+def _in_order(pool, function, items, ahead):
+    waiting = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _follow_the_first():

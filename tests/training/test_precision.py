@@ -6,7 +6,8 @@ import pytest
 
 from models.unet import build_unet
 from tests.training.test_training import pretrain, settings
-from training.tasks import Regression, use_precision
+from training.devices import use_precision
+from training.tasks import Regression
 
 # Of the validation loss after each step. Local contrast soon comes near 0 here, where a share of the loss is little.
 TOLERANCE = {"regression": 0.02, "global": 0.02, "local": 0.05, "constrained": 0.02}

@@ -4,13 +4,14 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from utils.checks import InputError
-from utils.parallel import in_order
+from utils.parallel import MOST_THREADS, in_order, in_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +56,40 @@ def test_a_failure_reaches_the_caller(jobs):
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(InputError, match="two is refused"):
         next(results)
+
+
+def test_threads_give_what_a_plain_loop_gives():
+    assert list(in_threads(squared, range(40))) == [n * n for n in range(40)]
+    assert list(in_threads(squared, [])) == []
+
+
+def test_threads_work_while_the_next_items_are_made_and_these_are_not_read_ahead():
+    """Each item is made only once the function works on the one before it: without threads this would wait for ever."""
+    begun, read = [threading.Event() for _ in range(20)], []
+
+    def items():
+        for number in range(20):
+            assert number == 0 or begun[number - 1].wait(10)
+            read.append((number, threading.get_ident()))
+            yield number
+
+    def work(number):
+        begun[number].set()
+        return threading.get_ident()
+
+    results = in_threads(work, items())
+    here = threading.get_ident()
+    assert next(results) != here
+    assert len(read) <= MOST_THREADS + 1 and {place for _, place in read} == {here}
+    assert here not in set(results) and len(read) == 20
+
+
+def test_a_failure_in_a_thread_reaches_the_caller_and_ends_the_others():
+    done = []
+    results = in_threads(lambda number: done.append(failing(number)), range(1000))
+    with pytest.raises(InputError, match="two is refused"):
+        list(results)
+    assert {0, 1} <= set(done) and len(done) <= 2 * MOST_THREADS + 2
 
 
 def test_a_killed_process_is_explained():
