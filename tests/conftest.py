@@ -14,11 +14,13 @@ LONG = {  # files of a minute and more, which begin first: none of them is left 
     "test_full_disk.py",
     "test_snakefile.py",
     "test_repeatability.py",
+    "test_training.py",
 }
+SOONER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: (item.path.name not in LONG, item.path.parent.name not in SOONER))
 
 
 @pytest.fixture
