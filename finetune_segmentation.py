@@ -120,11 +120,11 @@ class Segmentations:
     def _score_subject(self, folder, item):
         """Write and score the label map of one subject; what the network is not needed for."""
         from data.volumes import write_nifti
-        from evaluation.inference import class_volumes, most_probable
+        from evaluation.inference import label_map
         from evaluation.metrics import score_subject
 
         subject, grid, probabilities = item
-        prediction = most_probable(class_volumes(probabilities, grid))
+        prediction = label_map(probabilities, grid)
         write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
         spacing = tuple(grid.spacing) if self.config.data.voxel_size_known else None
         tolerance, regions = self.config.evaluation.surface_tolerance_mm, self.config.evaluation.regions

@@ -6,7 +6,7 @@ A made-up label map of 240 x 240 x 155 voxels of 1 mm with necrosis, enhancing t
 predictions: one whose outlines differ by a few mm, and the same with false positives in two opposite corners, which
 make the box of the tumour the whole volume. Scored are the three regions of BraTS with Dice, HD95, surface Dice and
 volumes. The parts of step 4's evaluation after the network: probabilities of slices of 160 x 160 become a label map
-(`predict_subject`), which is written; the reference is read; `score_subject`.
+(`label_map`), which is written; the reference is read; `score_subject`.
 
 `score_subject` is timed in turns against the plain path, the package `surface-distance` called on the masks of every
 region, which crops to the box of both masks by itself and computes the distance of every voxel in it. Both must give
@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.common import finish, parser_of
 
-SHAPE, IMAGE_SIZE, BATCH_SIZE = (240, 240, 155), (160, 160), 20
+SHAPE, IMAGE_SIZE = (240, 240, 155), (160, 160)
 LABELS = ["necrosis", "oedema", "enhancing"]  # 1, 2, 3
 REGIONS = {"whole": LABELS, "core": ["necrosis", "enhancing"], "enhancing": ["enhancing"]}
 RADII_MM = {2: 29, 3: 19, 1: 12}  # mean radius up to which a class reaches, from the outermost inwards
@@ -82,18 +82,16 @@ def time_parts(reference, prediction, repeats):
     """Return the median seconds of what comes before the scores."""
     from data.layouts import SubjectFiles
     from data.volumes import read_label, write_nifti
-    from evaluation.inference import predict_subject
+    from evaluation.inference import label_map
 
     grid, probabilities = probabilities_of(prediction)
     labels = {name: [index] for index, name in enumerate(LABELS, start=1)}
-    network = Replay(probabilities)
-    slices = np.zeros((grid.slices, *IMAGE_SIZE, 4), np.float32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "label.nii.gz"
         write_nifti(path, reference, AFFINE)
         files = SubjectFiles("sub-1", {}, path, None)
         parts = {
-            "label map from probabilities": lambda: predict_subject(network, slices, grid, BATCH_SIZE),
+            "label map from probabilities": lambda: label_map(probabilities, grid),
             "label map written": lambda: write_nifti(Path(folder) / "prediction.nii.gz", prediction, AFFINE),
             "reference read": lambda: read_label(files, labels, (), SHAPE, AFFINE),
         }
@@ -113,7 +111,7 @@ def finisher(folder, reference):
     """Return what step 4 does with `(name, grid, probabilities)` of a subject, its network apart."""
     from data.layouts import SubjectFiles
     from data.volumes import read_label, write_nifti
-    from evaluation.inference import class_volumes, most_probable
+    from evaluation.inference import label_map
     from evaluation.metrics import score_subject
 
     path, labels = Path(folder) / "label.nii.gz", {name: [index] for index, name in enumerate(LABELS, start=1)}
@@ -122,7 +120,7 @@ def finisher(folder, reference):
 
     def finish(item):
         name, grid, probabilities = item
-        prediction = most_probable(class_volumes(probabilities, grid))
+        prediction = label_map(probabilities, grid)
         write_nifti(Path(folder) / f"{name}.nii.gz", prediction, AFFINE)
         true = read_label(files, labels, (), reference.shape, AFFINE)
         return score_subject(prediction, true, SPACING_MM, LABELS, TOLERANCE_MM, REGIONS)
@@ -145,18 +143,6 @@ def time_threads(reference, prediction, repeats, subjects=8):
                 assert rows == [finish(items[0])] * subjects
     medians = {f"{name}_s": statistics.median(durations) for name, durations in seconds.items()}
     return medians | {"times_faster": medians["in_turn_s"] / medians["in_threads_s"], "subjects": subjects}
-
-
-class Replay:
-    """Stands in for a network whose probabilities `(S, H, W, K)` are known."""
-
-    def __init__(self, probabilities):
-        self.probabilities, self.next = probabilities, 0
-
-    def predict_on_batch(self, batch):
-        rows = np.arange(self.next, self.next + len(batch)) % len(self.probabilities)
-        self.next = 0 if self.next + len(batch) >= len(self.probabilities) else self.next + len(batch)
-        return self.probabilities[rows]
 
 
 def compare(prediction, reference, repeats):

@@ -3,33 +3,26 @@
 import numpy as np
 
 
-def predict_subject(model, slices, grid, batch_size):
-    """Segment one subject slice by slice and carry the result back to its own voxels.
+def label_map(probabilities, grid):
+    """Carry what the network says of a subject's slices back to the subject's own voxels.
 
     Probabilities, not labels, are interpolated, and the most probable class is taken on the subject's own grid: edges
     stay smooth where pixels were resampled, and voxels outside the slices become background.
 
     Args:
-        model: Anything with Keras' `predict_on_batch`, `(batch_size, H, W, C)` to class probabilities
-            `(batch_size, H, W, K)`.
-        slices: All slices of the subject, `(S, H, W, C)` float32.
+        probabilities: Of each class on all slices of the subject, `(S, H, W, K)` float32 (`predict_slices`).
         grid: The subject's `data.geometry.SliceGrid`.
-        batch_size: Slices per call. Every call has exactly this many, so that the network compiles once.
 
     Returns:
         Class index per voxel, `(X, Y, Z)` uint8.
     """
-    return most_probable(class_volumes(predict_slices(model, slices, batch_size), grid))
+    return most_probable(class_volumes(probabilities, grid))
 
 
 def class_volumes(probabilities, grid):
     """Yield the probability of each class on the subject's own grid, `(X, Y, Z)` float32.
 
-    Voxels outside the slices are certain background.
-
-    Args:
-        probabilities: Of all slices of the subject, `(S, H, W, K)` float32.
-        grid: The subject's `data.geometry.SliceGrid`.
+    Voxels outside the slices are certain background. Arguments as for `label_map`.
     """
     for number in range(probabilities.shape[-1]):
         yield grid.to_volume(probabilities[..., number], order=1, fill=0 if number else 1)
@@ -56,9 +49,11 @@ def predict_slices(model, slices, batch_size):
     """Run a model over any number of slices in batches of one fixed size.
 
     Args:
-        model: As in `predict_subject`.
+        model: Anything with Keras' `predict_on_batch`, `(batch_size, H, W, C)` to class probabilities
+            `(batch_size, H, W, K)`.
         slices: `(S, H, W, C)` float32.
-        batch_size: Slices per call; the last batch is filled up by repeating the last slice.
+        batch_size: Slices per call. Every call has exactly this many, so that the network compiles once: the last batch
+            is filled up by repeating the last slice.
 
     Returns:
         `(S, H, W, K)` float32.

@@ -16,7 +16,7 @@ from nibabel import orientations
 from data.h5_store import SliceStore
 from data.layouts import SubjectFiles
 from data.volumes import read_contrasts, read_label
-from evaluation.inference import predict_subject
+from evaluation.inference import label_map, predict_slices
 from evaluation.new_scans import segment
 from generate_h5_pretraining import prepare_subject
 from tests.stores import write_store
@@ -122,7 +122,7 @@ def test_left_stays_left_and_every_voxel_where_it_was(code, rotation, config, tm
     store = SliceStore(tmp_path / "a.h5")
     grid = store.grid("sub-1")
     np.testing.assert_array_equal(grid.to_volume(store.labels(), order=0), classes)
-    np.testing.assert_array_equal(predict_subject(Seer(), store.images(), grid, batch_size=4), classes)
+    np.testing.assert_array_equal(label_map(predict_slices(Seer(), store.images(), 4), grid), classes)
 
     model = {"contrasts": list(CONTRASTS), "files": CONTRASTS, "percentiles": [0, 100]}
     model["labels"] = {"left_kidney": 1, "right_kidney": 2}

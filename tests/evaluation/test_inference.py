@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from evaluation.inference import predict_slices, predict_subject
+from evaluation.inference import label_map, predict_slices
 
 
 class OneHotOfFirstContrast:
@@ -43,9 +43,8 @@ def test_every_batch_has_the_same_shape_and_padding_leaves_no_trace(count, batch
 
 def test_the_label_map_lies_on_the_subjects_own_grid():
     classes = np.random.default_rng(0).integers(0, 4, (3, 6, 5))
-    volume = predict_subject(
-        OneHotOfFirstContrast(classes=4), classes[..., np.newaxis].astype(np.float32), TransposedGrid((8, 7, 3)), 2
-    )
+    probabilities = predict_slices(OneHotOfFirstContrast(classes=4), classes[..., np.newaxis].astype(np.float32), 2)
+    volume = label_map(probabilities, TransposedGrid((8, 7, 3)))
     assert volume.dtype == np.uint8
     np.testing.assert_array_equal(volume, np.pad(np.moveaxis(classes, 0, 2), [(1, 1), (1, 1), (0, 0)]))
 
@@ -62,7 +61,7 @@ def test_probabilities_are_interpolated_not_labels():
             votes = np.array([[0.2, 0.45, 0.35], [0.2, 0.45, 0.35], [0.0, 0.0, 1.0]], np.float32)
             return np.broadcast_to(votes[:, np.newaxis, np.newaxis], (3, 2, 2, 3))
 
-    volume = predict_subject(Votes(), np.zeros((3, 2, 2, 1), np.float32), Averaging((2, 2, 1)), 3)
+    volume = label_map(predict_slices(Votes(), np.zeros((3, 2, 2, 1), np.float32), 3), Averaging((2, 2, 1)))
     np.testing.assert_array_equal(volume, 2)
 
 
