@@ -1,8 +1,9 @@
 # make demo    everything from simulated scans to the report, in a few minutes on two CPU cores
 # make table-renal-simulated    the renal paper's table on a simulated cohort: five contrasts, 60 cells
-# make test    lint and all tests
+# make test    lint and the quick tests, in a few minutes: while you work
+# make test-all    lint and every test, Snakemake's grid among them: before you propose a change, and in CI
 # make test-backends    TensorFlow, JAX and, where it is installed, PyTorch against each other; two devices against one
-# make install, make install-grid    what all of these install first: the suite in .venv, Snakemake in .venv-grid
+# make install, make install-grid    what these install first: the suite in .venv, for test-all also Snakemake in .venv-grid
 # make audit   known vulnerabilities of what is installed (needs the internet), and whether its versions go together
 # make bench   time and memory, written to benchmarks/output/
 PYTHON ?= python3
@@ -11,7 +12,7 @@ DEMO := configs/renal_demo.yaml
 TABLE := configs/renal_table_simulated.yaml
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: install install-grid demo table-renal-simulated test test-backends audit bench clean
+.PHONY: install install-grid demo table-renal-simulated test test-all test-backends audit bench clean
 
 install: .venv/installed$(GPU)
 
@@ -46,13 +47,15 @@ table-renal-simulated: install
 	$(BIN)/python reproduce_tables.py --config $(TABLE)
 
 # Two processes share the cores, so that each computes in one thread.
-test: export OMP_NUM_THREADS = 1
-test: export TF_NUM_INTRAOP_THREADS = 1
-test: export TF_NUM_INTEROP_THREADS = 1
-test: install install-grid
+test test-all: export OMP_NUM_THREADS = 1
+test test-all: export TF_NUM_INTRAOP_THREADS = 1
+test test-all: export TF_NUM_INTEROP_THREADS = 1
+test: TIER = -m "not long"
+test-all: install-grid
+test test-all: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIER)
 
 test-backends: install
 	$(BIN)/python -m pytest tests/test_backends.py tests/training/test_devices.py

@@ -1,26 +1,90 @@
+"""The two tiers of the suite, what each test costs, and fixtures that every folder uses.
+
+`make test` leaves out what `LONG` names; `make test-all` runs everything. A test belongs in `LONG` when it costs more
+than a few seconds of CPU and another one, in `make test`, guards the same promise in small.
+"""
+
+import collections
 import os
+import resource
 import tempfile
 from pathlib import Path
 
 import pytest
 
-LONG = {  # files of a minute and more, which begin first: none of them is left to one process at the end
-    "test_tutorials.py",
-    "test_kills.py",
-    "test_pipeline.py",
-    "test_backends.py",
-    "test_devices.py",
-    "test_presets.py",
-    "test_full_disk.py",
-    "test_snakefile.py",
-    "test_repeatability.py",
-    "test_training.py",
-}
+ROOT = Path(__file__).resolve().parents[1]
+
+# Files, or tests in them (`file::test`), in the order in which they begin: the longest first, so that neither of two
+# processes idles at the end.
+LONG = (
+    "tests/test_tutorials.py::test_a_page_does_what_it_says",
+    "tests/reliability/test_kills.py",
+    "tests/test_snakefile.py",
+    "tests/test_presets.py",
+    "tests/training/test_devices.py",
+    "tests/reliability/test_full_disk.py",
+    "tests/reliability/test_repeatability.py",
+)
 SOONER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
+NOTABLE_S = 1.0  # of CPU: a test in `make test` that takes more is named at the end
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: left out of `make test`; chosen by LONG in tests/conftest.py")
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: (item.path.name not in LONG, item.path.parent.name not in SOONER))
+    for item in items:
+        if place_in_long(item.nodeid) < len(LONG):
+            item.add_marker("long")
+    items.sort(key=lambda item: (place_in_long(item.nodeid), item.path.parent.name not in SOONER))
+
+
+def place_in_long(nodeid):
+    """Position of a test in LONG; its length for a test that is not there."""
+    name = nodeid.split("[")[0]
+    return next((n for n, entry in enumerate(LONG) if name == entry or name.startswith(f"{entry}::")), len(LONG))
+
+
+class CpuSeconds:
+    """User and system seconds of this process and of all that it has waited for, from one call to the next."""
+
+    def __init__(self):
+        self.before = self.total()
+
+    @staticmethod
+    def total():
+        spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+    def since_last_call(self):
+        now = self.total()
+        spent, self.before = now - self.before, now
+        return spent
+
+
+CLOCK = CpuSeconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    report.cpu_seconds = CLOCK.since_last_call()  # of setup, call or teardown; fixtures count where they are first used
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    spent, is_long = collections.Counter(), {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "cpu_seconds"):
+                spent[report.nodeid] += report.cpu_seconds
+                is_long[report.nodeid] = "long" in report.keywords
+    notable = [(test, seconds) for test, seconds in spent.most_common() if seconds > NOTABLE_S and not is_long[test]]
+    terminalreporter.section("CPU seconds")
+    terminalreporter.line(f"{sum(spent.values()):.0f} s in {len(spent)} tests; above {NOTABLE_S:.0f} s in `make test`:")
+    for test, seconds in notable or [("none", 0.0)]:
+        terminalreporter.line(f"{seconds:7.1f} s  {test}")
 
 
 @pytest.fixture

@@ -129,9 +129,9 @@ def test_a_zero_vector_gives_neither_nan_nor_gradient():
 def test_an_anchor_among_identical_patches_is_never_lost():
     representations = np.ones((1, 30, 4), "float32")
     classes = np.zeros((1, 30), int)
-    classes[0, 25:] = 1
+    classes[0, 29] = 1  # its own class alone: which three of the others are nearest depends on the processor's rounding
     found = loss(representations, classes, np.array([[29]]), nearest_patches=3)
-    # The anchor against three patches that are as similar as it is itself and of another class.
+    # The anchor against three patches that are as similar as it is itself and of another class; 0 if it were lost.
     np.testing.assert_allclose(found, [np.log(4)], rtol=1e-6)
 
 
