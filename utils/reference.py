@@ -89,6 +89,8 @@ def _plain(value):
 def _type(annotation):
     """A type in the words of a config file."""
     origin, inner = typing.get_origin(annotation), [a for a in typing.get_args(annotation) if not _is_constraint(a)]
+    if annotation is typing.Any:
+        return "any value"
     if origin is typing.Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin is typing.Annotated:

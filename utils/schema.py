@@ -8,7 +8,6 @@ import math
 from pydantic import Field, NonNegativeInt, model_validator
 
 from utils.sections import (
-    ADDED,
     ConstraintMapSection,
     CropSection,
     EvaluationSection,
@@ -17,10 +16,12 @@ from utils.sections import (
     NetworkSection,
     Section,
     SliceSection,
+    drop_added_defaults,
 )
 from utils.sections_data import DataSection
 from utils.sections_finetuning import FinetuningSection, SynthesisSection
 from utils.sections_pretraining import PretrainingSection
+from utils.trials import drop_grid_keys, mistakes_of_trials
 
 
 class Config(Section):
@@ -41,7 +42,8 @@ class Config(Section):
     evaluation: EvaluationSection = Field(EvaluationSection(), description="steps 4 and 5")
 
     @model_validator(mode="after")
-    def _sections_agree(self):
+    def check_sections(self):
+        """Raise ValueError when sections contradict one another; pydantic calls it."""
         mistakes = [*self._mistakes_of_contrasts(), *self._mistakes_of_finetuning(), *self._mistakes_of_spaces()]
         mistakes += [*self._mistakes_of_synthesis(), *self._mistakes_of_rank()]
         mistakes += [
@@ -53,6 +55,12 @@ class Config(Section):
         if self.slices:
             mistakes += [*self._mistakes_of_slices(), *self._patches_that_do_not_fit()]
         if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    @model_validator(mode="after")
+    def _trials_agree(self):
+        if mistakes := list(mistakes_of_trials(self)):
             raise ValueError("\n".join(mistakes))
         return self
 
@@ -76,7 +84,8 @@ class Config(Section):
     def _mistakes_of_finetuning(self):
         if not self.finetuning:
             return
-        yield from self._unknown_inits("finetuning", self.finetuning.inits)
+        yield from self._unknown_inits("finetuning.inits", self.finetuning.inits)
+        yield from self._unknown_inits("finetuning.chosen", self.finetuning.chosen)
         if self.network.rank == 3:
             yield "finetuning: segments slice by slice; set network.rank to 2, or take the section out"
         if not self.data.labels:
@@ -86,17 +95,17 @@ class Config(Section):
                 listed = ", ".join(self.data.labels)
                 yield f"finetuning.loss.class_weights: '{name}' is not one of data.labels ({listed})"
 
-    def _unknown_inits(self, section, names):
+    def _unknown_inits(self, where, names):
         inits = {"random", *(self.pretraining.stages if self.pretraining else ())}
         for name in names:
             if name not in inits:
                 listed = ", ".join(sorted(inits))
-                yield f"{section}.inits: '{name}' is neither random nor a stage of pretraining ({listed})"
+                yield f"{where}: '{name}' is neither random nor a stage of pretraining ({listed})"
 
     def _mistakes_of_synthesis(self):
         if not self.synthesis:
             return
-        yield from self._unknown_inits("synthesis", self.synthesis.inits)
+        yield from self._unknown_inits("synthesis.inits", self.synthesis.inits)
         if not self.slices:
             yield "synthesis: needs the section 'slices:'"
         channels = {
@@ -197,7 +206,7 @@ class Config(Section):
 
     def _plain_for_hash(self):
         plain = self.plain()
-        _drop_added_defaults(self, plain)
+        drop_added_defaults(self, plain)
         plain["network"].pop("remat", None)  # changes memory and time only
         return plain
 
@@ -231,10 +240,11 @@ class Config(Section):
         crops = [plain["crops"]] if self.network.rank == 3 else []
         return fingerprint(self.hash_of_slices(), plain["network"], shown, stage, before, *crops)
 
-    def hash_of_cell(self, contrasts, init):
-        """Hash of what shapes the cells of one input set and one initialisation."""
-        plain = self._plain_for_hash()
-        finetuning = {key: plain["finetuning"][key] for key in ("loss", "augmentation", "training", "evaluate_every")}
+    def hash_of_cell(self, contrasts, init, trial=None):
+        """Hash of what shapes the cells of one input set and one initialisation, or of one trial of it."""
+        settings = self.finetuning.settings_of(init, trial)
+        plain = self.model_copy(update={"finetuning": settings})._plain_for_hash()
+        finetuning = drop_grid_keys(plain["finetuning"])
         start = None if init == "random" else self.hash_of_stage(init)
         names = plain["finetuning"]["contrasts"][contrasts]
         return fingerprint(self.hash_of_slices(), plain["network"], finetuning, names, start, plain["evaluation"])
@@ -246,19 +256,6 @@ class Config(Section):
         synthesis = {key: plain["synthesis"][key] for key in keys}
         start = None if init == "random" else self.hash_of_stage(init)
         return fingerprint(self.hash_of_slices(), plain["network"], plain["crops"], synthesis, start)
-
-
-def _drop_added_defaults(section, plain):
-    """Remove the keys that came later and have their default, from a section and all sections inside it."""
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if field.json_schema_extra == ADDED and value == field.default:
-            del plain[name]
-            continue
-        parts, plain_parts = (v if isinstance(value, dict) else {"": v} for v in (value, plain[name]))
-        for key, part in parts.items():
-            if isinstance(part, Section):
-                _drop_added_defaults(part, plain_parts[key])
 
 
 def _space_key(space):

@@ -213,3 +213,16 @@ class EvaluationSection(Section):
             if not members or len(set(members)) < len(members):
                 raise ValueError(f"regions.{name}: {members} must name at least one class, and each once")
         return self
+
+
+def drop_added_defaults(section, plain):
+    """Remove the keys that came later and have their default, from a section and all sections inside it."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if field.json_schema_extra == ADDED and value == field.default:
+            del plain[name]
+            continue
+        parts, plain_parts = (v if isinstance(value, dict) else {"": v} for v in (value, plain[name]))
+        for key, part in parts.items():
+            if isinstance(part, Section):
+                drop_added_defaults(part, plain_parts[key])

@@ -1,10 +1,11 @@
 """The sections `finetuning:` and `synthesis:` of a config: the grids of step 4."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from utils.sections import ADDED, Name, Section, Share, TrainingSection
+from utils.trials import refuse_wrong_trials, with_changes
 
 
 class LossSection(Section):
@@ -50,12 +51,40 @@ class FinetuningSection(Section):
     augmentation: AugmentationSection = Field(AugmentationSection(), description="random changes of training slices")
     training: TrainingSection = Field(description="epochs, batch, learning rate")
     evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation set")
+    trials: dict[Name, dict[str, Any]] = Field(
+        {},
+        json_schema_extra=ADDED,
+        description="settings to choose from; name: {dotted key below finetuning: its value}, such as training.epochs",
+    )
+    chosen: dict[Name, Name] = Field(
+        {},
+        json_schema_extra=ADDED,
+        description="init: the trial whose settings it is finetuned with; others: the section as it stands",
+    )
 
     @model_validator(mode="after")
     def _validation_is_looked_at(self):
         if self.evaluate_every > self.training.epochs:
             raise ValueError(f"evaluate_every: {self.evaluate_every} is more than training.epochs")
         return self
+
+    @model_validator(mode="after")
+    def _trials_are_sound(self):
+        refuse_wrong_trials(self)
+        return self
+
+    def settings_of(self, init, trial=None):
+        """Return the settings of a cell: of the trial, else of the one chosen for the init, else as they stand here.
+
+        Args:
+            init: Its initialisation.
+            trial: Name of a trial, or None.
+
+        Returns:
+            A `FinetuningSection` without trials.
+        """
+        trial = trial or self.chosen.get(init)
+        return with_changes(self, self.trials[trial] if trial else {})
 
 
 class SynthesisLossSection(Section):
