@@ -54,11 +54,11 @@ class Syntheses:
 
         contrasts = config.data.contrasts
         self.config, self.split, self.files, self.store = config, split, files, store
-        self.build_trainer = functools.partial(build_trainer, config)
         self.folder = split.folder(config.work_dir)
         self.channels = channel_names(contrasts, config.synthesis.inputs)
         self.targets = channel_names(contrasts, config.synthesis.targets)
         self.subjects = [list(getattr(split, part)) for part in ("train", "val", "test")]
+        self.scored = self.subjects[2]
         self.made_of = {"inputs": self.channels, "targets": self.targets}
         # Every subject is opened at the start, so that one into which no crop fits is named now.
         size = [*config.crops.size, 1][:3]
@@ -82,6 +82,12 @@ class Syntheses:
 
     def seed_of(self, init, n, repeat):
         return child_seed(self.config.seed, "synthesis", self.split.name, n, repeat)
+
+    def trainer_key(self, cell):
+        return "all cells"
+
+    def build_trainer(self, cell):
+        return build_trainer(self.config, len(self.channels))
 
     def train(self, trainer, cell, subjects, **run):
         names = (subjects, self.split.val)

@@ -81,6 +81,11 @@ def stored_labels(store):
     return StoredArray(store.labels, (len(store), *store.image_size), np.uint8)
 
 
+def some_rows(array, rows):
+    """Show some rows of a `StoredArray`, `(n,)` numbers, as one of its own; the others are never read."""
+    return StoredArray(lambda places: array.read(rows[places]), (len(rows), *array.shape[1:]), array.dtype)
+
+
 def in_memory_if(arrays, resident, limit):
     """Read arrays into memory, from where training puts them on its device, or leave them in their files.
 

@@ -30,7 +30,7 @@ def checked_metrics(file, metrics, task):
     found = found or next(filter(None, (_mistake(row, of_a_row | {"subject": str}) for row in rows)), None)
     if not found and not rows:
         found = "per_subject is empty"
-    found = found or next(filter(None, map(_impossible, rows)), None) or _leak(metrics)
+    found = found or next(filter(None, map(_impossible, rows)), None) or _leak(metrics, task)
     if found:
         raise InputError(f"{file}: {found}; delete the cell's folder and run step 4 again")
     return metrics
@@ -66,10 +66,10 @@ def _impossible(row):
     return None
 
 
-def _leak(metrics):
+def _leak(metrics, task):
     """Say which subject trained or chose the network that it tests; None if there is none."""
     tested = {row["subject"] for row in metrics["per_subject"]}
-    for key in ("train_subjects", "validation_subjects"):
+    for key in task.untested:
         if both := tested.intersection(map(str, metrics.get(key) or ())):
             return f"{min(both)} is tested and among {key}"
     return None

@@ -217,6 +217,8 @@ def collect_runs(work_dir):
     """
     records = []
     for file in sorted(work_dir.rglob("environment.json")):
+        if "trials" in file.relative_to(work_dir).parts[:2]:  # nothing of them is in the report
+            continue
         command = file.with_name("command.txt")
         text = command.read_text().strip() if command.exists() else "not recorded"
         records.append(read_json(file) | {"command": text, "folder": file.parent})

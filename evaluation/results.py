@@ -33,6 +33,7 @@ class Task:
         words: What else metrics.json says of a whole cell.
         inputs: Key of metrics.json that names what networks see, and the kind of its value.
         of_a_cell: Numbers that metrics.json may say of a whole cell.
+        untested: Keys of metrics.json that list subjects who must not be among those that are scored.
     """
 
     folder: str
@@ -43,6 +44,7 @@ class Task:
     words: tuple = ()
     inputs: tuple = (("contrasts", str),)
     of_a_cell: tuple = OF_A_CELL
+    untested: tuple = ("train_subjects", "validation_subjects")
 
 
 SEGMENTATION = Task("finetuning", "*/*/n*/r*", "finetune_segmentation.py", "labels", METRICS)
@@ -73,13 +75,14 @@ def collect_tasks(work_dir, tasks):
     Raises:
         InputError: When no task has one, or as `collect_results`.
     """
-    missing = {task: _nothing_of(work_dir, task) for task in tasks if not _files_of(work_dir, task)}
+    missing = {task: _nothing_of(work_dir, task) for task in tasks if not files_of(work_dir, task)}
     if len(missing) == len(tasks):
         raise InputError(list(missing.values()))
     return {task: collect_results(work_dir, task) for task in tasks if task not in missing}, list(missing.values())
 
 
-def _files_of(work_dir, task):
+def files_of(work_dir, task):
+    """List metrics.json of every finished cell of a task."""
     files = sorted(work_dir.glob(f"{task.folder}/{task.cells}/metrics.json"))
     return files + sorted(work_dir.glob(f"fold*/{task.folder}/{task.cells}/metrics.json"))
 
@@ -111,12 +114,12 @@ def collect_results(work_dir, task=SEGMENTATION):
     """
     import pandas
 
-    files = _files_of(work_dir, task)
+    files = files_of(work_dir, task)
     if not files:
         raise InputError(_nothing_of(work_dir, task))
     cells = {file: checked_metrics(file, read_json(file), task) for file in files}
     refuse_mixed_splits(cells, work_dir)
-    results = pandas.DataFrame([row for file in files for row in _rows(file, cells[file], work_dir, task)])
+    results = pandas.DataFrame([row for file in files for row in rows_of(file, cells[file], work_dir, task)])
     numbers = [*task.metrics, *OF_A_CELL]
     results[numbers] = results[numbers].astype(float).replace([math.inf, -math.inf], math.nan)
     if task is SEGMENTATION:
@@ -126,13 +129,14 @@ def collect_results(work_dir, task=SEGMENTATION):
     return results
 
 
-def _rows(file, metrics, work_dir, task):
+def rows_of(file, metrics, work_dir, task):
+    """Yield the rows of one cell, one per subject and label, as `collect_results` describes them."""
     fold = file.relative_to(work_dir).parts[0]
     shared = {"split": "" if fold == task.folder else fold, "folder": file.parent}
     if task is SYNTHESIS:
         metrics["contrasts"] = "+".join(metrics["inputs"])
     shared |= {key: metrics[key] for key in (*CELL, "repeat", "config_hash", *task.words)}
-    shared |= {key: metrics.get(key) for key in OF_A_CELL}
+    shared |= {key: metrics.get(key) for key in task.of_a_cell}
     order = {label: place for place, label in enumerate(metrics.get(task.labels, []))}
     for row in sorted(metrics["per_subject"], key=lambda row: (str(row["subject"]), order.get(row["label"], 0))):
         scores = {key: row[key] for key in task.metrics}

@@ -30,11 +30,12 @@ class Trainer:
     Attributes:
         network: The `keras.Model` in training.
         compile_s: Seconds that the last cell spent on compiling the step, see `CompileClock`.
+        updates: Updates of its weights that the last cell has had in all.
     """
 
     def __init__(self, build, make_task, *, augmentation, training, evaluate_every):
         self.augmentation, self.training = augmentation, training
-        self.evaluate_every, self.compile_s = evaluate_every, 0.0
+        self.evaluate_every, self.compile_s, self.updates = evaluate_every, 0.0, 0
         self.network = build(seed=0)
         self.task = make_task(self.network).ready(training["learning_rate"])
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: build(seed=seed).get_weights())
@@ -76,7 +77,7 @@ class Trainer:
             callbacks=[clock],
             **run,
         )
-        self.compile_s = clock.compile_s()
+        self.compile_s, self.updates = clock.compile_s(), len(history) * batches.steps
         return history
 
     def add_changes(self, batch, generator):

@@ -1,5 +1,6 @@
 """The grid of finetuning: which cells are finished, from which weights they start, that nothing leaks; and one cell."""
 
+import gc
 import json
 import logging
 import time
@@ -24,15 +25,18 @@ class Grid:
     Args:
         config: The `Config`.
         split: `data.splits.Split`.
-        work: What a cell is. Its `subjects` are three lists, for training, validation and testing; `made_of` is more of
-            what a cell is made from, written to metrics.json and compared before it is reused; `store` and `files` are
-            the packed slices and the files of its subjects; `sizes_key` is the key of the config that lists N. Its
-            methods, the first five called with the items of a cell: `cell_folder`; `names`, what metrics.json calls it;
-            `inputs`, the input channels of its network; `hash_of_cell`, of what shapes its result; `seed_of`, of its
-            order and augmentation, the same for every init. `build_trainer(channels)`; `train(trainer, cell, subjects,
-            **run)`, which leaves the best weights in `trainer.network`; `score(network, cell, folder)`, which predicts
-            the test subjects and returns the rows of metrics.json; `describe_model(inputs, subjects)`, for predict.py.
-        trainers: Dictionary that all grids share: number of inputs to trainer, so that a step is compiled once.
+        work: What a cell is. Its `subjects` are three lists, for training, validation and testing, and `scored` those
+            that cells predict; `made_of` is more of what a cell is made from, written to metrics.json and compared
+            before it is reused; `store` and `files` are the packed slices and the files of its subjects; `sizes_key` is
+            the key of the config that lists N. Its methods, the first five called with the items of a cell:
+            `cell_folder`; `names`, what metrics.json calls it; `inputs`, the input channels of its network;
+            `hash_of_cell`, of what shapes its result; `seed_of`, of its order and augmentation, the same for every
+            init. `trainer_key(cell)`, equal for cells that one trainer serves; `build_trainer(cell)`; `train(trainer,
+            cell, subjects, **run)`, which leaves the best weights in `trainer.network`; `score(network, cell, folder)`,
+            which predicts the subjects in `scored` and returns the rows of metrics.json; `describe_model(inputs,
+            subjects)`, for predict.py.
+        trainers: Dictionary that all grids share: the key of the trainer in use to that trainer, so that a step is
+            compiled once and one at a time takes memory.
 
     Attributes:
         folder: Work folder of the split.
@@ -43,6 +47,7 @@ class Grid:
     def __init__(self, config, split, work, trainers):
         self.config, self.split, self.work, self.trainers = config, split, work, trainers
         self.train_subjects, self.val_subjects, self.test_subjects = work.subjects
+        self.scored = work.scored
         self.folder, self.split_hash = split.folder(config.work_dir), hash_of_split(split.to_dict())
         self.pretrained, self.subsets, self.todo, self.redone, self.sinks = {}, {}, [], [], {}
 
@@ -114,7 +119,7 @@ class Grid:
             return False
         found = read_json(metrics)
         found["tested"] = sorted({row["subject"] for row in found["per_subject"]})
-        expected = self.origin(cell) | {"tested": sorted(self.test_subjects)}
+        expected = self.origin(cell) | {"tested": sorted(self.scored)}
         differing = [key for key, value in expected.items() if found.get(key, value if key in LATER else None) != value]
         if differing:
             what = {"scans": "from other scans"}.get(differing[0], f"with another {differing[0].replace('_', ' ')}")
@@ -124,7 +129,7 @@ class Grid:
     def origin(self, cell):
         """What a cell was made from; written to metrics.json and compared before a cell is reused."""
         *_, n, repeat = cell
-        scans = self._hashes([*self.subsets[n, repeat], *self.val_subjects, *self.test_subjects])
+        scans = self._hashes([*self.subsets[n, repeat], *self.val_subjects, *self.scored])
         return {
             "config_hash": self.work.hash_of_cell(*cell),
             "seed": self.config.seed,
@@ -138,10 +143,10 @@ class Grid:
     def _hashes(self, subjects):
         return {subject: self.work.store.hashes[subject] for subject in subjects if subject in self.work.store.hashes}
 
-    def run(self, keep_going):
-        """Run the unfinished cells; returns one line for each that failed."""
+    def run(self, cells, keep_going):
+        """Run some of the unfinished cells; returns one line for each that failed."""
         failed = []
-        for cell in progress(self.todo, f"Finetuning {self.split.name}".strip()):
+        for cell in progress(cells, f"Finetuning {self.split.name}".strip()):
             try:
                 self.run_cell(cell)
             except InputError as error:
@@ -151,7 +156,7 @@ class Grid:
         return failed
 
     def run_cell(self, cell):
-        """Train on the subjects of one cell, predict every test subject, write what came out."""
+        """Train on the subjects of one cell, predict every subject that is scored, write what came out."""
         from models.weights import load_weights, save_weights
 
         if self.is_finished(cell):  # by another run, since this one began
@@ -160,8 +165,7 @@ class Grid:
         name, started = str(folder.relative_to(self.config.work_dir)), time.monotonic()
         send = tracked(folder, self.config.plain(), origin["config_hash"], self.sinks.get("with_mlflow"))
         with open_run(folder, self.config.plain(), self.config.seed), send:
-            trainer = self.trainers.get(len(inputs)) or self.work.build_trainer(len(inputs))
-            self.trainers[len(inputs)] = trainer
+            trainer = self._trainer(cell)
             self._start(trainer, inputs, cell)
             run = {"folder": folder, "tag": json.dumps(origin), "name": name}
             run |= self.sinks
@@ -177,6 +181,7 @@ class Grid:
                 {"split": self.split.name} | self.work.names(*cell) | {"annotated_available": len(self.train_subjects)}
             )
             times = {"duration_s": round(time.monotonic() - started, 1), "compile_s": round(trainer.compile_s, 2)}
+            times["updates"] = trainer.updates
             model = self.work.describe_model(inputs, origin["train_subjects"]) | made
             write_json(folder / "model.json", model)
             # Written last: a folder with metrics.json is a finished cell.
@@ -184,6 +189,15 @@ class Grid:
             drop_checkpoint(folder)
             share = times["compile_s"] / max(times["duration_s"], 0.1)
             log.info("%s: %.1f s, %.0f %% of them compiling", name, times["duration_s"], 100 * min(share, 1))
+
+    def _trainer(self, cell):
+        """Return the trainer of a cell; another one is dropped first, because a compiled step takes much memory."""
+        key = self.work.trainer_key(cell)
+        if key not in self.trainers:
+            self.trainers.clear()
+            gc.collect()  # networks and their steps refer to each other
+            self.trainers[key] = self.work.build_trainer(cell)
+        return self.trainers[key]
 
     def _start(self, trainer, inputs, cell):
         """Put the initial weights of a cell into the trainer's network and say which."""
@@ -196,13 +210,14 @@ class Grid:
         log.info("%s: %s", self.work.cell_folder(*cell), report.summary() if report else "random initialisation")
 
 
-def run_grids(grids, cells, options):
+def run_grids(grids, cells, options, finish=None):
     """Check all grids, then run them on the devices asked for; returns the exit code of the script.
 
     Args:
         grids: One `Grid` for each split.
         cells: The cells that each of them should have.
         options: Command line with the options of `utils.config.add_grid_options`.
+        finish: Function called at the end, which says what to type next; None: step 5.
     """
     sinks = chosen_sinks(options)
     for grid in grids:
@@ -211,11 +226,24 @@ def run_grids(grids, cells, options):
     for grid in grids:  # once all of them are sound
         grid.clear(cells)
     with data_parallel(options.devices):
-        failed = [name for grid in grids for name in grid.run(options.keep_going)]
+        failed = [name for grid, part in by_trainer(grids) for name in grid.run(part, options.keep_going)]
     for line in failed:
         log.error("failed: %s", line)
-    log.info("next: python reproduce_tables.py %s", options.again)
+    log.info("next: %s", finish() if finish else f"python reproduce_tables.py {options.again}")
     return 1 if failed else 0
+
+
+def by_trainer(grids):
+    """Put the unfinished cells of all grids in the order in which each trainer is built once and then dropped.
+
+    Returns:
+        List of `(grid, cells)`; the trainers, and the cells of one, stand in the order of the grids.
+    """
+    parts = {}
+    for grid in grids:
+        for cell in grid.todo:
+            parts.setdefault(grid.work.trainer_key(cell), {}).setdefault(grid, []).append(cell)
+    return [part for grids_of_trainer in parts.values() for part in grids_of_trainer.items()]
 
 
 def _json_number(value):

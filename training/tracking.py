@@ -36,7 +36,8 @@ def tracked(folder, config, config_hash, is_wanted):
         mlflow.log_params({key: str(value)[:LONGEST] for key, value in _leaves(config | {"config_hash": config_hash})})
         yield
         if (folder / "metrics.json").exists():
-            mlflow.log_metrics(mean_scores(read_json(folder / "metrics.json")["per_subject"]))
+            metrics = read_json(folder / "metrics.json")
+            mlflow.log_metrics(mean_scores(metrics["per_subject"], metrics.get("scored_on", "test")))
         for file in FILES:
             if (folder / file).exists():
                 mlflow.log_artifact(str(folder / file))
@@ -61,17 +62,18 @@ class MLflow(keras.callbacks.Callback):
         self.sent = len(self.history)
 
 
-def mean_scores(rows):
+def mean_scores(rows, part="test"):
     """Average scores over subjects: `{"test/label/score": mean}`, only those that are defined for every subject.
 
     Args:
         rows: `per_subject` of metrics.json.
+        part: Which subjects these are: test or validation.
     """
     found = {}
     for row in rows:
         for name, value in row.items():
             if value is None or isinstance(value, numbers.Real):
-                found.setdefault(f"test/{row['label']}/{name}", []).append(math.nan if value is None else value)
+                found.setdefault(f"{part}/{row['label']}/{name}", []).append(math.nan if value is None else value)
     means = {name: sum(values) / len(values) for name, values in found.items()}
     return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
