@@ -215,11 +215,14 @@ def _over_groups(rows):
 
 
 def winners_of(numbers):
-    """Return the trial with the highest mean Dice of every init, over all contrasts and N; the first of equal ones."""
+    """Return the trial with the highest mean Dice of every init, over all contrasts and N; the first of equal ones.
+
+    An init whose trials have no Dice (nothing to find, and nothing found) has no winner.
+    """
     decisive = numbers[numbers["n_annotated"] == ALL] if (numbers["n_annotated"] == ALL).any() else numbers
     best = {}
     for row in decisive.itertuples():
-        if row.init not in best or row.dice > best[row.init][0]:
+        if row.dice > best.get(row.init, (-1.0,))[0]:
             best[row.init] = row.dice, row.trial
     return {init: trial for init, (_, trial) in best.items()}
 
