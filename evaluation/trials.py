@@ -12,7 +12,7 @@ import math
 import yaml
 
 from evaluation.cell_checks import checked_metrics, refuse_mixed_splits
-from evaluation.formats import number
+from evaluation.formats import mean_sd, number
 from evaluation.results import METRICS, OF_A_CELL, Task, files_of, in_grid_order, rows_of
 from evaluation.tables import Table, to_markdown
 from utils.checks import counted
@@ -237,7 +237,7 @@ def _text(numbers):
                 "Init": row.init,
                 "N": str(row.n_annotated),
                 "Trial": row.trial,
-                "Dice": f"{number(row.dice, '.3f')} ± {number(row.sd_repeats, '.3f')}",
+                "Dice": mean_sd({"mean": row.dice, "sd": row.sd_repeats}, 3).removesuffix(" ± -"),
                 "Dead": f"{row.dead}: {row.dead_names}" if row.dead_names else str(row.dead),
                 "Worst class": f"{row.worst} {number(row.worst_dice, '.3f')}".strip(),
                 "Runs": str(row.runs),
@@ -265,6 +265,8 @@ def _caption(results, outdated):
             "numbers are higher than those of other subjects will be."
         )
     parts.append("The winner was chosen on these subjects too: its number here is no result to report.")
+    if len(per_split) > 1 or per_split.index[0]:
+        parts.append("Cross-validation: a validation subject of one fold is a test subject of another.")
     if outdated:
         parts.append(f"Left out, because another config or seed made them: {counted(len(outdated), 'cell')}.")
     return " ".join(parts)
