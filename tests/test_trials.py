@@ -244,6 +244,10 @@ def test_a_stage_pretrained_on_a_test_subject_is_refused(cohort, tmp_path):
             ["--score-on", "validation", "--set", "finetuning.trials={}"],
             "--score-on validation needs finetuning.trials",
         ),
+        (
+            ["--score-on", "validation", "--devices", 2, "--set", "finetuning.trials={odd: {training.batch_size: 3}}"],
+            "finetuning.trials.odd.training.batch_size: 3 slices cannot be shared evenly by --devices 2",
+        ),
     ],
 )
 def test_the_command_line_is_refused(cohort, words, message):
