@@ -286,7 +286,7 @@ def build_trainer(config, channels, settings=None):
         loss=loss_name,
         cross_entropy_weight=loss.pop("cross_entropy_weight"),
         loss_settings=loss,
-        augmentation=settings.augmentation.changes(),
+        augmentation=settings.augmentation.changes(config.pixel_mm()),
         training=settings.training.model_dump(),
         evaluate_every=settings.evaluate_every,
     )

@@ -188,7 +188,7 @@ def build_trainer(config, channels):
         outputs=len(channel_names(config.data.contrasts, settings.targets)),
         loss_settings=settings.loss.model_dump(),
         remat=config.network.remat,
-        augmentation=settings.augmentation.changes(),
+        augmentation=settings.augmentation.changes(config.pixel_mm()),
         training=settings.training.model_dump(),
         evaluate_every=settings.evaluate_every,
     )

@@ -1,14 +1,21 @@
-"""Random changes of training images: one displacement field for image and label, for slices and volumes alike.
+"""Random changes of training images: what is drawn for them, for slices and volumes alike.
 
 Everything random is drawn on the host, with numpy from a named seed, and travels with the batch as a few small
-arrays; the device only computes. So an epoch is the same on every backend, and a resumed run continues with the
-numbers it would have had.
+arrays (noise alone is as large as the images); the device only computes (`training.warping`,
+`training.intensity_changes`). So an epoch is the same on every backend, and a resumed run continues with the numbers it
+would have had.
 """
-
-import itertools
 
 import numpy as np
 from keras import ops
+
+from data.geometry import SLICE_AXES
+from training.warping import sampling_positions
+from utils.runs import log
+
+MIRRORS = ("anterior_posterior", "left_right", "inferior_superior")
+# Rows of a packed slice run to posterior, columns to the patient's left, slices upwards.
+AXIS_OF = {name: SLICE_AXES.index(end) for name, end in zip(MIRRORS, "PLS", strict=True)}
 
 
 def draw_changes(
@@ -23,6 +30,10 @@ def draw_changes(
     elastic_grid=8,
     brightness=0.0,
     contrast=0.0,
+    translation_px=None,
+    mirror=(),
+    intensities=None,
+    channels=1,
 ):
     """Draw the random numbers of `count` augmented images.
 
@@ -38,11 +49,15 @@ def draw_changes(
         elastic_grid: Distance of those nodes, pixels.
         brightness: Largest shift, in units of the [0, 1] image.
         contrast: Largest relative change of contrast about the image's mean.
+        translation_px: Largest shift in pixels, instead of `translation`.
+        mirror: Names of the axes along which an image is mirrored, each with probability 1/2, see `AXIS_OF`.
+        intensities: Further changes of intensities, name: keyword arguments of its function in `INTENSITIES`.
+        channels: Contrasts of an image; noise differs between them.
 
     Returns:
         Dictionary of float32 arrays: `affine (B, 2, 3)` from output to input pixels about the image centre,
         `elastic (B, h, w, 2)` in pixels, `brightness (B,)`, `contrast (B,)`; for volumes `affine (B, 3, 4)` and
-        `elastic (B, h, w, d, 3)`.
+        `elastic (B, h, w, d, 3)`. With `intensities` also what their functions return.
 
     Reference:
         arXiv 2205.13109, Sec. II.E names translation, crop and elastic deformation; sizes are ours.
@@ -51,7 +66,8 @@ def draw_changes(
     angle = np.radians(generator.uniform(-rotation_degrees, rotation_degrees, count))
     zoom = generator.uniform(*scale, count)
     affine = np.zeros((count, rank, rank + 1))
-    affine[:, :, rank] = generator.uniform(-translation, translation, (count, rank)) * image_size
+    shift, unit = (translation, image_size) if translation_px is None else (translation_px, 1)
+    affine[:, :, rank] = generator.uniform(-shift, shift, (count, rank)) * unit
     affine[:, 0, 0] = affine[:, 1, 1] = zoom * np.cos(angle)
     affine[:, 1, 0] = zoom * np.sin(angle)
     affine[:, 0, 1] = -affine[:, 1, 0]
@@ -63,106 +79,120 @@ def draw_changes(
         "brightness": generator.uniform(-brightness, brightness, count),
         "contrast": generator.uniform(1 - contrast, 1 + contrast, count),
     }
+    if mirror or intensities:
+        mirroring, *others = generator.spawn(1 + len(INTENSITIES))  # so that no change shifts the numbers of another
+        affine[:, :, [AXIS_OF[name] for name in mirror]] *= _signs(count, mirror, mirroring)[:, None]
+        for (name, draw), own in zip(INTENSITIES.items(), others, strict=True):
+            if name in (intensities or ()):
+                changes |= draw(count, (*image_size, channels), own, **intensities[name])
     return {name: values.astype("float32") for name, values in changes.items()}
 
 
-def sampling_positions(affine, elastic, image_size):
-    """Say where in the input each output pixel is read.
-
-    Args:
-        affine: `(B, 2, 3)`, or `(B, 3, 4)` for volumes, from output to input pixels, about the image centre.
-        elastic: `(B, h, w, 2)`, or `(B, h, w, d, 3)`, displacements at the nodes of a coarse grid, pixels;
-            interpolated bicubically (tricubically).
-        image_size: `(H, W)` or `(H, W, D)`.
-
-    Returns:
-        Row, column (and depth) of the input for every output pixel, `(B, H, W, 2)` or `(B, H, W, D, 3)`.
-    """
-    rank = len(image_size)
-    centre = np.array([(size - 1) / 2 for size in image_size], "float32")
-    grid = np.stack(np.meshgrid(*map(np.arange, image_size), indexing="ij"), -1).astype("float32") - centre
-    axes = "hwd"[:rank]
-    straight = ops.einsum(f"bij,{axes}j->b{axes}i", affine[:, :, :rank], ops.convert_to_tensor(grid))
-    shift = ops.reshape(affine[:, :, rank], (-1, *(1,) * rank, rank)) + centre
-    return straight + shift + _upsample(elastic, image_size)
+def _signs(count, mirror, generator):
+    """-1 where an image is mirrored along an axis, else 1, `(B, len(mirror))`; the same whatever the other axes."""
+    drawn = generator.random((count, len(MIRRORS))) < 0.5
+    return np.where(drawn[:, [MIRRORS.index(name) for name in mirror]], -1, 1)
 
 
-def _upsample(field, image_size):
-    """Interpolate displacements cubically, axis by axis, `(B, h, w[, d], rank)` to `(B, H, W[, D], rank)`.
-
-    In plain gathers and sums because `ops.image.resize` knows two axes only, and XLA has no bicubic resize.
-    """
-    for axis, size in enumerate(image_size, start=1):
-        index, weight = _cubic_weights(field.shape[axis], size)
-        weight = weight.reshape(*weight.shape, *(1,) * (len(field.shape) - axis - 1))
-        field = ops.sum(ops.take(field, index, axis=axis) * weight, axis=axis)
-    return field
-
-
-def _cubic_weights(nodes, size):
-    """The four nodes that each pixel reads, and their weights, `(4, size)` each; nodes outside weigh nothing.
+def draw_gamma(count, image_shape, generator, *, limits, probability):
+    """Exponents `gamma (B,)`: brighter (below 1) and darker (above 1) equally often; 1 where an image keeps its own.
 
     Reference:
-        Keys, IEEE Trans. Acoust. 1981, Eq. 15; pixels and nodes fill the same length (half-pixel centres).
+        nnU-Net (Isensee et al., Nat. Methods 2021), whose default is 0.7 to 1.5 with probability 0.3.
     """
-    place = (np.arange(size, dtype="float32") + 0.5) * (nodes / size) - 0.5
-    first = np.floor(place)
-    # In steps of 1/1024, as TensorFlow's bicubic resize does: its results and ours are equal to the last bit.
-    place_in_cell = np.rint((place - first) * 1024) / 1024.0
-    taps = np.arange(-1, 3)[:, None]
-    index = first.astype("int32") + taps
-    distance = np.abs(place_in_cell - taps).astype("float64")
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
-    is_inside = (index >= 0) & (index < nodes)
-    weight = np.where(is_inside, np.where(distance < 1, near, far), 0).astype("float32")
-    return np.clip(index, 0, nodes - 1).astype("int32"), weight * (1 / weight.sum(0))
+    low, high = limits
+    brighter = generator.uniform(min(low, 1), min(high, 1), count)
+    darker = generator.uniform(max(low, 1), max(high, 1), count)
+    is_brighter = (generator.random(count) < 0.5) & (low < 1) | (high <= 1)
+    gamma = np.where(is_brighter, brighter, darker)
+    return {"gamma": np.where(_chosen(count, generator, probability), gamma, 1)}
 
 
-def warp(images, positions):
-    """Read images at fractional positions by linear interpolation; zero outside the image.
+def draw_bias_field(count, image_shape, generator, *, sd, nodes, probability):
+    """Logarithms of a smooth factor at `nodes` places along each axis, `bias (B, h, w[, d], 1)`; 0: no field."""
+    rank = len(image_shape) - 1
+    field = generator.normal(0.0, sd, (count, *(nodes,) * rank, 1))
+    return {"bias": field * _chosen(count, generator, probability).reshape(-1, *(1,) * (rank + 1))}
+
+
+def draw_blur(count, image_shape, generator, *, limits, probability):
+    """Standard deviations of a Gaussian, `blur (B,)`, pixels; 0: no blur."""
+    return {"blur": generator.uniform(*limits, count) * _chosen(count, generator, probability)}
+
+
+def draw_low_resolution(count, image_shape, generator, *, largest, probability):
+    """Edges of coarser pixels, `coarseness (B,)`, in pixels; uniform in the share of pixels left, as in nnU-Net."""
+    coarseness = 1 / generator.uniform(1 / largest, 1, count)
+    return {"coarseness": np.where(_chosen(count, generator, probability), coarseness, 1)}
+
+
+def draw_noise(count, image_shape, generator, *, largest_sd, probability):
+    """White Gaussian noise, `noise (B, H, W[, D], C)`; its standard deviation is uniform from 0 to the largest.
+
+    Drawn here because backends do not agree on random numbers; images without noise take no time.
+    """
+    noise = np.zeros((count, *image_shape), "float32")
+    sd = generator.uniform(0, largest_sd, count)
+    for number in np.flatnonzero(_chosen(count, generator, probability)):
+        noise[number] = generator.standard_normal(image_shape, "float32") * np.float32(sd[number])
+    return {"noise": noise}
+
+
+def _chosen(count, generator, probability):
+    return generator.random(count) < probability
+
+
+INTENSITIES = {  # the order fixes which numbers each of them gets: add at the end
+    "gamma": draw_gamma,
+    "bias_field": draw_bias_field,
+    "blur": draw_blur,
+    "low_resolution": draw_low_resolution,
+    "noise": draw_noise,
+}
+
+
+def moves(changes):
+    """Whether keyword arguments of `draw_changes` move pixels at all: warping takes time and smooths noise."""
+    keys = ("translation", "rotation_degrees", "elastic_px", "translation_px", "mirror")
+    return any(changes.get(key) for key in keys) or set(changes.get("scale", (1,))) != {1}
+
+
+def folded_share(image_size, changes, samples=32):
+    """Share of pixels at which the displacement of an image folds: the image is read backwards there.
+
+    The determinant of the Jacobian, from differences between neighbouring pixels, has another sign than that of the
+    image's own rotation, scale and mirroring.
 
     Args:
-        images: `(B, H, W[, D], C)` float.
-        positions: `(B, H, W[, D], 2 or 3)` rows, columns (and depths), pixels.
-
-    Returns:
-        `(B, H, W[, D], C)`.
+        image_size: `(H, W)`, or `(H, W, D)` for volumes.
+        changes: Keyword arguments of `draw_changes`.
+        samples: Number of displacements that are drawn for it.
     """
-    corner = ops.floor(positions)
-    fraction = positions - corner
-    rank = positions.shape[-1]
-    total = 0.0
-    for step in itertools.product((0, 1), repeat=rank):
-        value = _read(images, corner + np.array(step, "float32"))
-        for axis, further in enumerate(step):
-            share = fraction[..., axis : axis + 1]
-            value = value * (share if further else 1 - share)
-        total = total + value
-    return total
+    generator, folded, rank = np.random.default_rng(0), [], len(image_size)
+    changes = {key: value for key, value in changes.items() if key != "intensities"}
+    for _ in range(samples):
+        drawn = draw_changes(1, image_size, generator, **changes)
+        field = ops.convert_to_numpy(sampling_positions(drawn["affine"], drawn["elastic"], image_size))[0]
+        steps = [np.diff(field, axis=axis)[tuple(slice(size - 1) for size in image_size)] for axis in range(rank)]
+        turn = np.linalg.det(drawn["affine"][0, :, :rank])
+        folded.append(np.mean(np.linalg.det(np.stack(steps, -1)) * turn <= 0))
+    return float(np.mean(folded))
 
 
-def warp_labels(labels, positions):
-    """Read integer labels at the nearest pixel; background outside. `(B, H, W[, D])` in, `(B, H, W[, D])` out."""
-    return _read(labels[..., None], ops.floor(positions + 0.5))[..., 0]
+def describe_changes(image_size, changes):
+    """Log the changes of a run, lengths in pixels, and how much of the images is folded, if any.
 
-
-def _read(images, positions):
-    """Values at whole positions `(B, H, W[, D], 2 or 3)`, zero outside."""
-    batch, *sizes, channels = ops.shape(images)
-    place = ops.reshape(ops.arange(batch, dtype="int32"), (-1, *(1,) * len(sizes)))
-    inside = True
-    for axis, size in enumerate(sizes):
-        index = ops.cast(positions[..., axis], "int32")
-        inside = (index >= 0) & (index < size) & inside
-        place = place * size + ops.clip(index, 0, size - 1)
-    values = ops.take(ops.reshape(images, (-1, channels)), place, axis=0)
-    return ops.where(inside[..., None], values, ops.zeros_like(values))
-
-
-def change_intensities(images, brightness, contrast):
-    """Scale each image about its mean by `contrast (B,)` and shift it by `brightness (B,)`; `(B, H, W[, D], C)`."""
-    axes = tuple(range(1, len(images.shape) - 1))
-    mean = ops.mean(images, axis=axes, keepdims=True)
-    scale, shift = (ops.reshape(value, (-1, *(1,) * (len(axes) + 1))) for value in (contrast, brightness))
-    return (images - mean) * scale + mean + shift
+    Args:
+        image_size: `(H, W)`, or `(H, W, D)` for volumes.
+        changes: Keyword arguments of `draw_changes`.
+    """
+    if not changes:
+        return
+    log.info("augmentation, lengths in pixels: %s", ", ".join(f"{key} {value}" for key, value in changes.items()))
+    folded = folded_share(image_size, changes) if changes.get("elastic_px") else 0
+    if folded:
+        log.warning(
+            "augmentation: the elastic displacement folds %.2g %% of the pixels, where anatomy is turned inside out; a "
+            "coarser elastic_grid or a smaller elastic_px avoids that",
+            100 * folded,
+        )

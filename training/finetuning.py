@@ -10,7 +10,7 @@ import numpy as np
 
 from models.unet import build_unet
 from models.weights import transfer
-from training.augmentation import draw_changes
+from training.augmentation import describe_changes, draw_changes, moves
 from training.batches import Batches, Rows, in_memory, size_of
 from training.checkpoints import fit
 from training.tasks import Segmentation, Synthesis
@@ -37,6 +37,7 @@ class Trainer:
         self.augmentation, self.training = augmentation, training
         self.evaluate_every, self.compile_s, self.updates = evaluate_every, 0.0, 0
         self.network = build(seed=0)
+        describe_changes(self.network.input_shape[1:-1], augmentation)
         self.task = make_task(self.network).ready(training["learning_rate"])
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: build(seed=seed).get_weights())
 
@@ -82,11 +83,12 @@ class Trainer:
 
     def add_changes(self, batch, generator):
         """Add the random numbers of augmentation to a batch, if there is any: warping takes time and smooths noise."""
-        sizes = {key: value for key, value in self.augmentation.items() if key not in ("scale", "elastic_grid")}
-        if not any(sizes.values()) and set(self.augmentation.get("scale", (1,))) == {1}:
+        is_moved = moves(self.augmentation)
+        if not is_moved and not any(self.augmentation.get(key) for key in ("brightness", "contrast", "intensities")):
             return batch
-        image_size = self.network.input_shape[1:-1]
-        return batch | draw_changes(size_of(batch), image_size, generator, **self.augmentation)
+        *image_size, channels = self.network.input_shape[1:]
+        drawn = draw_changes(size_of(batch), image_size, generator, channels=channels, **self.augmentation)
+        return batch | {name: values for name, values in drawn.items() if is_moved or name not in ("affine", "elastic")}
 
 
 class SegmentationTrainer(Trainer):

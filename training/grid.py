@@ -182,6 +182,7 @@ class Grid:
             )
             times = {"duration_s": round(time.monotonic() - started, 1), "compile_s": round(trainer.compile_s, 2)}
             times["updates"] = trainer.updates
+            times["augmentation_px"] = trainer.augmentation  # what is in mm in the config is in pixels here
             model = self.work.describe_model(inputs, origin["train_subjects"]) | made
             write_json(folder / "model.json", model)
             # Written last: a folder with metrics.json is a finished cell.

@@ -13,9 +13,10 @@ from losses.local_contrastive import region_contrast, regions_of
 from losses.regression import masked_l1
 from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss
 from losses.synthesis import synthesis_loss
-from training.augmentation import change_intensities, sampling_positions, warp, warp_labels
 from training.devices import gathered
+from training.intensity_changes import change_intensities, changed_intensities
 from training.steps import Task
+from training.warping import sampling_positions, warp, warp_labels
 
 VIEW_HEALTH = ("alignment", "uniformity", "feature_spread")
 ANCHOR_HEALTH = ("share_without_positive", "share_without_negative", "mean_positives", *VIEW_HEALTH)
@@ -155,9 +156,8 @@ class Segmentation(Task):
         image, label = (self.read(batch, name, training) for name in ("image", "label"))
         if "affine" in batch:
             positions = sampling_positions(batch["affine"], batch["elastic"], image.shape[1:-1])
-            image = change_intensities(warp(image, positions), batch["brightness"], batch["contrast"])
-            label = warp_labels(label, positions)
-        return self.run(image, training), label
+            image, label = warp(image, positions), warp_labels(label, positions)
+        return self.run(changed_intensities(image, batch), training), label
 
     def cost(self, batch, outputs, training):
         probabilities, label = gathered(*outputs)  # its sums run over the whole batch
@@ -190,8 +190,7 @@ class Synthesis(Task):
             inputs = image.shape[-1]
             both = warp(ops.concatenate([image, target], axis=-1), positions)  # one field for all contrasts
             image, target = both[..., :inputs], both[..., inputs:]
-            image = change_intensities(image, batch["brightness"], batch["contrast"])
-        return self.run(image, training), target
+        return self.run(changed_intensities(image, batch), training), target
 
     def cost(self, batch, outputs, training):
         prediction, target = outputs

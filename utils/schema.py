@@ -45,7 +45,7 @@ class Config(Section):
     def check_sections(self):
         """Raise ValueError when sections contradict one another; pydantic calls it."""
         mistakes = [*self._mistakes_of_contrasts(), *self._mistakes_of_finetuning(), *self._mistakes_of_spaces()]
-        mistakes += [*self._mistakes_of_synthesis(), *self._mistakes_of_rank()]
+        mistakes += [*self._mistakes_of_synthesis(), *self._mistakes_of_rank(), *self._mistakes_of_augmentation()]
         mistakes += [
             f"evaluation.regions.{region}: '{name}' is not one of data.labels ({', '.join(self.data.labels)})"
             for region, members in self.evaluation.regions.items()
@@ -116,6 +116,13 @@ class Config(Section):
         for key, names in channels.items():
             for name in sorted({name for name in names if names.count(name) > 1}):
                 yield f"synthesis.{key}: '{name}' is named twice; name each contrast once"
+
+    def _mistakes_of_augmentation(self):
+        why = "slices.pixel_size is null" if self.data.voxel_size_known else "data.voxel_size_known is false"
+        for name, labels in (("finetuning", self.data.labels), ("synthesis", ())):
+            if section := getattr(self, name):
+                where = f"{name}.augmentation"
+                yield from section.augmentation.mistakes(where, self.network.rank, self.pixel_mm(), why, labels)
 
     def _mistakes_of_rank(self):
         rank, crops = self.network.rank, self.crops
@@ -191,6 +198,10 @@ class Config(Section):
     def image_size(self):
         """Size of the images that networks are pretrained on: whole slices `(H, W)`, or crops `(h, w, d)`."""
         return self.crops.size if self.network.rank == 3 and self.crops else self.slices.image_size
+
+    def pixel_mm(self):
+        """Edge of a pixel of the slices, mm; None where it is not known, or differs between subjects."""
+        return self.slices.pixel_size if self.slices and self.data.voxel_size_known else None
 
     def percentiles(self):
         """Percentiles of a contrast's foreground that become 0 and 1."""

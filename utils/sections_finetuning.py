@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from utils.sections import ADDED, Name, Section, Share, TrainingSection
+from utils.sections import ADDED, Name, Section, TrainingSection
+from utils.sections_augmentation import AugmentationSection, SynthesisAugmentationSection
 from utils.trials import refuse_wrong_trials, with_changes
 
 
@@ -21,23 +22,6 @@ class LossSection(Section):
         0.0, ge=0, description="weight of class-balanced cross-entropy added to it; papers: 0"
     )
     class_weights: dict[Name, PositiveFloat] | None = Field(None, description="class name: weight; null: all equal")
-
-
-class AugmentationSection(Section):
-    """Largest random changes of a training slice; one displacement field for image and label."""
-
-    translation: Share = Field(0.1, description="share of the image size")
-    rotation_degrees: float = Field(15.0, ge=0, le=180, description="either way")
-    scale: Share = Field(0.15, description="relative enlargement or shrinkage")
-    elastic_px: float = Field(2.0, ge=0, description="standard deviation of the elastic displacement, pixels")
-    elastic_grid: PositiveInt = Field(8, description="edge of the coarse grid of displacements, pixels")
-    brightness: float = Field(0.1, ge=0, description="largest shift, in units of the [0, 1] image")
-    contrast: Share = Field(0.2, description="largest relative change of contrast")
-
-    def changes(self):
-        """Return the keyword arguments of `training.augmentation.draw_changes`."""
-        values = self.model_dump()
-        return values | {"scale": (1 - self.scale, 1 + self.scale)}
 
 
 class FinetuningSection(Section):
@@ -92,21 +76,6 @@ class SynthesisLossSection(Section):
 
     name: Literal["l1", "mse", "l1_ssim"] = Field("l1", description="l1_ssim: L1 + ssim_weight (1 - SSIM)")
     ssim_weight: PositiveFloat = Field(1.0, description="weight of 1 - SSIM; of l1_ssim only")
-
-
-class SynthesisAugmentationSection(AugmentationSection):
-    """Largest random changes of a training crop: one displacement field for all contrasts, intensities of inputs.
-
-    Off by default: the random places of crops vary them already, and interpolation smooths the noise of what is trained
-    on, but not of what is synthesised from.
-    """
-
-    translation: Share = Field(0.0, description="share of the crop's size")
-    rotation_degrees: float = Field(0.0, ge=0, le=180, description="either way")
-    scale: Share = Field(0.0, description="relative enlargement or shrinkage")
-    elastic_px: float = Field(0.0, ge=0, description="standard deviation of the elastic displacement, pixels")
-    brightness: float = Field(0.0, ge=0, description="largest shift of the inputs, in units of the [0, 1] image")
-    contrast: Share = Field(0.0, description="largest relative change of contrast of the inputs")
 
 
 class SynthesisSection(Section):
