@@ -1,6 +1,6 @@
-"""Overlap losses for segmentation, per class over a whole batch of slices or volumes.
+"""Losses for segmentation over a whole batch of slices or volumes: overlap by class, and cross-entropy.
 
-Every loss is a sum over classes of `weight * cost`. A class that is absent in target and prediction costs 0.
+Every overlap loss is a sum over classes of `weight * cost`. A class that is absent in target and prediction costs 0.
 """
 
 import numpy as np
@@ -88,7 +88,7 @@ def focal_tversky_loss(
     return _sum_over_classes(ops.where(cost > NEAR_PERFECT, powered, chord), class_weights, include_background)
 
 
-def balanced_cross_entropy(target, probabilities):
+def balanced_cross_entropy(target, probabilities, *, class_weights=None):
     """Compute the mean over classes of the mean over their pixels of -log(probability of the class).
 
     The Tversky index of a class that the network has given up has no slope; this cost has one, and the same for a
@@ -97,19 +97,53 @@ def balanced_cross_entropy(target, probabilities):
     Args:
         target: As for `focal_tversky_loss`.
         probabilities: As for `focal_tversky_loss`; below 1e-7 they count as 1e-7, without a gradient.
+        class_weights: K floats, background first: the mean over classes is weighted by them; None means all equal.
 
     Returns:
         Scalar float32, over the whole batch.
 
+    Raises:
+        InputError: For shapes or class weights that do not fit.
+
     Reference:
         Ours; class-balanced cross-entropy as in Xie and Tu, ICCV 2015, for K classes.
     """
+    costs, pixels = _log_costs(target, probabilities)
+    weights = ops.convert_to_tensor(_weights(class_weights, costs.shape[-1])) * ops.cast(pixels > 0, "float32")
+    return ops.sum(weights * costs / ops.maximum(pixels, 1.0)) / ops.maximum(ops.sum(weights), SMALLEST)
+
+
+def plain_cross_entropy(target, probabilities, *, class_weights=None):
+    """Compute the mean over pixels of -log(probability of the pixel's class): a class counts by its size.
+
+    cost = sum_i w_k(i) * -log p_i,k(i) / sum_i w_k(i), with k(i) the class of pixel i
+
+    Args:
+        target: As for `focal_tversky_loss`.
+        probabilities: As for `focal_tversky_loss`; below 1e-7 they count as 1e-7, without a gradient.
+        class_weights: K floats w_k, background first: the mean over pixels is weighted by them; None means all equal.
+
+    Returns:
+        Scalar float32, over the whole batch.
+
+    Raises:
+        InputError: For shapes or class weights that do not fit.
+
+    Reference:
+        Ronneberger et al., MICCAI 2015, Eq. 1, with weights by class instead of by pixel, and the mean for the sum.
+    """
+    costs, pixels = _log_costs(target, probabilities)
+    weights = ops.convert_to_tensor(_weights(class_weights, costs.shape[-1]))
+    return ops.sum(weights * costs) / ops.maximum(ops.sum(weights * pixels), SMALLEST)
+
+
+def _log_costs(target, probabilities):
+    """Return the sum of -log(probability) over the pixels of each class, and their number, `(K,)` each."""
     probabilities = ops.cast(probabilities, "float32")
     target = _one_hot(target, probabilities)
     axes = tuple(range(len(probabilities.shape) - 1))
-    pixels = ops.sum(target, axis=axes)
-    cost = -ops.sum(target * ops.log(ops.maximum(probabilities, SMALLEST)), axis=axes) / ops.maximum(pixels, 1.0)
-    return ops.sum(cost) / ops.maximum(ops.sum(ops.cast(pixels > 0, "float32")), 1.0)
+    costs = -ops.sum(target * ops.log(ops.maximum(probabilities, SMALLEST)), axis=axes)
+    return costs, ops.sum(target, axis=axes)
 
 
 def _tversky_cost(target, probabilities, false_positive_weight, false_negative_weight, reduce):
@@ -142,10 +176,14 @@ def _agree(shape, expected):
 
 
 def _sum_over_classes(cost, class_weights, include_background):
-    classes = cost.shape[-1]
+    weights = _weights(class_weights, cost.shape[-1])
+    if not include_background:
+        weights = weights * (np.arange(cost.shape[-1]) > 0)
+    return ops.sum(cost * ops.convert_to_tensor(weights, dtype="float32"), axis=-1)
+
+
+def _weights(class_weights, classes):
     weights = np.ones(classes, "float32") if class_weights is None else np.asarray(class_weights, "float32")
     if weights.shape != (classes,):
         raise InputError(f"class_weights: {weights.size} weights for {classes} classes; the background has one as well")
-    if not include_background:
-        weights = weights * (np.arange(classes) > 0)
-    return ops.sum(cost * ops.convert_to_tensor(weights, dtype="float32"), axis=-1)
+    return weights

@@ -153,11 +153,21 @@ def tversky_costs_by_hand(target, probabilities, false_positive_weight, false_ne
     return np.array(costs)
 
 
-def balanced_cross_entropy_by_hand(target, probabilities):
-    """Mean over the classes of a target of the mean over their pixels of -log p."""
+def balanced_cross_entropy_by_hand(target, probabilities, weights=None):
+    """Weighted mean over the classes of a target of the mean over their pixels of -log p."""
     pixels = list(zip(target.ravel(), probabilities.reshape(-1, probabilities.shape[-1]), strict=True))
-    means = []
+    total = counted = 0.0
     for k in sorted(set(target.ravel())):
         costs = [-math.log(p[k]) for label, p in pixels if label == k]
-        means.append(sum(costs) / len(costs))
-    return sum(means) / len(means)
+        weight = 1.0 if weights is None else weights[k]
+        total, counted = total + weight * sum(costs) / len(costs), counted + weight
+    return total / counted
+
+
+def plain_cross_entropy_by_hand(target, probabilities, weights=None):
+    """Mean over pixels of -log p of their class, weighted by class."""
+    total = counted = 0.0
+    for label, p in zip(target.ravel(), probabilities.reshape(-1, probabilities.shape[-1]), strict=True):
+        weight = 1.0 if weights is None else weights[label]
+        total, counted = total - weight * math.log(p[label]), counted + weight
+    return total / counted

@@ -49,7 +49,7 @@ def losses_and_gradients():
     from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
     from losses.local_contrastive import local_contrastive_loss
     from losses.regression import masked_l1
-    from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss
+    from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, plain_cross_entropy
     from tests.gradients import gradient
 
     generator = np.random.default_rng(0)
@@ -72,6 +72,7 @@ def losses_and_gradients():
         "focal_tversky": (lambda x: focal_tversky_loss(target, x), probabilities),
         "dice": (lambda x: dice_loss(target, x, include_background=False), probabilities),
         "cross_entropy": (lambda x: balanced_cross_entropy(target, x), probabilities),
+        "plain_cross_entropy": (lambda x: plain_cross_entropy(target, x, class_weights=[1, 2, 3]), probabilities),
     }
     result = {}
     for name, (loss, argument) in losses.items():

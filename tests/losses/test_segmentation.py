@@ -2,9 +2,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, tversky_loss
+from losses.segmentation import (
+    balanced_cross_entropy,
+    dice_loss,
+    focal_tversky_loss,
+    plain_cross_entropy,
+    tversky_loss,
+)
 from tests.gradients import central_differences, gradient
-from tests.reference import balanced_cross_entropy_by_hand, tversky_costs_by_hand
+from tests.reference import balanced_cross_entropy_by_hand, plain_cross_entropy_by_hand, tversky_costs_by_hand
 from utils.checks import InputError
 
 LOSSES = {"dice": dice_loss, "tversky": tversky_loss, "focal": focal_tversky_loss}
@@ -124,19 +130,45 @@ def test_impossible_arguments_are_refused():
         focal_tversky_loss(target, probabilities, focus=0)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 4), (1, 2, 3, 2)])
-def test_cross_entropy_equals_the_reference_in_value_and_gradient(shape):
+CROSS_ENTROPIES = {
+    "balanced": (balanced_cross_entropy, balanced_cross_entropy_by_hand),
+    "plain": (plain_cross_entropy, plain_cross_entropy_by_hand),
+}
+
+
+@pytest.mark.parametrize("weights", [None, [0.2, 1, 3]])
+@pytest.mark.parametrize("shape", [(2, 4, 4), (1, 2, 3, 2), (1, 1)])
+@pytest.mark.parametrize("name", CROSS_ENTROPIES)
+def test_cross_entropy_equals_the_reference_in_value_and_gradient(name, shape, weights):
+    loss, by_hand = CROSS_ENTROPIES[name]
     target, probabilities = batch(5, shape)
-    assert float(balanced_cross_entropy(target, probabilities)) == pytest.approx(
-        balanced_cross_entropy_by_hand(target, probabilities), rel=1e-5
-    )
-    found = gradient(lambda p: balanced_cross_entropy(target, p), probabilities)
-    expected = central_differences(lambda p: balanced_cross_entropy_by_hand(target, p), probabilities)
+    value = float(loss(target, probabilities, class_weights=weights))
+    assert value == pytest.approx(by_hand(target, probabilities, weights), rel=1e-5)
+    found = gradient(lambda p: loss(target, p, class_weights=weights), probabilities)
+    expected = central_differences(lambda p: by_hand(target, p, weights), probabilities)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_cross_entropy_stays_finite_where_the_class_has_no_probability():
+@pytest.mark.parametrize("name", CROSS_ENTROPIES)
+def test_cross_entropy_stays_finite_where_the_class_has_no_probability(name):
+    loss, _ = CROSS_ENTROPIES[name]
     target, certain = np.zeros((1, 2, 2), int), np.zeros((1, 2, 2, 3), "float32")
     certain[..., 1] = 1
-    assert float(balanced_cross_entropy(target, certain)) == pytest.approx(-np.log(1e-7), rel=1e-4)
-    assert np.isfinite(gradient(lambda p: balanced_cross_entropy(target, p), certain)).all()
+    assert float(loss(target, certain)) == pytest.approx(-np.log(1e-7), rel=1e-4)
+    assert np.isfinite(gradient(lambda p: loss(target, p), certain)).all()
+
+
+def test_plain_cross_entropy_counts_pixels_and_the_balanced_one_classes():
+    target = np.zeros((1, 10, 10), int)
+    target[0, 0, 0] = 1
+    probabilities = np.where(target[..., None] == [0, 1], 0.5, 0.5).astype("float32")
+    probabilities[0, 0, 0] = [0.9, 0.1]
+    plain, balanced = (float(loss(target, probabilities)) for loss, _ in reversed(CROSS_ENTROPIES.values()))
+    assert plain == pytest.approx((99 * np.log(2) + np.log(10)) / 100, rel=1e-5)
+    assert balanced == pytest.approx((np.log(2) + np.log(10)) / 2, rel=1e-5)
+
+
+def test_class_weights_that_do_not_fit_are_refused_by_cross_entropy_too():
+    for loss, _ in CROSS_ENTROPIES.values():
+        with pytest.raises(InputError, match="2 weights for 3 classes"):
+            loss(*batch(0), class_weights=[1, 2])
