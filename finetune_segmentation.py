@@ -19,6 +19,7 @@ trials/<trial>/<contrasts>/<init>/n<NN>/r<K>/, trials/table.csv and trials/table
 
 import functools
 import itertools
+import logging
 
 from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
@@ -26,6 +27,8 @@ from utils.environment import make_deterministic
 from utils.parallel import in_threads
 from utils.runs import child_seed, exit_code_of
 from utils.schema import channel_names
+
+log = logging.getLogger("mrccl")
 
 
 def add_options(parser):
@@ -111,7 +114,10 @@ class Segmentations:
         self.store.check_hash(config.hash_of_slices())
         self.store.check_origin(split=split.to_dict(), seed=config.seed, labels=self.labels)
         annotated = {part: [s for s in getattr(split, part) if files[s].label] for part in ("train", "val", "test")}
-        empty = [part for part in ("train", "val", self.scored_part) if not annotated[part]]
+        chosen = [config.finetuning.settings_of(init) for init in config.finetuning.inits]
+        is_selecting = any(settings.training.needs_validation for settings in chosen)
+        needed = {"train", self.scored_part} | ({"val"} if is_selecting else set())
+        empty = [part for part in annotated if part in needed and not annotated[part]]
         if empty:
             raise InputError(f"data.splits: no subject of {split.name or 'the split'}/{empty[0]} has a label map")
         self.subjects, self.made_of = list(annotated.values()), {"labels": self.labels}
@@ -171,6 +177,28 @@ class Segmentations:
         finished = in_threads(functools.partial(self._score_subject, folder), predicted())
         return [row for rows in finished for row in rows]
 
+    def judge(self, network, cell):
+        """Find dead classes on the validation subjects; returns what metrics.json says of these."""
+        from evaluation.dead_classes import DEAD, dead_labels, pooled_dice
+        from evaluation.inference import predict_slices
+
+        channels, batch_size = self.inputs(*cell), self.settings_of(self.config, *cell).training.batch_size
+        places = map(self.store.rows_of, ([subject] for subject in self.subjects[1]))
+        dice = pooled_dice(
+            (
+                (
+                    predict_slices(network, self.store.images(channels, rows), batch_size).argmax(-1),
+                    self.store.labels(rows),
+                )
+                for rows in places
+            ),
+            self.labels,
+        )
+        for label in dead_labels(dice):
+            text = "%s: class '%s' is dead: Dice %.2f over the validation subjects, below %g; train for more updates"
+            log.warning(text, self.cell_folder(*cell), label, dice[label], DEAD)
+        return {"validation_dice": dice} if self.subjects[1] else {}
+
     def _score_subject(self, folder, item):
         """Write and score the label map of one subject; what the network is not needed for."""
         from data.volumes import write_nifti
@@ -205,6 +233,7 @@ class Segmentations:
             "percentiles": list(self.config.percentiles()),
             "slices": plain["slices"],
             "filters": self.config.network.filters,
+            "head_block": self.config.finetuning.head_block,
             "trained_on": subjects,
         }
 
@@ -285,10 +314,13 @@ def build_trainer(config, channels, settings=None):
         classes=len(config.data.labels) + 1,
         loss=loss_name,
         cross_entropy_weight=loss.pop("cross_entropy_weight"),
+        cross_entropy=loss.pop("cross_entropy"),
         loss_settings=loss,
         augmentation=settings.augmentation.changes(config.pixel_mm()),
         training=settings.training.model_dump(),
         evaluate_every=settings.evaluate_every,
+        head_block=settings.head_block,
+        fresh_levels=settings.fresh_levels,
     )
 
 

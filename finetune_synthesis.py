@@ -122,6 +122,10 @@ class Syntheses:
         finished = in_threads(functools.partial(self._score_subject, folder), synthesised())
         return [row for rows in finished for row in rows]
 
+    def judge(self, network, cell):
+        """What metrics.json says of the validation subjects: nothing, since no class can be dead."""
+        return {}
+
     def _score_subject(self, folder, item):
         """Write and score the contrasts of one subject; what the network is not needed for."""
         from data.volumes import write_nifti
@@ -191,6 +195,7 @@ def build_trainer(config, channels):
         augmentation=settings.augmentation.changes(config.pixel_mm()),
         training=settings.training.model_dump(),
         evaluate_every=settings.evaluate_every,
+        fresh_levels=settings.fresh_levels,
     )
 
 

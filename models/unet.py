@@ -7,7 +7,7 @@ partial decoder has the first few levels of the full one, under the same names.
 import keras
 from keras import layers
 
-from models.blocks import convolution, decoder_level, encoder_level
+from models.blocks import conv_norm_relu, convolution, decoder_level, encoder_level
 from models.projection import project_image, project_patches
 from utils.checks import InputError
 
@@ -54,6 +54,7 @@ def build_unet(
     outputs=None,
     features=64,
     patch_size=1,
+    head_block=False,
     seed=0,
     name="unet",
 ):
@@ -72,6 +73,8 @@ def build_unet(
             of the image, for a reconstruction.
         features: Length F of a patch representation.
         patch_size: Edge of a patch in pixels of the decoder's feature map.
+        head_block: Give a segmentation one more 3 x 3 convolution with normalisation and ReLU before its last
+            convolution (authors' code).
         seed: Integer; determines every initial weight, on every backend.
         name: Name of the model.
 
@@ -96,6 +99,9 @@ def build_unet(
     elif head is not None:
         if head == "synthesis":
             x = _join_image(x, image, rank, seed)
+        if head_block:
+            _check_choice("head with head_block", head, ("segmentation",))
+            x = conv_norm_relu(x, rank, x.shape[-1], 3, f"{head}_block", seed, number=1)
         x = _output(x, rank, head, _output_channels(head, outputs, image_shape), seed)
     return keras.Model(image, x, name=name)
 

@@ -135,13 +135,13 @@ def load_weights(model, path):
     return metadata
 
 
-def transfer(source, target, *, source_contrasts=None, target_contrasts=None):
+def transfer(source, target, *, source_contrasts=None, target_contrasts=None, stay=()):
     """Move pretrained weights into another network, layer by layer, by name.
 
-    Heads never move. The stem adapts when the contrasts differ: with both lists given, a contrast of the same name
-    keeps its slice of the kernel and a new one gets the mean slice; otherwise every contrast gets the mean slice. The
-    kernel is then scaled by (source contrasts / target contrasts), so that an image shown in all contrasts at once
-    gives a response of the same size (ours).
+    Heads never move, nor what is told to stay. The stem adapts when the contrasts differ: with both lists given, a
+    contrast of the same name keeps its slice of the kernel and a new one gets the mean slice; otherwise every contrast
+    gets the mean slice. The kernel is then scaled by (source contrasts / target contrasts), so that an image shown in
+    all contrasts at once gives a response of the same size (ours).
 
     Args:
         source: A `keras.Model`, a dict from `layer/variable` to array, or the path of a weight file.
@@ -149,6 +149,7 @@ def transfer(source, target, *, source_contrasts=None, target_contrasts=None):
         source_contrasts: Contrast names of the source's input channels; None where they have none, as that of a
             network which saw its contrasts one by one.
         target_contrasts: Contrast names of the target's input channels.
+        stay: Beginnings of the names of layers that stay as initialised, such as `decoder_5_`.
 
     Returns:
         A `TransferReport` of layer names.
@@ -157,7 +158,8 @@ def transfer(source, target, *, source_contrasts=None, target_contrasts=None):
         InputError: When no layer can move, or one that should move has another shape; nothing is changed then.
     """
     arrays = _arrays_of(source)
-    variables = {key: variable for key, variable in _variables(target).items() if not key.startswith(HEADS)}
+    stay = (*HEADS, *stay)
+    variables = {key: variable for key, variable in _variables(target).items() if not key.startswith(stay)}
     shared = [key for key in variables if key in arrays]
     kernel = f"{STEM}/kernel"
     is_stem_changed = False

@@ -1,4 +1,4 @@
-"""The loop around `keras.Model.fit`: best and last weights, plateau, history, and resuming where it stopped."""
+"""The loop around `keras.Model.fit`: best and last weights, rates, history, and resuming where it stopped."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ import numpy as np
 
 from models.weights import save_weights
 from training.batches import fed
+from training.optimizers import reset_optimizer, set_scales
 from training.tensorboard import TensorBoard
 from training.tracking import MLflow
 from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
@@ -32,9 +33,8 @@ def fit(
     *,
     folder,
     tag,
-    epochs,
-    learning_rate,
-    plateau_epochs,
+    schedule,
+    fresh=(),
     evaluate_every=1,
     name="",
     with_bar=False,
@@ -43,7 +43,7 @@ def fit(
     with_tensorboard=False,
     with_mlflow=False,
 ):
-    """Train a task, or go on training it, and leave it with its best weights.
+    """Train a task, or go on training it, and leave it with the weights to keep: its best or its last ones.
 
     Writes `history.csv`, `weights_last.npz` and `checkpoint.npz` into `folder`; the caller drops the checkpoint when
     the result is written.
@@ -51,12 +51,11 @@ def fit(
     Args:
         task: Compiled `keras.Model` with an attribute `network`, whose weights are kept.
         training: `Batches` of the training slices.
-        validation: `Batches` of the validation slices, fixed.
+        validation: `Batches` of the validation slices, fixed; None where there are none, which the schedule must allow.
         folder: Run folder.
         tag: Text that identifies the run (its config hash); a checkpoint with another tag is not resumed.
-        epochs: Epochs in all.
-        learning_rate: Learning rate at the start.
-        plateau_epochs: Epochs without a better validation loss after which the learning rate is halved.
+        schedule: `training.schedules.Schedule`.
+        fresh: Names of the layers that are not pretrained, which the head phase trains.
         evaluate_every: Epochs between two looks at the validation set.
         name: What the messages call this run.
         with_bar: Show a progress bar of epochs; off where a bar of runs is shown already.
@@ -71,8 +70,8 @@ def fit(
     Raises:
         InputError: The loss is not finite any more, or the memory of the device does not suffice.
     """
-    keeper = Keeper(task, training, folder, tag, plateau_epochs, epochs, name)
-    reset_optimizer(task.optimizer, learning_rate)
+    keeper, epochs = Keeper(task, training, folder, tag, schedule, name, fresh), schedule.epochs
+    reset_optimizer(task.optimizer, schedule.learning_rate)
     start = keeper.resume()
     keeper.remember()
     if with_bar:
@@ -85,7 +84,7 @@ def fit(
         if start < epochs:
             task.fit(
                 fed(training),
-                validation_data=fed(validation),
+                validation_data=None if validation is None else fed(validation),
                 validation_freq=evaluate_every,
                 initial_epoch=start,
                 epochs=epochs,
@@ -99,6 +98,7 @@ def fit(
     except NotFinite as error:
         keeper.save()
         keeper.restore()
+        keeper.prepare(len(keeper.history))
         training.epoch = keeper.epoch_of_batches  # Keras has gone on to the next one
         raise InputError(f"{name}: {error}{subjects_to_blame(task, training, validation, subjects)}; {CURE}") from None
     except Exception as error:
@@ -107,13 +107,6 @@ def fit(
         raise
     keeper.finish()
     return keeper.history
-
-
-def reset_optimizer(optimizer, learning_rate):
-    """Forget all moments, so that one compiled step serves many runs."""
-    for variable in optimizer.variables:
-        variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
-    optimizer.learning_rate.assign(learning_rate)
 
 
 def health_complaints(row):
@@ -143,12 +136,12 @@ def health_complaints(row):
 
 
 class Keeper(keras.callbacks.Callback):
-    """Keeps what must not be lost: best weights, last state, history; halves the learning rate on a plateau."""
+    """Keeps what must not be lost: weights, last state, history; sets the learning rate, and halves it on a plateau."""
 
-    def __init__(self, task, training, folder, tag, plateau_epochs, epochs, name):
+    def __init__(self, task, training, folder, tag, schedule, name, fresh=()):
         super().__init__()
         self.task, self.training, self.folder, self.tag, self.name = task, training, folder, tag, name
-        self.plateau_epochs, self.epochs = plateau_epochs, epochs
+        self.schedule, self.epochs, self.fresh = schedule, schedule.epochs, frozenset(fresh)
         self.best, self.best_epoch, self.waited, self.history = float("inf"), 0, 0, []
         self.best_values, self.state, self.kept = None, None, None
         self.advance = lambda note="": None
@@ -170,7 +163,7 @@ class Keeper(keras.callbacks.Callback):
             return 0
         self.state = [arrays[f"variable_{number}"] for number in range(len(self._variables()))]
         self.restore()
-        if state["best_epoch"]:
+        if state["best_epoch"] and self.schedule.keep == "best":
             self.best_values = [arrays[f"best_{number}"] for number in range(len(self.task.network.weights))]
         self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
         self.history = state["history"]
@@ -180,6 +173,17 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch_started, self.epoch_of_batches = time.monotonic(), self.training.epoch
+        self.prepare(epoch)
+
+    def prepare(self, epoch):
+        """Set what an epoch, counted from 0, is trained with: its rate, and the factors of the rate by layer."""
+        optimizer, schedule = self.task.optimizer, self.schedule
+        if 0 < epoch == schedule.head_epochs:  # moments of what was frozen, and of another rate
+            reset_optimizer(optimizer, schedule.learning_rate)
+        if (rate := schedule.rate(epoch)) is not None:
+            optimizer.learning_rate.assign(rate)
+        if schedule.is_layerwise:
+            set_scales(self.task, schedule, epoch, self.fresh)
 
     def on_epoch_end(self, epoch, logs=None):
         # The health of the anchors is measured on the validation set only; its training columns would be zeros.
@@ -203,8 +207,9 @@ class Keeper(keras.callbacks.Callback):
     def _judge(self, loss, epoch, rate):
         if loss < self.best:
             self.best, self.best_epoch, self.waited = loss, epoch, epoch
-            self.best_values = [np.array(keras.ops.convert_to_numpy(value)) for value in self.task.network.weights]
-        elif epoch - self.waited >= self.plateau_epochs:
+            if self.schedule.keep == "best":
+                self.best_values = [np.array(keras.ops.convert_to_numpy(value)) for value in self.task.network.weights]
+        elif self.schedule.halves_after(epoch, self.waited):
             self.waited = epoch
             self.task.optimizer.learning_rate.assign(rate / 2)
 
@@ -221,7 +226,8 @@ class Keeper(keras.callbacks.Callback):
         measured = self._measured()
         if not measured:
             return
-        last, kept = measured[-1], self.history[self.best_epoch - 1]
+        last = measured[-1]
+        kept = self.history[self.best_epoch - 1] if self.schedule.keep == "best" else last
         about_kept = health_complaints(kept)
         for complaint in about_kept.values():
             log.warning("%s: the weights kept, of epoch %d: %s", self.name, kept["epoch"], complaint)
@@ -262,15 +268,16 @@ class Keeper(keras.callbacks.Callback):
         if not json.loads(state)["history"]:
             return
         arrays = {f"variable_{number}": value for number, value in enumerate(self.state)}
-        # Without a look at the validation set so far, the best weights are the last ones.
-        best = best or self.state[: len(self.task.network.weights)]
-        arrays |= {f"best_{number}": value for number, value in enumerate(best)}
+        if self.schedule.keep == "best":
+            # Without a look at the validation set so far, the best weights are the last ones.
+            best = best or self.state[: len(self.task.network.weights)]
+            arrays |= {f"best_{number}": value for number, value in enumerate(best)}
         with atomic_path(self.checkpoint) as temporary, open(temporary, "wb") as file:
             np.savez(file, state=state, **arrays)
         self.saved_at = time.monotonic()
 
     def finish(self):
-        """Write last weights and history, and put the best weights into the network."""
+        """Write last weights and history, and put the weights to keep into the network."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.task.network, self.folder / "weights_last.npz")
         self._warn_at_the_end()

@@ -9,10 +9,11 @@ import keras
 import numpy as np
 
 from models.unet import build_unet
-from models.weights import transfer
+from models.weights import HEADS, transfer
 from training.augmentation import describe_changes, draw_changes, moves
 from training.batches import Batches, Rows, in_memory, size_of
 from training.checkpoints import fit
+from training.schedules import Schedule
 from training.tasks import Segmentation, Synthesis
 from utils.runs import child_seed
 
@@ -24,21 +25,26 @@ class Trainer:
         build: Function `seed -> keras.Model` of that shape.
         make_task: Function `network -> Task`.
         augmentation: Keyword arguments of `augmentation.draw_changes`.
-        training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
+        training: Dictionary with `steps_per_epoch`, `batch_size` and what `training.schedules.Schedule` takes.
         evaluate_every: Epochs between two looks at the validation set.
+        fresh_levels: So many of the last decoder levels stay random where pretrained weights have them, too.
 
     Attributes:
         network: The `keras.Model` in training.
+        fresh: Names of the layers that are not pretrained in the current cell.
         compile_s: Seconds that the last cell spent on compiling the step, see `CompileClock`.
         updates: Updates of its weights that the last cell has had in all.
     """
 
-    def __init__(self, build, make_task, *, augmentation, training, evaluate_every):
+    def __init__(self, build, make_task, *, augmentation, training, evaluate_every, fresh_levels=0):
         self.augmentation, self.training = augmentation, training
         self.evaluate_every, self.compile_s, self.updates = evaluate_every, 0.0, 0
         self.network = build(seed=0)
         describe_changes(self.network.input_shape[1:-1], augmentation)
-        self.task = make_task(self.network).ready(training["learning_rate"])
+        self.stay = last_decoder_levels(self.network, fresh_levels)
+        self.schedule, self.fresh = Schedule.of(training), self._never_pretrained()
+        is_layerwise = self.schedule.is_layerwise
+        self.task = make_task(self.network).ready(training["learning_rate"], is_layerwise=is_layerwise)
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: build(seed=seed).get_weights())
 
     def start_from(self, seed, pretrained=None, **contrasts):
@@ -53,14 +59,20 @@ class Trainer:
             `TransferReport`, or None for random initialisation.
         """
         self.network.set_weights(self._random_weights(seed))
-        return transfer(pretrained, self.network, **contrasts) if pretrained else None
+        report = transfer(pretrained, self.network, stay=self.stay, **contrasts) if pretrained else None
+        self.fresh = report.left if report else self._never_pretrained()
+        return report
+
+    def _never_pretrained(self):
+        """Layers that no transfer moves: what the head phase trains where nothing is pretrained, to treat it alike."""
+        return tuple(layer.name for layer in self.network.layers if layer.name.startswith((*HEADS, *self.stay)))
 
     def fit(self, batches, validation, **run):
-        """Train one cell; leaves `network` with its best weights on the validation set.
+        """Train one cell; leaves `network` with the weights to keep.
 
         Args:
             batches: Training batches.
-            validation: Validation batches, fixed.
+            validation: Validation batches, fixed; None where there are none.
             **run: `folder`, `tag` (hash of what shapes the result), `name` and what else `checkpoints.fit` takes.
 
         Returns:
@@ -71,9 +83,8 @@ class Trainer:
             self.task,
             batches,
             validation,
-            epochs=self.training["epochs"],
-            learning_rate=self.training["learning_rate"],
-            plateau_epochs=self.training["plateau_epochs"],
+            schedule=self.schedule,
+            fresh=self.fresh,
             evaluate_every=self.evaluate_every,
             callbacks=[clock],
             **run,
@@ -91,6 +102,12 @@ class Trainer:
         return batch | {name: values for name, values in drawn.items() if is_moved or name not in ("affine", "elastic")}
 
 
+def last_decoder_levels(network, count):
+    """Return the beginnings of the layer names of the last decoder levels of a network, none for a count of 0."""
+    numbers = {int(layer.name.split("_")[1]) for layer in network.layers if layer.name.startswith("decoder_")}
+    return tuple(f"decoder_{number}_" for number in sorted(numbers)[len(numbers) - count :])
+
+
 class SegmentationTrainer(Trainer):
     """Trains segmentation networks of one shape.
 
@@ -98,10 +115,12 @@ class SegmentationTrainer(Trainer):
         image_shape: `(H, W, C)`, or `(H, W, D, C)` for volumes.
         filters: Filters per level.
         classes: Classes K, background included.
-        loss: `focal_tversky` or `dice`.
+        loss: `focal_tversky`, `dice` or `cross_entropy`.
         loss_settings: Keyword arguments of that loss.
-        cross_entropy_weight: Weight of the balanced cross-entropy that is added to it.
-        **settings: `augmentation`, `training` and `evaluate_every` of `Trainer`.
+        cross_entropy_weight: Weight of the cross-entropy that is added to it.
+        cross_entropy: `balanced` or `plain`, the kind of cross-entropy.
+        head_block: Give the network one more convolution before its last one.
+        **settings: `augmentation`, `training`, `evaluate_every` and `fresh_levels` of `Trainer`.
 
     Attributes:
         source: What the slices of `use` are, for the caller to remember.
@@ -118,12 +137,14 @@ class SegmentationTrainer(Trainer):
         loss_settings,
         loss="focal_tversky",
         cross_entropy_weight=0.0,
+        cross_entropy="balanced",
+        head_block=False,
         **settings,
     ):
-        rank = len(image_shape) - 1
+        shape = {"rank": len(image_shape) - 1, "filters": filters, "outputs": classes, "head_block": head_block}
         super().__init__(
-            functools.partial(build_unet, tuple(image_shape), rank=rank, filters=filters, outputs=classes),
-            lambda network: Segmentation(network, loss_settings, cross_entropy_weight, loss=loss),
+            functools.partial(build_unet, tuple(image_shape), **shape),
+            lambda network: Segmentation(network, loss_settings, cross_entropy_weight, loss, cross_entropy),
             **settings,
         )
 
@@ -139,11 +160,11 @@ class SegmentationTrainer(Trainer):
         self.task.hold(held, held)
 
     def train(self, rows, validation_rows, *, seed, **run):
-        """Train one cell; leaves `network` with its best weights on the validation set.
+        """Train one cell; leaves `network` with the weights to keep.
 
         Args:
             rows: Numbers of the slices of the annotated subjects among those of `use`, `(n,)`.
-            validation_rows: The same of the validation subjects.
+            validation_rows: The same of the validation subjects; may be empty where the schedule needs none.
             seed: Seed of order and augmentation.
             **run: `folder`, `tag`, `name` and `subjects` of `fit`.
 
@@ -154,9 +175,10 @@ class SegmentationTrainer(Trainer):
         sets = [{name: Rows(values, r) for name, values in self.arrays.items()} for r in (rows, validation_rows)]
         options = {"on_device": in_memory(sets[0])}
         batches = Batches(sets[0], size, child_seed(seed, "training"), steps=steps, finish=self.add_changes, **options)
-        return self.fit(
-            batches, Batches(sets[1], size, child_seed(seed, "validation"), shuffle=False, **options), **run
-        )
+        validation = None  # where no subject is annotated for it
+        if len(validation_rows):
+            validation = Batches(sets[1], size, child_seed(seed, "validation"), shuffle=False, **options)
+        return self.fit(batches, validation, **run)
 
 
 class SynthesisTrainer(Trainer):
@@ -168,7 +190,7 @@ class SynthesisTrainer(Trainer):
         outputs: Number of contrasts K that are synthesised.
         loss_settings: Keyword arguments `name` and `ssim_weight` of `synthesis_loss`.
         remat: Compute activations twice instead of keeping them.
-        **settings: `augmentation`, `training` and `evaluate_every` of `Trainer`.
+        **settings: `augmentation`, `training`, `evaluate_every` and `fresh_levels` of `Trainer`.
     """
 
     def __init__(self, image_shape, *, filters, outputs, loss_settings, remat=False, **settings):
@@ -180,7 +202,7 @@ class SynthesisTrainer(Trainer):
         )
 
     def train(self, crops, validation_crops, *, seed, **run):
-        """Train one cell; leaves `network` with its best weights on the validation crops.
+        """Train one cell; leaves `network` with the weights to keep.
 
         Args:
             crops: `training.crops.Crops` of the subjects of the cell.
@@ -205,7 +227,7 @@ class CompileClock(keras.callbacks.Callback):
 
     Args:
         training: `Batches`.
-        validation: `Batches`.
+        validation: `Batches`, or None.
     """
 
     async_safe = True  # JAX goes on while a step is awaited

@@ -32,9 +32,10 @@ class Grid:
             `cell_folder`; `names`, what metrics.json calls it; `inputs`, the input channels of its network;
             `hash_of_cell`, of what shapes its result; `seed_of`, of its order and augmentation, the same for every
             init. `trainer_key(cell)`, equal for cells that one trainer serves; `build_trainer(cell)`; `train(trainer,
-            cell, subjects, **run)`, which leaves the best weights in `trainer.network`; `score(network, cell, folder)`,
-            which predicts the subjects in `scored` and returns the rows of metrics.json; `describe_model(inputs,
-            subjects)`, for predict.py.
+            cell, subjects, **run)`, which leaves the weights to keep in `trainer.network`; `score(network, cell,
+            folder)`, which predicts the subjects in `scored` and returns the rows of metrics.json; `judge(network,
+            cell)`, which returns what metrics.json says of the validation subjects; `describe_model(inputs, subjects)`,
+            for predict.py.
         trainers: Dictionary that all grids share: the key of the trainer in use to that trainer, so that a step is
             compiled once and one at a time takes memory.
 
@@ -180,6 +181,8 @@ class Grid:
             about = (
                 {"split": self.split.name} | self.work.names(*cell) | {"annotated_available": len(self.train_subjects)}
             )
+            about |= {"n_selecting": len(self.val_subjects) if trainer.schedule.needs_validation else 0}
+            about |= self.work.judge(trainer.network, cell)
             times = {"duration_s": round(time.monotonic() - started, 1), "compile_s": round(trainer.compile_s, 2)}
             times["updates"] = trainer.updates
             times["augmentation_px"] = trainer.augmentation  # what is in mm in the config is in pixels here

@@ -7,7 +7,7 @@ read from its file batch by batch.
 The keyword arguments that all functions share:
 
     filters: Filters per level.
-    training: Dictionary with `epochs`, `steps_per_epoch`, `batch_size`, `learning_rate`, `plateau_epochs`.
+    training: Dictionary with `steps_per_epoch`, `batch_size` and what `training.schedules.Schedule` takes.
     seed: Seed of the stage.
     **run: `warm_start` (function that moves weights into the network), `folder`, `tag`, `name`, `remat` (compute
         activations twice instead of keeping them), `subjects` (of the training and of the validation images, for
@@ -25,6 +25,7 @@ from training.batches import Batches, PartitionedBatches, Rows, assign_partition
 from training.checkpoints import fit
 from training.crops import Crops
 from training.patches import assign_patch_classes, draw_anchors
+from training.schedules import Schedule
 from training.tasks import ConstrainedContrast, GlobalContrast, LocalContrast, Regression
 from utils.runs import child_seed
 
@@ -301,9 +302,7 @@ def _train(task, batches, training, *, warm_start, folder, tag, name, remat=Fals
         tag=tag,
         name=name,
         with_bar=True,
-        epochs=training["epochs"],
-        learning_rate=training["learning_rate"],
-        plateau_epochs=training["plateau_epochs"],
+        schedule=Schedule.of(training),
         **run,
     )
     return task.network, history

@@ -5,6 +5,7 @@ from keras import ops
 
 from models.remat import rematerialised
 from training.devices import gathered, has_accelerator, replicas, share_of_loss, shared_out
+from training.optimizers import LayerwiseAdam
 
 
 class Task(keras.Model):
@@ -85,12 +86,13 @@ class Task(keras.Model):
         step(({name: values[number] for name, values in batches.items()},))
         return done
 
-    def ready(self, learning_rate):
-        """Compile with Adam; returns the task itself."""
+    def ready(self, learning_rate, *, is_layerwise=False):
+        """Compile with Adam, or with one whose rate differs from weight to weight; returns the task itself."""
         # XLA's convolutions on a CPU are slower than TensorFlow's own (oneDNN); on a GPU and on JAX it pays.
         is_slow = keras.backend.backend() == "tensorflow" and not has_accelerator()
         is_possible = replicas() == 1  # XLA cannot compile a step of several TensorFlow devices
-        self.compile(keras.optimizers.Adam(learning_rate), jit_compile="auto" if is_possible and not is_slow else False)
+        optimizer = (LayerwiseAdam if is_layerwise else keras.optimizers.Adam)(learning_rate)
+        self.compile(optimizer, jit_compile="auto" if is_possible and not is_slow else False)
         self.optimizer.build(self.trainable_variables)
         return self
 

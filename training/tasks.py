@@ -11,7 +11,7 @@ from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
 from losses.health import feature_spread, view_health
 from losses.local_contrastive import region_contrast, regions_of
 from losses.regression import masked_l1
-from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss
+from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, plain_cross_entropy
 from losses.synthesis import synthesis_loss
 from training.devices import gathered
 from training.intensity_changes import change_intensities, changed_intensities
@@ -139,17 +139,29 @@ class Segmentation(Task):
 
     Args:
         network: As for `Task`.
-        loss_settings: Keyword arguments of `focal_tversky_loss`; the Dice loss takes `class_weights` of them.
-        cross_entropy_weight: Weight of the balanced cross-entropy that is added.
-        loss: `"focal_tversky"`, or `"dice"`, the multi-label Dice loss of arXiv 2205.13109, Sec. II.E.
+        loss_settings: Keyword arguments of `focal_tversky_loss`; other losses take `class_weights` of them.
+        cross_entropy_weight: Weight of the cross-entropy that is added, without class weights.
+        loss: `"focal_tversky"`, `"dice"`, the multi-label Dice loss of arXiv 2205.13109, Sec. II.E, or
+            `"cross_entropy"`, by itself.
+        cross_entropy: `"balanced"` or `"plain"`: which cross-entropy is meant in both places.
         **kwargs: Of `Task`.
     """
 
-    def __init__(self, network, loss_settings, cross_entropy_weight=0.0, loss="focal_tversky", **kwargs):
+    def __init__(
+        self,
+        network,
+        loss_settings,
+        cross_entropy_weight=0.0,
+        loss="focal_tversky",
+        cross_entropy="balanced",
+        **kwargs,
+    ):
         super().__init__(network, **kwargs)
-        self.overlap_loss = {"focal_tversky": focal_tversky_loss, "dice": dice_loss}[loss]
-        is_dice = loss == "dice"  # which weighs false positives and negatives alike and has no focus
-        self.loss_settings = {k: v for k, v in loss_settings.items() if k == "class_weights" or not is_dice}
+        self.cross_entropy = {"balanced": balanced_cross_entropy, "plain": plain_cross_entropy}[cross_entropy]
+        losses = {"focal_tversky": focal_tversky_loss, "dice": dice_loss, "cross_entropy": self.cross_entropy}
+        self.main_loss, is_tversky = losses[loss], loss == "focal_tversky"
+        # Others weigh false positives and negatives alike and have no focus.
+        self.loss_settings = {k: v for k, v in loss_settings.items() if k == "class_weights" or is_tversky}
         self.cross_entropy_weight = cross_entropy_weight
 
     def forward(self, batch, training):
@@ -161,9 +173,9 @@ class Segmentation(Task):
 
     def cost(self, batch, outputs, training):
         probabilities, label = gathered(*outputs)  # its sums run over the whole batch
-        loss = self.overlap_loss(label, probabilities, **self.loss_settings)
+        loss = self.main_loss(label, probabilities, **self.loss_settings)
         if self.cross_entropy_weight:
-            loss = loss + self.cross_entropy_weight * balanced_cross_entropy(label, probabilities)
+            loss = loss + self.cross_entropy_weight * self.cross_entropy(label, probabilities)
         return loss
 
 

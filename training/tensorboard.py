@@ -18,7 +18,7 @@ class TensorBoard(keras.callbacks.Callback):
 
     Args:
         folder: Run folder; the events lie in `tensorboard/` inside it.
-        validation: `Batches` of the validation set, of whose first batch the pictures are.
+        validation: `Batches` of the validation set, of whose first batch the pictures are; None: no pictures.
         epochs: Epochs in all.
         start: Epochs done before, when a run is resumed; events after them are dropped.
     """
@@ -36,7 +36,8 @@ class TensorBoard(keras.callbacks.Callback):
                 self.writer.add_scalar(name, float(value), epoch + 1)
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         self.writer.add_scalar("learning_rate", float(rate), epoch + 1)
-        if (epoch + 1) % self.every == 0 and (picture := picture_of(self.model, self.validation)) is not None:
+        is_due = self.validation is not None and (epoch + 1) % self.every == 0
+        if is_due and (picture := picture_of(self.model, self.validation)) is not None:
             self.writer.add_image("validation", picture, epoch + 1, dataformats="HWC")
         self.writer.flush()
 

@@ -20,7 +20,7 @@ def subjects_to_blame(task, training, validation, subjects):
     Args:
         task: Compiled `Task`.
         training: `Batches` of the epoch.
-        validation: `Batches`, looked at when all training batches are well.
+        validation: `Batches`, looked at when all training batches are well; None where there are none.
         subjects: Subject of each row of the training and of the validation slices, two sequences; None: not known.
 
     Returns:
@@ -28,6 +28,8 @@ def subjects_to_blame(task, training, validation, subjects):
     """
     parts = ((training, task.train_on_batch), (validation, task.test_on_batch))
     for part, (batches, step_on) in enumerate(parts):
+        if batches is None:
+            continue
         task.reset_metrics()
         for step in range(batches.steps):
             loss = step_on(batches.batch(step), return_dict=True)["loss"]

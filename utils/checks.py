@@ -40,3 +40,8 @@ def check_axes(name, shape, axes, **known):
     for letter, size in zip(letters, shape, strict=True):
         if size is not None and known.get(letter, size) != size:
             raise InputError(f"{name}: axis {letter} of shape {tuple(shape)} is {size}, expected {known[letter]}")
+
+
+def whole_epochs(share, epochs):
+    """How many epochs a share of them is: the nearest whole number, at least one of a share above 0."""
+    return max(1, round(share * epochs)) if share else 0

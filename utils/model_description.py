@@ -47,6 +47,7 @@ class _Model(_Lenient):
 class _SegmentationModel(_Model):
     labels: Annotated[dict[Name, PositiveInt], Field(min_length=1), AfterValidator(_numbered)]
     voxel_size_known: bool
+    head_block: bool = False
 
 
 class _SynthesisModel(_Model):

@@ -84,7 +84,7 @@ class Config(Section):
     def _mistakes_of_finetuning(self):
         if not self.finetuning:
             return
-        yield from self._unknown_inits("finetuning.inits", self.finetuning.inits)
+        yield from self._mistakes_of_grid("finetuning", self.finetuning)
         yield from self._unknown_inits("finetuning.chosen", self.finetuning.chosen)
         if self.network.rank == 3:
             yield "finetuning: segments slice by slice; set network.rank to 2, or take the section out"
@@ -94,6 +94,12 @@ class Config(Section):
             if name not in self.data.labels and name != "background":
                 listed = ", ".join(self.data.labels)
                 yield f"finetuning.loss.class_weights: '{name}' is not one of data.labels ({listed})"
+
+    def _mistakes_of_grid(self, section, grid):
+        yield from self._unknown_inits(f"{section}.inits", grid.inits)
+        levels = len(self.network.filters) - 1
+        if grid.fresh_levels > levels:
+            yield f"{section}.fresh_levels: {grid.fresh_levels}, but network.filters makes {levels} decoder levels"
 
     def _unknown_inits(self, where, names):
         inits = {"random", *(self.pretraining.stages if self.pretraining else ())}
@@ -105,7 +111,7 @@ class Config(Section):
     def _mistakes_of_synthesis(self):
         if not self.synthesis:
             return
-        yield from self._unknown_inits("synthesis.inits", self.synthesis.inits)
+        yield from self._mistakes_of_grid("synthesis", self.synthesis)
         if not self.slices:
             yield "synthesis: needs the section 'slices:'"
         channels = {
@@ -263,8 +269,8 @@ class Config(Section):
     def hash_of_synthesis(self, init):
         """Hash of what shapes the synthesis cells of one initialisation."""
         plain = self._plain_for_hash()
-        keys = ("inputs", "targets", "loss", "augmentation", "training", "evaluate_every", "overlap")
-        synthesis = {key: plain["synthesis"][key] for key in keys}
+        keys = ("inputs", "targets", "loss", "augmentation", "training", "evaluate_every", "fresh_levels", "overlap")
+        synthesis = {key: plain["synthesis"][key] for key in keys if key in plain["synthesis"]}
         start = None if init == "random" else self.hash_of_stage(init)
         return fingerprint(self.hash_of_slices(), plain["network"], plain["crops"], synthesis, start)
 

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from utils.checks import whole_epochs
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -75,6 +77,19 @@ class Section(BaseModel):
             for truth in found:
                 raise ValueError(f"{key}: found {'yes' if truth else 'no'} (true or false), expected another value")
         return values
+
+
+def drop_added_defaults(section, plain):
+    """Remove the keys that came later and have their default, from a section and all sections inside it."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if field.json_schema_extra == ADDED and value == field.default:
+            del plain[name]
+            continue
+        parts, plain_parts = (v if isinstance(value, dict) else {"": v} for v in (value, plain[name]))
+        for key, part in parts.items():
+            if isinstance(part, Section):
+                drop_added_defaults(part, plain_parts[key])
 
 
 class SeriesFile(Section):
@@ -195,6 +210,58 @@ class TrainingSection(Section):
     learning_rate: PositiveFloat = Field(description="of Adam, at the start")
     plateau_epochs: PositiveInt = Field(10, description="epochs without improvement that halve the learning rate")
     mixed_precision: bool = Field(False, description="16-bit arithmetic in the network; losses stay in float32")
+    schedule: Literal["plateau", "cosine", "poly"] = Field(
+        "plateau",
+        json_schema_extra=ADDED,
+        description="plateau: halved where plateau_epochs say so; cosine: falls to 0; poly: (1 - t)^0.9, as in nnU-Net",
+    )
+    warm_up: Share = Field(
+        0.0, json_schema_extra=ADDED, description="share of the epochs in which the rate rises linearly"
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", json_schema_extra=ADDED, description="weights of the lowest validation loss, or of the last epoch"
+    )
+
+    @model_validator(mode="after")
+    def _an_epoch_has_the_full_rate(self):
+        shares = {key: getattr(self, key) for key in ("head_first", "warm_up") if getattr(self, key, 0)}
+        taken = sum(whole_epochs(share, self.epochs) for share in shares.values())
+        if taken >= self.epochs:
+            said = " and ".join(f"{key} {share:g}" for key, share in shares.items())
+            cure = f"lower {' or '.join(shares)}, or raise epochs"
+            raise ValueError(f"{said}: no epoch of {self.epochs} is left at the full rate; {cure}")
+        return self
+
+    @property
+    def needs_validation(self):
+        """Whether validation subjects choose weights or learning rates."""
+        return self.keep == "best" or self.schedule == "plateau"
+
+
+class FinetuningTrainingSection(TrainingSection):
+    """How one network is finetuned: as in pretraining, and how fast what is pretrained changes."""
+
+    head_first: Share = Field(
+        0.0,
+        json_schema_extra=ADDED,
+        description="share of the epochs, the first ones, in which only what is not pretrained is trained",
+    )
+    head_learning_rate: PositiveFloat | None = Field(
+        None, json_schema_extra=ADDED, description="rate of these epochs; null: learning_rate"
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        json_schema_extra=ADDED,
+        description="factor of the rate from level to level, from the output back to the stem; 1: the same everywhere",
+    )
+
+    @model_validator(mode="after")
+    def _head_rate_has_a_phase(self):
+        if self.head_learning_rate is not None and not self.head_first:
+            raise ValueError("head_learning_rate: has no effect without head_first; set both, or take it out")
+        return self
 
 
 class EvaluationSection(Section):
@@ -213,16 +280,3 @@ class EvaluationSection(Section):
             if not members or len(set(members)) < len(members):
                 raise ValueError(f"regions.{name}: {members} must name at least one class, and each once")
         return self
-
-
-def drop_added_defaults(section, plain):
-    """Remove the keys that came later and have their default, from a section and all sections inside it."""
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if field.json_schema_extra == ADDED and value == field.default:
-            del plain[name]
-            continue
-        parts, plain_parts = (v if isinstance(value, dict) else {"": v} for v in (value, plain[name]))
-        for key, part in parts.items():
-            if isinstance(part, Section):
-                drop_added_defaults(part, plain_parts[key])

@@ -2,26 +2,46 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from utils.sections import ADDED, Name, Section, TrainingSection
+from utils.sections import ADDED, FinetuningTrainingSection, Name, Section
 from utils.sections_augmentation import AugmentationSection, SynthesisAugmentationSection
 from utils.trials import refuse_wrong_trials, with_changes
 
 
 class LossSection(Section):
-    """Focal Tversky or Dice loss, with class-balanced cross-entropy if wanted."""
+    """Focal Tversky or Dice loss, with cross-entropy if wanted, or cross-entropy alone."""
 
-    name: Literal["focal_tversky", "dice"] = Field(
-        "focal_tversky", json_schema_extra=ADDED, description="dice: the next three keys have no effect"
+    name: Literal["focal_tversky", "dice", "cross_entropy"] = Field(
+        "focal_tversky",
+        json_schema_extra=ADDED,
+        description="with dice and cross_entropy the next three keys have no effect",
     )
     false_positive_weight: PositiveFloat = Field(0.3, description="weight of false positives in the Tversky index")
     false_negative_weight: PositiveFloat = Field(0.7, description="weight of false negatives")
     focus: PositiveFloat = Field(4 / 3, description="exponent is 1 / focus")
-    cross_entropy_weight: float = Field(
-        0.0, ge=0, description="weight of class-balanced cross-entropy added to it; papers: 0"
+    cross_entropy_weight: float = Field(0.0, ge=0, description="weight of cross-entropy added to it; papers: 0")
+    cross_entropy: Literal["balanced", "plain"] = Field(
+        "balanced",
+        json_schema_extra=ADDED,
+        description="balanced: every class counts the same; plain: every pixel does",
     )
-    class_weights: dict[Name, PositiveFloat] | None = Field(None, description="class name: weight; null: all equal")
+    class_weights: dict[Name, PositiveFloat] | None = Field(
+        None, description="class name: weight in the loss named above; null: all equal"
+    )
+
+    @model_validator(mode="after")
+    def _cross_entropy_counts_once(self):
+        if self.name == "cross_entropy" and self.cross_entropy_weight:
+            raise ValueError(
+                f"cross_entropy_weight: {self.cross_entropy_weight:g} adds cross-entropy to itself; take it out, or "
+                "choose name: dice or focal_tversky"
+            )
+        if self.cross_entropy == "plain" and self.name != "cross_entropy" and not self.cross_entropy_weight:
+            raise ValueError(
+                "cross_entropy: plain has no effect without a cross_entropy_weight above 0 or name: cross_entropy"
+            )
+        return self
 
 
 class FinetuningSection(Section):
@@ -33,8 +53,16 @@ class FinetuningSection(Section):
     repeats: PositiveInt = Field(3, description="draws of annotated subjects")
     loss: LossSection = Field(LossSection(), description="focal Tversky loss")
     augmentation: AugmentationSection = Field(AugmentationSection(), description="random changes of training slices")
-    training: TrainingSection = Field(description="epochs, batch, learning rate")
+    training: FinetuningTrainingSection = Field(description="epochs, batch, learning rate")
     evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation set")
+    head_block: bool = Field(
+        False,
+        json_schema_extra=ADDED,
+        description="one more 3 x 3 convolution, with normalisation and ReLU, before the last one (authors' code)",
+    )
+    fresh_levels: NonNegativeInt = Field(
+        0, json_schema_extra=ADDED, description="so many of the last decoder levels stay random in every init"
+    )
     trials: dict[Name, dict[str, Any]] = Field(
         {},
         json_schema_extra=ADDED,
@@ -90,8 +118,11 @@ class SynthesisSection(Section):
     augmentation: SynthesisAugmentationSection = Field(
         SynthesisAugmentationSection(), description="random changes of training crops"
     )
-    training: TrainingSection = Field(description="epochs, batch, learning rate")
+    training: FinetuningTrainingSection = Field(description="epochs, batch, learning rate")
     evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation crops")
+    fresh_levels: NonNegativeInt = Field(
+        0, json_schema_extra=ADDED, description="so many of the last decoder levels stay random in every init"
+    )
     overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one overlaps at least")
 
     @model_validator(mode="after")

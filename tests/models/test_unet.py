@@ -90,6 +90,18 @@ def test_names_of_levels_and_parts():
 
 
 @both_ranks
+def test_the_block_of_the_head_is_one_more_convolution_and_changes_nothing_else(rank):
+    shape, options = (8,) * rank + (1,), {"rank": rank, "filters": (4, 8), "outputs": 3}
+    plain, more = build_unet(shape, **options), build_unet(shape, head_block=True, **options)
+    added = [layer for layer in more.layers if layer.name not in {one.name for one in plain.layers}]
+    assert [layer.name for layer in added] == [f"segmentation_block_{part}_1" for part in ("conv", "norm", "relu")]
+    assert tuple(added[0].kernel.shape) == (3,) * rank + (4, 4)
+    for layer in plain.layers:
+        for one, two in zip(layer.weights, more.get_layer(layer.name).weights, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@both_ranks
 def test_a_partial_decoder_is_the_deep_part_of_the_full_one(rank):
     full, partial = (
         build_unet(SHAPES[rank], rank=rank, filters=(4, 8, 8, 8), decoder_levels=levels, head=None)

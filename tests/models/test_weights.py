@@ -203,6 +203,16 @@ def test_an_encoder_moves_without_its_head_and_the_report_says_so():
     assert partly.summary() == "1 layer moved; left as initialised: decoder_1_conv_1, decoder_1_conv_2"
 
 
+def test_levels_that_are_told_to_stay_keep_their_random_weights():
+    source, target, random = unet(seed=1), unet(seed=2, head_block=True), weights_of(unet(seed=2, head_block=True))
+    report = transfer(source, target, stay=("decoder_2_",))
+    for key, array in weights_of(target).items():
+        stays = key.startswith(("decoder_2_", "segmentation_"))
+        np.testing.assert_array_equal(array, random[key] if stays else weights_of(source)[key])
+    assert {name.split("_conv")[0] for name in report.left} >= {"decoder_2", "segmentation_block", "segmentation"}
+    assert "decoder_1_conv_1" in report.moved and "decoder_2_conv_1" not in report.moved
+
+
 def test_a_head_never_moves_even_between_equal_networks():
     source, target = unet(seed=1), unet(seed=2)
     before = weights_of(target)["segmentation_conv/kernel"]

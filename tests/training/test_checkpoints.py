@@ -9,6 +9,7 @@ import pytest
 
 from training.checkpoints import LEAST_SPREAD, MOST_WITHOUT_NEGATIVE, Keeper, health_complaints
 from training.pretraining import pretrain_constrained
+from training.schedules import Schedule
 
 SPREAD, SHARE = "val_feature_spread", "val_share_without_negative"
 
@@ -44,7 +45,8 @@ def keeper(tmp_path):
 
 
 def make_keeper(folder, epochs=100):
-    return Keeper(Task(), Training(), folder, "tag", plateau_epochs=100, epochs=epochs, name="pretraining/constrained")
+    schedule = Schedule(epochs, 0.1, plateau_epochs=100)
+    return Keeper(Task(), Training(), folder, "tag", schedule, name="pretraining/constrained")
 
 
 def end_epoch(keeper, loss=None, **measures):

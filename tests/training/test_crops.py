@@ -14,6 +14,7 @@ from tests.stores import write_store
 from training.augmentation import draw_changes
 from training.checkpoints import fit
 from training.crops import CropBatches
+from training.schedules import Schedule
 from training.steps import Task
 from utils.checks import InputError
 
@@ -185,9 +186,7 @@ def train(volumes):
             CropBatches(volumes, 2, 4, **options, shuffle=False),
             folder=folder,
             tag="hash",
-            epochs=epochs,
-            learning_rate=1e-2,
-            plateau_epochs=9,
+            schedule=Schedule(epochs, learning_rate=1e-2, plateau_epochs=9),
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=interrupt)],
         )
         return history, ops.convert_to_numpy(network.weights[0])

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import finetune_segmentation
-from losses.segmentation import dice_loss, focal_tversky_loss
-from models.weights import save_weights
+from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, plain_cross_entropy
+from models.unet import build_unet
+from models.weights import save_weights, weights_of
 from tests.training.small import FILTERS, constrained, settings
-from training.finetuning import CompileClock, SegmentationTrainer
+from training.finetuning import CompileClock, SegmentationTrainer, last_decoder_levels
+from utils.checks import InputError
 from utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,14 +79,34 @@ def test_the_clock_of_compiling_takes_what_first_batches_took_longer():
     assert clock.compile_s() == 0
 
 
-@pytest.mark.parametrize("name", ["focal_tversky", "dice"])
-def test_the_loss_of_the_config_reaches_the_task(name):
-    changes = [f"finetuning.loss.name={name}", "finetuning.loss.class_weights={liver: 3}", "network.filters=[4, 8]"]
+LOSSES = {
+    ("focal_tversky", "balanced", 0.1): (focal_tversky_loss, balanced_cross_entropy),
+    ("dice", "plain", 0.1): (dice_loss, plain_cross_entropy),
+    ("cross_entropy", "balanced", 0): (balanced_cross_entropy, balanced_cross_entropy),
+    ("cross_entropy", "plain", 0): (plain_cross_entropy, plain_cross_entropy),
+}
+
+
+@pytest.mark.parametrize("chosen", LOSSES, ids=str)
+def test_the_loss_of_the_config_reaches_the_task(chosen):
+    name, cross_entropy, weight = chosen
+    changes = [f"finetuning.loss={{name: {name}, cross_entropy: {cross_entropy}, cross_entropy_weight: {weight}}}"]
+    changes += ["finetuning.loss.class_weights={liver: 3}", "network.filters=[4, 8]"]
     config = load_config(ROOT / "configs" / "renal_demo.yaml", changes)
     built = finetune_segmentation.build_trainer(config, channels=1)
-    assert built.task.overlap_loss is {"focal_tversky": focal_tversky_loss, "dice": dice_loss}[name]
+    assert (built.task.main_loss, built.task.cross_entropy) == LOSSES[chosen]
     assert built.task.loss_settings["class_weights"] == [1.0, 1.0, 1.0, 3.0, 1.0]
-    assert built.task.cross_entropy_weight == config.finetuning.loss.cross_entropy_weight
+    assert built.task.cross_entropy_weight == weight
+    target, found = batch_of_outputs(classes=5)
+    expected = built.task.main_loss(target, found, **built.task.loss_settings)
+    expected = float(expected) + weight * float(built.task.cross_entropy(target, found))
+    assert float(built.task.cost({}, (found, target), training=True)) == pytest.approx(expected)
+
+
+def batch_of_outputs(classes):
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.ones(classes), (2, 8, 8)).astype("float32")
+    return generator.integers(0, classes, (2, 8, 8)), probabilities
 
 
 def test_pretrained_weights_reach_the_network_and_the_head_stays_random(slices, tmp_path):
@@ -104,3 +126,54 @@ def test_pretrained_weights_reach_the_network_and_the_head_stays_random(slices, 
                 np.testing.assert_array_equal(variable, source)
             else:
                 np.testing.assert_array_equal(variable, random[variable.path])
+
+
+FIXED = settings(epochs=2) | {"keep": "last", "schedule": "poly"}
+
+
+def small_trainer(**options):
+    options = {"loss_settings": {}, "augmentation": {}, "training": FIXED, **options}
+    return SegmentationTrainer((16, 16, 1), filters=[4, 8, 8], classes=2, evaluate_every=1, **options)
+
+
+def test_what_is_not_pretrained_is_the_same_for_random_weights_as_far_as_can_be():
+    built = small_trainer(head_block=True, fresh_levels=1)
+    report = built.start_from(seed=0)
+    fresh = {"segmentation_conv", "segmentation_block_conv_1", "segmentation_block_norm_1"}
+    fresh |= {f"decoder_2_{part}" for part in ("up", "up_norm", "conv_1", "norm_1", "conv_2", "norm_2")}
+    weighted = {layer.name for layer in built.network.layers if layer.weights}
+    assert report is None and set(built.fresh) & weighted == fresh
+    pretrained = weights_of(build_unet((16, 16, 1), filters=[4, 8, 8], head=None, seed=5))
+    report = built.start_from(seed=0, pretrained=pretrained)
+    assert set(report.left) == set(built.fresh) == fresh
+    built.start_from(seed=0)  # what one cell transfers does not reach the next
+    assert set(built.fresh) & weighted == fresh
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_the_last_decoder_levels_are_those_beside_the_head(count):
+    network = build_unet((16, 16, 1), filters=[4, 8, 8], outputs=2)
+    assert last_decoder_levels(network, count) == {0: (), 1: ("decoder_2_",), 2: ("decoder_1_", "decoder_2_")}[count]
+
+
+def test_a_fixed_schedule_trains_without_validation_subjects_and_to_the_same_weights(slices, tmp_path):
+    images, maps = slices
+    built, weights = small_trainer(), []
+    built.use(images, (maps == 3).astype("uint8"))
+    for validation in (np.arange(6), np.arange(0)):
+        built.start_from(seed=0)
+        folder = tmp_path / str(len(validation))
+        history = built.train(np.arange(16), validation, seed=0, folder=folder, tag="hash", name="cell")
+        weights.append(built.network.get_weights())
+        assert all(("val_loss" in row) == (len(validation) > 0) for row in history)
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_loss_that_is_not_finite_is_named_without_validation_subjects_too(slices, tmp_path):
+    images, maps = slices
+    built = small_trainer()
+    built.use(np.full_like(images, np.inf), (maps == 3).astype("uint8"))
+    with pytest.raises(InputError, match="the loss became nan in epoch 1 with slices of a"):
+        run = {"subjects": (["a"] * 16, ["a"] * 16), "folder": tmp_path, "tag": "hash", "name": "cell"}
+        built.train(np.arange(16), np.arange(0), seed=0, **run)

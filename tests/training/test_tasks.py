@@ -34,4 +34,4 @@ def test_segmentation_costs_what_its_loss_says(softmax, name, weights, exponent,
 
 def test_focal_tversky_is_the_loss_without_a_name(softmax):
     named, unnamed = Segmentation(softmax, SETTINGS, loss="focal_tversky"), Segmentation(softmax, SETTINGS)
-    assert named.overlap_loss is unnamed.overlap_loss and named.loss_settings == unnamed.loss_settings == SETTINGS
+    assert named.main_loss is unnamed.main_loss and named.loss_settings == unnamed.loss_settings == SETTINGS

@@ -87,6 +87,19 @@ MISTAKES = [
     ("pretraining.stages.global.method=simclr", "'regression', 'global', 'local', 'constrained'"),
     ("data.labels={kidney: [1], liver: [1]}", "value 1 is named twice"),
     ("finetuning.evaluate_every=2", "more than training.epochs"),
+    ("finetuning.training.warm_up=0.3", "training: warm_up 0.3: no epoch of 1 is left at the full rate; lower warm_up"),
+    (
+        "finetuning.training={epochs: 8, batch_size: 4, learning_rate: 1e-3, warm_up: 0.5, head_first: 0.5}",
+        "head_first 0.5 and warm_up 0.5: no epoch of 8 is left",
+    ),
+    ("finetuning.training.head_learning_rate=1e-2", "head_learning_rate: has no effect without head_first"),
+    ("finetuning.training.layer_decay=0", r"layer_decay: .*greater than 0 \(found 0\)"),
+    ("finetuning.training.schedule=linear", "schedule: .*'plateau', 'cosine' or 'poly'"),
+    ("pretraining.stages.global.training.head_first=0.5", "training.head_first: unknown key"),
+    ("finetuning.loss={name: cross_entropy, cross_entropy_weight: 0.1}", "0.1 adds cross-entropy to itself"),
+    ("finetuning.fresh_levels=3", "finetuning.fresh_levels: 3, but network.filters makes 2 decoder levels"),
+    ("finetuning.fresh_levels=-1", "greater than or equal to 0"),
+    ("finetuning.loss.cross_entropy=plain", "plain has no effect without a cross_entropy_weight"),
     ("constraint_maps.percentiles=[99, 1]", "must ascend"),
     ("slices.percentiles=[2, 98]", "constraint_maps.percentiles holds for both"),
     ("constraint_maps.spaces.t1=[t1]", "constraint_maps.spaces.t1: one channel"),
@@ -162,6 +175,39 @@ def test_a_key_that_came_later_leaves_hashes_alone_until_it_is_used(small):
     ):
         assert stage_hash(f"pretraining.stages.{stage}.{key}={default}") == stage_hash()
         assert stage_hash(f"pretraining.stages.{stage}.{key}={other}") != stage_hash()
+
+
+LATER_TRAINING = {"schedule": ("plateau", "cosine"), "warm_up": ("0", "0.4"), "keep": ("best", "last")}
+LATER_FINETUNING = LATER_TRAINING | {
+    "head_first": ("0", "0.25"),
+    "layer_decay": ("1", "0.8"),
+    "head_learning_rate": ("null", "0.1"),
+}
+
+
+def test_keys_of_a_schedule_leave_hashes_alone_until_they_are_used(small):
+    def hashes(*overrides):
+        config = load_config(small, overrides)
+        return config.hash_of_stage("global"), config.hash_of_cell("t1", "random")
+
+    assert hashes() == ("92f313cf5cd6", "ab77e27bbf1c")
+    base = ["pretraining.stages.global.training.epochs=9", "finetuning.training.epochs=9"]
+    stage, cell = hashes(*base)
+    for key, (default, other) in LATER_TRAINING.items():
+        assert hashes(*base, f"pretraining.stages.global.training.{key}={default}") == (stage, cell)
+        assert hashes(*base, f"pretraining.stages.global.training.{key}={other}")[0] != stage
+    found = {cell}
+    for key, (default, other) in LATER_FINETUNING.items():
+        more = ["finetuning.training.head_first=0.5"] * (key == "head_learning_rate")
+        assert hashes(*base, f"finetuning.training.{key}={default}") == (stage, cell)
+        found.add(hashes(*base, *more, f"finetuning.training.{key}={other}")[1])
+    for key, default, other in (("head_block", "false", "true"), ("fresh_levels", "0", "1")):
+        assert hashes(*base, f"finetuning.{key}={default}") == (stage, cell)
+        found.add(hashes(*base, f"finetuning.{key}={other}")[1])
+    loss = ["finetuning.loss.cross_entropy_weight=0.1"]
+    assert hashes(*base, *loss, "finetuning.loss.cross_entropy=balanced") == hashes(*base, *loss)
+    found |= {hashes(*base, *loss, *more)[1] for more in ([], ["finetuning.loss.cross_entropy=plain"])}
+    assert len(found) == 1 + len(LATER_FINETUNING) + 4
 
 
 # From the version before contrast synthesis: maps, slices, the stage `constrained` and the cells that start from it.

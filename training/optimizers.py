@@ -1,0 +1,77 @@
+"""Adam whose rate differs from weight to weight, changed between epochs without compiling anything anew."""
+
+import re
+
+import keras
+
+
+class LayerwiseAdam(keras.optimizers.Adam):
+    """Adam that multiplies the learning rate of each weight by its entry of one vector.
+
+    The vector is a variable: with the same compiled step a weight is frozen (0), slowed down or trained as usual (1).
+    With ones everywhere it is Adam to the bit. A frozen weight gathers moments all the same; forget them before it
+    trains (`reset_optimizer`).
+
+    Attributes:
+        scales: `(V,)` float32, one entry for each weight in the order of `build`.
+    """
+
+    def build(self, var_list):
+        """Add the vector of scales to the variables of Adam."""
+        if self.built:
+            return
+        super().build(var_list)
+        ones = keras.initializers.Ones()
+        self.scales = self.add_variable(shape=(len(var_list),), initializer=ones, dtype="float32", name="scales")
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Update one weight at its own rate."""
+        rate = keras.ops.cast(learning_rate, "float32") * self.scales[self._get_variable_index(variable)]
+        super().update_step(gradient, variable, rate)
+
+
+def levels_from_output(names):
+    """Count the levels between each layer of a U-Net and its output.
+
+    Args:
+        names: Layer names of one network, such as `decoder_5_conv_1`.
+
+    Returns:
+        Name to level: heads 0, the last decoder level 1, and so on down the decoder and up the encoder, so that the
+        stem is farthest.
+    """
+    places = {name: re.match(r"(encoder|decoder)_(\d+)_", name) for name in names}
+    deepest = {
+        floor: max((int(place[2]) for place in places.values() if place and place[1] == floor), default=0)
+        for floor in ("encoder", "decoder")
+    }
+    levels = {}
+    for name, place in places.items():
+        above = deepest["decoder"] if place and place[1] == "encoder" else 0
+        levels[name] = above + deepest[place[1]] - int(place[2]) + 1 if place else 0
+    return levels
+
+
+def reset_optimizer(optimizer, learning_rate):
+    """Forget all moments, so that one compiled step serves many runs."""
+    for variable in optimizer.variables:
+        variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
+    optimizer.learning_rate.assign(learning_rate)
+    if isinstance(optimizer, LayerwiseAdam):
+        optimizer.scales.assign(keras.ops.ones_like(optimizer.scales))
+
+
+def set_scales(task, schedule, epoch, fresh):
+    """Set the factors of the rate for an epoch.
+
+    Args:
+        task: Task with a `LayerwiseAdam`.
+        schedule: `training.schedules.Schedule`.
+        epoch: Counted from 0.
+        fresh: Names of the layers that are not pretrained.
+    """
+    owners = {id(weight): layer.name for layer in task.network.layers for weight in layer.weights}
+    names = [owners[id(weight)] for weight in task.trainable_variables]  # as the optimiser was built
+    levels = levels_from_output([layer.name for layer in task.network.layers])
+    scales = schedule.scales(epoch, [levels[name] for name in names], [name in fresh for name in names])
+    task.optimizer.scales.assign(scales)

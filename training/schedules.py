@@ -1,0 +1,108 @@
+"""How one network is trained over its epochs: phases, learning rates, and which weights train how fast."""
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from utils.checks import whole_epochs
+
+POWER = 0.9  # of the polynomial schedule: nnU-Net (Isensee et al., Nat. Methods 2021)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a training does in which epoch; every answer is a function of the epoch alone, so a resumed run agrees.
+
+    A training has up to three phases: the head phase, in which only what is not pretrained is trained; the warm-up, in
+    which the rate rises linearly; and the rest, over which the rate falls. Both shares are of all epochs.
+
+    Attributes:
+        epochs: Epochs in all.
+        learning_rate: The rate after the warm-up.
+        plateau_epochs: Epochs without a better validation loss that halve the rate; of `plateau` only.
+        schedule: `plateau`, `cosine` (down to 0) or `poly`, (1 - t)^0.9 as in nnU-Net.
+        warm_up: Share of the epochs in which the rate rises.
+        keep: `best`, the weights of the lowest validation loss, or `last`.
+        head_first: Share of the epochs of the head phase (Kumar et al., ICLR 2022).
+        head_learning_rate: Constant rate of the head phase; None: `learning_rate`.
+        layer_decay: Factor by which the rate falls from level to level, from the output back to the stem.
+    """
+
+    epochs: int
+    learning_rate: float
+    plateau_epochs: int = 10
+    schedule: str = "plateau"
+    warm_up: float = 0.0
+    keep: str = "best"
+    head_first: float = 0.0
+    head_learning_rate: float | None = None
+    layer_decay: float = 1.0
+
+    @classmethod
+    def of(cls, training):
+        """Take what concerns the schedule from the dictionary of a config's section `training`."""
+        return cls(**{field.name: training[field.name] for field in fields(cls) if field.name in training})
+
+    @property
+    def head_epochs(self):
+        """Epochs of the head phase."""
+        return whole_epochs(self.head_first, self.epochs)
+
+    @property
+    def full_from(self):
+        """The first epoch, counted from 0, at the full rate: head phase and warm-up are over."""
+        return self.head_epochs + whole_epochs(self.warm_up, self.epochs)
+
+    @property
+    def is_layerwise(self):
+        """Whether some weights train at another rate than others, in any epoch."""
+        return self.head_first > 0 or self.layer_decay < 1
+
+    @property
+    def needs_validation(self):
+        """Whether a validation set chooses the weights or the learning rates."""
+        return self.keep == "best" or self.schedule == "plateau"
+
+    def rate(self, epoch):
+        """Return the learning rate with which an epoch begins.
+
+        Args:
+            epoch: Counted from 0.
+
+        Returns:
+            Float; None after the first full epoch of `plateau`, where the validation loss decides.
+        """
+        if epoch < self.head_epochs:
+            return self.head_learning_rate or self.learning_rate
+        if epoch < self.full_from:  # the epoch after the warm-up is the first one at the full rate
+            return self.learning_rate * (epoch - self.head_epochs + 1) / (self.full_from - self.head_epochs + 1)
+        if self.schedule == "plateau":
+            return self.learning_rate if epoch == self.full_from else None
+        t = (epoch - self.full_from) / (self.epochs - self.full_from)
+        return self.learning_rate * ((1 + math.cos(math.pi * t)) / 2 if self.schedule == "cosine" else (1 - t) ** POWER)
+
+    def scales(self, epoch, levels, fresh):
+        """Return the factors of the rate in an epoch.
+
+        Args:
+            epoch: Counted from 0.
+            levels: Levels from the output, integer, one for each weight, `(V,)`.
+            fresh: Whether each weight is not pretrained, `(V,)`.
+
+        Returns:
+            `(V,)` float32.
+        """
+        if epoch < self.head_epochs:
+            return np.asarray(fresh, "float32")
+        return (self.layer_decay ** np.asarray(levels, "float64")).astype("float32")
+
+    def halves_after(self, epoch, last_better):
+        """True where a plateau halves the rate: so many epochs without a better loss, since the rate is full.
+
+        Args:
+            epoch: The epoch that has ended, counted from 1.
+            last_better: That of the best loss, or of the last halving.
+        """
+        waited = epoch - max(last_better, self.full_from)
+        return self.schedule == "plateau" and waited >= self.plateau_epochs
