@@ -4,7 +4,8 @@
 
 Reads   h5/pretrain_train.h5 and h5/pretrain_val.h5 in the work dir (step 2).
 Writes  pretraining/<stage>/ with weights.npz (best on the fixed validation set), weights_last.npz, history.csv,
-        curves.png and a run record, for each stage of the config; with cross-validation, one such folder per fold.
+        curves.png and a run record, for each stage of the config, of constrained stages also effective.json (what
+        their lengths and shares come to on the data); with cross-validation, one such folder per fold.
 Takes   minutes (CPU, small images) to hours. Finished stages are skipped; an interrupted one resumes by itself.
 Next    python finetune_segmentation.py --config FILE
 """
@@ -218,6 +219,8 @@ def train(config, stage, stores, contrasts, **run):
     maps = [None if is_volumes else stored_maps(store, stage.space) for store in parts]
     names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")
     loss = {name: settings.pop(name) for name in names}
+    del settings["patch_mm"]
+    settings |= {"patch_size": config.patch_edge(stage), "pixel_mm": None if is_volumes else config.slices.pixel_size}
     return pretraining.pretrain_constrained(images[0], maps[0], images[1], maps[1], loss_settings=loss, **settings)
 
 

@@ -100,7 +100,7 @@ class RepresentedSplit:
         levels = len(config.network.filters) - 1
         stages = [stage for stage in config.pretraining.stages.values() if stage.method == "constrained"]
         self.decoder_levels = (stages[0].decoder_levels if stages else None) or levels
-        self.patch_size = stages[0].patch_size if stages else PATCH_SIZE  # in pixels of the decoder's output
+        self.patch_size = config.patch_edge(stages[0]) if stages else PATCH_SIZE  # in pixels of the decoder's output
         self.edge = self.patch_size * 2 ** (levels - self.decoder_levels)  # in pixels of the image
         self.pretrained, self.missing = self.read_pretrained(inits)
         self.note, self.truth = f"{self.name}:" if self.name else "", None

@@ -23,6 +23,7 @@ def constrained_contrastive_loss(
     nearest_patches=100,
     comparison="pairwise",
     anchor_is_positive=True,
+    most_nearest=None,
 ):
     """Compute the constrained contrastive loss of each slice, the mean over its anchors.
 
@@ -40,7 +41,10 @@ def constrained_contrastive_loss(
             Patches of a negative class are not compared with anything.
         anchors: Patch index of each anchor, integer `(B, A)`, in [0, P); -1 where a slice has fewer anchors.
         temperature: Positive float, dimensionless.
-        nearest_patches: How many patches beside the anchor itself are compared with it; all if there are fewer.
+        nearest_patches: How many patches beside the anchor itself are compared with it; all if there are fewer. One
+            number, or one for each slice, integer `(B,)`; 0 leaves nothing but the anchor.
+        most_nearest: With one number for each slice: the largest of them, known before there is a batch; larger ones
+            count as this one. None: all patches.
         comparison: `"pairwise"` or `"setwise"`.
         anchor_is_positive: Count the anchor among its own positives, as the authors' code does.
 
@@ -57,14 +61,16 @@ def constrained_contrastive_loss(
         raise InputError(f"comparison is {comparison!r}; choose 'pairwise' or 'setwise'")
     if temperature <= 0:
         raise InputError(f"temperature is {temperature}; it must be positive")
-    similarity, is_positive, is_negative = _nearest(
-        representations, patch_classes, anchors, nearest_patches, anchor_is_positive
+    similarity, is_positive, is_negative, is_anchor = _nearest(
+        representations, patch_classes, anchors, nearest_patches, most_nearest
     )
+    if not anchor_is_positive:
+        is_positive = ops.logical_and(is_positive, ops.logical_not(is_anchor))
     contrast = {"pairwise": pairwise_contrast, "setwise": setwise_contrast}[comparison]
     return _mean_over_anchors(contrast(similarity / temperature, is_positive, is_negative), anchors)
 
 
-def anchor_health(representations, patch_classes, anchors, *, nearest_patches=100):
+def anchor_health(representations, patch_classes, anchors, *, nearest_patches=100, most_nearest=None):
     """Describe what the anchors of a batch have to learn from, for the log of a training.
 
     Args:
@@ -72,6 +78,7 @@ def anchor_health(representations, patch_classes, anchors, *, nearest_patches=10
         patch_classes: Integer `(B, P)`.
         anchors: Integer `(B, A)`, -1 where a slice has fewer anchors.
         nearest_patches: As in the loss.
+        most_nearest: As in the loss.
 
     Returns:
         A dict of float32 scalars over all anchors of the batch: `share_without_positive` (none but the anchor
@@ -83,9 +90,10 @@ def anchor_health(representations, patch_classes, anchors, *, nearest_patches=10
     Reference:
         Alignment and uniformity: Wang & Isola, ICML 2020, Sec. 4.1; which pairs they are measured on is ours.
     """
-    similarity, is_positive, is_negative = _nearest(
-        representations, patch_classes, anchors, nearest_patches, anchor_is_positive=False
+    similarity, is_positive, is_negative, is_itself = _nearest(
+        representations, patch_classes, anchors, nearest_patches, most_nearest
     )
+    is_positive = ops.logical_and(is_positive, ops.logical_not(is_itself))
     positives, negatives = (ops.sum(ops.cast(mask, "float32"), axis=-1) for mask in (is_positive, is_negative))
     anchors = ops.convert_to_tensor(anchors)
     is_anchor = anchors >= 0
@@ -129,9 +137,13 @@ def setwise_contrast(logits, is_positive, is_negative):
     return ops.where(ops.any(is_positive, axis=-1), ops.softplus(negatives - positives), 0.0)
 
 
-def _nearest(representations, patch_classes, anchors, nearest_patches, anchor_is_positive):
-    """Return similarity, is_positive, is_negative of each anchor's nearest patches, `(B, A, N)`, itself first."""
-    patches = _check(representations, patch_classes, anchors, nearest_patches)
+def _nearest(representations, patch_classes, anchors, nearest_patches, most_nearest):
+    """Select the nearest patches of each anchor, itself first.
+
+    Returns:
+        Similarity float32, is_positive, is_negative and is_anchor boolean, `(B, A, N)` each.
+    """
+    patches, most = _check(representations, patch_classes, anchors, nearest_patches, most_nearest)
     vectors = unit_vectors(representations)
     patch_classes, anchors = (ops.cast(indices, "int32") for indices in (patch_classes, anchors))
     index = ops.maximum(anchors, 0)
@@ -140,14 +152,16 @@ def _nearest(representations, patch_classes, anchors, nearest_patches, anchor_is
     # front, where the selection cannot lose it. The choice of patches is a constant for the gradient.
     order = ops.stop_gradient(similarity) + FIRST * ops.one_hot(index, patches, dtype="float32")
     order = ops.where(patch_classes[:, None, :] < 0, -FIRST, order)  # after all others; masked below if still chosen
-    _, nearest = ops.top_k(order, min(nearest_patches + 1, patches))
+    _, nearest = ops.top_k(order, min(most + 1, patches))
     similarity = ops.take_along_axis(similarity, nearest, axis=-1)
     classes = ops.take_along_axis(patch_classes[:, None, :], nearest, axis=-1)
-    is_positive = ops.logical_and(classes == classes[..., :1], classes >= 0)
-    is_negative = ops.logical_and(classes != classes[..., :1], classes >= 0)
-    if not anchor_is_positive:
-        is_positive = ops.logical_and(is_positive, nearest != index[..., None])
-    return similarity, is_positive, is_negative
+    is_compared = classes >= 0
+    if _is_per_slice(nearest_patches):  # as many for all slices were selected, most similar first: cut off by rank
+        wanted = ops.cast(nearest_patches, "int32")[:, None, None]
+        is_compared = ops.logical_and(is_compared, ops.arange(nearest.shape[-1], dtype="int32") <= wanted)
+    is_positive = ops.logical_and(classes == classes[..., :1], is_compared)
+    is_negative = ops.logical_and(classes != classes[..., :1], is_compared)
+    return similarity, is_positive, is_negative, nearest == index[..., None]
 
 
 def _mean_over_anchors(cost, anchors):
@@ -155,13 +169,20 @@ def _mean_over_anchors(cost, anchors):
     return ops.sum(weight * cost, axis=-1) / ops.maximum(ops.sum(weight, axis=-1), 1.0)
 
 
-def _check(representations, patch_classes, anchors, nearest_patches):
-    """Check the shapes and return the number of patches."""
+def _is_per_slice(nearest_patches):
+    return len(getattr(nearest_patches, "shape", ())) > 0
+
+
+def _check(representations, patch_classes, anchors, nearest_patches, most_nearest):
+    """Check the shapes and return the number of patches, and how many nearest ones to select."""
     check_axes("representations", representations.shape, "B P F")
     batch, patches = representations.shape[:2]
     batch = {} if batch is None else {"B": batch}  # unknown while Keras traces a batch of any size
     check_axes("patch_classes", patch_classes.shape, "B P", P=patches, **batch)
     check_axes("anchors", anchors.shape, "B A", **batch)
+    if _is_per_slice(nearest_patches):
+        check_axes("nearest_patches", nearest_patches.shape, "B", **batch)
+        nearest_patches = patches if most_nearest is None else most_nearest
     if nearest_patches < 1:
         raise InputError(f"nearest_patches is {nearest_patches}; at least 1 is needed")
-    return patches
+    return patches, nearest_patches

@@ -44,16 +44,17 @@ def constrained_contrastive_by_hand(
     comparison="pairwise",
     anchor_is_positive=True,
 ):
-    """Loss per slice, `(B,)`, of `(B, P, F)`, `(B, P)` and `(B, A)`."""
+    """Loss per slice, `(B,)`, of `(B, P, F)`, `(B, P)` and `(B, A)`; one number of nearest patches, or `(B,)`."""
     losses = []
     for index in range(len(representations)):
+        nearest = nearest_patches if isinstance(nearest_patches, int) else int(nearest_patches[index])
         costs = [
             anchor_cost(
                 anchor,
                 np.asarray(representations[index], "float64"),
                 classes[index],
                 temperature,
-                nearest_patches,
+                nearest,
                 comparison,
                 anchor_is_positive,
             )

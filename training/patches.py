@@ -52,16 +52,17 @@ def _majority(maps, patch_px):
     return best.reshape(count, math.prod(patches))
 
 
-def draw_anchors(patch_classes, anchors_per_slice, generator):
+def draw_anchors(patch_classes, anchors_per_slice, generator, wanted=None):
     """Draw anchors among the foreground patches of each slice, without replacement.
 
     Args:
         patch_classes: `(B, P)` int; 0 and -1 are background.
         anchors_per_slice: A.
         generator: numpy random generator.
+        wanted: Anchors of each slice, `(B,)`, at most A; None: A.
 
     Returns:
-        Patch numbers `(B, A)` int32; -1 where a slice has fewer foreground patches than anchors.
+        Patch numbers `(B, A)` int32; -1 where a slice has fewer foreground patches than anchors, or wants fewer.
     """
     order = generator.random(patch_classes.shape)
     order[patch_classes <= 0] = 2.0  # background comes after every foreground patch
@@ -70,5 +71,30 @@ def draw_anchors(patch_classes, anchors_per_slice, generator):
     anchors = np.take_along_axis(anchors, np.argsort(np.take_along_axis(order, anchors, axis=1), axis=1), axis=1)
     anchors = anchors.astype("int32")
     anchors[np.take_along_axis(patch_classes, anchors, axis=1) <= 0] = -1
+    if wanted is not None:
+        anchors[np.arange(first) >= np.asarray(wanted)[:, None]] = -1
     missing = anchors_per_slice - anchors.shape[1]
     return np.pad(anchors, ((0, 0), (0, max(0, missing))), constant_values=-1)
+
+
+def foreground_of(patch_classes):
+    """Number of foreground patches of each image, `(n,)`, of classes `(n, P)`."""
+    return (patch_classes > 0).sum(axis=1)
+
+
+def draw_compared(patch_classes, counts, most_anchors, generator):
+    """Draw anchors and say how many nearest patches they have, as far as that differs between images.
+
+    Args:
+        patch_classes: `(B, P)` int; 0 and -1 are background.
+        counts: `training.effective.PatchCounts`.
+        most_anchors: Anchors of the image that has most of them, A.
+        generator: numpy random generator.
+
+    Returns:
+        `anchors (B, A)` int32 of `draw_anchors`; with a share of nearest patches also `nearest_patches (B,)` int32.
+    """
+    foreground = foreground_of(patch_classes)
+    wanted = counts.anchors_of(foreground) if counts.anchors_share else None
+    compared = {"anchors": draw_anchors(patch_classes, most_anchors, generator, wanted)}
+    return compared | ({"nearest_patches": counts.nearest_of(foreground)} if counts.nearest_share else {})

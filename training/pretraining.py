@@ -24,7 +24,8 @@ from training.augmentation import draw_changes
 from training.batches import Batches, PartitionedBatches, Rows, assign_partitions, in_memory, size_of
 from training.checkpoints import fit
 from training.crops import Crops
-from training.patches import assign_patch_classes, draw_anchors
+from training.effective import PatchCounts, record_effective
+from training.patches import assign_patch_classes, draw_compared, foreground_of
 from training.schedules import Schedule
 from training.tasks import ConstrainedContrast, GlobalContrast, LocalContrast, Regression
 from utils.runs import child_seed
@@ -201,6 +202,9 @@ def pretrain_constrained(
     training,
     seed,
     background_patches=True,
+    nearest_share=None,
+    anchors_share=None,
+    pixel_mm=None,
     **run,
 ):
     """Train encoder and decoder so that patches of one constraint class share a representation (CCL).
@@ -215,16 +219,22 @@ def pretrain_constrained(
         decoder_levels: Decoder levels that are built and trained; None: all.
         patch_size: Edge of a patch, pixels of the decoder's output.
         features: Size of a patch's representation.
-        anchors_per_slice: Anchors A, per image.
+        anchors_per_slice: Anchors A, per image; None with `anchors_share`.
         loss_settings: Keyword arguments of `constrained_contrastive_loss`.
         training: See above.
         seed: See above.
         background_patches: Compare anchors with patches of the background as well.
+        nearest_share: Nearest patches as a share of the foreground patches of an image, in place of the number.
+        anchors_share: Anchors, likewise.
+        pixel_mm: Edge of a pixel in mm, for the record; None where it is not known.
         **run: See above.
 
+    What these numbers come to on the data goes to the log and to `effective.json` in the folder.
+
     Reference:
-        Umapathy et al., Med. Phys. 2024; 100 nearest patches and 20 anchors: authors' code.
+        Umapathy et al., Med. Phys. 2024; 100 nearest patches and 20 anchors: authors' code. Shares are ours.
     """
+    counts = PatchCounts(loss_settings.get("nearest_patches"), anchors_per_slice, nearest_share, anchors_share)
     network, factor = _decoder(images, filters, decoder_levels, features, patch_size=patch_size, seed=seed)
 
     def classes_of(maps):
@@ -234,15 +244,25 @@ def pretrain_constrained(
     def finish(batch, generator):
         if "constraint_map" in batch:  # of crops, whose patches are not known before
             batch["patch_classes"] = classes_of(batch.pop("constraint_map"))
-        batch["patch_classes"] = batch["patch_classes"].astype("int32")
-        return batch | {"anchors": draw_anchors(batch["patch_classes"], anchors_per_slice, generator)}
+        batch["patch_classes"] = classes = batch["patch_classes"].astype("int32")
+        return batch | draw_compared(classes, counts, largest["anchors"], generator)
 
-    sets = [images, validation_images]
+    sets, most, patches = [images, validation_images], network.output_shape[1], network.output_shape[1]
     if not isinstance(images, Crops):
         pairs = zip(sets, (constraint_maps, validation_maps), strict=True)
         sets = [_useful(pictures, classes_of(maps)) for pictures, maps in pairs]
+        most = max(foreground_of(one["patch_classes"]).max(initial=1) for one in sets)
+    largest = counts.largest(most)
     batches = _batches(sets, finish, training, seed, with_maps=True)
-    return _train(ConstrainedContrast(network, loss_settings), batches, training, **run)
+    shown = sets[0]["patch_classes"] if isinstance(sets[0], dict) else _patch_classes_of(batches[1])
+    record_effective(counts, foreground_of(shown), patches, patch_size * factor, pixel_mm, run["folder"], run["name"])
+    settings = loss_settings | ({"most_nearest": largest["nearest"]} if nearest_share else {})
+    return _train(ConstrainedContrast(network, settings), batches, training, **run)
+
+
+def _patch_classes_of(batches):
+    """Patch classes of all images of fixed batches, `(n, P)`."""
+    return np.concatenate([batches.batch(step)["patch_classes"] for step in range(batches.steps)])
 
 
 def _useful(images, classes):

@@ -19,6 +19,7 @@ from training.steps import Task
 from training.warping import sampling_positions, warp, warp_labels
 
 VIEW_HEALTH = ("alignment", "uniformity", "feature_spread")
+SELECTION = ("nearest_patches", "most_nearest")  # settings of the loss that say what is compared
 ANCHOR_HEALTH = ("share_without_positive", "share_without_negative", "mean_positives", *VIEW_HEALTH)
 
 
@@ -105,7 +106,13 @@ class LocalContrast(Task):
 class ConstrainedContrast(Task):
     """Constrained contrastive learning: patches of one class of the constraint map attract, others repel.
 
-    Batches hold `image (B, H, W[, D], C)`, `patch_classes (B, P)` and `anchors (B, A)`.
+    Batches hold `image (B, H, W[, D], C)`, `patch_classes (B, P)` and `anchors (B, A)`; also `nearest_patches (B,)`
+    where each image has a number of its own, which then takes the place of the one in the settings.
+
+    Args:
+        network: As for `Task`.
+        loss_settings: Keyword arguments of `constrained_contrastive_loss`.
+        **kwargs: Of `Task`.
 
     Reference:
         Umapathy et al., Med. Phys. 2024;51:2707.
@@ -119,16 +126,21 @@ class ConstrainedContrast(Task):
         return self.run(self.read(batch, "image", training), training)
 
     def cost(self, batch, representations, training):
-        self.watch(training, self._anchor_health, representations, batch["patch_classes"], batch["anchors"])
-        return constrained_contrastive_loss(
-            representations, batch["patch_classes"], batch["anchors"], **self.loss_settings
-        )
+        compared = (representations, batch["patch_classes"], batch["anchors"])
+        own = [batch["nearest_patches"]] if "nearest_patches" in batch else []
+        self.watch(training, self._anchor_health, *compared, *own)
+        return constrained_contrastive_loss(*compared, **self._with(own))
 
-    def _anchor_health(self, representations, classes, anchors):
-        nearest = self.loss_settings["nearest_patches"]
-        return anchor_health(representations, classes, anchors, nearest_patches=nearest) | {
+    def _anchor_health(self, representations, classes, anchors, *own):
+        settings = self._with(own)
+        selection = {name: settings[name] for name in SELECTION if name in settings}
+        return anchor_health(representations, classes, anchors, **selection) | {
             "feature_spread": feature_spread(representations, classes > 0)
         }
+
+    def _with(self, own):
+        """The settings, with the numbers of nearest patches that the images of a batch have of their own."""
+        return self.loss_settings | ({"nearest_patches": own[0]} if own else {})
 
 
 class Segmentation(Task):

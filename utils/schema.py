@@ -3,10 +3,10 @@
 import difflib
 import hashlib
 import json
-import math
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from utils.patch_sizes import mistakes_of_patches, patch_edge
 from utils.sections import (
     ConstraintMapSection,
     CropSection,
@@ -53,7 +53,7 @@ class Config(Section):
             if name not in self.data.labels
         ]
         if self.slices:
-            mistakes += [*self._mistakes_of_slices(), *self._patches_that_do_not_fit()]
+            mistakes += [*self._mistakes_of_slices(), *mistakes_of_patches(self)]
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
@@ -178,25 +178,6 @@ class Config(Section):
                 f"network.filters has {len(self.network.filters)} levels"
             )
 
-    def _patches_that_do_not_fit(self):
-        levels = len(self.network.filters) - 1
-        image_size = self.image_size()
-        if len(image_size) != self.network.rank:  # `_mistakes_of_rank` says so
-            return
-        for name, stage in self.pretraining.stages.items() if self.pretraining else ():
-            if stage.method not in ("local", "constrained"):
-                continue
-            where, built = f"pretraining.stages.{name}", stage.decoder_levels or levels
-            if built > levels:
-                yield f"{where}.decoder_levels: {built}, but network.filters makes {levels} decoder levels"
-                continue
-            factor, sizes = 2 ** (levels - built), list(image_size)
-            coarser = f"pixels of a decoder output that is {factor} times coarser than the image"
-            if stage.method == "constrained" and any(size % (stage.patch_size * factor) for size in sizes):
-                yield f"{where}.patch_size: {stage.patch_size} {coarser} do not divide {sizes}"
-            if stage.method == "local" and math.prod(size // factor // stage.region_size for size in sizes) < 2:
-                yield f"{where}.region_size: {stage.region_size} {coarser}; fewer than two regions fit into {sizes}"
-
     def plain(self):
         """Return the config as a dictionary of plain YAML types, defaults filled in."""
         return self.model_dump(mode="json")
@@ -208,6 +189,10 @@ class Config(Section):
     def pixel_mm(self):
         """Edge of a pixel of the slices, mm; None where it is not known, or differs between subjects."""
         return self.slices.pixel_size if self.slices and self.data.voxel_size_known else None
+
+    def patch_edge(self, stage):
+        """Edge of the patches of a constrained stage, in pixels of the output of its decoder."""
+        return patch_edge(stage, len(self.network.filters) - 1, self.image_size(), self.slices.pixel_size)
 
     def percentiles(self):
         """Percentiles of a contrast's foreground that become 0 and 1."""

@@ -6,6 +6,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from utils.sections import ADDED, Name, Section, Share, TrainingSection
 
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+IN_PLACE_OF = {"patch_mm": "patch_size", "nearest_share": "nearest_patches", "anchors_share": "anchors_per_slice"}
+
 
 class RegressionStage(Section):
     """Restoring pixels that noise has replaced, with encoder and full decoder."""
@@ -59,13 +62,34 @@ class ConstrainedStage(Section):
     method: Literal["constrained"] = Field(description="what kind of stage this is")
     warm_start: str | None = Field(None, description="stage of this config, or a weights file")
     decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
-    patch_size: PositiveInt = Field(4, description="patch edge, in pixels of the decoder's output")
+    patch_size: PositiveInt | None = Field(
+        4, description="patch edge, in pixels of the decoder's output; null where patch_mm is given"
+    )
+    patch_mm: PositiveFloat | None = Field(
+        None,
+        json_schema_extra=ADDED,
+        description="patch edge in mm, in place of patch_size: the nearest number of pixels that divides the image",
+    )
     space: Name | None = Field(
         None, json_schema_extra=ADDED, description="one of constraint_maps.spaces; null: constraint_maps.contrasts"
     )
     temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
-    nearest_patches: PositiveInt = Field(100, description="patches of the slice that an anchor is compared with")
-    anchors_per_slice: PositiveInt = Field(20, description="anchors, drawn from the foreground in every epoch")
+    nearest_patches: PositiveInt | None = Field(
+        100, description="patches of the slice that an anchor is compared with; null where nearest_share is given"
+    )
+    nearest_share: PositiveShare | None = Field(
+        None,
+        json_schema_extra=ADDED,
+        description="in place of nearest_patches: as a share of the slice's foreground patches (authors: about 0.06)",
+    )
+    anchors_per_slice: PositiveInt | None = Field(
+        20, description="anchors, drawn from the foreground in every epoch; null where anchors_share is given"
+    )
+    anchors_share: PositiveShare | None = Field(
+        None,
+        json_schema_extra=ADDED,
+        description="in place of anchors_per_slice: as a share of the slice's foreground patches",
+    )
     comparison: Literal["pairwise", "setwise"] = Field("pairwise", description="positives one by one, or together")
     anchor_is_positive: bool = Field(True, description="count the anchor among its own positives")
     background_patches: bool = Field(
@@ -73,6 +97,22 @@ class ConstrainedStage(Section):
     )
     features: PositiveInt = Field(64, description="size of a patch's representation")
     training: TrainingSection = Field(description="epochs, batch, learning rate")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_two_keys(cls, values):
+        """Set a number to null where a length or a share stands in its place, so that a config says one thing."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for key, number in IN_PLACE_OF.items():
+            is_given = values.get(key) is not None
+            if is_given and values.get(number) is not None:
+                raise ValueError(f"{key}: stands in place of {number}; set {number} to null, or take one of them out")
+            if not is_given and number in values and values[number] is None:
+                raise ValueError(f"{number}: null leaves the choice to {key}; give that, or a number")
+            values |= {number: None} if is_given else {}
+        return values
 
 
 Stage = Annotated[RegressionStage | GlobalStage | LocalStage | ConstrainedStage, Field(discriminator="method")]

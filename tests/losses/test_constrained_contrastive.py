@@ -71,9 +71,18 @@ CASES = {
     "fewer anchors, none": (padded_anchors(), {"nearest_patches": 7}),
     "background left out": (background_left_out(), {"nearest_patches": 7}),
     "nothing left but the anchor": (only_anchor_left(), {"nearest_patches": 7}),
+    "a number for each slice": (slices(12), {"nearest_patches": np.array([1, 7, 13]), "most_nearest": 13}),
+    "numbers without a largest": (slices(12), {"nearest_patches": np.array([3, 19, 100])}),
+    "only the anchor, all, one": (slices(13), {"nearest_patches": np.array([0, 19, 1]), "most_nearest": 19}),
+    "a number each, anchors missing": (padded_anchors(), {"nearest_patches": np.array([4, 2, 9]), "most_nearest": 9}),
+    "a number each, no background": (background_left_out(), {"nearest_patches": np.array([4, 9, 9])}),
     "small temperature": (slices(9), {"nearest_patches": 7, "temperature": 0.01}),
     "large temperature": (slices(9), {"nearest_patches": 7, "temperature": 10.0}),
 }
+
+
+def by_hand(*arrays, most_nearest=None, **options):
+    return constrained_contrastive_by_hand(*arrays, **options)
 
 
 @pytest.mark.parametrize("anchor_is_positive", [True, False])
@@ -82,7 +91,7 @@ CASES = {
 def test_value_equals_the_reference(case, comparison, anchor_is_positive):
     arrays, options = CASES[case]
     options = {**options, "comparison": comparison, "anchor_is_positive": anchor_is_positive}
-    expected = constrained_contrastive_by_hand(*arrays, **options)
+    expected = by_hand(*arrays, **options)
     np.testing.assert_allclose(loss(*arrays, **options), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -92,10 +101,17 @@ def test_gradient_equals_central_differences_of_the_reference(case, comparison):
     (representations, classes, anchors), options = CASES[case]
     options = {**options, "comparison": comparison}
     found = gradient(lambda x: constrained_contrastive_loss(x, classes, anchors, **options), representations)
-    expected = central_differences(
-        lambda x: constrained_contrastive_by_hand(x, classes, anchors, **options), representations
-    )
+    expected = central_differences(lambda x: by_hand(x, classes, anchors, **options), representations)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 / min(1, options.get("temperature", 1)))
+
+
+def test_equal_numbers_for_all_slices_are_one_number():
+    arrays = slices(14)
+    for most in (None, 7, 12):
+        found = loss(*arrays, nearest_patches=np.array([7, 7, 7]), most_nearest=most)
+        np.testing.assert_array_equal(found, loss(*arrays, nearest_patches=7))
+    cut = loss(*arrays, nearest_patches=np.array([7, 12, 19]), most_nearest=7)
+    np.testing.assert_array_equal(cut, loss(*arrays, nearest_patches=7))
 
 
 @pytest.mark.parametrize("comparison", ["pairwise", "setwise"])
@@ -162,12 +178,14 @@ def test_loss_ignores_patch_order_class_names_and_lengths(seed, comparison):
     )
 
 
-def anchor_health_by_hand(representations, classes, anchors, nearest_patches):
+def anchor_health_by_hand(representations, classes, anchors, nearest_patches, most_nearest=None):
     positives, negatives, alignments, uniformities = [], [], [], []
-    for vectors, own_classes, drawn in zip(np.asarray(representations, "float64"), classes, anchors, strict=True):
+    numbers = np.broadcast_to(nearest_patches, len(anchors))
+    parts = zip(np.asarray(representations, "float64"), classes, anchors, numbers, strict=True)
+    for vectors, own_classes, drawn, nearest in parts:
         drawn = drawn[drawn >= 0]
         for anchor in drawn:
-            near = nearest_of(anchor, vectors, nearest_patches, own_classes)[1:]
+            near = nearest_of(anchor, vectors, nearest, own_classes)[1:]
             agreeing = [s for patch, s in near if own_classes[patch] == own_classes[anchor]]
             positives.append(len(agreeing))
             negatives.append(len(near) - len(agreeing))
@@ -235,6 +253,7 @@ def test_anchor_health_ignores_patch_order_class_names_and_lengths(seed):
         ({"comparison": "pairwize"}, "choose 'pairwise' or 'setwise'"),
         ({"temperature": 0}, "must be positive"),
         ({"nearest_patches": 0}, "at least 1"),
+        ({"nearest_patches": np.array([1, 2, 3]), "most_nearest": 0}, "at least 1"),
     ],
 )
 def test_impossible_settings_are_refused(change, message):
@@ -248,5 +267,7 @@ def test_shapes_that_do_not_fit_are_refused():
         constrained_contrastive_loss(representations, classes[:, :-1], anchors)
     with pytest.raises(InputError, match="anchors: axis B"):
         constrained_contrastive_loss(representations, classes, anchors[:2])
+    with pytest.raises(InputError, match="nearest_patches: axis B"):
+        constrained_contrastive_loss(representations, classes, anchors, nearest_patches=np.array([7, 7]))
     with pytest.raises(InputError, match="representations: shape"):
         constrained_contrastive_loss(representations[0], classes, anchors)

@@ -20,16 +20,6 @@ def settings(epochs=3, steps=4, rate=1e-2):
 
 def constrained(slices, folder, *, training, decoder_levels=None, patch_size=4, **changes):
     images, maps = slices
-    return pretrain_constrained(
-        images,
-        maps,
-        images[:6],
-        maps[:6],
-        decoder_levels=decoder_levels,
-        patch_size=patch_size,
-        anchors_per_slice=5,
-        loss_settings=LOSS,
-        training=training,
-        folder=folder,
-        **(RUN | changes),
-    )
+    settings_of = {"decoder_levels": decoder_levels, "patch_size": patch_size, "anchors_per_slice": 5}
+    settings_of |= {"loss_settings": LOSS, "training": training, "folder": folder}
+    return pretrain_constrained(images, maps, images[:6], maps[:6], **(settings_of | RUN | changes))

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import keras
 import numpy as np
@@ -7,7 +8,8 @@ from keras import ops
 
 from models.projection import project_patches
 from training.batches import Batches, PartitionedBatches, Rows, assign_partitions
-from training.patches import assign_patch_classes, draw_anchors
+from training.effective import PatchCounts
+from training.patches import assign_patch_classes, draw_anchors, draw_compared
 from utils.checks import InputError
 
 
@@ -67,6 +69,39 @@ def test_too_few_foreground_patches_leave_anchors_empty():
     anchors = draw_anchors(classes, 6, np.random.default_rng(0))
     assert sorted(anchors[0]) == [-1, -1, -1, -1, 1, 3]
     assert (anchors[1] == -1).all()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 1.0])
+def test_anchors_and_nearest_patches_as_shares_of_each_images_own_foreground(share):
+    generator = np.random.default_rng(3)
+    classes = generator.integers(1, 4, (8, 30))
+    for row, background in enumerate([0, 30, 29, 28, 15, 20, 7, 13]):
+        classes[row, generator.permutation(30)[:background]] = -1 if row == 4 else 0
+    counts = PatchCounts(nearest_share=share, anchors_share=share)
+    compared = draw_compared(classes, counts, counts.largest(30)["anchors"], generator)
+    assert compared["nearest_patches"].dtype == np.int32
+    for row, anchors, nearest in zip(classes, compared["anchors"], compared["nearest_patches"], strict=True):
+        foreground = sum(one > 0 for one in row.tolist())
+        expected = max(1, math.floor(share * foreground + 0.5))
+        drawn = anchors[anchors >= 0]
+        assert nearest == expected and len(drawn) == len(set(drawn)) == min(expected, foreground)
+        assert (row[drawn] > 0).all()
+
+
+def test_with_plain_numbers_nothing_is_drawn_otherwise():
+    classes = np.random.default_rng(0).integers(0, 3, (6, 40))
+    counts = PatchCounts(nearest=7, anchors=10)
+    found = draw_compared(classes, counts, counts.largest(40)["anchors"], np.random.default_rng(1))
+    assert set(found) == {"anchors"}
+    np.testing.assert_array_equal(found["anchors"], draw_anchors(classes, 10, np.random.default_rng(1)))
+
+
+def test_a_share_draws_every_foreground_patch_about_equally_often():
+    classes = np.array([[0, 1, 1, 2, 0, 2, 1, 1]] * 3000)
+    counts = PatchCounts(nearest=1, anchors_share=1 / 3)
+    drawn = draw_compared(classes, counts, 6, np.random.default_rng(1))["anchors"]
+    assert drawn.shape == (3000, 6)
+    np.testing.assert_allclose(np.bincount(drawn[drawn >= 0], minlength=8)[[1, 2, 3, 5, 6, 7]], 1000, rtol=0.12)
 
 
 def test_every_foreground_patch_is_drawn_about_equally_often():

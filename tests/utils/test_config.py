@@ -172,6 +172,8 @@ def test_a_key_that_came_later_leaves_hashes_alone_until_it_is_used(small):
     for stage, key, default, other in (
         ("global", "n_partitions", "null", "4"),
         ("constrained", "background_patches", "true", "false"),
+        ("constrained", "nearest_share", "null", "0.1"),
+        ("constrained", "anchors_share", "null", "0.1"),
     ):
         assert stage_hash(f"pretraining.stages.{stage}.{key}={default}") == stage_hash()
         assert stage_hash(f"pretraining.stages.{stage}.{key}={other}") != stage_hash()

@@ -1,0 +1,66 @@
+"""Edges of patches: from millimetres to pixels of the decoder's output, and what a config says about them in vain."""
+
+import math
+
+
+def coarsening(stage, levels):
+    """How many times coarser than the image the output of a stage's decoder is; `levels` is that of a full decoder."""
+    return 2 ** (levels - (stage.decoder_levels or levels))
+
+
+def patch_edge(stage, levels, image_size, pixel_mm):
+    """Edge of a patch of a constrained stage.
+
+    Args:
+        stage: `ConstrainedStage`.
+        levels: Levels of a full decoder.
+        image_size: Rows and columns (and slices of a crop), pixels; each a multiple of what the decoder is coarser.
+        pixel_mm: Edge of a pixel of the image in mm; needed where the stage gives its patches in mm.
+
+    Returns:
+        `patch_size`, or of those numbers of pixels of the decoder's output that divide the image the one nearest to
+        `patch_mm`, the smaller one of two that are equally near.
+    """
+    if stage.patch_mm is None:
+        return stage.patch_size
+    factor = coarsening(stage, levels)
+    common = math.gcd(*(max(1, size // factor) for size in image_size))
+    edges = [edge for edge in range(1, common + 1) if common % edge == 0]
+    return min(edges, key=lambda edge: abs(edge * factor * pixel_mm - stage.patch_mm))
+
+
+def mistakes_of_patches(config):
+    """Yield what is wrong with the patches and regions of the stages of a config that has slices."""
+    levels, image_size = len(config.network.filters) - 1, config.image_size()
+    if len(image_size) != config.network.rank:  # another check says so
+        return
+    for name, stage in config.pretraining.stages.items() if config.pretraining else ():
+        if stage.method not in ("local", "constrained"):
+            continue
+        where, sizes = f"pretraining.stages.{name}", list(image_size)
+        if (stage.decoder_levels or levels) > levels:
+            yield f"{where}.decoder_levels: {stage.decoder_levels}, but network.filters makes {levels} decoder levels"
+            continue
+        factor = coarsening(stage, levels)
+        coarser = f"pixels of a decoder output that is {factor} times coarser than the image"
+        if stage.method == "local":
+            if math.prod(size // factor // stage.region_size for size in sizes) < 2:
+                yield f"{where}.region_size: {stage.region_size} {coarser}; fewer than two regions fit into {sizes}"
+            continue
+        if in_vain := list(_lengths_in_vain(stage, config.network.rank, config.slices.pixel_size)):
+            yield from (f"{where}.{mistake}" for mistake in in_vain)
+            continue
+        edge = patch_edge(stage, levels, sizes, config.slices.pixel_size)
+        if any(size % (edge * factor) for size in sizes) and stage.patch_mm is None:
+            yield f"{where}.patch_size: {edge} {coarser} do not divide {sizes}"
+
+
+def _lengths_in_vain(stage, rank, pixel_mm):
+    """Yield which lengths in mm cannot be turned into pixels."""
+    for key in ("patch_mm",):
+        if getattr(stage, key) is None:
+            continue
+        if rank == 3:
+            yield f"{key}: is for slices, whose distance a config does not know; with network.rank 3 take it out"
+        elif pixel_mm is None:
+            yield f"{key}: needs slices.pixel_size, without which a pixel has no length; set that, or take {key} out"
