@@ -2,6 +2,7 @@
 
     python visualize_representations.py --config configs/renal_demo.yaml
     python visualize_representations.py --config configs/renal_demo.yaml --init random constrained
+    python visualize_representations.py --config configs/renal_demo.yaml --only pixels
 
 Reads   h5/annotated.h5, or without labels h5/volumes.h5 (step 2), pretraining/<stage>/weights.npz (step 3) and, of
         simulated scans, the true T1, T2 and PD beside them. Of slices, some are drawn at random. Volumes (network.rank:
@@ -9,7 +10,9 @@ Reads   h5/annotated.h5, or without labels h5/volumes.h5 (step 2), pretraining/<
         test subjects, and cubic patches of them.
 Writes  report/representations/ in the work dir, with cross-validation one such folder per fold: probe.{csv,md,tex},
         how well a linear probe that is fitted on patches of training subjects tells T1, T2, PD, label and the contrasts
-        to be synthesised of patches of test subjects, and how far classes lie apart; tsne.{png,pdf}; a run record.
+        to be synthesised of patches of test subjects, and how far classes lie apart; tsne.{png,pdf}; a run record. In
+        pixels/ there: pixel_probe.{csv,md,tex}, how well a linear probe tells the labels of single pixels of validation
+        subjects from each level of each network. It may choose settings of pretraining: no test subject is looked at.
 Takes   a minute or two on a CPU with small images. No network is trained; every call writes anew. Stages without
         weights are left out and named.
 Next    python finetune_segmentation.py --config FILE, or finetune_synthesis.py
@@ -36,6 +39,11 @@ def add_options(parser):
     parser.add_argument(
         "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
     )
+    parser.add_argument(
+        "--only",
+        choices=("pixels", "patches"),
+        help="pixels: the label probe on validation subjects, test subjects stay unseen (default: both)",
+    )
 
 
 def main(arguments=None):
@@ -55,9 +63,10 @@ def main(arguments=None):
     folders = chosen_folds(packed_folders(config.work_dir, name), options.folds)
     splits = [RepresentedSplit(config, folder, options.init) for folder in folders]  # every mistake comes to light here
     for split in splits:
-        table, target = split.write()
-        print_table(table)
-        log.info("wrote %s", target)
+        for write in split.deeds(options.only):
+            table, target = write()
+            print_table(table)
+            log.info("wrote %s", target)
     script = "segmentation" if config.finetuning or not config.synthesis else "synthesis"
     log.info("next: python finetune_%s.py %s", script, options.again)
 
@@ -91,6 +100,7 @@ class RepresentedSplit:
 
         self.config, self.folder, self.rank = config, folder, config.network.rank
         self.name = "" if folder == config.work_dir else folder.name  # of the fold
+        self.target = config.work_dir / "report" / "representations" / self.name
         self.store, self.subjects = open_split(config, folder)
         self.targets = channel_names(config.data.contrasts, config.synthesis.targets) if config.synthesis else []
         self.contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
@@ -102,6 +112,7 @@ class RepresentedSplit:
         self.decoder_levels = (stages[0].decoder_levels if stages else None) or levels
         self.patch_size = config.patch_edge(stages[0]) if stages else PATCH_SIZE  # in pixels of the decoder's output
         self.edge = self.patch_size * 2 ** (levels - self.decoder_levels)  # in pixels of the image
+        self.crops = config.crops.model_dump() if self.rank == 3 else None
         self.pretrained, self.missing = self.read_pretrained(inits)
         self.note, self.truth = f"{self.name}:" if self.name else "", None
         if config.data.simulated:
@@ -144,6 +155,42 @@ class RepresentedSplit:
             raise InputError(mistakes)
         return pretrained, missing
 
+    def deeds(self, only):
+        """List what is measured: labels of pixels of validation subjects, and patches of test subjects."""
+        has_validation = self.store.has_labels and bool(self.subjects.get("val"))
+        if not has_validation and only == "pixels":
+            raise InputError(f"{self.store.path}: the probe of pixels needs labels of training and validation subjects")
+        if not has_validation and only is None:
+            log.warning("no labelled validation subjects, so labels of pixels are not probed")
+        return [self.write_pixels] * (has_validation and only != "patches") + [self.write] * (only != "pixels")
+
+    def write_pixels(self):
+        """Probe the labels of pixels of validation subjects, level by level, and write the table; returns it."""
+        from evaluation.pixel_probes import PER_CLASS, network_scores, pixel_table, sample_pixels, without_network
+        from evaluation.tables import write_table
+
+        target, batch_size = self.target / "pixels", BATCH_SIZE[self.rank]
+        with open_run(target, self.config.plain(), self.config.seed):
+            parts = [
+                sample_pixels(
+                    self.store,
+                    self.subjects[part],
+                    self.contrasts,
+                    most_images=IMAGES[self.rank],
+                    per_class=number,
+                    seed=self.seed("pixels", part),
+                    crops=self.crops,
+                )
+                for part, number in PER_CLASS.items()
+            ]
+            rows = [*without_network(*parts)]
+            for about, network in self.networks(self.build_levels):
+                rows += network_scores(about, network, self.inputs, parts, batch_size)
+            note = f"{self.note} Left out, without weights: {', '.join(self.missing)}." if self.missing else self.note
+            table = pixel_table(rows, parts, self.config.data.labels, note.strip())
+            write_table(table, target)
+        return table, target
+
     def write(self):
         """Measure every representation, write table and figure; returns the table and the folder."""
         import numpy as np
@@ -154,7 +201,7 @@ class RepresentedSplit:
         from evaluation.representations import embed, probe_scores, probe_table, silhouette_scores
         from evaluation.tables import write_table
 
-        target = self.config.work_dir / "report" / "representations" / self.name
+        target = self.target
         with open_run(target, self.config.plain(), self.config.seed):
             train, test = (self.sample(part) for part in ("train", "test"))
             labels = test.table["label"].to_numpy() if self.store.has_labels else np.zeros(len(test.table), int)
@@ -192,7 +239,7 @@ class RepresentedSplit:
             seed=self.seed(part),
             truth=self.truth,
             beside=self.targets,
-            crops=self.config.crops.model_dump() if self.rank == 3 else None,
+            crops=self.crops,
         )
 
     def representations(self, train, test):
@@ -209,7 +256,7 @@ class RepresentedSplit:
         places = [np.hstack([part.positions, part.positions**2]) for part in parts]
         yield {"representation": "intensity"} | plain, *intensity
         yield {"representation": "intensity + position"} | plain, *map(np.hstack, zip(intensity, places, strict=True))
-        for about, network in self.networks():
+        for about, network in self.networks(self.build):
             yield about, *(np.hstack([part.take(maps) for maps in self.feature_maps(network, part)]) for part in parts)
 
     def feature_maps(self, network, part):
@@ -219,29 +266,13 @@ class RepresentedSplit:
         for channels in self.inputs:
             yield represent(network, part.images[..., channels], self.patch_size, BATCH_SIZE[self.rank])
 
-    def networks(self):
-        """Yield what is known of each network, and the network (one, refilled).
+    def networks(self, build):
+        """Yield what is known of each network, and the network, as `filled_networks` does."""
+        from evaluation.pretrained import filled_networks
 
-        What pretraining left untrained is drawn several times: representations depend on it a good deal.
-        """
-        from models.weights import transfer
+        return filled_networks(self.pretrained, build, DRAWS, self.contrasts if len(self.inputs) == 1 else None)
 
-        drawn = [self.build(draw) for draw in range(DRAWS)]
-        network, untrained = drawn[0], [one.get_weights() for one in drawn]
-        for init, (arrays, contrasts) in self.pretrained.items():
-            pretrained = "nothing"
-            for draw, weights in enumerate(untrained):
-                network.set_weights(weights)
-                if arrays:
-                    target = self.contrasts if len(self.inputs) == 1 else None
-                    report = transfer(arrays, network, source_contrasts=contrasts, target_contrasts=target)
-                    pretrained = describe_transfer(report)
-                log.info("%s, draw %d, pretrained: %s", init, draw, pretrained)
-                yield {"representation": init, "draw": draw, "pretrained": pretrained}, network
-                if arrays and not report.left:
-                    break
-
-    def build(self, draw):
+    def build(self, draw, decoder_levels=None):
         """Build the network as far as its representations go, with the initial weights of a repeat of step 4."""
         from models.unet import build_unet
 
@@ -249,10 +280,16 @@ class RepresentedSplit:
             (*self.config.image_size(), len(self.contrasts) // len(self.inputs)),
             rank=self.rank,
             filters=self.config.network.filters,
-            decoder_levels=self.decoder_levels,
+            decoder_levels=decoder_levels or self.decoder_levels,
             head=None,
             seed=child_seed(self.config.seed, "weights", draw),
         )
+
+    def build_levels(self, draw):
+        """Build the network with its full decoder, as step 4 does, to be read at every level."""
+        from models.unet import feature_levels
+
+        return feature_levels(self.build(draw, len(self.config.network.filters) - 1))
 
     def caption(self, train, test):
         """Say what the numbers of the table are."""
@@ -285,12 +322,6 @@ class RepresentedSplit:
             f"Left out, without weights: {', '.join(self.missing)}." if self.missing else "",
         ]
         return " ".join(sentence for sentence in sentences if sentence)
-
-
-def describe_transfer(report):
-    """Name the parts of the network that hold pretrained weights."""
-    moved, left = ({name.split("_")[0] for name in names} for names in (report.moved + report.adapted, report.left))
-    return ", ".join(f"part of {part}" if part in left else part for part in ("encoder", "decoder") if part in moved)
 
 
 if __name__ == "__main__":

@@ -209,11 +209,16 @@ def probe_table(rows, caption):
             draws = part[(part["measure"] == measure) & (part["target"] == target)]
             row[f"{measure} {target}"] = _cell(draws["value"].to_numpy(), draws["each"].tolist())
         text.append(row)
-    spread = [mean_interval(each)[:2] for each in scores["each"]]
+    numbers = with_spread(scores)
+    return Table("probe", "What representations hold", caption, numbers, pandas.DataFrame(text).astype(str))
+
+
+def with_spread(scores):
+    """Replace the column `each`, values per subject, by how many there are, their mean and standard deviation."""
     counts = [int(np.isfinite(each).sum()) for each in scores["each"]]
     numbers = scores.drop(columns="each").assign(subjects=counts)
-    numbers[["subject_mean", "subject_sd"]] = spread
-    return Table("probe", "What representations hold", caption, numbers, pandas.DataFrame(text).astype(str))
+    numbers[["subject_mean", "subject_sd"]] = [mean_interval(each)[:2] for each in scores["each"]]
+    return numbers
 
 
 def _cell(values, each):

@@ -106,6 +106,21 @@ def build_unet(
     return keras.Model(image, x, name=name)
 
 
+def feature_levels(network):
+    """Return the same network with other outputs: features of its deepest encoder level and of each decoder level.
+
+    Args:
+        network: From `build_unet`; layers and weights are shared with it.
+
+    Returns:
+        A `keras.Model` from images to a list of maps `(B, h, w[, d], F)`, from the coarsest to the finest.
+    """
+    ends = [layer for layer in network.layers if layer.name.endswith("_relu_2")]
+    deepest = [layer for layer in ends if layer.name.startswith("encoder_")][-1:]
+    outputs = [layer.output for layer in deepest + [layer for layer in ends if layer.name.startswith("decoder_")]]
+    return keras.Model(network.input, outputs, name="feature_levels")
+
+
 def _encode(image, rank, filters, seed):
     """Return the feature maps of all levels, finest first."""
     maps = [image]

@@ -11,6 +11,7 @@ import generate_constraint_maps
 import generate_h5_pretraining
 import simulate_cohort
 import visualize_representations
+from data.h5_store import SliceStore
 from models.unet import build_encoder, build_unet
 from models.weights import save_weights
 from utils.checks import InputError
@@ -96,6 +97,7 @@ def few_patches():
 
 
 def run(path, config, *words):
+    words = ("--only", "patches", *words)
     visualize_representations.main(["--config", str(path), "--work-dir", str(config.work_dir), *words])
     return pandas.read_csv(config.work_dir / "report" / "representations" / "probe.csv")
 
@@ -165,6 +167,54 @@ def test_missing_foreign_and_leaking_weights_are_refused_before_anything_is_writ
     with pytest.raises(InputError, match="sub-005: test subject, but 'constrained' was pretrained on it"):
         run(path, config)
     assert not (config.work_dir / "report").exists()
+
+
+def test_pixels_are_probed_in_validation_subjects_and_test_subjects_stay_unseen(work, capsys, monkeypatch):
+    path, config = work
+    asked, draw_rows = [], SliceStore.rows_of
+    monkeypatch.setattr(
+        SliceStore, "rows_of", lambda store, subjects: asked.extend(subjects) or draw_rows(store, subjects)
+    )
+    words = [
+        "--config",
+        str(path),
+        "--work-dir",
+        str(config.work_dir),
+        "--only",
+        "pixels",
+        "--init",
+        "random",
+        "global",
+    ]
+    visualize_representations.main(words)
+    split = SliceStore(config.work_dir / "h5" / "annotated.h5").attributes["split"]
+    assert split["test"] and {*asked} == {*split["train"], *split["val"]}
+    folder = config.work_dir / "report" / "representations"
+    assert [file.name for file in folder.iterdir()] == ["pixels"]
+    scores = pandas.read_csv(folder / "pixels" / "pixel_probe.csv")
+    levels = ["deepest encoder level", "decoder level 1", "decoder level 2", "all together"]
+    about = scores.groupby("representation")
+    assert {name: [*dict.fromkeys(part["level"])] for name, part in about} == dict.fromkeys(
+        ["random", "global"], levels
+    ) | {name: ["all together"] for name in ("intensity", "position", "intensity + position")}
+    assert scores[scores["level"] == "decoder level 2"]["draw"].tolist() == [0, 1, 2] * 2
+    encoder = scores[scores["level"] == "deepest encoder level"].groupby("representation")["value"].nunique()
+    assert encoder["global"] == 1 and encoder["random"] > 1  # the pretrained part is the same in every draw
+    assert scores["chance"].eq(0.25).all() and scores["value"].between(0, 1).all()
+    assert "chance 0.25" in (folder / "pixels" / "pixel_probe.md").read_text() + capsys.readouterr().out
+    first = scores.copy()
+    visualize_representations.main(words)
+    pandas.testing.assert_frame_equal(pandas.read_csv(folder / "pixels" / "pixel_probe.csv"), first)
+
+
+def test_without_labels_there_are_no_pixels_to_probe(packed, caplog):
+    path, config = packed
+    split = visualize_representations.RepresentedSplit(config, config.work_dir, ["random"])
+    assert len(split.deeds(None)) == 2 and split.deeds("patches") == [split.write]
+    split.subjects["val"] = []
+    assert split.deeds(None) == [split.write] and "labels of pixels are not probed" in caplog.text
+    with pytest.raises(InputError, match="needs labels of training and validation subjects"):
+        split.deeds("pixels")
 
 
 def test_without_labels_there_are_no_held_out_subjects(work):

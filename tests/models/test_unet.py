@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from models.unet import build_encoder, build_unet
+from models.unet import build_encoder, build_unet, feature_levels
 from models.weights import weights_of
 from utils.checks import InputError
 from utils.runs import child_seed
@@ -238,3 +238,17 @@ def test_the_head_that_synthesises_knows_absolute_intensities():
     )
     np.testing.assert_allclose(features(image), features(2 * image), atol=1e-2)
     assert np.abs(synthesis(image) - synthesis(2 * image)).max() > 0.1
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_feature_levels_are_those_of_the_network_stopped_at_each_level(rank):
+    shape = (*[8] * rank, 1)
+    image = np.random.default_rng(0).random((2, *shape), dtype="float32")
+    network = build_unet(shape, rank=rank, filters=(4, 8, 12), head=None, seed=3)
+    levels = feature_levels(network)
+    found = levels.predict(image, verbose=0)
+    assert len(levels.weights) == len(network.weights)
+    stopped = [build_encoder(shape, rank=rank, filters=(4, 8, 12), head=None, seed=3)]
+    stopped += [build_unet(shape, rank=rank, filters=(4, 8, 12), decoder_levels=n, head=None, seed=3) for n in (1, 2)]
+    for one, part in zip(found, stopped, strict=True):
+        np.testing.assert_allclose(one, part.predict(image, verbose=0), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,43 @@
+"""Networks filled with the weights of pretraining, one after the other, for what looks at their representations."""
+
+import logging
+
+from models.weights import transfer
+
+log = logging.getLogger("mrccl")
+
+
+def filled_networks(pretrained, build, draws, target_contrasts):
+    """Yield what is known of each network, and the network (one, refilled).
+
+    What pretraining left untrained is drawn several times: representations depend on it a good deal.
+
+    Args:
+        pretrained: Initialisation to `(arrays, contrasts)`, as `models.weights.read_weights` gives them; arrays None:
+            random weights.
+        build: Function from the number of a draw to a network with random weights.
+        draws: How often untrained layers are drawn.
+        target_contrasts: Contrasts of the network's input channels; None where it sees them one by one.
+
+    Yields:
+        `{"representation", "draw", "pretrained"}` and the network.
+    """
+    drawn = [build(draw) for draw in range(draws)]
+    network, untrained = drawn[0], [one.get_weights() for one in drawn]
+    for init, (arrays, contrasts) in pretrained.items():
+        parts = "nothing"
+        for draw, weights in enumerate(untrained):
+            network.set_weights(weights)
+            if arrays:
+                report = transfer(arrays, network, source_contrasts=contrasts, target_contrasts=target_contrasts)
+                parts = _describe(report)
+            log.info("%s, draw %d, pretrained: %s", init, draw, parts)
+            yield {"representation": init, "draw": draw, "pretrained": parts}, network
+            if arrays and not report.left:
+                break
+
+
+def _describe(report):
+    """Name the parts of the network that hold pretrained weights."""
+    moved, left = ({name.split("_")[0] for name in names} for names in (report.moved + report.adapted, report.left))
+    return ", ".join(f"part of {part}" if part in left else part for part in ("encoder", "decoder") if part in moved)
