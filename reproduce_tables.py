@@ -45,13 +45,15 @@ def main(arguments=None):
 
 def write_report_of(config, results, synthesis, notes, folder):
     """Write tables, figures and page of segmentation, of synthesis, or of both; returns the tables."""
+    from evaluation.results import dead_notes
+
     tables, figures, galleries = [], [], []
     if results is not None:
         results = in_config_order(config, results)
         tables += make_tables(config, results, folder / "tables")
         figures, figure_notes = make_figures(config, results, folder / "figures")
         galleries, gallery_notes = make_galleries(config, results)
-        notes = notes + grid_gaps(config, results) + figure_notes + gallery_notes
+        notes = notes + grid_gaps(config, results) + dead_notes(results) + figure_notes + gallery_notes
     if synthesis is not None:
         tables += make_synthesis_tables(config, synthesis, folder / "tables")
         more_figures, more_notes = make_synthesis_figures(config, synthesis, folder / "figures")

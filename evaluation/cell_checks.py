@@ -25,7 +25,11 @@ def checked_metrics(file, metrics, task):
     kinds = dict(task.inputs) | {"init": str, "n_annotated": int, "repeat": int}
     kinds |= {"config_hash": str, **dict.fromkeys(task.words, str | None), "per_subject": list}
     of_a_row = {"label": str, **dict.fromkeys(task.metrics, int | float | None)}
-    found = _mistake(metrics, kinds | {key: int | float | None for key in task.of_a_cell if key in (metrics or ())})
+    kinds |= {key: int | float | None for key in task.of_a_cell if key in (metrics or ())}
+    kinds |= {"validation_dice": dict} if "validation_dice" in (metrics or ()) else {}
+    found = _mistake(metrics, kinds)
+    if not found and "validation_dice" in metrics:
+        found = _mistake(metrics["validation_dice"], dict.fromkeys(metrics["validation_dice"], int | float | None))
     rows = [] if found else metrics["per_subject"]
     found = found or next(filter(None, (_mistake(row, of_a_row | {"subject": str}) for row in rows)), None)
     if not found and not rows:

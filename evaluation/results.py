@@ -9,13 +9,14 @@ import dataclasses
 import math
 
 from evaluation.cell_checks import checked_metrics, refuse_mixed_splits
+from evaluation.dead_classes import DEAD, about_validation
 from evaluation.measures import REGIONS, SYNTHESIS_MEASURES
 from utils.checks import InputError
 from utils.runs import read_json
 
 METRICS = ("dice", "hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference")
 VOLUME_ERROR = "volume_error_ml"
-OF_A_CELL = ("annotated_available", "duration_s", "compile_s")
+OF_A_CELL = ("annotated_available", "duration_s", "compile_s", "n_selecting")
 CELL = ["contrasts", "init", "n_annotated"]
 MEAN = "mean over labels"
 
@@ -102,10 +103,11 @@ def collect_results(work_dir, task=SEGMENTATION):
         DataFrame, one row per cell, test subject and label: `split`, `contrasts`, `init`, `n_annotated`, `repeat`,
         `subject`, `label`, the metrics as floats (NaN where there is no value), `volume_error_ml` (segmented minus
         reference), `config_hash` and `folder` (a `Path`); and, repeated in each row of a cell and NaN in files from
-        before they were written: `annotated_available` (annotated training subjects there are), `duration_s` and
-        `compile_s` (of these, spent on compiling). Rows come in the order of folders, subjects and the config's labels.
-        Of synthesis, `label` is the target contrast, `contrasts` joins the inputs, `mask` says where it came from, and
-        a PSNR that is infinite (its MSE is 0) is NaN like other values that cannot be averaged.
+        before they were written: `annotated_available` (annotated training subjects there are), `duration_s`,
+        `compile_s` (of these, spent on compiling), and those of `dead_classes.about_validation`. Rows come in the order
+        of folders, subjects and the config's labels. Of synthesis, `label` is the target contrast, `contrasts` joins
+        the inputs, `mask` says where it came from, and a PSNR that is infinite (its MSE is 0) is NaN like other values
+        that cannot be averaged.
 
     Raises:
         InputError: When no cell is finished, a file is not readable or holds an impossible score, a subject trained the
@@ -120,7 +122,7 @@ def collect_results(work_dir, task=SEGMENTATION):
     cells = {file: checked_metrics(file, read_json(file), task) for file in files}
     refuse_mixed_splits(cells, work_dir)
     results = pandas.DataFrame([row for file in files for row in rows_of(file, cells[file], work_dir, task)])
-    numbers = [*task.metrics, *OF_A_CELL]
+    numbers = [*task.metrics, *OF_A_CELL, "judged"]
     results[numbers] = results[numbers].astype(float).replace([math.inf, -math.inf], math.nan)
     if task is SEGMENTATION:
         results[VOLUME_ERROR] = results["volume_ml"] - results["volume_ml_reference"]
@@ -136,7 +138,7 @@ def rows_of(file, metrics, work_dir, task):
     if task is SYNTHESIS:
         metrics["contrasts"] = "+".join(metrics["inputs"])
     shared |= {key: metrics[key] for key in (*CELL, "repeat", "config_hash", *task.words)}
-    shared |= {key: metrics.get(key) for key in task.of_a_cell}
+    shared |= {key: metrics.get(key) for key in task.of_a_cell} | about_validation(metrics)
     order = {label: place for place, label in enumerate(metrics.get(task.labels, []))}
     for row in sorted(metrics["per_subject"], key=lambda row: (str(row["subject"]), order.get(row["label"], 0))):
         scores = {key: row[key] for key in task.metrics}
@@ -243,6 +245,25 @@ def outdated_cells(results, contrasts, inits, hash_of):
         is_known = name in contrasts and init in inits
         if not is_known or cell["config_hash"].iloc[0] != hash_of(name, init):
             lines.append(f"{name}/{init}/n{n:02d} was made with another config than this one.")
+    return lines
+
+
+def dead_notes(results):
+    """Name the cells with dead classes.
+
+    Args:
+        results: From `collect_results`.
+
+    Returns:
+        List of sentences, one for each contrasts, init and N that has some.
+    """
+    lines = []
+    for (contrasts, init, n), cell in results.groupby(CELL, sort=False):
+        runs = cell.drop_duplicates("folder").sort_values(["split", "repeat"])
+        found = [f"{f'{row.split}/r{row.repeat}'.lstrip('/')} {row.dead}" for row in runs.itertuples() if row.dead]
+        if found:
+            named = "; ".join(found).replace(",", ", ")
+            lines.append(f"{contrasts}/{init}/n{n:02d}: dead classes (validation Dice below {DEAD}): {named}.")
     return lines
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from evaluation.comparisons import BASELINE, compare_inits
+from evaluation.dead_classes import SELECTING_SAYS, selecting_text
 from evaluation.formats import from_to, mean_sd
 from evaluation.measures import MASK, REGIONS, SYNTHESIS_MEASURES
 from evaluation.results import CELL, MEAN
@@ -53,6 +54,7 @@ def _score_table(results, region, inits, note, compared):
     rows = []
     for key, cell in numbers.groupby(CELL, sort=False):
         row = dict(zip(("Contrasts", "Init", "N"), map(str, key), strict=True))
+        row |= {"Selecting": selecting_text(cell.iloc[0])}
         scores = cell.set_index(["label", "metric"])
         for label in dict.fromkeys(cell["label"]):
             for column, measure in columns.items():
@@ -88,6 +90,7 @@ def _score_caption(results, region, note, is_starred, has_infinite):
         f"subject's own grid. PSNR: that of each subject, averaged in dB. {BETTER}.",
         "Infinite PSNR: syntheses without any error, counted and not averaged." if has_infinite else "",
         f"Stars: differs from {BASELINE} initialisation, up or down ({STARS_SAY})." if is_starred else "",
+        SELECTING_SAYS,
         few_subjects(results),
     ]
     return " ".join(part for part in parts if part)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from evaluation.comparisons import BASELINE, cells_in_order, compare_inits
+from evaluation.dead_classes import DEAD_SAYS, SELECTING_SAYS, about_runs, dead_text, selecting_text
 from evaluation.formats import from_to, interval, mean_sd, number, p_value
 from evaluation.results import CELL, MEAN, VOLUME_ERROR, all_labels, per_subject
 from evaluation.statistics import mean_interval, stars
@@ -72,7 +73,9 @@ def score_numbers(results, metric, inits, compared):
 
     Returns:
         DataFrame, a row per cell and label (and one for the mean over labels): mean, sd, 95 % CI of the mean, `stars`,
-        `subjects` with a value, `missing` (scores without a value), `repeats_min` and `repeats` (per subject).
+        `subjects` with a value, `missing` (scores without a value), `repeats_min` and `repeats` (per subject),
+        `selecting_min` and `selecting` (validation subjects that chose weights or rates, per run), `dead` and `judged`
+        (classes, over all runs).
     """
     import pandas
 
@@ -80,7 +83,7 @@ def score_numbers(results, metric, inits, compared):
     marks = {tuple(row[key] for key in keys): stars(row["p_bonferroni"]) for row in compared.to_dict("records")}
     rows = []
     for key in cells_in_order(values, inits):
-        cell = values[(values[CELL] == key).all(axis=1)]
+        cell, about = values[(values[CELL] == key).all(axis=1)], about_runs(results[(results[CELL] == key).all(axis=1)])
         for label in [*all_labels(values), MEAN]:
             part = cell[cell["label"] == label]
             mean, sd, low, high = mean_interval(part["value"])
@@ -90,6 +93,7 @@ def score_numbers(results, metric, inits, compared):
                 | {"stars": marks.get((*key, label), "")}
                 | {"subjects": int(part["value"].notna().sum()), "missing": int(part["missing"].sum())}
                 | {"repeats_min": int(part["repeats"].min()), "repeats": int(part["repeats"].max())}
+                | about
             )
     return pandas.DataFrame(rows)
 
@@ -103,6 +107,7 @@ def _score_caption(metric, results, note, is_starred):
         if metric != VOLUME_ERROR
         else "Segmented minus reference volume, with its sign: errors of opposite sign cancel in the means.",
     ]
+    parts += [SELECTING_SAYS, DEAD_SAYS]
     if metric == "hd95_mm":
         parts.append("A label absent in one of the two counts as the image diagonal.")
     if is_starred:
@@ -128,11 +133,12 @@ def _score_text(numbers, digits):
         by_label = cell.set_index("label")
         over_labels = by_label.loc[MEAN]
         row = dict(zip(("Contrasts", "Init", "N"), map(str, key), strict=True))
+        row |= {"Selecting": selecting_text(over_labels)}
         row |= {label: mean_sd(by_label.loc[label], digits) for label in shown}
         row[shown[-1]] += over_labels["stars"]  # the only label, or the mean over labels
         row |= {"Subjects": str(over_labels["subjects"])}
         row |= {"Repeats": from_to(over_labels["repeats_min"], over_labels["repeats"])}
-        rows.append(row | {"NaN": str(over_labels["missing"])})
+        rows.append(row | {"NaN": str(over_labels["missing"]), "Dead": dead_text(over_labels)})
     return pandas.DataFrame(rows)
 
 

@@ -34,7 +34,7 @@ def load_network(folder, model):
         head = {"rank": len(size), "head": "synthesis", "outputs": len(model["targets"])}
     else:
         size, head = model["slices"]["image_size"], {"outputs": len(model["labels"]) + 1}
-        head |= {"head_block": model["head_block"]}
+        head |= {"head_block": model.get("head_block", False)}
     shape = (*size, len(model["contrasts"]))
     if (folder / NETWORK).is_file():
         network = read_keras(folder / NETWORK)

@@ -36,6 +36,7 @@ def make_results(quality, subjects=6, repeats=2, labels=LABELS, missing=()):
             dice = math.nan if (init, n, subject, repeat, label) in missing else mean + rng.uniform(-0.05, 0.05)
             keys = {"contrasts": "t2", "init": init, "n_annotated": n, "repeat": repeat, "subject": f"s{subject}"}
             keys |= {"split": "", "label": label, "folder": f"{init}/{n}/{repeat}"}
+            keys |= {"n_selecting": 2, "judged": math.nan, "dead": ""}
             rows.append(keys | {"dice": dice, "hd95_mm": 100 * (1 - dice), "volume_error_ml": 50 * (mean - 0.75)})
     return pandas.DataFrame(rows)
 
@@ -49,7 +50,7 @@ def test_spread_is_between_subjects_not_between_runs():
     results = pandas.DataFrame(
         [
             {"contrasts": "t2", "init": "random", "n_annotated": 2, "repeat": r, "subject": s, "label": "x", "dice": d}
-            | {"split": ""}
+            | {"split": "", "folder": str(r), "n_selecting": 2, "judged": math.nan, "dead": ""}
             for s, r, d in rows
         ]
     )
@@ -76,7 +77,7 @@ def test_what_is_compared_stands_together():
     assert table.text[["N", "Init"]].to_numpy().tolist() == [
         ["2", "random"], ["2", "constrained"], ["8", "random"], ["8", "constrained"],
     ]  # fmt: skip
-    assert list(table.text.columns[3:6]) == [*LABELS, MEAN]
+    assert list(table.text.columns[4:7]) == [*LABELS, MEAN]
 
 
 def test_a_cell_without_any_score_is_a_dash():
@@ -203,7 +204,7 @@ def test_markdown_and_latex_hold_what_the_reader_sees():
     table = score_table(make_results(QUALITY), "dice", note="Simulated scans.")
     markdown = to_markdown(table).splitlines()
     assert markdown[0].startswith("Simulated scans. Dice")
-    assert markdown[2].startswith("| Contrasts | Init | N | liver |")
+    assert markdown[2].startswith("| Contrasts | Init | N | Selecting | liver |")
     assert len(markdown) == 4 + 4
     latex = to_latex(table)
     for piece in (r"\toprule", r"\midrule", r"\bottomrule", r"left\_kidney", r"$\pm$", r"\label{tab:dice}"):
