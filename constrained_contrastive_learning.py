@@ -219,6 +219,8 @@ def train(config, stage, stores, contrasts, **run):
     maps = [None if is_volumes else stored_maps(store, stage.space) for store in parts]
     names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")
     loss = {name: settings.pop(name) for name in names}
+    head = {name: settings.pop(name) for name in ("patch_representation", "head_normalization", "projection_position")}
+    settings["head"] = {name: value for name, value in head.items() if value}
     del settings["patch_mm"]
     settings |= {"patch_size": config.patch_edge(stage), "pixel_mm": None if is_volumes else config.slices.pixel_size}
     return pretraining.pretrain_constrained(images[0], maps[0], images[1], maps[1], loss_settings=loss, **settings)

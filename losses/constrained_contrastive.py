@@ -11,6 +11,7 @@ from losses.similarity import unit_vectors
 from utils.checks import InputError, check_axes
 
 EXCLUDED = -1e9  # finite: an anchor with nothing to compare keeps a zero gradient
+ROUNDING = 1e-5  # of squared distances in float32: a patch at just the limit is within it
 FIRST = 4.0  # beyond every cosine similarity: sorts the anchor before all other patches
 
 
@@ -24,6 +25,8 @@ def constrained_contrastive_loss(
     comparison="pairwise",
     anchor_is_positive=True,
     most_nearest=None,
+    positions=None,
+    positive_within=None,
 ):
     """Compute the constrained contrastive loss of each slice, the mean over its anchors.
 
@@ -45,6 +48,9 @@ def constrained_contrastive_loss(
             number, or one for each slice, integer `(B,)`; 0 leaves nothing but the anchor.
         most_nearest: With one number for each slice: the largest of them, known before there is a batch; larger ones
             count as this one. None: all patches.
+        positions: Where the patches lie, `(P, axes)`; needed with `positive_within`.
+        positive_within: Largest distance of a positive from the anchor, in the unit of `positions`. Nearest patches of
+            the anchor's class that lie farther away are neither positive nor negative. None: any distance.
         comparison: `"pairwise"` or `"setwise"`.
         anchor_is_positive: Count the anchor among its own positives, as the authors' code does.
 
@@ -61,16 +67,24 @@ def constrained_contrastive_loss(
         raise InputError(f"comparison is {comparison!r}; choose 'pairwise' or 'setwise'")
     if temperature <= 0:
         raise InputError(f"temperature is {temperature}; it must be positive")
-    similarity, is_positive, is_negative, is_anchor = _nearest(
-        representations, patch_classes, anchors, nearest_patches, most_nearest
-    )
+    selection = (nearest_patches, most_nearest, positions, positive_within)
+    similarity, is_positive, is_negative, is_anchor = _nearest(representations, patch_classes, anchors, *selection)
     if not anchor_is_positive:
         is_positive = ops.logical_and(is_positive, ops.logical_not(is_anchor))
     contrast = {"pairwise": pairwise_contrast, "setwise": setwise_contrast}[comparison]
     return _mean_over_anchors(contrast(similarity / temperature, is_positive, is_negative), anchors)
 
 
-def anchor_health(representations, patch_classes, anchors, *, nearest_patches=100, most_nearest=None):
+def anchor_health(
+    representations,
+    patch_classes,
+    anchors,
+    *,
+    nearest_patches=100,
+    most_nearest=None,
+    positions=None,
+    positive_within=None,
+):
     """Describe what the anchors of a batch have to learn from, for the log of a training.
 
     Args:
@@ -79,6 +93,8 @@ def anchor_health(representations, patch_classes, anchors, *, nearest_patches=10
         anchors: Integer `(B, A)`, -1 where a slice has fewer anchors.
         nearest_patches: As in the loss.
         most_nearest: As in the loss.
+        positions: As in the loss.
+        positive_within: As in the loss.
 
     Returns:
         A dict of float32 scalars over all anchors of the batch: `share_without_positive` (none but the anchor
@@ -90,9 +106,8 @@ def anchor_health(representations, patch_classes, anchors, *, nearest_patches=10
     Reference:
         Alignment and uniformity: Wang & Isola, ICML 2020, Sec. 4.1; which pairs they are measured on is ours.
     """
-    similarity, is_positive, is_negative, is_itself = _nearest(
-        representations, patch_classes, anchors, nearest_patches, most_nearest
-    )
+    selection = (nearest_patches, most_nearest, positions, positive_within)
+    similarity, is_positive, is_negative, is_itself = _nearest(representations, patch_classes, anchors, *selection)
     is_positive = ops.logical_and(is_positive, ops.logical_not(is_itself))
     positives, negatives = (ops.sum(ops.cast(mask, "float32"), axis=-1) for mask in (is_positive, is_negative))
     anchors = ops.convert_to_tensor(anchors)
@@ -137,7 +152,9 @@ def setwise_contrast(logits, is_positive, is_negative):
     return ops.where(ops.any(is_positive, axis=-1), ops.softplus(negatives - positives), 0.0)
 
 
-def _nearest(representations, patch_classes, anchors, nearest_patches, most_nearest):
+def _nearest(
+    representations, patch_classes, anchors, nearest_patches, most_nearest=None, positions=None, positive_within=None
+):
     """Select the nearest patches of each anchor, itself first.
 
     Returns:
@@ -161,6 +178,11 @@ def _nearest(representations, patch_classes, anchors, nearest_patches, most_near
         is_compared = ops.logical_and(is_compared, ops.arange(nearest.shape[-1], dtype="int32") <= wanted)
     is_positive = ops.logical_and(classes == classes[..., :1], is_compared)
     is_negative = ops.logical_and(classes != classes[..., :1], is_compared)
+    if positive_within is not None:
+        check_axes("positions", positions.shape, "P X", P=patches)
+        places = ops.take(ops.convert_to_tensor(positions, "float32"), nearest, axis=0)  # (B, A, N, axes)
+        squares = ops.sum(ops.square(places - places[..., :1, :]), axis=-1)
+        is_positive = ops.logical_and(is_positive, squares <= positive_within**2 * (1 + ROUNDING))
     return similarity, is_positive, is_negative, nearest == index[..., None]
 
 

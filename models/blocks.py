@@ -52,6 +52,11 @@ def convolution(rank, filters, kernel_size, name, seed, **options):
     return layer(filters, kernel_size, padding="same", kernel_initializer=initializer, name=name, **options)
 
 
+def groups_of(filters):
+    """Number of groups in which so many filters are normalised: of four channels each, where that divides them."""
+    return math.gcd(filters, max(1, filters // CHANNELS_PER_GROUP))
+
+
 def conv_norm_relu(x, rank, filters, kernel_size, part, seed, number=None):
     """Apply convolution, group normalisation and ReLU.
 
@@ -75,9 +80,8 @@ def conv_norm_relu(x, rank, filters, kernel_size, part, seed, number=None):
         if number
         else (f"{part}_up", f"{part}_up_norm", f"{part}_up_relu")
     )
-    groups = math.gcd(filters, max(1, filters // CHANNELS_PER_GROUP))
     x = convolution(rank, filters, kernel_size, conv, seed)(x)
-    x = layers.GroupNormalization(groups, name=norm)(x)
+    x = layers.GroupNormalization(groups_of(filters), name=norm)(x)
     return layers.ReLU(name=relu)(x)
 
 

@@ -1,8 +1,11 @@
 """Projection heads: layers of the pretraining networks that finetuning throws away."""
 
-from keras import layers
+import keras
+import numpy as np
+from keras import layers, ops
 
-from models.blocks import HeNormal, convolution
+from models.blocks import HeNormal, convolution, groups_of
+from utils.checks import InputError
 from utils.runs import child_seed
 
 
@@ -29,26 +32,76 @@ def project_image(x, rank, features, seed):
     return layers.Activation("linear", dtype="float32", name="projection")(x)
 
 
-def project_patches(x, rank, features, patch_size, seed):
+def project_patches(
+    x,
+    rank,
+    features,
+    patch_size,
+    seed,
+    *,
+    patch_representation="mean",
+    head_normalization=False,
+    projection_position=False,
+):
     """Project a feature map to one representation per patch, patches in row-major order.
 
     Args:
         x: Feature map, `(B, H, W[, D], channels)`.
         rank: 2 or 3.
-        features: Length F of a representation.
+        features: Length F of the representation of a pixel.
         patch_size: Edge of a patch in pixels of the feature map; 1 makes every pixel a patch.
         seed: Integer seed of the network.
+        patch_representation: `"mean"` over the pixels of a patch, or their `"concatenation"` in row-major order.
+        head_normalization: Normalise in groups between the two convolutions, which then have no bias.
+        projection_position: Show the head where each pixel lies.
 
     Returns:
-        Representations, `(B, P, F)` float32, not normalised: the loss does that.
+        Representations, `(B, P, F)` float32, not normalised: the loss does that. Concatenated, a patch of n pixels has
+        n F values.
+
+    Raises:
+        InputError: An unknown representation.
 
     Reference:
-        Umapathy et al. 2024; the authors' code concatenates the pixels of a patch where this averages them.
+        Umapathy et al. 2024; the authors' code concatenates and normalises. Position is ours.
     """
-    x = convolution(rank, features, 1, "projection_conv_1", seed, activation="relu")(x)
-    if patch_size > 1:
+    if patch_representation not in ("mean", "concatenation"):
+        raise InputError(f"patch_representation is {patch_representation!r}; choose 'mean' or 'concatenation'")
+    if projection_position:
+        x = Coordinates(name="projection_position")(x)
+    if head_normalization:
+        x = convolution(rank, features, 1, "projection_conv_1", seed, use_bias=False)(x)
+        x = layers.GroupNormalization(groups_of(features), name="projection_norm_1")(x)
+        x = layers.ReLU(name="projection_relu_1")(x)
+    else:
+        x = convolution(rank, features, 1, "projection_conv_1", seed, activation="relu")(x)
+    if patch_size > 1 and patch_representation == "mean":
         # Averaging before the last convolution gives what averaging after it would (both are linear), at 1/16 the cost.
         pool = {2: layers.AveragePooling2D, 3: layers.AveragePooling3D}[rank]
         x = pool(patch_size, dtype="float32", name="projection_average")(x)
-    x = convolution(rank, features, 1, "projection_conv_2", seed)(x)
+    x = convolution(rank, features, 1, "projection_conv_2", seed, use_bias=not head_normalization)(x)
+    if patch_size > 1 and patch_representation == "concatenation":
+        x, features = _side_by_side(x, rank, patch_size), features * patch_size**rank
     return layers.Reshape((-1, features), dtype="float32", name="projection")(x)
+
+
+def _side_by_side(x, rank, patch_size):
+    """Move the pixels of each patch behind one another, `(B, h, w[, d], edge, edge[, edge], F)`."""
+    *sizes, features = x.shape[1:]
+    split = [part for size in sizes for part in (size // patch_size, patch_size)]
+    x = layers.Reshape((*split, features), name="projection_split")(x)
+    order = (*range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)  # patches first, then their pixels
+    return layers.Permute(order, name="projection_concatenation")(x)
+
+
+@keras.saving.register_keras_serializable(package="mrccl")
+class Coordinates(layers.Layer):
+    """Add to a feature map `(B, H, W[, D], channels)` one channel per axis: where a pixel lies, from -1 to 1."""
+
+    def call(self, x):
+        """Return `(B, H, W[, D], channels + axes)`; -1 and 1 are the borders of the map, pixels have centres."""
+        sizes = x.shape[1:-1]
+        axes = [2 * (np.arange(size, dtype="float32") + 0.5) / size - 1 for size in sizes]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)[None]
+        grid = ops.cast(ops.convert_to_tensor(grid), x.dtype)
+        return ops.concatenate([x, ops.broadcast_to(grid, (ops.shape(x)[0], *grid.shape[1:]))], axis=-1)

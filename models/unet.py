@@ -57,6 +57,7 @@ def build_unet(
     head_block=False,
     seed=0,
     name="unet",
+    **projection,
 ):
     """Build a U-Net with a full or partial decoder and one head.
 
@@ -77,6 +78,7 @@ def build_unet(
             convolution (authors' code).
         seed: Integer; determines every initial weight, on every backend.
         name: Name of the model.
+        **projection: For a projection: further options of `project_patches`.
 
     Returns:
         A `keras.Model` from images `(B, *image_shape)` to `(B, H, W[, D], outputs)` float32 (probabilities for a
@@ -87,6 +89,8 @@ def build_unet(
     """
     _check(image_shape, rank, filters)
     _check_choice("head", head, (*OUTPUT_ACTIVATIONS, "projection", None))
+    if projection and head != "projection":
+        raise InputError(f"network: {', '.join(projection)}: for the head 'projection' only, not {head!r}")
     decoder_levels = len(filters) - 1 if decoder_levels is None else decoder_levels
     _check_choice("decoder_levels", decoder_levels, range(1, len(filters)))
     image = keras.Input(image_shape, name="image")
@@ -95,7 +99,7 @@ def build_unet(
         x = decoder_level(x, skips[-level], rank, filters[-level - 1], level, seed)
     if head == "projection":
         _check_patches(x.shape[1:-1], patch_size)
-        x = project_patches(x, rank, features, patch_size, seed)
+        x = project_patches(x, rank, features, patch_size, seed, **projection)
     elif head is not None:
         if head == "synthesis":
             x = _join_image(x, image, rank, seed)

@@ -21,12 +21,18 @@ def nearest_of(anchor, representations, nearest_patches, classes=None):
     return [(anchor, cosine(representations[anchor], representations[anchor])), *others[:nearest_patches]]
 
 
-def anchor_cost(anchor, representations, classes, temperature, nearest_patches, comparison, anchor_is_positive):
+def is_near(anchor, patch, positions, positive_within):
+    return positive_within is None or math.dist(positions[anchor], positions[patch]) <= positive_within
+
+
+def anchor_cost(
+    anchor, representations, classes, nearest, temperature=0.1, comparison="pairwise", anchor_is_positive=True, **near
+):
     positives, negatives = [], []
-    for patch, similarity in nearest_of(anchor, representations, nearest_patches, classes):
+    for patch, similarity in nearest_of(anchor, representations, nearest, classes):
         if classes[patch] != classes[anchor]:
             negatives.append(math.exp(similarity / temperature))
-        elif patch != anchor or anchor_is_positive:
+        elif (patch != anchor or anchor_is_positive) and is_near(anchor, patch, **near):
             positives.append(math.exp(similarity / temperature))
     if not positives:
         return 0.0
@@ -36,28 +42,15 @@ def anchor_cost(anchor, representations, classes, temperature, nearest_patches, 
 
 
 def constrained_contrastive_by_hand(
-    representations,
-    classes,
-    anchors,
-    temperature=0.1,
-    nearest_patches=100,
-    comparison="pairwise",
-    anchor_is_positive=True,
+    representations, classes, anchors, nearest_patches=100, positions=None, positive_within=None, **options
 ):
     """Loss per slice, `(B,)`, of `(B, P, F)`, `(B, P)` and `(B, A)`; one number of nearest patches, or `(B,)`."""
-    losses = []
+    losses, near = [], {"positions": positions, "positive_within": positive_within}
     for index in range(len(representations)):
         nearest = nearest_patches if isinstance(nearest_patches, int) else int(nearest_patches[index])
+        values = np.asarray(representations[index], "float64")
         costs = [
-            anchor_cost(
-                anchor,
-                np.asarray(representations[index], "float64"),
-                classes[index],
-                temperature,
-                nearest,
-                comparison,
-                anchor_is_positive,
-            )
+            anchor_cost(anchor, values, classes[index], nearest, **options, **near)
             for anchor in anchors[index]
             if anchor >= 0
         ]

@@ -98,3 +98,9 @@ def draw_compared(patch_classes, counts, most_anchors, generator):
     wanted = counts.anchors_of(foreground) if counts.anchors_share else None
     compared = {"anchors": draw_anchors(patch_classes, most_anchors, generator, wanted)}
     return compared | ({"nearest_patches": counts.nearest_of(foreground)} if counts.nearest_share else {})
+
+
+def patch_centres(sizes, patch_px):
+    """Centres of the patches of a map in pixels, `(P, axes)` float32, patches in row-major order."""
+    grid = np.indices([size // patch_px for size in sizes]).reshape(len(sizes), -1).T
+    return ((grid + 0.5) * patch_px).astype("float32")

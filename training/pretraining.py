@@ -25,7 +25,7 @@ from training.batches import Batches, PartitionedBatches, Rows, assign_partition
 from training.checkpoints import fit
 from training.crops import Crops
 from training.effective import PatchCounts, record_effective
-from training.patches import assign_patch_classes, draw_compared, foreground_of
+from training.patches import assign_patch_classes, draw_compared, foreground_of, patch_centres
 from training.schedules import Schedule
 from training.tasks import ConstrainedContrast, GlobalContrast, LocalContrast, Regression
 from utils.runs import child_seed
@@ -205,6 +205,8 @@ def pretrain_constrained(
     nearest_share=None,
     anchors_share=None,
     pixel_mm=None,
+    positive_within_mm=None,
+    head=None,
     **run,
 ):
     """Train encoder and decoder so that patches of one constraint class share a representation (CCL).
@@ -226,7 +228,9 @@ def pretrain_constrained(
         background_patches: Compare anchors with patches of the background as well.
         nearest_share: Nearest patches as a share of the foreground patches of an image, in place of the number.
         anchors_share: Anchors, likewise.
-        pixel_mm: Edge of a pixel in mm, for the record; None where it is not known.
+        pixel_mm: Edge of a pixel in mm; None where it is not known.
+        positive_within_mm: Largest distance of a positive from its anchor; None: any. Needs `pixel_mm`.
+        head: Options of `models.projection.project_patches`; None: its defaults.
         **run: See above.
 
     What these numbers come to on the data goes to the log and to `effective.json` in the folder.
@@ -235,7 +239,8 @@ def pretrain_constrained(
         Umapathy et al., Med. Phys. 2024; 100 nearest patches and 20 anchors: authors' code. Shares are ours.
     """
     counts = PatchCounts(loss_settings.get("nearest_patches"), anchors_per_slice, nearest_share, anchors_share)
-    network, factor = _decoder(images, filters, decoder_levels, features, patch_size=patch_size, seed=seed)
+    options = {"patch_size": patch_size, "seed": seed, **(head or {})}
+    network, factor = _decoder(images, filters, decoder_levels, features, **options)
 
     def classes_of(maps):
         classes = assign_patch_classes(maps, patch_size * factor)
@@ -257,6 +262,9 @@ def pretrain_constrained(
     shown = sets[0]["patch_classes"] if isinstance(sets[0], dict) else _patch_classes_of(batches[1])
     record_effective(counts, foreground_of(shown), patches, patch_size * factor, pixel_mm, run["folder"], run["name"])
     settings = loss_settings | ({"most_nearest": largest["nearest"]} if nearest_share else {})
+    if positive_within_mm is not None:
+        centres = patch_centres(images.shape[1:-1], patch_size * factor) * pixel_mm
+        settings |= {"positions": centres, "positive_within": positive_within_mm}
     return _train(ConstrainedContrast(network, settings), batches, training, **run)
 
 
@@ -272,7 +280,7 @@ def _useful(images, classes):
     return {"image": Rows(images, useful), "patch_classes": classes[useful]}
 
 
-def _decoder(images, filters, decoder_levels, features, patch_size, seed):
+def _decoder(images, filters, decoder_levels, features, patch_size, seed, **head):
     """Build encoder, full or partial decoder and patch projection; returns it and how much coarser its output is."""
     levels = len(filters) - 1
     built = levels if decoder_levels is None else decoder_levels
@@ -286,6 +294,7 @@ def _decoder(images, filters, decoder_levels, features, patch_size, seed):
         features=features,
         patch_size=patch_size,
         seed=seed,
+        **head,
     )
     return network, 2 ** (levels - built)
 

@@ -53,11 +53,19 @@ def mistakes_of_patches(config):
         edge = patch_edge(stage, levels, sizes, config.slices.pixel_size)
         if any(size % (edge * factor) for size in sizes) and stage.patch_mm is None:
             yield f"{where}.patch_size: {edge} {coarser} do not divide {sizes}"
+        distance = edge * factor * (config.slices.pixel_size or 0)
+        if stage.positive_within_mm is not None and stage.positive_within_mm < distance:
+            yield (
+                f"{where}.positive_within_mm: {stage.positive_within_mm:g}, but patches lie {distance:g} mm apart, and "
+                "an anchor would have no positive but itself; raise it, or use smaller patches"
+            )
 
 
 def _lengths_in_vain(stage, rank, pixel_mm):
     """Yield which lengths in mm cannot be turned into pixels."""
-    for key in ("patch_mm",):
+    if rank == 3 and stage.projection_position:
+        yield "projection_position: is for slices, because a crop may lie anywhere; with network.rank 3 take it out"
+    for key in ("patch_mm", "positive_within_mm"):
         if getattr(stage, key) is None:
             continue
         if rank == 3:

@@ -95,7 +95,23 @@ class ConstrainedStage(Section):
     background_patches: bool = Field(
         True, json_schema_extra=ADDED, description="compare anchors with patches of the background as well"
     )
+    positive_within_mm: PositiveFloat | None = Field(
+        None,
+        json_schema_extra=ADDED,
+        description="patches of the anchor's class that are farther away are no positives, and no negatives; null: any",
+    )
     features: PositiveInt = Field(64, description="size of a patch's representation")
+    patch_representation: Literal["mean", "concatenation"] = Field(
+        "mean", json_schema_extra=ADDED, description="of the pixels of a patch; authors' code: concatenation"
+    )
+    head_normalization: bool = Field(
+        False,
+        json_schema_extra=ADDED,
+        description="group normalisation between the convolutions of the projection head, which then have no bias",
+    )
+    projection_position: bool = Field(
+        False, json_schema_extra=ADDED, description="show the projection head row and column of each pixel"
+    )
     training: TrainingSection = Field(description="epochs, batch, learning rate")
 
     @model_validator(mode="before")

@@ -8,8 +8,10 @@ from keras import ops
 
 from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
 from tests.gradients import central_differences, gradient
-from tests.reference import constrained_contrastive_by_hand, nearest_of
+from tests.reference import constrained_contrastive_by_hand, is_near, nearest_of
 from utils.checks import InputError
+
+GRID = 3.0 * np.indices((4, 5)).reshape(2, -1).T.astype("float32")  # places of 20 patches
 
 
 def slices(seed=0, batch=3, patches=20, features=5, anchors=6, classes=3):
@@ -76,6 +78,14 @@ CASES = {
     "only the anchor, all, one": (slices(13), {"nearest_patches": np.array([0, 19, 1]), "most_nearest": 19}),
     "a number each, anchors missing": (padded_anchors(), {"nearest_patches": np.array([4, 2, 9]), "most_nearest": 9}),
     "a number each, no background": (background_left_out(), {"nearest_patches": np.array([4, 9, 9])}),
+    "positives within a distance": (slices(15), {"nearest_patches": 15, "positions": GRID, "positive_within": 6.5}),
+    "at the limit": (slices(16, classes=1), {"nearest_patches": 19, "positions": 0.7 * GRID, "positive_within": 2.1}),
+    "none within": (slices(17), {"nearest_patches": 15, "positions": GRID, "positive_within": 0.5}),
+    "all within": (slices(18), {"nearest_patches": 15, "positions": GRID, "positive_within": 99.0}),
+    "a number each, within a distance": (
+        background_left_out(),
+        {"nearest_patches": np.array([4, 12, 9]), "positions": GRID, "positive_within": 7.0},
+    ),
     "small temperature": (slices(9), {"nearest_patches": 7, "temperature": 0.01}),
     "large temperature": (slices(9), {"nearest_patches": 7, "temperature": 10.0}),
 }
@@ -178,7 +188,7 @@ def test_loss_ignores_patch_order_class_names_and_lengths(seed, comparison):
     )
 
 
-def anchor_health_by_hand(representations, classes, anchors, nearest_patches, most_nearest=None):
+def anchor_health_by_hand(representations, classes, anchors, nearest_patches, most_nearest=None, **positions):
     positives, negatives, alignments, uniformities = [], [], [], []
     numbers = np.broadcast_to(nearest_patches, len(anchors))
     parts = zip(np.asarray(representations, "float64"), classes, anchors, numbers, strict=True)
@@ -186,9 +196,10 @@ def anchor_health_by_hand(representations, classes, anchors, nearest_patches, mo
         drawn = drawn[drawn >= 0]
         for anchor in drawn:
             near = nearest_of(anchor, vectors, nearest, own_classes)[1:]
-            agreeing = [s for patch, s in near if own_classes[patch] == own_classes[anchor]]
+            same = [(patch, s) for patch, s in near if own_classes[patch] == own_classes[anchor]]
+            agreeing = [s for patch, s in same if not positions or is_near(anchor, patch, **positions)]
             positives.append(len(agreeing))
-            negatives.append(len(near) - len(agreeing))
+            negatives.append(len(near) - len(same))
             if vectors[anchor].any():
                 alignments += [2 - 2 * s for s in agreeing]
         unit = [vector / (np.linalg.norm(vector) or 1) for vector in vectors[drawn]]
@@ -267,6 +278,8 @@ def test_shapes_that_do_not_fit_are_refused():
         constrained_contrastive_loss(representations, classes[:, :-1], anchors)
     with pytest.raises(InputError, match="anchors: axis B"):
         constrained_contrastive_loss(representations, classes, anchors[:2])
+    with pytest.raises(InputError, match="positions: axis P"):
+        constrained_contrastive_loss(representations, classes, anchors, positions=GRID[:-1], positive_within=3)
     with pytest.raises(InputError, match="nearest_patches: axis B"):
         constrained_contrastive_loss(representations, classes, anchors, nearest_patches=np.array([7, 7]))
     with pytest.raises(InputError, match="representations: shape"):

@@ -10,9 +10,13 @@ from tests.training.small import LOSS, constrained, settings
 from training import pretraining
 from training.checkpoints import Keeper
 from training.effective import PatchCounts, effective_values, far_from_the_method
+from training.patches import patch_centres
 
 SHARES = {"nearest_share": 0.3, "anchors_share": 0.2, "anchors_per_slice": None}
-SHARES |= {"loss_settings": LOSS | {"nearest_patches": None}}
+SHARES |= {"loss_settings": LOSS | {"nearest_patches": None}, "pixel_mm": 2.0, "positive_within_mm": 12.0}
+SHARES |= {
+    "head": {"patch_representation": "concatenation", "head_normalization": True, "projection_position": True},
+}
 
 
 def test_values_are_those_of_the_median_image():
@@ -67,6 +71,16 @@ def test_a_stage_records_logs_and_warns_once(slices, tmp_path, caplog):
         assert sum(words in line for line in caplog.messages) == 1
 
 
+@pytest.mark.parametrize("size", [(8, 12), (8, 4, 12)])
+def test_centres_of_patches_are_the_means_of_their_pixels(size):
+    pixels = np.moveaxis(np.indices(size) + 0.5, 0, -1)
+    expected = [
+        pixels[tuple(slice(4 * i, 4 * i + 4) for i in corner)].reshape(-1, len(size)).mean(0)
+        for corner in np.ndindex(*(length // 4 for length in size))
+    ]
+    np.testing.assert_allclose(patch_centres(size, 4), expected)
+
+
 def test_shares_train_and_resume_to_the_bit(slices, tmp_path, monkeypatch):
     monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     save = Keeper.save
@@ -95,6 +109,8 @@ def test_each_image_is_compared_by_its_own_share(slices, tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: given.append((task, pair)))
     constrained((images, maps), tmp_path, training=settings(), **SHARES)
     [(task, pair)] = given
+    assert task.loss_settings["positive_within"] == 12 and task.network.output_shape == (None, 16, 8 * 16)
+    np.testing.assert_array_equal(task.loss_settings["positions"][[0, 1, 15]], [[4, 4], [4, 12], [28, 28]])
     (batch,) = pair[1][0]
     foreground = (batch["patch_classes"] > 0).sum(1)
     assert len(set(foreground)) > 1 and task.loss_settings["most_nearest"] == max(1, int(0.3 * 16 + 0.5))

@@ -51,6 +51,15 @@ MISTAKES = [
     ([f"{STAGE}.patch_size=null"], "patch_size: null leaves the choice to patch_mm"),
     ([f"{STAGE}.nearest_share=0.1", f"{STAGE}.nearest_patches=9"], "nearest_share: stands in place of nearest_patches"),
     ([f"{STAGE}.anchors_share=0.1", f"{STAGE}.anchors_per_slice=9"], "anchors_share: stands in place of anchors_per_"),
+    ([f"{STAGE}.positive_within_mm=30"], r"constrained.positive_within_mm: needs slices.pixel_size"),
+    (
+        [f"{STAGE}.positive_within_mm=7", "slices.pixel_size=2"],
+        "positive_within_mm: 7, but patches lie 8 mm apart",
+    ),
+    (
+        [f"{STAGE}.projection_position=true", "network.rank=3", "crops={size: [8, 8, 8]}", "finetuning=null"],
+        "projection_position: is for slices",
+    ),
     ([f"{STAGE}.nearest_share=0"], r"nearest_share: .*greater than 0"),
     ([f"{STAGE}.anchors_share=1.5"], r"anchors_share: .*less than or equal to 1"),
     (
