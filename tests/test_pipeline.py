@@ -1,4 +1,8 @@
-"""All scripts as a user types them, on a small cohort of phantoms with oblique, flipped grids."""
+"""All scripts on a small cohort of phantoms with oblique, flipped grids: as a user types them, then in this process.
+
+The five steps and the interrupted run are processes of their own, because exit codes, streams, signals and the start
+itself are tested there. What follows calls `main`, which costs no new start of Python and TensorFlow.
+"""
 
 import json
 import os
@@ -18,6 +22,7 @@ import pytest
 import yaml
 
 from data.volumes import write_nifti
+from tests.bad_input.harness import run
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = {"train": ["sub-01", "sub-02", "sub-03"], "val": ["sub-04"], "test": ["sub-05", "sub-06"]}
@@ -30,10 +35,25 @@ STEPS = (
 )
 
 
-def run(script, *words, **options):
+def typed(script, *words):
+    """Run a script as a user does, in a process of its own."""
     command = [sys.executable, str(ROOT / script), *map(str, words)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT, env=environment, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT, env=environment)
+
+
+def succeed(script, *words):
+    """Run a script in this process; return the lines that it logged."""
+    outcome = run(script.removesuffix(".py"), *words, seconds=400)
+    assert outcome.code == 0, outcome.said
+    return outcome.logged
+
+
+def refuse(script, message, *words):
+    """Run a script in this process; it must end with exit code 2 and a line that holds the message."""
+    outcome = run(script.removesuffix(".py"), *words)
+    assert outcome.code == 2 and any(message in line for line in outcome.said), outcome
+    assert "Traceback" not in "\n".join(outcome.said)
 
 
 def write_phantom(folder, number):
@@ -107,7 +127,7 @@ def cohort(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(cohort):
     """The cohort after all five steps; the outputs of the steps come along."""
-    done = [run(step, "--config", cohort) for step in STEPS]
+    done = [typed(step, "--config", cohort) for step in STEPS]
     for step, result in zip(STEPS, done, strict=True):
         assert result.returncode == 0, f"{step}\n{result.stdout}\n{result.stderr}"
     return cohort, done
@@ -172,8 +192,8 @@ def test_dice_of_metrics_is_that_of_the_stored_predictions(finished):
 def test_predict_repeats_step_4_from_the_model_folder_alone(finished, tmp_path):
     cohort, _ = finished
     scan = cohort.parent / "scans" / "sub-06" / "t1.nii.gz"
-    result = run("predict.py", "--model", cell_of(cohort), "--input", scan, "--output", tmp_path / "label.nii.gz")
-    assert result.returncode == 0, result.stderr
+    words = ["--model", cell_of(cohort), "--input", scan, "--output", tmp_path / "label.nii.gz"]
+    succeed("predict.py", *words)
     predicted = nibabel.load(tmp_path / "label.nii.gz")
     expected = nibabel.load(cell_of(cohort) / "predictions" / "sub-06.nii.gz")
     np.testing.assert_array_equal(predicted.dataobj, expected.dataobj)
@@ -181,14 +201,12 @@ def test_predict_repeats_step_4_from_the_model_folder_alone(finished, tmp_path):
     right = np.sum(np.asarray(expected.dataobj) == 1)
     assert volumes.loc["right_kidney", "voxels"] == right
     assert volumes.loc["right_kidney", "volume_ml"] == pytest.approx(right * 54 / 1000, abs=1e-3)
-    folder = run("predict.py", "--model", cell_of(cohort), "--input", scan.parents[1], "--output", tmp_path / "all")
-    assert folder.returncode == 0, folder.stderr
+    succeed("predict.py", "--model", cell_of(cohort), "--input", scan.parents[1], "--output", tmp_path / "all")
     assert len(list((tmp_path / "all").glob("*.nii.gz"))) == 6
-    again = run("predict.py", "--model", cell_of(cohort), "--input", scan, "--output", tmp_path / "label.nii.gz")
-    assert again.returncode == 0 and "1 of 1 label maps exist and are kept" in again.stderr
-    for model, message in ((tmp_path, "no model.json there"), (cell_of(cohort) / "weights.npz", "no model.json there")):
-        wrong = run("predict.py", "--model", model, "--input", scan, "--output", tmp_path / "other.nii.gz")
-        assert wrong.returncode == 2 and message in wrong.stderr and "Traceback" not in wrong.stderr
+    assert "1 of 1 label maps exist and are kept" in "\n".join(succeed("predict.py", *words))
+    for model in (tmp_path, cell_of(cohort) / "weights.npz"):
+        words = ["--model", model, "--input", scan, "--output", tmp_path / "other.nii.gz"]
+        refuse("predict.py", "no model.json there", *words)
 
 
 def test_finished_work_is_never_redone(finished):
@@ -198,7 +216,7 @@ def test_finished_work_is_never_redone(finished):
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert len(before) == 6 + 3 + 2 + 4
     for step in STEPS[:-1]:
-        assert run(step, "--config", cohort).returncode == 0
+        succeed(step, "--config", cohort)
     assert {path: path.stat().st_mtime_ns for path in kept} == before
 
 
@@ -233,9 +251,7 @@ REFUSED = [
 @pytest.mark.parametrize(("script", "override", "message"), REFUSED, ids=[f"{s[:8]} {o}" for s, o, _ in REFUSED])
 def test_results_of_another_config_are_never_mixed_in(finished, script, override, message):
     cohort, _ = finished
-    result = run(script, "--config", cohort, "--set", override)
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert message in result.stderr
+    refuse(script, message, "--config", cohort, "--set", override)
 
 
 def test_pretraining_on_a_test_subject_is_refused(finished):
@@ -245,8 +261,7 @@ def test_pretraining_on_a_test_subject_is_refused(finished):
     config["data"]["splits"] = swapped
     other = cohort.with_name("swapped.yaml")
     other.write_text(yaml.safe_dump(config, sort_keys=False))
-    result = run("finetune_segmentation.py", "--config", other)
-    assert result.returncode == 2 and "annotated.h5: made with another" in result.stderr
+    refuse("finetune_segmentation.py", "annotated.h5: made with another", "--config", other)
 
 
 def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
@@ -267,10 +282,8 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
         shutil.copytree(cohort.parent / "work" / folder, cohort.parent / "methods" / folder)
     path = cohort.with_name("methods.yaml")
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    pretrained = run("constrained_contrastive_learning.py", "--config", path, "--method", *more)
-    assert pretrained.returncode == 0, pretrained.stderr
-    finetuned = run("finetune_segmentation.py", "--config", path, "--init", *more, "--subjects-n", 1)
-    assert finetuned.returncode == 0, finetuned.stderr
+    succeed("constrained_contrastive_learning.py", "--config", path, "--method", *more)
+    succeed("finetune_segmentation.py", "--config", path, "--init", *more, "--subjects-n", 1)
     encoder, decoder = 6, 3  # layers with a kernel: two convolutions a level, and one more in the decoder
     moved = {"regression": encoder + 2 * decoder, "global_anatomical": encoder}
     moved |= {"global_local": encoder + decoder, "combined": encoder + decoder}
@@ -300,7 +313,7 @@ def test_an_interrupted_pretraining_resumes(finished, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and "same command again to continue" in errors
     assert not (work / "pretraining" / "global" / "weights.npz").exists()
-    assert run("constrained_contrastive_learning.py", *words).returncode == 0
+    succeed("constrained_contrastive_learning.py", *words)
     ours, theirs = (np.load(w / "pretraining" / "global" / "weights.npz") for w in (work, cohort.parent / "work"))
     for name in ours.files:
         np.testing.assert_array_equal(ours[name], theirs[name])
@@ -312,14 +325,13 @@ def test_missing_steps_are_named(cohort, tmp_path):
         ("finetune_segmentation.py", "run generate_h5_pretraining.py first"),
         ("reproduce_tables.py", "run finetune_segmentation.py first"),
     ):
-        result = run(script, "--config", cohort, "--work-dir", tmp_path)
-        assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+        refuse(script, message, "--config", cohort, "--work-dir", tmp_path)
 
 
 def test_an_empty_data_folder_is_named(cohort, tmp_path):
     for script in STEPS[:2]:
-        result = run(script, "--config", cohort, "--work-dir", tmp_path, "--set", f"data.root={tmp_path}")
-        assert result.returncode == 2 and "check data.root" in result.stderr
+        words = ["--config", cohort, "--work-dir", tmp_path, "--set", f"data.root={tmp_path}"]
+        refuse(script, "check data.root", *words)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,31 +1,59 @@
 """The grid through Snakemake: what is made, what is made again after a change, and a small run from scans to tables."""
 
+import functools
 import itertools
 import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import simulate_cohort
+from tests.warm import warm_python
 from utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = ROOT / ".venv-grid" / "bin" / "snakemake"
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
 TABLE = ROOT / "configs" / "renal_table_simulated.yaml"
 
 
-def snakemake(folder, config, *words, profile=None, **values):
+pytestmark = pytest.mark.skipif(not SNAKEMAKE.exists(), reason="Snakemake is not installed; type: make install-grid")
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """The words that start Snakemake in a fork of a process that has loaded it already."""
+    with warm_python(SNAKEMAKE.with_name("python"), ["snakemake.cli"], ENVIRONMENT) as python:
+        yield [*python, "-m", "snakemake"]
+
+
+@pytest.fixture(scope="module")
+def snakemake(warm):
+    return functools.partial(run_snakemake, warm)
+
+
+@pytest.fixture(scope="module")
+def dry_run(snakemake):
+    """Run a dry run that must succeed; returns the jobs that it names."""
+
+    def run(folder, config, *words, **values):
+        code, output = snakemake(folder, config, "--dry-run", *words, **values)
+        assert code == 0, output
+        return jobs_of(output)
+
+    return run
+
+
+def run_snakemake(start, folder, config, *words, profile=None, **values):
     """Run Snakemake in a folder of its own, with the repository's default profile; `values` go to --config."""
-    assert SNAKEMAKE.exists(), "Snakemake is not installed; type: make install-grid"
-    command = [SNAKEMAKE, "--snakefile", ROOT / "Snakefile", "--directory", folder, "--cores", 2, *words]
+    command = [*start, "--snakefile", ROOT / "Snakefile", "--directory", folder, "--cores", 2, *words]
     command += ["--workflow-profile", ROOT / "profiles" / "default", *(["--profile", profile] if profile else [])]
     command += ["--config", f"dataset={config}", *(f"{key}={value}" for key, value in values.items())]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, env=environment)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -35,12 +63,6 @@ def jobs_of(output):
         return {}
     table = output.split("Job stats:")[1].split("total")[0]
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE) if rule != "all"}
-
-
-def dry_run(folder, config, *words, **values):
-    code, output = snakemake(folder, config, "--dry-run", *words, **values)
-    assert code == 0, output
-    return jobs_of(output)
 
 
 def fabricate(config):
@@ -78,7 +100,7 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(config):
+def finished(config, snakemake, dry_run):
     """Finished work that Snakemake knows; it was made by the scripts themselves, and --touch showed it to Snakemake."""
     fabricate(load_config(config))
     assert dry_run(config.parent, config) == {}
@@ -97,11 +119,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_value_makes_again_what_depends_on_it_and_nothing_else(finished, change):
+def test_a_changed_value_makes_again_what_depends_on_it_and_nothing_else(finished, dry_run, change):
     assert dry_run(finished.parent, finished, set=change) == CHANGES[change]
 
 
-def test_a_missing_cell_alone_is_made(finished):
+def test_a_missing_cell_alone_is_made(finished, dry_run):
     work = load_config(finished).work_dir
     (work / "finetuning/t1w/random/n02/r0/metrics.json").rename(work / "aside")
     try:
@@ -110,14 +132,14 @@ def test_a_missing_cell_alone_is_made(finished):
         (work / "aside").rename(work / "finetuning/t1w/random/n02/r0/metrics.json")
 
 
-def test_results_of_another_config_are_not_taken_for_finished(config, tmp_path):
+def test_results_of_another_config_are_not_taken_for_finished(snakemake, config, tmp_path):
     fabricate(load_config(config, work_dir=tmp_path / "work"))
     values = {"work_dir": tmp_path / "work", "set": "finetuning.training.learning_rate=1e-4"}
     code, output = snakemake(tmp_path, config, "--dry-run", **values)
     assert code == 1 and "made with another config or seed, and not by Snakemake" in output
 
 
-def test_folds_stages_and_missing_steps(config, tmp_path):
+def test_folds_stages_and_missing_steps(snakemake, config, tmp_path):
     plain = yaml.safe_load(config.read_text())
     plain["data"]["splits"] = {"folds": 3, "validation": 2}
     plain["finetuning"]["inits"] = ["random"]
@@ -150,7 +172,7 @@ def with_synthesis(config, folder, *left_out, **data):
     return path
 
 
-def test_a_config_with_both_grids_makes_both_and_remakes_only_what_changed(config, tmp_path):
+def test_a_config_with_both_grids_makes_both_and_remakes_only_what_changed(snakemake, dry_run, config, tmp_path):
     path, values = with_synthesis(config, tmp_path), {"work_dir": tmp_path / "work"}
     fabricate(load_config(path, work_dir=tmp_path / "work"))
     code, output = snakemake(tmp_path, path, "--touch", "--forceall", **values)
@@ -164,7 +186,7 @@ def test_a_config_with_both_grids_makes_both_and_remakes_only_what_changed(confi
     assert dry_run(tmp_path, path, **values) == {"synthesis": 1, "tables": 1}
 
 
-def test_synthesis_alone_in_folds_shares_one_file_of_volumes(config, tmp_path):
+def test_synthesis_alone_in_folds_shares_one_file_of_volumes(snakemake, config, tmp_path):
     splits = {"folds": 3, "validation": 2}
     path = with_synthesis(config, tmp_path, "finetuning", label=None, labels={}, splits=splits)
     code, output = snakemake(tmp_path, path, "--dry-run", "--printshellcmds", work_dir=tmp_path / "work")
@@ -179,7 +201,7 @@ def test_synthesis_alone_in_folds_shares_one_file_of_volumes(config, tmp_path):
     assert sorted(starts) == sorted("012" * 6) and all(volumes[0] in line for line in inputs)
 
 
-def test_synthesis_made_with_another_config_is_not_taken_for_finished(config, tmp_path):
+def test_synthesis_made_with_another_config_is_not_taken_for_finished(snakemake, config, tmp_path):
     path = with_synthesis(config, tmp_path, "finetuning")
     fabricate(load_config(path, work_dir=tmp_path / "work"))
     values = {"work_dir": tmp_path / "work", "set": "synthesis.overlap=0.25"}
@@ -187,12 +209,12 @@ def test_synthesis_made_with_another_config_is_not_taken_for_finished(config, tm
     assert code == 1 and re.search(r"synthesis/random/n02/r0: made with another config or seed", output)
 
 
-def test_mistakes_are_told_as_the_scripts_tell_them(config, tmp_path):
+def test_mistakes_are_told_as_the_scripts_tell_them(snakemake, config, tmp_path):
     code, output = snakemake(tmp_path, config, "--dry-run", set="finetuning.repeat=1")
     assert code == 1 and "did you mean 'repeats'?" in output
 
 
-def test_a_cluster_gets_gpus_for_training_and_time_for_every_job(config, tmp_path):
+def test_a_cluster_gets_gpus_for_training_and_time_for_every_job(snakemake, config, tmp_path):
     profile = ROOT / "profiles" / "slurm"
     path = with_synthesis(config, tmp_path)
     code, output = snakemake(tmp_path, path, "--dry-run", profile=profile, work_dir=tmp_path / "work")
@@ -206,11 +228,10 @@ def test_a_cluster_gets_gpus_for_training_and_time_for_every_job(config, tmp_pat
     assert {rule: times[rule] for rule in expected} == expected
 
 
-def test_from_scans_to_tables(tmp_path):
+def test_from_scans_to_tables(dry_run, tmp_path):
     """`make table-renal-simulated`, reduced: one contrast, one initialisation, one N, one repeat, two epochs."""
     words = ["--subjects", 4, "--anatomy", "renal", "--seed", 3, "--shape", 48, 40, 6]
-    cohort = [sys.executable, ROOT / "simulate_cohort.py", "--out", tmp_path / "scans", *words]
-    subprocess.run(list(map(str, cohort)), check=True, capture_output=True, timeout=200)
+    assert simulate_cohort.main([*map(str, ("--out", tmp_path / "scans", *words))]) in (None, 0)
     changes = {
         "data.root": tmp_path / "scans",
         "constraint_maps.clusters": 5,
@@ -233,7 +254,7 @@ def test_from_scans_to_tables(tmp_path):
     }
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(plain))
     values = {"work_dir": tmp_path / "work", "set": " ".join(f"{key}={value}" for key, value in changes.items())}
-    code, output = snakemake(tmp_path, tmp_path / "table.yaml", **values)
+    code, output = run_snakemake([SNAKEMAKE], tmp_path, tmp_path / "table.yaml", **values)  # as it is typed
     assert code == 0, output
     metrics = json.loads((tmp_path / "work/finetuning/t1w/constrained/n02/r0/metrics.json").read_text())
     assert metrics["annotated_available"] == 2 and len(metrics["per_subject"]) == 2

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.test_pipeline import STEPS
+from tests.warm import warm_python
 from utils.sections_data import DataSection
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +20,14 @@ SNAKEMAKE = ".venv-grid/bin/snakemake"
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MOST_BYTES = 150_000  # of a committed picture
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
+ENVIRONMENT["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# The five steps start afresh in test_pipeline.py; here they are forks of a Python that has loaded their libraries.
+LIBRARIES = ("tensorflow", "keras", "h5py", "nibabel", "sklearn.cluster", "skimage.restoration", "pandas", "matplotlib")
+COMMANDS = """
+set -euo pipefail
+python() {{ case "$1" in {steps}) {warm} "$@";; *) {fresh} "$@";; esac; }}
+"""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -33,14 +44,17 @@ def suite(tmp_path_factory):
     return folder
 
 
-def run(block, folder):
+@pytest.fixture(scope="module")
+def commands():
+    """What `python` means in the bash blocks."""
+    with warm_python(sys.executable, LIBRARIES, ENVIRONMENT) as warm:
+        yield COMMANDS.format(steps="|".join(STEPS), warm=shlex.join(warm), fresh=shlex.quote(sys.executable))
+
+
+def run(block, commands, folder):
     """Run a block as bash does when it stops at the first command that fails; return what was printed."""
-    command = f'set -euo pipefail\npython() {{ "{sys.executable}" "$@"; }}\n{block}'
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
-    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
+    words = ["bash", "-c", f"{commands}\n{block}"]
+    done = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, f"exit code {done.returncode} of\n{block}\n{printed}"
     return printed
@@ -51,13 +65,13 @@ def squeezed(text):
 
 
 @each_page
-def test_a_page_does_what_it_says(page, suite):
+def test_a_page_does_what_it_says(page, suite, commands):
     text, printed, shown = page.read_text(encoding="utf-8"), "", 0
     if SNAKEMAKE in text and not (ROOT / SNAKEMAKE).exists():
         pytest.skip("Snakemake is not installed; type: make install-grid")
     for language, block in FENCED.findall(text):
         if language == "bash":
-            printed = squeezed(run(block, suite))
+            printed = squeezed(run(block, commands, suite))
         elif language == "text":  # lines of what the commands before it print
             missing = [line for line in block.splitlines() if squeezed(line) not in printed]
             assert missing == [], printed

@@ -50,14 +50,14 @@ class _Lines(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def run(script, *words):
+def run(script, *words, seconds=SECONDS):
     """Run the `main` of a script in this process, as from a shell, and return an `Outcome`."""
     log, handler, stderr = logging.getLogger("mrccl"), _Lines(), io.StringIO()
     before = log.handlers[:], log.level, log.propagate, sys.argv, signal.getsignal(signal.SIGTERM)
     log.handlers[:], log.propagate, sys.argv = [handler], False, [f"{script}.py", *map(str, words)]
     log.setLevel("INFO")
     try:
-        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()), at_most(SECONDS):
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()), at_most(seconds):
             code = exit_code_of(importlib.import_module(script).main, sys.argv[1:])
     except SystemExit as stop:  # argparse
         code = stop.code
