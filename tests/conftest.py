@@ -5,12 +5,17 @@ than a few seconds of CPU and another one, in `make test`, guards the same promi
 """
 
 import collections
+import fcntl
 import os
 import resource
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
+
+from tests.bad_input.harness import run
+from tests.cohort import FIRST_FOUR, write_cohort, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,3 +99,43 @@ def as_user():
         Path(name).chmod(0o755)
         yield Path(name)
         os.seteuid(os.getuid())
+
+
+def made_once(factory, name, make):
+    """Return a folder that the first of all test processes makes; the others wait for it."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # which the processes share
+    folder, done = base / name, base / f"{name}.done"
+    with open(base / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+def run_four_steps(folder):
+    config = write_cohort(folder)
+    for step in FIRST_FOUR:
+        outcome = run(step, "--config", config)
+        assert outcome.code == 0, outcome.said
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of the tiny cohort and of its work dir after four steps, to be read, or copied and changed."""
+    return made_once(tmp_path_factory, "finished", run_four_steps)
+
+
+@pytest.fixture(scope="session")
+def packed(finished, tmp_path_factory):
+    """A copy of it as it was after two steps."""
+    folder = tmp_path_factory.mktemp("packed")
+    shutil.copytree(finished / "data", folder / "data")
+    for part in ("constraint_maps", "h5"):
+        shutil.copytree(finished / "work" / part, folder / "work" / part)
+    write_config(folder)
+    return folder

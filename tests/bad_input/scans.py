@@ -8,7 +8,7 @@ import gzip
 import nibabel
 import numpy as np
 
-from tests.bad_input.cohort import AFFINE, SHAPE, save, volumes
+from tests.cohort import AFFINE, SHAPE, save, volumes
 
 AGAIN = "copy or export it again"
 CASES = {}  # name -> (function of the path, expected text)

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from tests.bad_input.cohort import write_cohort
 from tests.bad_input.harness import ROOT, assert_refused, listing, run, without_usage
+from tests.cohort import write_cohort
 
 MAPS, PACK, PRETRAIN = "generate_constraint_maps", "generate_h5_pretraining", "constrained_contrastive_learning"
 FINETUNE, TABLES = "finetune_segmentation", "reproduce_tables"

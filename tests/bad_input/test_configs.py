@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from tests.bad_input.cohort import write_cohort
 from tests.bad_input.harness import assert_refused
+from tests.cohort import write_cohort
 from utils.config import load_config
 
 SOUND = """

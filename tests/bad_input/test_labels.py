@@ -7,8 +7,8 @@ import pytest
 
 from data.layouts import SubjectFiles
 from data.volumes import read_label
-from tests.bad_input.cohort import AFFINE, SHAPE, save, volumes, write_cohort
 from tests.bad_input.harness import assert_refused, run
+from tests.cohort import AFFINE, SHAPE, save, volumes, write_cohort
 
 UNKNOWN = "which data.labels does not name; name them, or list them in data.ignored_label_values"
 ONE_GRID = 'all files of a subject must share one grid, or set data.resample_to (README, "Preparing data")'

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from tests.bad_input.cohort import write_cohort
 from tests.bad_input.harness import assert_lines, assert_refused, run
+from tests.cohort import write_cohort
 
 
 def scan(data):

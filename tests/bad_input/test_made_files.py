@@ -10,9 +10,9 @@ import pytest
 
 from evaluation.overlays import read_pictures
 from evaluation.results import MEAN
-from tests.bad_input.cohort import save, write_cohort, write_config
 from tests.bad_input.harness import assert_refused, run
 from tests.bad_input.test_weights import MODEL
+from tests.cohort import save, write_cohort, write_config
 from utils.checks import InputError
 from utils.config import load_config
 

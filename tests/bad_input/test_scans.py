@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from tests.bad_input.cohort import save, volumes, write_cohort
 from tests.bad_input.harness import assert_lines, assert_refused, listing, run
 from tests.bad_input.scans import CASES
+from tests.cohort import save, volumes, write_cohort
 
 SCRIPT = "generate_constraint_maps"
 

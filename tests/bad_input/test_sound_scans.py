@@ -11,8 +11,8 @@ import pytest
 from nibabel import orientations
 
 from data.h5_store import SliceStore
-from tests.bad_input.cohort import AFFINE, SHAPE, SUBJECTS, save, volumes, write_cohort
 from tests.bad_input.harness import run
+from tests.cohort import AFFINE, SHAPE, SUBJECTS, save, volumes, write_cohort
 
 # A third class would divide noise, which rounding decides. The foreground is given, because the one that is found
 # depends a little on the order of the voxels.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data.h5_store import SliceStore
-from tests.bad_input.cohort import write_config
 from tests.bad_input.harness import assert_refused, listing, run
+from tests.cohort import write_config
 from utils.checks import InputError
 
 AGAIN = "make it again with generate_h5_pretraining.py --overwrite, or give another --work-dir"

@@ -10,8 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.bad_input.cohort import CONFIG, write_cohort
 from tests.bad_input.harness import assert_refused, run
+from tests.cohort import CONFIG, write_cohort
 
 AGAIN = "delete it and run the step again"
 MODEL = {

@@ -1,23 +1,26 @@
 """Every step on a file system that is full, read-only, and then has room again; what came of it as JSON.
 
-    unshare -rm python -m tests.reliability.full_disk FOLDER
+    unshare -rm python -m tests.reliability.full_disk FOLDER FINISHED
 
-Makes   FOLDER/scans (a tiny cohort), FOLDER/whole (a work dir that nobody disturbs) and FOLDER/small, a file system in
-        memory that only this process sees. In it, each step runs with so little room that it must fail somewhere, in
-        several places, and then with enough.
+Reads   FINISHED/tiny.yaml and FINISHED/data, a tiny cohort, and FINISHED/work, made from it by steps that nobody
+        disturbed (`finished` in tests/conftest.py).
+Makes   FOLDER/whole, a copy of that work dir with the other steps, and FOLDER/small, a file system in memory that only
+        this process sees. In it, each step runs with so little room that it must fail somewhere, in several places,
+        and then with enough.
 Prints  one JSON object: for each step its failed tries (bytes left, exit code, what was said, unfinished files), the
         exit code with enough room, what differs from the undisturbed run, and what a read-only disk makes of it.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from data.h5_room import SLACK
-from tests.bad_input.cohort import write_cohort
 from tests.bad_input.harness import run
+from tests.cohort import words_of
 from tests.reliability.equal import differences
 
 ROOM = 64 << 20
@@ -30,27 +33,28 @@ STEPS = {
     "reproduce_tables": "report",
     "predict": "predicted",
 }
-MODEL = "finetuning/t1/random/n01/r0"
 
 
 def main():
-    folder = Path(sys.argv[1])
+    folder, finished = map(Path, sys.argv[1:])
     small, whole = folder / "small", folder / "whole"
     small.mkdir(parents=True)
     mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", small)
-    config = write_cohort(folder)
+    config = finished / "tiny.yaml"
+    shutil.copytree(finished / "work", whole)
     found = {"devices": [os.stat(place).st_dev for place in (folder, small)]}
     for step, outputs in STEPS.items():
-        assert run(step, *words(step, config, whole)).code == 0
+        if not (whole / outputs).exists():
+            assert run(step, *words_of(step, config, whole)).code == 0
         needed = sum(path.stat().st_size for path in (whole / outputs).rglob("*") if path.is_file())
         mount("-o", "remount,ro", small)
-        read_only = run(step, *words(step, config, small / "work"))
+        read_only = run(step, *words_of(step, config, small / "work"))
         mount("-o", "remount,rw", small)
         rooms = [int(share * needed) for share in SHARES]
         if outputs == "h5":  # which asks for more than it writes
             rooms += [SLACK + room for room in rooms]
-        tries = [try_with(room, step, words(step, config, small / "work"), small) for room in rooms]
-        outcome = run(step, *words(step, config, small / "work"))
+        tries = [try_with(room, step, words_of(step, config, small / "work"), small) for room in rooms]
+        outcome = run(step, *words_of(step, config, small / "work"))
         found[step] = {
             "read_only": {"code": read_only.code, "said": read_only.said},
             "tries": tries,
@@ -59,12 +63,6 @@ def main():
             "differences": differences(whole, small / "work", outputs),
         }
     print(json.dumps(found))
-
-
-def words(step, config, work):
-    if step == "predict":
-        return ["--model", work / MODEL, "--input", config.parent / "data", "--output", work / "predicted"]
-    return ["--config", config, "--work-dir", work]
 
 
 def mount(*options):

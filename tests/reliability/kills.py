@@ -1,14 +1,14 @@
 """Kill each step at seeded moments until it is through, beside one run that nobody disturbs; what came of it as JSON.
 
-    python -m tests.reliability.kills FOLDER --kills 5 --seed 1 [--steps maps h5 ...] [--fresh]
+    python -m tests.reliability.kills FOLDER --kills 3 --seed 1 [--steps maps h5 ...] [--fresh]
 
-Reads   FOLDER/tiny.yaml and FOLDER/scans (tests/reliability/cohort.py), made when they are not there.
+Reads   FOLDER/tiny.yaml and FOLDER/data (tests/cohort.py), made when they are not there.
 Writes  FOLDER/whole and FOLDER/killed, two work dirs that should be equal, and FOLDER/kills.json: for each step the
         seconds of the undisturbed run and each kill with its moment.
 
-A moment is drawn uniformly over the duration of the undisturbed run. A command that ends before its moment has done
-all its work; its outputs are deleted and it begins anew, until there were as many kills as asked for. Commands are
-forks of this process, which has loaded the libraries already; with --fresh each is a new Python.
+The duration of the undisturbed run is cut into as many equal parts as kills are asked for, and a moment is drawn in
+each of them. A command that ends before its moment has done all its work; its outputs are deleted and it begins anew.
+Commands are forks of this process, which has loaded the libraries already; with --fresh each is a new Python.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reliability.cohort import STEPS, words_of, write_cohort
+from tests.cohort import STEPS, of_several_epochs, words_of, write_cohort
 from utils.runs import child_seed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,14 +36,14 @@ MOST_TRIES = 4  # per kill
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=STEPS)
     parser.add_argument("--fresh", action="store_true")
     options = parser.parse_args()
     config = options.folder / "tiny.yaml"
     if not config.exists():
-        write_cohort(options.folder)
+        write_cohort(options.folder, **of_several_epochs())
     start = functools.partial(fresh if options.fresh else forked, options.folder / "said.txt")
     if not options.fresh:
         for name in LIBRARIES:
@@ -63,15 +63,18 @@ def disturb(step, config, options, start):
     if code != 0:
         raise SystemExit(f"{step}: exit code {code}, see {config.parent / 'said.txt'}")
     draw, moments, ended = np.random.default_rng(child_seed(options.seed, step)), [], 0
+    lasts = seconds  # what a run from the beginning takes, which changes with what else the machine does
     while len(moments) < options.kills:
         if ended > MOST_TRIES * options.kills:
             raise SystemExit(f"{step}: ends before it can be killed")
-        moment = float(draw.uniform(0, seconds))
+        moment = float(draw.uniform(len(moments), len(moments) + 1)) * lasts / options.kills
+        began_anew = not (killed / outputs).exists()
         lasted, code = run(start, script, words_of(step, config, killed), moment)
         if code == -signal.SIGKILL:
             moments.append(round(moment, 3))
         elif code == 0:  # it was further than that already
             ended += 1
+            lasts = min(lasts, lasted) if began_anew else lasts
             shutil.rmtree(killed / outputs)
         else:
             raise SystemExit(f"{step}: exit code {code} after {lasted:.1f} s and kills at {moments}")

@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability.cohort import STEPS, one_of_each, write_cohort
+from tests.cohort import STEPS, of_several_epochs, write_cohort
 from tests.reliability.equal import differences
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = [step for step in STEPS if step != "synthesis"]
-KILLS = 5
+KILLS = 3  # in the first, second and last third of a run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two work dirs, `whole` and `killed`, and what was done to the second."""
     folder = tmp_path_factory.mktemp("kills")
-    write_cohort(folder, **one_of_each())
+    write_cohort(folder, **of_several_epochs() | {"synthesis": None})
     command = [sys.executable, "-m", "tests.reliability.kills", folder, "--kills", KILLS, "--steps", *KILLED]
     quick = os.environ | {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, env=quick, timeout=600)

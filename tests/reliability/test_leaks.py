@@ -10,9 +10,8 @@ import pytest
 from nibabel import orientations
 
 from data.identity import CURE, content_hash, hashes_of_subject, refuse_same_scans
-from tests.bad_input.cohort import AFFINE, volumes, write_cohort, write_config
 from tests.bad_input.harness import assert_refused, run
-from tests.reliability.cohort import FIRST_FOUR
+from tests.cohort import AFFINE, FIRST_FOUR, volumes, write_cohort, write_config
 from utils.checks import InputError
 
 SPLITS = {"train": ["sub-1"], "val": ["sub-2"], "test": ["sub-3"]}

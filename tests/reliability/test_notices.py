@@ -8,8 +8,8 @@ import pytest
 
 from data import nifti
 from data.layouts import find_subjects
-from tests.bad_input.cohort import write_cohort
 from tests.bad_input.harness import assert_refused, run
+from tests.cohort import write_cohort
 from utils.checks import InputError
 
 NOBODY = 65534

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_input.harness import assert_refused, run
-from tests.reliability.cohort import FIRST_FOUR
+from tests.cohort import FIRST_FOUR
 from tests.reliability.equal import differences
 
 ROOT = Path(__file__).resolve().parents[2]

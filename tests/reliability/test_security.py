@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.bad_input.cohort import CONFIG, save, volumes, write_cohort, write_config
 from tests.bad_input.harness import listing, run
-from tests.reliability.cohort import FIRST_FOUR
+from tests.cohort import CONFIG, FIRST_FOUR, save, volumes, write_cohort, write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("data", "evaluation", "losses", "models", "training", "utils")

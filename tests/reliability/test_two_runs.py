@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tests.bad_input.harness import assert_refused, run
-from tests.reliability.cohort import FIRST_FOUR
+from tests.cohort import FIRST_FOUR
 from utils.runs import alone_in
 
 CELL = "finetuning/t1/random/n01/r0"

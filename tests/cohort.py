@@ -1,4 +1,7 @@
-"""A small sound cohort, and its config, for tests to spoil."""
+"""A small sound cohort, its config and the commands of the steps, for tests to spoil or to disturb.
+
+`finished` and `packed` in tests/conftest.py are this cohort after four steps and after two.
+"""
 
 import nibabel
 import numpy as np
@@ -37,6 +40,17 @@ CONFIG = {
         "training": {"epochs": 1, "batch_size": 2, "learning_rate": 0.001},
     },
 }
+STEPS = {
+    "maps": ("generate_constraint_maps", "constraint_maps"),
+    "h5": ("generate_h5_pretraining", "h5"),
+    "pretraining": ("constrained_contrastive_learning", "pretraining"),
+    "finetuning": ("finetune_segmentation", "finetuning"),
+    "synthesis": ("finetune_synthesis", "synthesis"),
+    "report": ("reproduce_tables", "report"),
+    "predict": ("predict", "predicted"),
+}
+FIRST_FOUR = [script for script, _ in list(STEPS.values())[:4]]
+MODEL = "finetuning/t1/random/n01/r0"
 
 
 def volumes(seed=0, shape=SHAPE):
@@ -56,12 +70,12 @@ def save(path, array, affine=AFFINE, kind=nibabel.Nifti1Image):
     nibabel.save(kind(array, affine, dtype=array.dtype), path)
 
 
-def write_cohort(folder):
+def write_cohort(folder, **sections):
     """Write scans below `folder/data` and `folder/tiny.yaml`; returns the path of the config."""
     for seed, subject in enumerate(SUBJECTS):
         for name, array in volumes(seed).items():
             save(folder / "data" / subject / f"{name}.nii.gz", array)
-    return write_config(folder)
+    return write_config(folder, **sections)
 
 
 def write_config(folder, **sections):
@@ -70,3 +84,30 @@ def write_config(folder, **sections):
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content | sections, sort_keys=False))
     return path
+
+
+def of_several_epochs():
+    """Sections with trainings long enough to be interrupted: one stage, two cells, one synthesis."""
+    training = {"batch_size": 2, "learning_rate": 0.003}
+    stage = {"method": "constrained", "features": 8, "training": training | {"epochs": 8}}
+    synthesis = {"inputs": ["t1"], "targets": ["t2"], "inits": ["random"], "subjects_n": [1], "repeats": 1}
+    return {
+        "pretraining": {"contrasts": ["t1"], "stages": {"constrained": stage}},
+        "finetuning": {
+            "contrasts": {"t1": ["t1"]},
+            "inits": ["random", "constrained"],
+            "subjects_n": [1],
+            "repeats": 1,
+            "training": training | {"epochs": 8, "steps_per_epoch": 4},
+            "evaluate_every": 2,
+        },
+        "crops": {"size": [8, 8], "validation": 2},
+        "synthesis": synthesis | {"training": training | {"epochs": 4, "steps_per_epoch": 3}},
+    }
+
+
+def words_of(step, config, work):
+    """The command line of a step, as a list of words."""
+    if step == "predict":
+        return ["--model", work / MODEL, "--input", config.parent / "data", "--output", work / "predicted"]
+    return ["--config", config, "--work-dir", work]
