@@ -25,7 +25,7 @@ from utils.checks import InputError
 from utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-FILTERS = [4, 8, 8]
+FILTERS = [4, 8]
 MODEL = {
     "name": "small",
     "simulated": True,
@@ -155,7 +155,7 @@ def test_the_encoder_is_the_pretrained_one_for_images_of_any_size(work):
     transfer(read_weights(work / "pretraining/late/weights.npz")[0], network)
     images = np.random.default_rng(1).random((2, 64, 48, 1)).astype("float32")
     levels = encoder.predict_on_batch(images)
-    assert [level.shape for level in levels] == [(2, 64, 48, 4), (2, 32, 24, 8), (2, 16, 12, 8)]
+    assert [level.shape for level in levels] == [(2, 64, 48, 4), (2, 32, 24, 8)]
     np.testing.assert_allclose(levels[-1], network.predict_on_batch(images), atol=1e-5)
 
 
@@ -197,7 +197,7 @@ np.savez({str(tmp_path / "made.npz")!r}, **made)
         backend,
     )
     made = np.load(tmp_path / "made.npz")
-    assert made.keys() == expected.keys() and len(expected) == 5
+    assert made.keys() == expected.keys() and len(expected) == 4
     for name, values in expected.items():
         np.testing.assert_allclose(made[name], values, atol=1e-4, err_msg=name)
 

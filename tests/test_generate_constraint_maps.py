@@ -14,6 +14,7 @@ import generate_constraint_maps as script
 from data.constraint_maps import constraint_map
 from data.map_summary import read_summary
 from data.volumes import write_nifti
+from tests.bad_input.harness import run as as_from_shell
 from utils.checks import InputError
 from utils.runs import child_seed, exit_code_of
 
@@ -201,16 +202,15 @@ def test_keep_going_leaves_out_what_is_broken_and_says_so(own_data, tmp_path):
     config = write_config(tmp_path, own_data)
     spoil(own_data)
     (own_data / "sub-2" / "echoes.nii.gz").unlink()
-    command = [sys.executable, "generate_constraint_maps.py", "--config", config, "--keep-going"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    listed = [line for line in done.stderr.splitlines() if "failed: " in line]
+    done = as_from_shell("generate_constraint_maps", "--config", config, "--keep-going")
+    assert done.code == 1
+    listed = [line for line in done.logged if "failed: " in line]
     assert len(listed) == 2
     assert "sub-2: contrast 'echoes' is missing" in listed[0] and "sub-1: " in listed[1]
     assert list(maps(config)) == list(summary(config)) == ["sub-3"]
-    refused = subprocess.run(command[:-1], cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "sub-2: contrast 'echoes' is missing" in refused.stderr
+    refused = as_from_shell("generate_constraint_maps", "--config", config)
+    assert refused.code == 2 and any("sub-2: contrast 'echoes' is missing" in line for line in refused.said)
+    assert "Traceback" not in "\n".join(refused.said)
 
 
 def test_nothing_usable_at_all(own_data, tmp_path):

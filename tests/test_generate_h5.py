@@ -16,6 +16,7 @@ from data.h5_store import SliceStore
 from data.intensity import foreground_mask
 from data.volumes import write_nifti
 from generate_h5_pretraining import main
+from tests.bad_input.harness import run as as_from_shell
 from utils.checks import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -344,10 +345,9 @@ def test_the_intensities_of_volumes_are_those_of_a_given_mask_and_of_the_configs
 
 
 def test_labels_cut_off_by_the_slices_are_reported(config):
-    command = [sys.executable, "generate_h5_pretraining.py", "--config", config, "--set", "slices.image_size=[8, 8]"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "sub-1: 50.00% of the labelled voxels lie outside slices.image_size" in done.stderr
+    done = as_from_shell("generate_h5_pretraining", "--config", config, "--set", "slices.image_size=[8, 8]")
+    assert done.code == 0, done.said
+    assert "sub-1: 50.00% of the labelled voxels lie outside slices.image_size" in "\n".join(done.logged)
 
 
 def test_every_bad_subject_is_listed_before_anything_is_written(config):
@@ -356,17 +356,15 @@ def test_every_bad_subject_is_listed_before_anything_is_written(config):
     write_nifti(data / "sub-3" / "label.nii.gz", np.full(SHAPE, 5, np.uint8), AFFINE)
     (work / "constraint_maps" / "sub-4.nii.gz").unlink()
     write_nifti(work / "constraint_maps" / "sub-5.nii.gz", np.full(SHAPE, 9, np.uint8), AFFINE)
-    done = subprocess.run(
-        [sys.executable, "generate_h5_pretraining.py", "--config", config], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("sub-")]
+    done = as_from_shell("generate_h5_pretraining", "--config", config)
+    assert done.code == 2
+    lines = [line for line in done.said if line.startswith("sub-")]
     assert [line.split(":")[0] for line in lines] == ["sub-1", "sub-3", "sub-4", "sub-5"]
     for line, expected in zip(
         lines, ["truncated", "values 5", "no constraint map", "classes from 9 to 9"], strict=True
     ):
         assert expected in line
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in "\n".join(done.said)
     assert not (work / "h5").exists()
 
 

@@ -69,7 +69,9 @@ def small(preset, root, work, *more):
     """The command line of a preset with everything made small."""
     stages = read_preset(preset)["pretraining"]["stages"]
     changes = [f"data.root={root}", "data.splits={train: 2, val: 1, test: 2}", "slices.image_size=[16, 16]"]
-    changes += ["slices.pixel_size=8", "network.filters=[4, 4, 4, 4]"]
+    # Two levels, but four where a stage trains three of the decoder.
+    levels = 1 + max(stage.get("decoder_levels") or 1 for stage in stages.values())
+    changes += ["slices.pixel_size=8", f"network.filters={levels * [4]}"]
     changes += [
         f"pretraining.stages.{name}.training={{epochs: 1, batch_size: 16, learning_rate: 1e-3}}" for name in stages
     ]
@@ -112,7 +114,7 @@ def test_the_preset_of_synthesis_runs_from_scans_to_report(tmp_path):
     write_scans("synthesis_poster", tmp_path / "scans")
     training = "training={epochs: 1, steps_per_epoch: 2, batch_size: 2, learning_rate: 1e-3}"
     changes = [f"data.root={tmp_path / 'scans'}", "data.splits={train: 3, val: 1, test: 2}"]
-    changes += ["slices.image_size=[36, 40]", "network.filters=[4, 4, 4]", "crops.size=[16, 16, 4]"]
+    changes += ["slices.image_size=[36, 40]", "network.filters=[4, 4]", "crops.size=[16, 16, 4]"]
     changes += [f"pretraining.stages.constrained.{training}", "pretraining.stages.constrained.patch_size=2"]
     changes += [f"synthesis.{training}", "synthesis.subjects_n=[1, 2]", "synthesis.repeats=1"]
     words = [

@@ -15,6 +15,7 @@ import yaml
 import reproduce_tables
 from evaluation.metrics import score_subject
 from evaluation.results import collect_results
+from tests.bad_input.harness import run as as_from_shell
 from utils.checks import InputError
 from utils.config import load_config
 
@@ -122,15 +123,10 @@ def work(dataset, tmp_path):
 def report(dataset, tmp_path_factory):
     """The report of a complete work dir, made once from the shell; not to be changed."""
     path, config = make_work(dataset, tmp_path_factory.mktemp("report"), paper="renal_ismrm2024")
-    done = run(path)
+    command = [sys.executable, "reproduce_tables.py", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return config.work_dir / "report", done.stdout
-
-
-def run(path, *more):
-    return subprocess.run(
-        [sys.executable, "reproduce_tables.py", "--config", str(path), *more], capture_output=True, text=True
-    )
 
 
 def test_a_complete_grid_from_the_shell(report):
@@ -292,9 +288,10 @@ def test_cross_validation_pools_the_folds(dataset, tmp_path):
 
 def test_an_empty_work_dir_says_what_to_run(dataset, tmp_path):
     path = make_config(tmp_path, root=str(dataset[0] / "scans"))
-    done = run(path)
-    assert done.returncode == 2
-    assert re.fullmatch(r".*no finetuning/.*; run finetune_segmentation.py first\n", done.stderr)
+    done = as_from_shell("reproduce_tables", "--config", path)
+    assert done.code == 2
+    (line,) = done.said
+    assert re.fullmatch(r".*no finetuning/.*; run finetune_segmentation.py first", line)
     assert not (tmp_path / "work").exists()
 
 
@@ -305,8 +302,3 @@ def test_mixed_configs_are_refused(work):
     with pytest.raises(InputError, match="t2/random/n02: made with different configs"):
         reproduce_tables.main(["--config", str(path)])
     assert not (config.work_dir / "report").exists()
-
-
-def test_help_names_the_step():
-    done = subprocess.run([sys.executable, "reproduce_tables.py", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "Step 5 of 5" in done.stdout
