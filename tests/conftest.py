@@ -117,25 +117,33 @@ def made_once(factory, name, make):
     return folder
 
 
-def run_four_steps(folder):
-    config = write_cohort(folder)
-    for step in FIRST_FOUR:
-        outcome = run(step, "--config", config)
+def run_steps(steps, folder):
+    for step in steps:
+        outcome = run(step, "--config", folder / "tiny.yaml", seconds=400)
         assert outcome.code == 0, outcome.said
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The folder of the tiny cohort and of its work dir after four steps, to be read, or copied and changed."""
-    return made_once(tmp_path_factory, "finished", run_four_steps)
+def pack(folder):
+    write_cohort(folder)
+    run_steps(FIRST_FOUR[:2], folder)
 
 
 @pytest.fixture(scope="session")
-def packed(finished, tmp_path_factory):
-    """A copy of it as it was after two steps."""
-    folder = tmp_path_factory.mktemp("packed")
-    shutil.copytree(finished / "data", folder / "data")
-    for part in ("constraint_maps", "h5"):
-        shutil.copytree(finished / "work" / part, folder / "work" / part)
+def packed(tmp_path_factory):
+    """The folder of the tiny cohort and of its work dir after two steps, a copy for each process."""
+    made, folder = made_once(tmp_path_factory, "packed", pack), tmp_path_factory.mktemp("copy")
+    shutil.copytree(made, folder, dirs_exist_ok=True)
     write_config(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(packed, tmp_path_factory):
+    """The same after four steps, to be read, or copied and changed."""
+
+    def train(folder):
+        shutil.copytree(packed, folder, dirs_exist_ok=True)
+        write_config(folder)
+        run_steps(FIRST_FOUR[2:], folder)
+
+    return made_once(tmp_path_factory, "finished", train)
