@@ -1,9 +1,9 @@
 """Imports point down only: scripts, then evaluation and training, then data, models and losses, then utils."""
 
 import ast
+import functools
+import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
@@ -26,8 +26,13 @@ SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 FILES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).glob("*.py"))]
 
 
+@functools.cache
 def imports_of(path):
-    """Yield (package, is at module level) for every import of a file."""
+    """Return (package, is at module level) of every import of a file."""
+    return list(_imports_of(path))
+
+
+def _imports_of(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -36,22 +41,20 @@ def imports_of(path):
             yield node.module.split(".")[0], node in tree.body
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path):
-    folder = path.parent.name
-    ours = {name for name, _ in imports_of(path) if name in MAY_IMPORT or name in SCRIPTS}
-    assert ours <= MAY_IMPORT[folder]
+def test_imports_point_down(subtests):
+    for path in FILES:
+        with subtests.test(str(path.relative_to(ROOT))):
+            ours = {name for name, _ in imports_of(path) if name in MAY_IMPORT or name in SCRIPTS}
+            assert ours <= MAY_IMPORT[path.parent.name]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_third_party_imports_of_a_layer(path):
-    import sys
-
-    folder = path.parent.name
-    if folder not in THIRD_PARTY:
-        pytest.skip("tables and figures may use what they need")
-    others = {name for name, _ in imports_of(path)} - set(sys.stdlib_module_names) - set(MAY_IMPORT)
-    assert others <= THIRD_PARTY[folder]
+def test_third_party_imports_of_a_layer(subtests):
+    checked = [path for path in FILES if path.parent.name in THIRD_PARTY]  # tables and figures use what they need
+    for path in checked:
+        with subtests.test(str(path.relative_to(ROOT))):
+            others = {name for name, _ in imports_of(path)} - set(sys.stdlib_module_names) - set(MAY_IMPORT)
+            assert others <= THIRD_PARTY[path.parent.name]
+    assert {path.parent.name for path in checked} == set(THIRD_PARTY)
 
 
 def test_there_are_files_to_check():
@@ -73,8 +76,7 @@ def test_scripts_do_not_import_scripts():
         assert not {name for name, _ in imports_of(script)} & SCRIPTS, script.name
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS))
-def test_a_script_starts_without_heavy_libraries(script):
+def test_a_script_starts_without_heavy_libraries(subtests):
     heavy = {
         "keras",
         "tensorflow",
@@ -87,4 +89,6 @@ def test_a_script_starts_without_heavy_libraries(script):
         "training",
         "models",
     }
-    assert not {name for name, at_top in imports_of(ROOT / f"{script}.py") if at_top} & heavy
+    for script in sorted(SCRIPTS):
+        with subtests.test(script):
+            assert not {name for name, at_top in imports_of(ROOT / f"{script}.py") if at_top} & heavy

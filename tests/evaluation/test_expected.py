@@ -23,19 +23,22 @@ def words(text):
 
 
 @pytest.mark.skipif(not SOURCES.is_dir(), reason="the source documents are not beside the checkout")
-@pytest.mark.parametrize(("name", "stated"), NUMBERS, ids=lambda value: getattr(value, "what", value))
-def test_every_quotation_is_in_its_source_word_for_word(name, stated):
-    source = words((SOURCES / read_expected(name).file).read_text())
-    place = 0
-    for piece in stated.quotation.split("[...]"):
-        place = source.find(words(piece).strip(), place)
-        assert place >= 0, piece
+def test_every_quotation_is_in_its_source_word_for_word(subtests):
+    for name, stated in NUMBERS:
+        with subtests.test(f"{name}: {stated.what}"):
+            source = words((SOURCES / read_expected(name).file).read_text())
+            place = 0
+            for piece in stated.quotation.split("[...]"):
+                place = source.find(words(piece).strip(), place)
+                assert place >= 0, piece
 
 
-@pytest.mark.parametrize(("name", "stated"), NUMBERS, ids=lambda value: getattr(value, "what", value))
-def test_every_value_is_in_its_quotation(name, stated):
-    forms = {f"{stated.value:g}", f"{stated.value:.2f}", f"{100 * stated.value:g}%"}
-    assert any(re.search(rf"(?<![\d.]){re.escape(form)}(?!\d)", stated.quotation) for form in forms)
+def test_every_value_is_in_its_quotation(subtests):
+    for name, stated in NUMBERS:
+        with subtests.test(f"{name}: {stated.what}"):
+            forms = {f"{stated.value:g}", f"{stated.value:.2f}", f"{100 * stated.value:g}%"}
+            assert any(re.search(rf"(?<![\d.]){re.escape(form)}(?!\d)", stated.quotation) for form in forms)
+    assert len(NUMBERS) > 15
 
 
 def test_what_the_issue_of_each_paper_names_is_there():

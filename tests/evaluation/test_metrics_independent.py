@@ -74,8 +74,13 @@ def score(predicted, true, spacing):
     return row
 
 
-@pytest.mark.parametrize("number", range(PAIRS))
-def test_dice_and_volume_equal_those_of_simpleitk(number, simple_itk):
+def test_dice_and_volume_equal_those_of_simpleitk(simple_itk, subtests):
+    for number in range(PAIRS):
+        with subtests.test(f"pair {number}"):
+            compare_dice_and_volume(number, simple_itk)
+
+
+def compare_dice_and_volume(number, simple_itk):
     predicted, true, spacing = draw_pair(number)
     row = score(predicted, true, spacing)
     for mask, found in ((predicted, row["volume_ml"]), (true, row["volume_ml_reference"])):
@@ -90,10 +95,15 @@ def test_dice_and_volume_equal_those_of_simpleitk(number, simple_itk):
     assert row["dice"] == pytest.approx(overlap.GetDiceCoefficient(1), rel=1e-12, abs=0)
 
 
-@pytest.mark.parametrize("number", range(PAIRS))
-def test_the_largest_distance_is_that_of_simpleitk_within_a_voxel(number, monkeypatch, simple_itk):
-    predicted, true, spacing = draw_pair(number)
+def test_the_largest_distance_is_that_of_simpleitk_within_a_voxel(monkeypatch, simple_itk, subtests):
     monkeypatch.setattr(metrics, "HD_PERCENTILE", 100)
+    for number in range(PAIRS):
+        with subtests.test(f"pair {number}"):
+            compare_largest_distance(number, simple_itk)
+
+
+def compare_largest_distance(number, simple_itk):
+    predicted, true, spacing = draw_pair(number)
     found = score(predicted, true, spacing)["hd95_mm"]
     if not predicted.any() and not true.any():
         assert math.isnan(found)
@@ -131,8 +141,13 @@ def surface_of(mask, spacing):
     return np.array(points), np.array(areas)
 
 
-@pytest.mark.parametrize("number", range(PAIRS))
-def test_hd95_and_surface_dice_equal_brute_force(number):
+def test_hd95_and_surface_dice_equal_brute_force(subtests):
+    for number in range(PAIRS):
+        with subtests.test(f"pair {number}"):
+            compare_with_all_distances(number)
+
+
+def compare_with_all_distances(number):
     predicted, true, spacing = draw_pair(number)
     if not predicted.any() or not true.any():
         return  # said above

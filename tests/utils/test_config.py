@@ -41,9 +41,10 @@ def small(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_loads(path):
-    assert load_config(path).name == path.stem
+def test_every_config_loads(subtests):
+    for path in CONFIGS:
+        with subtests.test(path.stem):
+            assert load_config(path).name == path.stem
 
 
 def test_there_is_a_config_for_every_real_dataset():
