@@ -12,17 +12,27 @@ import keras
 import numpy as np
 import pytest
 
+from tests.losses import test_synthesis
+from tests.models import test_remat
+from tests.training.loop import check_dispatches, check_halved, check_resumed
+
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ("jax", "torch")  # compared with TensorFlow
-COMMAND = "import sys, numpy; from tests import test_backends; numpy.savez(sys.argv[1], **test_backends.outcome())"
+COMMAND = "import sys, numpy; from tests import test_backends as tests; numpy.savez(sys.argv[1], **tests.everything())"
 METHODS = ("regression", "global", "anatomical", "local", "constrained")
 STEPS = 20
-LOOP = "interrupted or halved or dispatch"  # tests of the loop that a backend can break: state between epochs, steps
+DISPATCHED = ("global", "constrained")
+
+
+def everything():
+    """What another backend is asked for: what is compared with TensorFlow, and what it shows by itself."""
+    return outcome() | loop() | {f"remat/{name}": values for name, values in test_remat.outcome().items()}
 
 
 def outcome():
-    """Everything that is compared; every backend imports and runs this very function."""
-    return weights() | losses_and_gradients() | {f"curve/{method}": curve(method) for method in METHODS}
+    """Everything that is compared with TensorFlow; every backend imports and runs this very function."""
+    synthesis = {f"synthesis/{name}": values for name, values in test_synthesis.outcome().items()}
+    return weights() | losses_and_gradients() | synthesis | {f"curve/{method}": curve(method) for method in METHODS}
 
 
 def weights():
@@ -84,16 +94,33 @@ def losses_and_gradients():
 
 def curve(method):
     """Training and validation loss after each of 20 steps of one pretraining method, `(20, 2)`."""
-    from tests.training.test_training import pretrain, settings
+    from tests.training.small import settings
+
+    training = settings(epochs=STEPS, steps=1, rate=1e-3) | {"plateau_epochs": STEPS}
+    with tempfile.TemporaryDirectory() as folder:
+        _, history = trained(method, Path(folder), training)
+    return np.array([[row["loss"], row["val_loss"]] for row in history])
+
+
+def trained(method, folder, training):
+    """Pretrain a network of two levels on small slices; returns network and history."""
+    from tests.training.test_training import pretrain
 
     generator = np.random.default_rng(0)
     maps = generator.integers(0, 4, (16, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
     images = (maps[..., None] / 4 + generator.normal(0, 0.1, (16, 16, 16, 1))).astype("float32")
-    training = settings(epochs=STEPS, steps=1, rate=1e-3) | {"plateau_epochs": STEPS}
+    return pretrain(method, images, maps.astype("int32"), folder, filters=[4, 8], training=training)
+
+
+def loop():
+    """What a backend can break in the training loop: the state between epochs, and several steps in a dispatch."""
+    from tests.training.loop import by_steps_per_dispatch, stopped_and_resumed
+
     with tempfile.TemporaryDirectory() as folder:
-        options = {"filters": [4, 8], "training": training}
-        _, history = pretrain(method, images, maps.astype("int32"), Path(folder), **options)
-    return np.array([[row["loss"], row["val_loss"]] for row in history])
+        parts = {"stopped": stopped_and_resumed(functools.partial(trained, "regression"), Path(folder))}
+        for method in DISPATCHED:
+            parts[method] = by_steps_per_dispatch(functools.partial(trained, method), Path(folder) / method)
+    return {f"loop/{part}/{name}": values for part, result in parts.items() for name, values in result.items()}
 
 
 def start(backend, folder, *command, **environment):
@@ -146,7 +173,8 @@ def found(request, others, expected):
 
 def test_initial_weights_are_equal_to_the_bit(expected, found):
     names = [name for name in expected if name.startswith("weights/")]
-    assert set(found) == set(expected) and len(names) > 50
+    by_itself = {name for name in found if name.startswith(("loop/", "remat/"))}
+    assert set(found) - by_itself == set(expected) and len(names) > 50
     for name in names:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
@@ -158,6 +186,13 @@ def test_outputs_losses_and_gradients_agree(expected, found, what):
         assert np.any(expected[name] != 0), name
 
 
+def test_synthesis_losses_and_their_gradients_agree(expected, found):
+    names = [name for name in expected if name.startswith("synthesis/")]
+    assert len(names) == 6
+    for name in names:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_curves_agree(expected, found, method):
     name = f"curve/{method}"
@@ -165,9 +200,34 @@ def test_loss_curves_agree(expected, found, method):
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-2)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_training_loop_works(backend, tmp_path):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    command = ["-m", "pytest", "-p", "no:cacheprovider", "tests/training/test_training.py", "-k", LOOP]
-    assert start(backend, tmp_path, *command).wait(900) == 0
+def part_of(found, part):
+    start = f"{part}/"
+    return {name.removeprefix(start): values for name, values in found.items() if name.startswith(start)}
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(found):
+    check_resumed(part_of(found, "loop/stopped"))
+
+
+def test_the_learning_rate_is_halved_on_a_plateau(found):
+    run = part_of(found, "loop/stopped")
+    check_halved(run["whole/learning_rate"], run["whole/val_loss"])
+
+
+@pytest.mark.parametrize("method", DISPATCHED)
+def test_several_steps_in_a_dispatch_train_like_one_by_one(found, method):
+    check_dispatches(part_of(found, f"loop/{method}"))
+
+
+def test_a_rematerialised_network_computes_and_learns_what_the_plain_one_does(found):
+    found = part_of(found, "remat")
+    names = [name.removeprefix("plain/") for name in found if name.startswith("plain/")]
+    assert len(names) > 80
+    for name in names:
+        test_remat.assert_close(found[f"remat/{name}"], found[f"plain/{name}"], name)
+
+
+def test_a_rematerialised_network_keeps_only_the_inputs_of_levels(found):
+    found = {name: int(value) for name, value in part_of(found, "remat/kept").items()}
+    assert found["remat"] <= found["inputs"] + found["weights"]
+    assert found["plain"] - found["weights"] > 3 * found["inputs"]

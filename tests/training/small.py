@@ -2,7 +2,7 @@
 
 from training.pretraining import pretrain_constrained
 
-FILTERS = [4, 8, 8]
+FILTERS = [4, 8]
 RUN = {"warm_start": lambda network: None, "tag": "hash", "name": "test", "seed": 1, "filters": FILTERS, "features": 8}
 LOSS = {"temperature": 0.1, "nearest_patches": 20, "comparison": "pairwise", "anchor_is_positive": True}
 

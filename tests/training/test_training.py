@@ -1,6 +1,7 @@
 """The training loops on slices small enough to learn from in seconds."""
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -9,24 +10,23 @@ from keras import ops
 
 from data.slices import StoredArray
 from models.weights import read_weights
+from tests.training.loop import (
+    EPOCHS,
+    RATE,
+    by_steps_per_dispatch,
+    check_dispatches,
+    check_halved,
+    check_resumed,
+    described,
+    stopped_and_resumed,
+)
 from tests.training.small import LOSS, RUN, constrained, settings
-from training import batches, checkpoints, pretraining
+from training import pretraining
 from training.batches import Batches, Rows
 from training.pretraining import pretrain_constrained, pretrain_global, pretrain_local, pretrain_regression
+from training.steps import Task
 from utils.checks import InputError
 from utils.runs import child_seed
-
-
-@pytest.mark.parametrize(("decoder_levels", "patch_size"), [(None, 4), (1, 2)])
-def test_constrained_pretraining_learns_and_logs_its_health(slices, tmp_path, decoder_levels, patch_size):
-    training = settings(epochs=12)
-    _, history = constrained(slices, tmp_path, training=training, decoder_levels=decoder_levels, patch_size=patch_size)
-    assert history[-1]["val_loss"] < 0.7 * history[0]["val_loss"]
-    assert history[-1]["val_feature_spread"] > 0.3
-    assert 0 <= history[-1]["val_share_without_positive"] < 0.5
-    with open(tmp_path / "history.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 12 and float(rows[3]["val_loss"]) == history[3]["val_loss"]
 
 
 def test_images_shown_one_by_one_share_the_map_of_their_slice(slices, tmp_path, monkeypatch):
@@ -73,11 +73,39 @@ LEARNED = {"regression": 0.7, "global": 0.9, "anatomical": 0.9, "local": 0.9, "c
 HEALTH = {"val_alignment", "val_uniformity", "val_feature_spread"}
 
 
+@pytest.fixture(scope="module")
+def learned(slices, tmp_path_factory):
+    """Function from a method to the folder, network and history of twelve epochs, which are trained once."""
+
+    @functools.cache
+    def train(method):
+        folder = tmp_path_factory.mktemp(method)
+        return folder, *pretrain(method, *slices, folder)
+
+    return train
+
+
 @pytest.mark.parametrize("method", LEARNED)
-def test_every_method_learns_from_slices_and_logs_its_health(method, slices, tmp_path):
-    _, history = pretrain(method, *slices, tmp_path)
+def test_every_method_learns_from_slices_and_logs_its_health(method, learned):
+    _, _, history = learned(method)
     assert history[-1]["val_loss"] < LEARNED[method] * history[0]["val_loss"]
     assert HEALTH.isdisjoint(history[0]) if method == "regression" else set(history[0]) >= HEALTH
+    if method == "constrained":
+        check_constrained(*learned(method))
+
+
+def test_a_partial_decoder_learns_and_logs_its_health(slices, tmp_path):
+    changes = {"filters": [4, 8, 8], "decoder_levels": 1, "patch_size": 2}
+    check_constrained(tmp_path, *constrained(slices, tmp_path, training=settings(epochs=12), **changes))
+
+
+def check_constrained(folder, _network, history):
+    assert history[-1]["val_loss"] < 0.7 * history[0]["val_loss"]
+    assert history[-1]["val_feature_spread"] > 0.3
+    assert 0 <= history[-1]["val_share_without_positive"] < 0.5
+    with open(folder / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 and float(rows[3]["val_loss"]) == history[3]["val_loss"]
 
 
 @pytest.mark.parametrize("method", LEARNED)
@@ -97,52 +125,29 @@ def test_a_frozen_encoder_stays_and_the_decoder_learns(slices, tmp_path):
     def remember(network):
         kept.update({weight.path: np.array(weight) for weight in network.weights})
 
-    network, _ = pretrain("local", *slices, tmp_path, epochs=3, freeze_encoder=True, warm_start=remember)
+    network, _ = pretrain("local", *slices, tmp_path, epochs=1, freeze_encoder=True, warm_start=remember)
     for weight in network.weights:
         is_encoder = weight.path.startswith("encoder_")
         assert np.array_equal(weight, kept[weight.path]) == is_encoder, weight.path
     assert any(path.startswith("encoder_") for path in kept)
 
 
-def test_patches_of_the_background_may_be_left_out(slices, tmp_path):
+def test_patches_of_the_background_may_be_left_out(slices, tmp_path, monkeypatch):
     images, maps = slices
-    losses = []
+    losses, seen = [], []
+    monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: seen.append((task, pair)))
+    changes = {"patch_size": 1, "loss_settings": LOSS | {"nearest_patches": 255}}
     for keep in (True, False):
-        changes = {"background_patches": keep, "patch_size": 1, "loss_settings": LOSS | {"nearest_patches": 255}}
-        _, history = pretrain("constrained", images, maps, tmp_path / str(keep), epochs=1, **changes)
-        losses.append(history[0]["val_loss"])
-        assert 0 < history[0]["val_share_without_negative"] < 1 or history[0]["val_mean_positives"] > 0
-    assert losses[1] < losses[0]  # fewer negatives
-
-
-def test_a_run_repeats_itself_to_the_bit(slices, tmp_path):
-    runs = [constrained(slices, tmp_path / name, training=settings())[0].get_weights() for name in "ab"]
-    for one, two in zip(*runs, strict=True):
-        np.testing.assert_array_equal(one, two)
-
-
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(slices, tmp_path, monkeypatch):
-    whole, history = constrained(slices, tmp_path / "whole", training=settings(epochs=6))
-    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    report = checkpoints.Keeper._report
-
-    def stop_after_three(keeper, epoch, row):
-        if epoch == 4 and not (tmp_path / "again").exists():
-            raise KeyboardInterrupt
-        report(keeper, epoch, row)
-
-    monkeypatch.setattr(checkpoints.Keeper, "_report", stop_after_three)
-    with pytest.raises(KeyboardInterrupt):
-        constrained(slices, tmp_path / "cut", training=settings(epochs=6))
-    assert (tmp_path / "cut" / "checkpoint.npz").exists()
-    (tmp_path / "again").touch()
-    resumed, resumed_history = constrained(slices, tmp_path / "cut", training=settings(epochs=6))
-    assert [row["val_loss"] for row in resumed_history] == [row["val_loss"] for row in history]
-    for one, two in zip(whole.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
-    # Until the result is written, a finished run is not trained again either.
-    _, again = constrained(slices, tmp_path / "cut", training=settings(epochs=6))
-    assert again == resumed_history
+        pretrain("constrained", images, maps, tmp_path, background_patches=keep, **changes)
+        task, pair = seen[-1]
+        task.hold(*({name: part.arrays[name].values for name in part.on_device} for part in pair))
+        for is_training, part in zip((True, False), pair, strict=True):
+            loss = task.cost(part.batch(0), task.forward(part.batch(0), is_training), is_training)
+            losses.append(float(ops.mean(loss)))
+        health = {name: float(metric.result()) for name, metric in task.health.items()}
+        assert 0 < health["share_without_negative"] < 1 or health["mean_positives"] > 0
+    assert losses[2] < losses[0] and losses[3] < losses[1]  # fewer negatives
+    assert (maps == 0).any() and np.isfinite(losses).all()
 
 
 def as_stored(array):
@@ -150,33 +155,58 @@ def as_stored(array):
 
 
 @pytest.mark.parametrize("method", ["regression", "anatomical", "constrained"])
-def test_slices_on_the_device_train_like_slices_from_a_file(method, slices, tmp_path):
-    images, maps = slices
-    held, history = pretrain(method, images, maps, tmp_path / "held", epochs=2)
-    streamed, other = pretrain(method, as_stored(images), as_stored(maps), tmp_path / "streamed", epochs=2)
+def test_a_run_repeats_itself_to_the_bit_from_the_device_and_from_a_file(method, learned, slices, tmp_path):
+    _, held, history = learned(method)
+    streamed, other = pretrain(method, *map(as_stored, slices), tmp_path)
     assert [row["val_loss"] for row in history] == [row["val_loss"] for row in other]
     for one, two in zip(held.get_weights(), streamed.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.fixture(scope="module")
+def stopped(slices, tmp_path_factory):
+    """A run without a break and one with two, and their folder."""
+    folder = tmp_path_factory.mktemp("stopped")
+    train = lambda place, training: pretrain("regression", *slices, place, training=training)  # noqa: E731
+    return stopped_and_resumed(train, folder), folder
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(stopped):
+    check_resumed(stopped[0])
+
+
+def test_a_finished_run_is_not_trained_again_until_its_result_is_written(stopped, slices, monkeypatch):
+    result, folder = stopped
+    monkeypatch.setattr(Task, "fit", None)  # which would train
+    training = settings(epochs=EPOCHS, rate=RATE)
+    again = described("resumed", *pretrain("regression", *slices, folder / "cut", training=training))
+    for name, values in again.items():
+        np.testing.assert_array_equal(values, result[name], err_msg=name)
+
+
+def test_the_learning_rate_is_halved_on_a_plateau_and_the_best_weights_return(stopped):
+    result, folder = stopped
+    losses = result["whole/val_loss"]
+    check_halved(result["whole/learning_rate"], losses)
+    last, _ = read_weights(folder / "whole" / "weights_last.npz")
+    is_last_best = losses[-1] == min(losses)
+    returned = [result[f"whole/weights/{number}"] for number in range(len(last))]
+    assert all(np.array_equal(a, b) for a, b in zip(last.values(), returned, strict=True)) == is_last_best
+
+
 @pytest.mark.parametrize("method", ["global", "constrained"])
-def test_several_steps_in_a_dispatch_train_like_one_by_one(method, slices, tmp_path, monkeypatch):
-    runs = []
-    for number in (1, 3):
-        monkeypatch.setattr(batches, "steps_per_dispatch", lambda steps, smaller, number=number: number)
-        training = settings(epochs=2, steps=5, rate=1e-3)  # five steps: three and two; eight slices: twice four
-        network, history = pretrain(method, *slices, tmp_path / str(number), training=training)
-        runs.append((network.get_weights(), [[row["loss"], row["val_loss"]] for row in history]))
-    np.testing.assert_allclose(runs[0][1], runs[1][1], rtol=1e-4)
-    for one, two in zip(runs[0][0], runs[1][0], strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-4)
+def test_several_steps_in_a_dispatch_train_like_one_by_one(method, slices, tmp_path):
+    train = lambda place, training: pretrain(method, *slices, place, training=training)  # noqa: E731
+    check_dispatches(by_steps_per_dispatch(train, tmp_path))
 
 
-def test_a_checkpoint_of_another_config_is_not_resumed(slices, tmp_path):
+def test_a_checkpoint_of_another_config_is_not_resumed(slices, tmp_path, monkeypatch):
     state = {"tag": "other", "best": 0.0, "best_epoch": 0, "waited": 0, "history": []}
     np.savez(tmp_path / "checkpoint.npz", state=json.dumps(state))
-    _, history = constrained(slices, tmp_path, training=settings(epochs=1))
-    assert len(history) == 1
+    begun = []
+    monkeypatch.setattr(Task, "fit", lambda task, *data, **options: begun.append(options["initial_epoch"]))
+    pretrain("regression", *slices, tmp_path)
+    assert begun == [0]
 
 
 def test_a_damaged_checkpoint_is_named(slices, tmp_path):
@@ -186,10 +216,10 @@ def test_a_damaged_checkpoint_is_named(slices, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(slices, tmp_path, monkeypatch):
-    nothing = lambda representations, *others, **settings: ops.sum(representations, axis=(1, 2)) * np.nan  # noqa: E731
-    monkeypatch.setattr("training.tasks.constrained_contrastive_loss", nothing)
+    nothing = lambda restored, *others, **settings: ops.sum(restored, axis=(1, 2, 3)) * np.nan  # noqa: E731
+    monkeypatch.setattr("training.tasks.masked_l1", nothing)
     with pytest.raises(InputError, match=r"test: the loss became nan in epoch 1 \(step 1 of 4\); lower learning_rate"):
-        constrained(slices, tmp_path, training=settings())
+        pretrain("regression", *slices, tmp_path)
 
 
 @pytest.mark.parametrize("part", ["training", "validation"])
@@ -240,42 +270,3 @@ def test_other_errors_are_not_taken_for_too_little_memory(slices, tmp_path, monk
     monkeypatch.setattr("training.tasks.Regression.forward", fail)
     with pytest.raises(RuntimeError, match="something else"):
         pretrain("regression", *slices, tmp_path)
-
-
-def test_an_interruption_keeps_the_last_whole_epoch(slices, tmp_path, monkeypatch):
-    whole, history = pretrain("regression", *slices, tmp_path / "whole", epochs=4)
-
-    def interrupt_in_the_third_epoch(keeper, batch, logs=None):
-        if len(keeper.history) == 2 and batch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as context:
-        context.setattr(checkpoints.Keeper, "on_train_batch_end", interrupt_in_the_third_epoch)
-        context.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", 1e9)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain("regression", *slices, tmp_path / "cut", epochs=4)
-    with np.load(tmp_path / "cut" / "checkpoint.npz") as kept:
-        assert len(json.loads(str(kept["state"]))["history"]) == 2
-    resumed, other = pretrain("regression", *slices, tmp_path / "cut", epochs=4)
-    assert [row["val_loss"] for row in other] == [row["val_loss"] for row in history]
-    for one, two in zip(whole.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
-
-
-def test_the_learning_rate_is_halved_on_a_plateau_and_the_best_weights_return(slices, tmp_path):
-    # A rate at which the loss jumps about: most epochs bring no improvement.
-    network, history = constrained(slices, tmp_path, training=settings(epochs=14, rate=0.3))
-    rates = [row["learning_rate"] for row in history]
-    losses = [row["val_loss"] for row in history]
-    expected, rate, best, since = [], 0.3, float("inf"), 0
-    for loss in losses:
-        expected.append(rate)
-        best, since = (loss, 0) if loss < best else (best, since + 1)
-        if since == 2:
-            rate, since = rate / 2, 0
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)
-    assert rates[-1] < 0.3
-    last, _ = read_weights(tmp_path / "weights_last.npz")
-    is_last_best = losses[-1] == min(losses)
-    same = all(np.array_equal(a, b) for a, b in zip(last.values(), network.get_weights(), strict=True))
-    assert same == is_last_best
