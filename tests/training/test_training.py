@@ -114,7 +114,9 @@ def test_every_method_learns_from_volumes(method, tmp_path):
     maps = generator.integers(0, 4, (16, 2, 3, 2)).repeat(4, axis=1).repeat(4, axis=2).repeat(4, axis=3)
     images = (maps[..., None] / 4 + generator.normal(0, 0.1, (16, 8, 12, 8, 1))).astype("float32")
     training = settings(epochs=12, rate=1e-3 if method in ("global", "anatomical") else 1e-2)
-    network, history = pretrain(method, images, maps.astype("int32"), tmp_path, training=training)
+    filters = [4, 8, 8] if method == "local" else [4, 8]  # whose decoder is a partial one
+    options = {"filters": filters, "training": training}
+    network, history = pretrain(method, images, maps.astype("int32"), tmp_path, **options)
     assert network.input_shape == (None, 8, 12, 8, 1)
     assert history[-1]["val_loss"] < LEARNED[method] * history[0]["val_loss"]
 
