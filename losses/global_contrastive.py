@@ -39,26 +39,31 @@ def simclr_loss(view_a, view_b, *, temperature=0.1):
     return ops.logsumexp(logits, axis=-1) - partner_logits
 
 
-def anatomical_contrastive_loss(views, partitions, *, temperature=0.1):
+def anatomical_contrastive_loss(views, partitions, *, temperature=0.1, same_part_attracts=False):
     """Compute global contrast in which slices of the same part of the anatomy never repel each other.
 
     For each ordered pair (i, j) of views of one slice, with n over all views of slices of other partitions:
 
         loss_ij = -log( exp(s_ij / t) / (exp(s_ij / t) + sum_n exp(s_in / t)) )
 
+    With `same_part_attracts`, j are the other views of all slices of the same part.
+
     Args:
         views: Representations of V >= 2 views of each slice, `(V, B, F)`.
         partitions: Which part of its volume each slice comes from, integer `(B,)`.
         temperature: Positive float t, dimensionless.
+        same_part_attracts: Whether a slice's views are positives of those of all slices of its part.
 
     Returns:
-        Loss per slice, the mean over its V (V - 1) ordered pairs, `(B,)` float32; 0 for a slice without negatives.
+        Loss per slice, the mean over the ordered pairs whose first view is one of its V, `(B,)` float32; 0 for a slice
+        without negatives.
 
     Raises:
         InputError: For shapes that do not fit, a single view, or a temperature that is not positive.
 
     Reference:
-        Chaitanya et al., NeurIPS 2020, Eq. 1 with the negatives of variant G^{D-}.
+        Chaitanya et al., NeurIPS 2020, Eq. 1 with the negatives of variant G^{D-}; with `same_part_attracts` the pairs
+        of G^D too (their code: each slice with one of another volume, here with all in the batch).
     """
     check_axes("views", views.shape, "V B F")
     check_axes("partitions", partitions.shape, "B", **_known(views.shape[1:2], "B"))
@@ -69,8 +74,14 @@ def anatomical_contrastive_loss(views, partitions, *, temperature=0.1):
     vectors = unit_vectors(views)
     logits = ops.einsum("ibf,jcf->ibjc", vectors, vectors) / temperature
     partitions = ops.convert_to_tensor(partitions)
-    is_negative = ops.not_equal(partitions[:, None], partitions[None, :])[None, :, None, :]
+    is_same_part = ops.equal(partitions[:, None], partitions[None, :])
+    is_negative = ops.logical_not(is_same_part)[None, :, None, :]
     negatives = ops.logsumexp(ops.where(is_negative, logits, EXCLUDED), axis=(2, 3))
+    if same_part_attracts:
+        is_self = ops.reshape(ops.eye(number * ops.shape(views)[1], dtype="float32"), ops.shape(logits))
+        weight = ops.cast(is_same_part, "float32")[None, :, None, :] * (1.0 - is_self)
+        cost = ops.softplus(negatives[:, :, None, None] - logits)
+        return ops.sum(cost * weight, axis=(0, 2, 3)) / ops.sum(weight, axis=(2, 3))[0] / number
     pairs = ops.einsum("ibf,jbf->ijb", vectors, vectors) / temperature
     cost = ops.softplus(negatives[:, None, :] - pairs)
     is_pair = 1.0 - ops.eye(number, dtype="float32")[:, :, None]

@@ -69,7 +69,7 @@ def simclr_by_hand(view_a, view_b, temperature=0.1):
     return np.array(losses)
 
 
-def anatomical_by_hand(views, partitions, temperature=0.1):
+def anatomical_by_hand(views, partitions, temperature=0.1, same_part_attracts=False):
     views = np.asarray(views, "float64")
     number, slices = views.shape[:2]
     losses = []
@@ -82,9 +82,10 @@ def anatomical_by_hand(views, partitions, temperature=0.1):
                 for other in range(slices)
                 if partitions[other] != partitions[s]
             )
-            for j in range(number):
-                if j != i:
-                    own = math.exp(cosine(views[i, s], views[j, s]) / temperature)
+            for j, partner in np.ndindex(number, slices):
+                is_positive = partner == s or (same_part_attracts and partitions[partner] == partitions[s])
+                if is_positive and (j, partner) != (i, s):
+                    own = math.exp(cosine(views[i, s], views[j, partner]) / temperature)
                     costs.append(-math.log(own / (own + negatives)))
         losses.append(sum(costs) / len(costs))
     return np.array(losses)

@@ -72,6 +72,7 @@ def losses_and_gradients():
     classes, target = generator.integers(0, 3, (2, 16)), generator.integers(0, 3, (2, 8, 8))
     corrupted, anchors = generator.random((2, 8, 8, 1)) < 0.3, np.array([[0, 5, 9], [3, 15, -1]])
     near = functools.partial(constrained_contrastive_loss, anchors=anchors, nearest_patches=6)
+    attracting = functools.partial(anatomical_contrastive_loss, same_part_attracts=True)
     foreground = np.where(classes > 0, classes, -1)
     probabilities = scores / scores.sum(-1, keepdims=True)
     losses = {
@@ -80,6 +81,7 @@ def losses_and_gradients():
         "without_background": (lambda x: near(x, foreground, anchor_is_positive=False), patches),
         "simclr": (lambda x: simclr_loss(x[0], x[1]), views),
         "anatomical": (lambda x: anatomical_contrastive_loss(x, np.arange(6) % 3), views),
+        "anatomical_attracting": (lambda x: attracting(x, np.arange(6) % 3), views),
         "local": (lambda x: local_contrastive_loss(x[0], x[1], region_size=2, regions=6, negatives=3, seed=1), maps),
         "masked_l1": (lambda x: masked_l1(x, image.astype("float32"), corrupted), generator.random(image.shape)),
         "focal_tversky": (lambda x: focal_tversky_loss(target, x), probabilities),

@@ -49,16 +49,17 @@ class GlobalContrast(Task):
     """Global contrast on the encoder: two random views of a slice attract, views of other slices repel.
 
     Batches hold `image (B, H, W[, D], C)` and, for each view `a` and `b`, the changes of `augmentation.draw_changes`.
-    With `partition (B,)` in the batch, slices of the same partition do not repel each other.
+    With `partition (B,)` in the batch, slices of the same partition do not repel each other, or even attract each other
+    (`partition_positives`).
 
     Reference:
-        Chen et al., ICML 2020, Eq. 1; with partitions Chaitanya et al., NeurIPS 2020, G^{D-}. Crop, brightness and
-        contrast as in arXiv 2205.13109, Sec. II.C.
+        Chen et al., ICML 2020, Eq. 1; with partitions Chaitanya et al., NeurIPS 2020, G^{D-} and G^D. Crop, brightness
+        and contrast as in arXiv 2205.13109, Sec. II.C.
     """
 
-    def __init__(self, network, temperature, **kwargs):
+    def __init__(self, network, temperature, partition_positives=False, **kwargs):
         super().__init__(network, VIEW_HEALTH, **kwargs)
-        self.temperature = temperature
+        self.temperature, self.partition_positives = temperature, partition_positives
 
     def forward(self, batch, training):
         image = self.read(batch, "image", training)
@@ -71,7 +72,8 @@ class GlobalContrast(Task):
         views = gathered(*views)
         if "partition" in batch:
             (partitions,) = gathered(batch["partition"])
-            return anatomical_contrastive_loss(ops.stack(views), partitions, temperature=self.temperature)
+            settings = {"temperature": self.temperature, "same_part_attracts": self.partition_positives}
+            return anatomical_contrastive_loss(ops.stack(views), partitions, **settings)
         return simclr_loss(*views, temperature=self.temperature)
 
 
