@@ -210,6 +210,8 @@ def train(config, stage, stores, contrasts, **run):
     settings = stage.model_dump(exclude={"method", "warm_start", "space"}) | run
     settings |= {"filters": config.network.filters, "remat": config.network.remat}
     if stage.method == "regression":
+        settings["block_px"] = stage.block_edge(config.slices.pixel_size)
+        del settings["block_mm"]
         return pretraining.pretrain_regression(*images, **settings)
     if stage.method == "local":
         return pretraining.pretrain_local(*images, **settings)

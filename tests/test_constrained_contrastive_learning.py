@@ -128,6 +128,19 @@ def test_one_by_one_every_slice_is_shown_once_in_every_contrast(packed, given, s
                 assert slices[place] == store.slice_index[row]
 
 
+@pytest.mark.parametrize(("words", "edge"), [([], None), (["block_mm=5"], 2), (["block_px=3"], 3)])
+def test_the_edge_of_blocks_reaches_the_method_in_pixels(packed, monkeypatch, words, edge):
+    given = {}
+    monkeypatch.setattr(pretraining, "pretrain_regression", lambda *images, **settings: given.update(settings))
+    words = ["slices.pixel_size=2.5", *(f"pretraining.stages.regression.{word}" for word in words)]
+    config, stores = (
+        load_config(make_config(packed), words),
+        dict(zip(("train", "val"), stores_of(packed), strict=True)),
+    )
+    script.train(config, config.pretraining.stages["regression"], stores, ["flair", "t1"])
+    assert given["block_px"] == edge and "block_mm" not in given
+
+
 @pytest.mark.parametrize(("stage", "space"), [("constrained", None), ("late", "late")])
 @pytest.mark.parametrize("contrasts_as", ["channels", "samples"])
 def test_the_maps_are_those_of_the_stages_contrast_space(packed, given, stage, space, contrasts_as):

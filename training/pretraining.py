@@ -25,6 +25,7 @@ from training.batches import Batches, PartitionedBatches, Rows, assign_partition
 from training.checkpoints import fit
 from training.crops import Crops
 from training.effective import PatchCounts, record_effective
+from training.masking import draw_hidden
 from training.patches import assign_patch_classes, draw_compared, foreground_of, patch_centres
 from training.schedules import Schedule
 from training.tasks import ConstrainedContrast, GlobalContrast, LocalContrast, Regression
@@ -33,7 +34,9 @@ from utils.runs import child_seed
 VIEWS = ("a", "b")
 
 
-def pretrain_regression(images, validation_images, *, filters, corrupted_share, noise, training, seed, **run):
+def pretrain_regression(
+    images, validation_images, *, filters, corrupted_share, noise, training, seed, block_px=None, **run
+):
     """Train encoder and decoder to restore pixels that noise has replaced.
 
     Args:
@@ -44,6 +47,7 @@ def pretrain_regression(images, validation_images, *, filters, corrupted_share, 
         noise: Standard deviation of the noise.
         training: See above.
         seed: See above.
+        block_px: Edge of the square or cubic blocks that are replaced as a whole, pixels; None: single pixels.
         **run: See above.
 
     Reference:
@@ -55,7 +59,7 @@ def pretrain_regression(images, validation_images, *, filters, corrupted_share, 
     def finish(batch, generator):
         count = size_of(batch)
         values = generator.standard_normal((count, *shape), dtype="float32") * np.float32(noise)
-        corrupted = generator.random((count, *shape[:-1], 1), dtype="float32") < corrupted_share
+        corrupted = draw_hidden(count, shape[:-1], corrupted_share, generator, block_px)
         return batch | {"corrupted": corrupted, "noise": values}
 
     batches = _batches([images, validation_images], finish, training, seed)
@@ -75,6 +79,7 @@ def pretrain_global(
     training,
     seed,
     n_partitions=None,
+    partition_positives=False,
     places=None,
     validation_places=None,
     **run,
@@ -94,12 +99,14 @@ def pretrain_global(
         seed: See above.
         n_partitions: Parts into which a volume is cut along its slice axis; slices of one part do not repel each
             other, and a batch holds one slice of each part of each of its volumes. None: SimCLR.
+        partition_positives: With partitions, slices of one part of different volumes attract each other.
         places: With partitions, subject and slice number of each training image, two arrays `(N,)`.
         validation_places: The same of the validation images.
         **run: See above.
 
     Reference:
-        SimCLR: Chen et al., ICML 2020. Partitions: Chaitanya et al., NeurIPS 2020, G^{D-}.
+        SimCLR: Chen et al., ICML 2020. Partitions: Chaitanya et al., NeurIPS 2020, G^{D-}; with
+        partition_positives G^D, which is the default of their code.
     """
     shape = images.shape[1:]
     network = build_encoder(shape, rank=len(shape) - 1, filters=filters, features=features, seed=seed)
@@ -126,7 +133,7 @@ def pretrain_global(
         partitions = [assign_partitions(*place, n_partitions) for place in (places, validation_places)]
         sets = [{"image": one, "partition": parts} for one, parts in zip(sets, partitions, strict=True)]
     batches = _batches(sets, finish, training, seed, subjects)
-    return _train(GlobalContrast(network, temperature), batches, training, **run)
+    return _train(GlobalContrast(network, temperature, partition_positives), batches, training, **run)
 
 
 def pretrain_local(

@@ -20,7 +20,7 @@ from utils.sections import (
 )
 from utils.sections_data import DataSection
 from utils.sections_finetuning import FinetuningSection, SynthesisSection
-from utils.sections_pretraining import PretrainingSection
+from utils.sections_pretraining import PretrainingSection, mistakes_of_blocks
 from utils.trials import drop_grid_keys, mistakes_of_trials
 
 
@@ -54,6 +54,8 @@ class Config(Section):
         ]
         if self.slices:
             mistakes += [*self._mistakes_of_slices(), *mistakes_of_patches(self)]
+            stages = self.pretraining.stages if self.pretraining else {}
+            mistakes += mistakes_of_blocks(stages, self.slices.pixel_size, self.image_size())
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self

@@ -11,13 +11,25 @@ IN_PLACE_OF = {"patch_mm": "patch_size", "nearest_share": "nearest_patches", "an
 
 
 class RegressionStage(Section):
-    """Restoring pixels that noise has replaced, with encoder and full decoder."""
+    """Restoring pixels that noise has replaced, single ones or whole blocks, with encoder and full decoder."""
 
     method: Literal["regression"] = Field(description="what kind of stage this is")
     warm_start: str | None = Field(None, description="stage of this config, or a weights file")
     corrupted_share: float = Field(0.1, gt=0, le=1, description="share of the pixels replaced by noise")
     noise: PositiveFloat = Field(0.01, description="standard deviation of that noise, in units of the [0, 1] image")
+    block_mm: PositiveFloat | None = Field(
+        None,
+        json_schema_extra=ADDED,
+        description="edge of square blocks replaced as a whole, in the unit of slices.pixel_size; null: single pixels",
+    )
+    block_px: PositiveInt | None = Field(
+        None, json_schema_extra=ADDED, description="the same in pixels; give one of the two"
+    )
     training: TrainingSection = Field(description="epochs, batch, learning rate")
+
+    def block_edge(self, pixel_size):
+        """Edge of a block in pixels, at least one; None for single pixels. `block_mm` needs the size of a pixel."""
+        return max(1, round(self.block_mm / pixel_size)) if self.block_mm else self.block_px
 
 
 class GlobalStage(Section):
@@ -35,6 +47,11 @@ class GlobalStage(Section):
         ge=2,
         json_schema_extra=ADDED,
         description="parts along the slice axis; slices of the same part never repel each other; null: SimCLR",
+    )
+    partition_positives: bool = Field(
+        False,
+        json_schema_extra=ADDED,
+        description="with n_partitions, slices of the same part of different volumes attract each other",
     )
     training: TrainingSection = Field(description="epochs, batch, learning rate")
 
@@ -172,5 +189,26 @@ def _mistakes_of_stage(stage):
             f"training.batch_size: {stage.training.batch_size} must be a multiple of n_partitions "
             f"({stage.n_partitions}), because a batch holds one slice of each part of each volume"
         )
+    if stage.method == "global" and stage.partition_positives and not stage.n_partitions:
+        yield "partition_positives: needs n_partitions, the number of parts of a volume (4 in the method's code)"
+    if stage.method == "regression" and stage.block_mm and stage.block_px:
+        yield "block_px: give block_mm or block_px, not both"
     if stage.method == "local" and stage.freeze_encoder and not stage.warm_start:
         yield "freeze_encoder: the encoder would stay random; name a stage to start from in warm_start, or set it false"
+
+
+def mistakes_of_blocks(stages, pixel_size, image_size):
+    """What is wrong with the blocks of masked stages, given the side of a pixel (None: unknown) and the image size."""
+    for name, stage in stages.items():
+        where = f"pretraining.stages.{name}"
+        if stage.method == "regression" and stage.block_mm and not pixel_size:
+            yield (
+                f"{where}.block_mm: needs slices.pixel_size, because voxels that are kept as they are may differ from "
+                "subject to subject; set it, or give block_px"
+            )
+        elif stage.method == "regression" and (stage.block_edge(pixel_size) or 0) >= min(image_size):
+            key = "block_mm" if stage.block_mm else "block_px"
+            yield (
+                f"{where}.{key}: a block of {stage.block_edge(pixel_size)} pixels would hide a whole image of "
+                f"{list(image_size)}; give a smaller one"
+            )

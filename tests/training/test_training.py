@@ -54,12 +54,14 @@ def pretrain(method, images, maps, folder, epochs=12, **changes):
     """Run one method on images of either rank; the first half of the images is the validation set."""
     run = RUN | {"folder": folder, "training": settings(epochs=epochs)} | changes
     half = len(images) // 2
-    if method == "regression":
+    if method in ("regression", "masked"):
         del run["features"]
-        return pretrain_regression(images, images[:half], corrupted_share=0.1, noise=0.01, **run)
+        form = {"corrupted_share": 0.1} if method == "regression" else {"corrupted_share": 0.6, "block_px": 2}
+        return pretrain_regression(images, images[:half], noise=0.01, **form, **run)
     if method == "global":
         return pretrain_global(images, images[:half], crop_scale=(0.8, 1.0), **(VIEWS | run))
-    if method == "anatomical":
+    if method in ("anatomical", "attracting"):
+        changes["partition_positives"] = method == "attracting"
         places = {"places": PLACES, "validation_places": tuple(numbers[:half] for numbers in PLACES)}
         return pretrain("global", images, maps, folder, epochs, n_partitions=2, **places, **changes)
     if method == "local":
@@ -69,7 +71,14 @@ def pretrain(method, images, maps, folder, epochs=12, **changes):
     return pretrain_constrained(images, maps, images[:half], maps[:half], **(constraint | run))
 
 
-LEARNED = {"regression": 0.7, "global": 0.9, "anatomical": 0.9, "local": 0.9, "constrained": 0.8}
+LEARNED = {
+    "regression": 0.7,
+    "masked": 0.9,
+    "global": 0.9,
+    "anatomical": 0.9,
+    "local": 0.9,
+    "constrained": 0.8,
+}
 HEALTH = {"val_alignment", "val_uniformity", "val_feature_spread"}
 
 
@@ -89,7 +98,7 @@ def learned(slices, tmp_path_factory):
 def test_every_method_learns_from_slices_and_logs_its_health(method, learned):
     _, _, history = learned(method)
     assert history[-1]["val_loss"] < LEARNED[method] * history[0]["val_loss"]
-    assert HEALTH.isdisjoint(history[0]) if method == "regression" else set(history[0]) >= HEALTH
+    assert HEALTH.isdisjoint(history[0]) if method in ("regression", "masked") else set(history[0]) >= HEALTH
     if method == "constrained":
         check_constrained(*learned(method))
 
@@ -119,6 +128,15 @@ def test_every_method_learns_from_volumes(method, tmp_path):
     network, history = pretrain(method, images, maps.astype("int32"), tmp_path, **options)
     assert network.input_shape == (None, 8, 12, 8, 1)
     assert history[-1]["val_loss"] < LEARNED[method] * history[0]["val_loss"]
+
+
+def test_slices_of_one_part_that_look_alike_learn_to_attract(tmp_path):
+    generator = np.random.default_rng(0)
+    parts = generator.random((2, 16, 16, 1))  # what the two parts of every subject have in common
+    images = parts[PLACES[1] // 2] + generator.normal(0, 0.1, (16, 16, 16, 1))
+    training = settings(epochs=8, rate=1e-3)
+    _, history = pretrain("attracting", images.astype("float32"), None, tmp_path, training=training)
+    assert history[-1]["val_loss"] < 0.9 * history[0]["val_loss"]
 
 
 def test_a_frozen_encoder_stays_and_the_decoder_learns(slices, tmp_path):
@@ -156,7 +174,7 @@ def as_stored(array):
     return StoredArray(lambda rows: array[rows].astype(array.dtype), array.shape, array.dtype)
 
 
-@pytest.mark.parametrize("method", ["regression", "anatomical", "constrained"])
+@pytest.mark.parametrize("method", ["regression", "masked", "anatomical", "constrained"])
 def test_a_run_repeats_itself_to_the_bit_from_the_device_and_from_a_file(method, learned, slices, tmp_path):
     _, held, history = learned(method)
     streamed, other = pretrain(method, *map(as_stored, slices), tmp_path)

@@ -57,6 +57,7 @@ def test_numbers_written_as_text_arrive_as_numbers(small):
 
 
 LOCAL = "{method: local, warm_start: global, training: {epochs: 1, batch_size: 4, learning_rate: 1e-3}"
+MASKED = "{method: regression, training: {epochs: 1, batch_size: 4, learning_rate: 1e-3}"
 ALONE = LOCAL.replace("warm_start: global, ", "")
 MISTAKES = [
     ("finetuning.repeat=3", "finetuning.repeat: unknown key; did you mean 'repeats'"),
@@ -79,6 +80,13 @@ MISTAKES = [
     ("pretraining.stages.constrained.patch_size=5", "do not divide"),
     ("pretraining.stages.constrained.warm_start=globl", "neither a stage .global. nor a .npz file"),
     ("pretraining.stages.global.n_partitions=3", r"batch_size: 4 must be a multiple of n_partitions \(3\)"),
+    ("pretraining.stages.global.partition_positives=true", "partition_positives: needs n_partitions"),
+    (f"pretraining.stages.masked={MASKED}, block_mm: 8, block_px: 2}}", "give block_mm or block_px, not both"),
+    (
+        f"pretraining.stages.masked={MASKED}, block_mm: 8}}",
+        "masked.block_mm: needs slices.pixel_size.* or give block_px",
+    ),
+    (f"pretraining.stages.masked={MASKED}, block_px: 32}}", "masked.block_px: a block of 32 pixels would hide a whole"),
     (f"pretraining.stages.detail={LOCAL}, decoder_levels: 3}}", "network.filters makes 2 decoder levels"),
     (f"pretraining.stages.detail={LOCAL}, region_size: 20}}", r"fewer than two regions fit into \[32, 32\]"),
     (
@@ -181,6 +189,24 @@ def test_a_key_that_came_later_leaves_hashes_alone_until_it_is_used(small):
     ):
         assert stage_hash(f"pretraining.stages.{stage}.{key}={default}") == stage_hash()
         assert stage_hash(f"pretraining.stages.{stage}.{key}={other}") != stage_hash()
+    parts = "pretraining.stages.global.n_partitions=4"
+    hashes = [
+        stage_hash(parts, f"pretraining.stages.global.partition_positives={value}") for value in ("false", "true")
+    ]
+    assert hashes[0] == stage_hash(parts) != hashes[1]
+
+
+def test_blocks_leave_the_hash_of_regression_alone_until_they_are_used(small):
+    def stage(*more):
+        words = [f"pretraining.stages.masked={MASKED}}}", "slices.pixel_size=2.5", *more]
+        config = load_config(small, words)
+        return config.hash_of_stage("masked"), config.pretraining.stages["masked"].block_edge(2.5)
+
+    plain, key = stage(), "pretraining.stages.masked"
+    assert stage(f"{key}.block_mm=null", f"{key}.block_px=null") == plain and plain[1] is None
+    assert stage(f"{key}.block_px=4")[1] == stage(f"{key}.block_mm=9")[1] == 4  # 3.6 pixels
+    assert stage(f"{key}.block_mm=0.5")[1] == 1
+    assert len({plain[0], stage(f"{key}.block_px=4")[0], stage(f"{key}.block_mm=9")[0]}) == 3
 
 
 # The elastic displacement had other defaults at first (deviation 23).
