@@ -58,7 +58,7 @@ def reset_optimizer(optimizer, learning_rate):
         variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
     optimizer.learning_rate.assign(learning_rate)
     if isinstance(optimizer, LayerwiseAdam):
-        optimizer.scales.assign(keras.ops.ones_like(optimizer.scales))
+        optimizer.scales.assign(keras.ops.ones(optimizer.scales.shape))
 
 
 def set_scales(task, schedule, epoch, fresh):
