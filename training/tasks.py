@@ -19,12 +19,8 @@ from training.steps import Task
 from training.warping import sampling_positions, warp, warp_labels
 
 VIEW_HEALTH = ("alignment", "uniformity", "feature_spread")
-SELECTION = (
-    "nearest_patches",
-    "most_nearest",
-    "positions",
-    "positive_within",
-)  # settings of the loss that say what is compared
+# Settings of the loss that say which patches are compared.
+SELECTION = ("nearest_patches", "most_nearest", "positions", "positive_within")
 ANCHOR_HEALTH = ("share_without_positive", "share_without_negative", "mean_positives", *VIEW_HEALTH)
 
 
