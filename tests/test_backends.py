@@ -14,7 +14,7 @@ import pytest
 
 from tests.losses import test_synthesis
 from tests.models import test_remat
-from tests.training.loop import check_dispatches, check_halved, check_resumed
+from tests.training.loop import check_dispatches, check_halved, check_resumed, finetuned_in_phases
 from training.devices import use_precision
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,10 +120,11 @@ def trained(method, folder, training):
 
 def loop():
     """What a backend can break in the training loop: the state between epochs, and several steps in a dispatch."""
-    from tests.training.loop import by_steps_per_dispatch, stopped_and_resumed
+    from tests.training.loop import by_steps_per_dispatch, phases_stopped_and_resumed, stopped_and_resumed
 
     with tempfile.TemporaryDirectory() as folder:
         parts = {"stopped": stopped_and_resumed(functools.partial(trained, "regression"), Path(folder))}
+        parts["phases"] = phases_stopped_and_resumed(Path(folder) / "phases")
         for method in DISPATCHED:
             parts[method] = by_steps_per_dispatch(functools.partial(trained, method), Path(folder) / method)
     return {f"loop/{part}/{name}": values for part, result in parts.items() for name, values in result.items()}
@@ -228,6 +229,13 @@ def part_of(found, part):
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(found):
     check_resumed(part_of(found, "loop/stopped"))
+
+
+def test_a_finetuning_in_phases_goes_on_where_it_stopped_and_learns_as_on_tensorflow(found, tmp_path):
+    run = part_of(found, "loop/phases")
+    check_resumed(run)
+    _, history = finetuned_in_phases(tmp_path)
+    np.testing.assert_allclose(run["whole/loss"], [row["loss"] for row in history], rtol=1e-2)
 
 
 def test_the_learning_rate_is_halved_on_a_plateau(found):

@@ -36,6 +36,30 @@ def stopped_and_resumed(train, folder):
     return result
 
 
+def phases_stopped_and_resumed(folder):
+    """Finetune in phases, whole and with two breaks as above, in the head phase and behind it."""
+    kept = []
+    for interruption in (within_the_third_epoch, at_the_end_of_the_fourth_epoch):
+        with pytest.raises(KeyboardInterrupt), interruption():
+            finetuned_in_phases(folder / "cut")
+        kept.append(epochs_kept(folder / "cut"))
+    result = {"kept": np.array(kept)}
+    for name, place in (("whole", folder / "whole"), ("resumed", folder / "cut")):
+        result |= described(name, *finetuned_in_phases(place))
+    return result
+
+
+def finetuned_in_phases(folder):
+    """Train the head first, then all layers, with warm-up, falling rate and layer decay; network and history."""
+    from tests.training.test_schedules import SETTINGS, train, trainer
+
+    generator = np.random.default_rng(0)
+    slices = generator.random((24, 16, 16, 1)).astype("float32"), generator.integers(0, 4, (24, 16, 16))
+    cell = trainer(**(SETTINGS["best"] | {"epochs": EPOCHS}))
+    history, _ = train(cell, slices, folder)
+    return cell.network, history
+
+
 def described(name, network, history):
     columns = {key: np.array([row[key] for row in history]) for key in ("loss", "val_loss", "learning_rate")}
     columns |= {f"weights/{number}": values for number, values in enumerate(network.get_weights())}
