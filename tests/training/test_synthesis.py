@@ -108,9 +108,8 @@ def trainer(rank, **changes):
         outputs=1,
         loss_settings={"name": "l1", "ssim_weight": 1.0},
         augmentation=CHANGES,
-        training=TRAINING,
         evaluate_every=1,
-        **changes,
+        **{"training": TRAINING} | changes,
     )
 
 
@@ -167,4 +166,29 @@ def test_a_cell_taken_up_from_a_checkpoint_ends_like_one_that_went_through(share
     assert [row["seconds"] for row in resumed[:3]] == [row["seconds"] for row in history[:3]]
     assert [row["seconds"] for row in resumed[3:]] != [row["seconds"] for row in history[3:]]
     for one, two in zip(weights, resumed_weights, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_head_phase_freezes_all_but_the_head_and_resumes(volumes, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    phases = {"epochs": 4, "schedule": "poly", "keep": "last", "head_first": 0.5, "layer_decay": 0.9}
+    built, states, report = trainer(2, training=TRAINING | phases), [], Keeper._report
+    monkeypatch.setattr(Keeper, "_report", lambda k, *a: (states.append(k.task.network.get_weights()), report(k, *a)))
+    history, weights = train(built, volumes, tmp_path / "through", seed=2)
+    for before, after, end, weight in zip(states[0], states[1], states[3], built.network.weights, strict=True):
+        assert np.array_equal(before, after) != weight.path.startswith("synthesis_"), weight.path
+        assert not np.array_equal(after, end)
+
+    def interrupt(keeper, epoch, row):
+        if epoch in (2, 4) and not (tmp_path / str(epoch)).exists():
+            (tmp_path / str(epoch)).touch()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Keeper, "_report", interrupt)
+    for _ in range(2):  # in the head phase, and after it
+        with pytest.raises(KeyboardInterrupt):
+            train(built, volumes, tmp_path / "cut", seed=2)
+    resumed, found = train(built, volumes, tmp_path / "cut", seed=2)
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in history]
+    for one, two in zip(weights, found, strict=True):
         np.testing.assert_array_equal(one, two)
