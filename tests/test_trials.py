@@ -19,8 +19,8 @@ from data.volumes import read_label
 from evaluation.results import files_of
 from evaluation.trials import TRIALS
 from models.weights import read_weights, save_weights
-from tests.bad_input.cohort import CONFIG, write_cohort, write_config
 from tests.bad_input.harness import run
+from tests.cohort import CONFIG, write_cohort, write_config
 from training.grid import Grid
 from utils.checks import InputError
 from utils.config import load_config
