@@ -29,10 +29,23 @@ def central_differences(function, array, step=1e-6):
     array = np.array(array, "float64")
     result = np.zeros_like(array)
     for index in np.ndindex(array.shape):
-        values = []
-        for sign in (1, -1):
-            shifted = array.copy()
-            shifted[index] += sign * step
-            values.append(np.sum(function(shifted)))
-        result[index] = (values[0] - values[1]) / (2 * step)
+        result[index] = np.sum(_difference(function, array, index, step))
     return result
+
+
+def central_differences_of_slices(function, array, step=1e-6):
+    """Return the same, the same entry of all slices at once: for a function `(B, ...)` to `(B,)`, slice by slice."""
+    array = np.array(array, "float64")
+    result = np.zeros_like(array)
+    for index in np.ndindex(array.shape[1:]):
+        result[:, *index] = _difference(function, array, (slice(None), *index), step)
+    return result
+
+
+def _difference(function, array, index, step):
+    values = []
+    for sign in (1, -1):
+        shifted = array.copy()
+        shifted[index] += sign * step
+        values.append(function(shifted))
+    return (values[0] - values[1]) / (2 * step)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
-from tests.gradients import central_differences, gradient
+from tests.gradients import central_differences_of_slices, gradient
 from tests.reference import constrained_contrastive_by_hand, is_near, nearest_of
 from utils.checks import InputError
 
@@ -111,7 +111,7 @@ def test_gradient_equals_central_differences_of_the_reference(case, comparison):
     (representations, classes, anchors), options = CASES[case]
     options = {**options, "comparison": comparison}
     found = gradient(lambda x: constrained_contrastive_loss(x, classes, anchors, **options), representations)
-    expected = central_differences(lambda x: by_hand(x, classes, anchors, **options), representations)
+    expected = central_differences_of_slices(lambda x: by_hand(x, classes, anchors, **options), representations)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 / min(1, options.get("temperature", 1)))
 
 
@@ -129,7 +129,7 @@ def test_gradient_without_the_anchor_among_its_positives(comparison):
     representations, classes, anchors = one_patch_of_its_class()
     options = {"nearest_patches": 7, "comparison": comparison, "anchor_is_positive": False}
     found = gradient(lambda x: constrained_contrastive_loss(x, classes, anchors, **options), representations)
-    expected = central_differences(
+    expected = central_differences_of_slices(
         lambda x: constrained_contrastive_by_hand(x, classes, anchors, **options), representations
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
