@@ -101,6 +101,17 @@ def as_user():
         os.seteuid(os.getuid())
 
 
+@pytest.fixture(scope="module")
+def rough_figures():
+    """Figures of few pixels and fonts as drawings, for tests of what is drawn; test_figures.py writes them in full."""
+    from evaluation.figures import STYLE
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STYLE, "savefig.dpi", 50)
+        patch.setitem(STYLE, "pdf.fonttype", 3)
+        yield
+
+
 def made_once(factory, name, make):
     """Return a folder that the first of all test processes makes; the others wait for it."""
     base = factory.getbasetemp()

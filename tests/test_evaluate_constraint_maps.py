@@ -18,6 +18,7 @@ from data.volumes import read_contrasts, write_nifti
 from utils.checks import InputError
 from utils.config import load_config
 
+pytestmark = pytest.mark.usefixtures("rough_figures")
 ROOT = Path(__file__).parents[1]
 SWEEP = ["--clusters", "3", "8", "--seeds", "2"]
 

@@ -19,6 +19,7 @@ from tests.bad_input.harness import run as as_from_shell
 from utils.checks import InputError
 from utils.config import load_config
 
+pytestmark = pytest.mark.usefixtures("rough_figures")
 SUBJECTS = [f"sub-{number:02d}" for number in range(1, 8)]
 TEST = SUBJECTS[:5]
 SHAPE, AFFINE = (20, 18, 5), np.diag([-2.0, 2.0, 6.0, 1.0])

@@ -17,6 +17,7 @@ from models.weights import save_weights
 from utils.checks import InputError
 from utils.config import load_config
 
+pytestmark = pytest.mark.usefixtures("rough_figures")
 FILTERS = [8, 8, 8]
 R2, ACCURACY, SILHOUETTE = "R²", "balanced accuracy", "silhouette"
 TRIVIAL, NETWORKS = ["intensity", "intensity + position"], ["random", "global", "constrained"]

@@ -1,12 +1,12 @@
 """Step 5 on a study of contrast synthesis: tables, paired tests and page, recomputed from the files by plain loops."""
 
+import contextlib
+import io
 import json
 import math
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 
 import pandas
 import pytest
@@ -20,6 +20,7 @@ from tests.evaluation.synthesis_study import NOISE, SUBJECTS, TARGETS, TEST, mak
 from utils.checks import InputError
 from utils.config import load_config
 
+pytestmark = pytest.mark.usefixtures("rough_figures")
 COLUMNS = [measure.column(region) for region in REGIONS for measure in SYNTHESIS_MEASURES]
 
 
@@ -36,13 +37,11 @@ def work(scans, tmp_path):
 
 @pytest.fixture(scope="module")
 def report(scans, tmp_path_factory):
-    """The report of a complete work dir, made once from the shell; not to be changed."""
+    """The report of a complete work dir, made once; not to be changed."""
     path, config = make_work(scans, tmp_path_factory.mktemp("report"), paper="synthesis_poster")
-    done = subprocess.run(
-        [sys.executable, "reproduce_tables.py", "--config", str(path)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return config, done.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        reproduce_tables.main(["--config", str(path)])
+    return config, output.getvalue()
 
 
 def scores_by_hand(config, init, n, label, column):
