@@ -160,8 +160,9 @@ def test_references_follow_the_features_in_any_orientation(cohort, tmp_path):
     assert len(bright) == (values > 800).sum() and (dark < cut).mean() > 0.95 and (bright > cut).mean() > 0.95
 
 
-def test_finished_subjects_are_skipped_until_settings_change(cohort, tmp_path):
+def test_finished_subjects_are_skipped_until_settings_change(cohort, tmp_path, monkeypatch):
     config = write_config(tmp_path, cohort)
+    monkeypatch.setattr(sys.modules[__name__], "SWEEP", ["--clusters", "3", "--seeds", "2"])
     assert run(config, "--subjects", "sub-002") == 0
     first = stamps(config)
     assert run(config, "--subjects", "sub-001") == 0

@@ -97,6 +97,12 @@ def few_patches():
         yield
 
 
+@pytest.fixture
+def without_tsne(monkeypatch):
+    """Any plane instead of t-SNE's, where no picture is looked at; test_representations.py checks the plane."""
+    monkeypatch.setattr("evaluation.representations.embed", lambda values, seed: values[:, :2])
+
+
 def run(path, config, *words):
     words = ("--only", "patches", *words)
     visualize_representations.main(["--config", str(path), "--work-dir", str(config.work_dir), *words])
@@ -138,6 +144,7 @@ def test_the_input_alone_tells_t1_of_a_t1_weighted_image(finished):
     assert (scores.xs(R2, level="measure") <= 1).all() and scores.xs(ACCURACY, level="measure").between(0, 1).all()
 
 
+@pytest.mark.usefixtures("without_tsne")
 def test_a_representation_depends_neither_on_the_others_nor_on_chance(finished, work):
     everything, (path, config) = finished[2], work
     alone = run(path, config, "--init", "constrained")
@@ -146,6 +153,7 @@ def test_a_representation_depends_neither_on_the_others_nor_on_chance(finished, 
     pandas.testing.assert_frame_equal(alone, expected)
 
 
+@pytest.mark.usefixtures("without_tsne")
 def test_scans_of_persons_are_never_called_simulated(work, capsys):
     path, config = work
     scores = run(path, config, "--init", "constrained", "--set", "data.simulated=false", "data.root=nowhere")
@@ -172,6 +180,7 @@ def test_missing_foreign_and_leaking_weights_are_refused_before_anything_is_writ
 
 def test_pixels_are_probed_in_validation_subjects_and_test_subjects_stay_unseen(work, capsys, monkeypatch):
     path, config = work
+    monkeypatch.setattr("evaluation.pixel_probes.PER_CLASS", {"train": 60, "val": 60})
     asked, draw_rows = [], SliceStore.rows_of
     monkeypatch.setattr(
         SliceStore, "rows_of", lambda store, subjects: asked.extend(subjects) or draw_rows(store, subjects)
@@ -234,6 +243,7 @@ SYNTHESIS = [
 ]
 
 
+@pytest.mark.usefixtures("without_tsne")
 @pytest.mark.parametrize("rank", [2, 3])
 def test_synthesis_without_labels_in_slices_and_in_volumes(packed, tmp_path, rank):
     """Random weights and pretrained ones, by constraint class and by what is to be synthesised."""
@@ -263,6 +273,7 @@ def test_synthesis_without_labels_in_slices_and_in_volumes(packed, tmp_path, ran
         run(packed[0], config, *words)
 
 
+@pytest.mark.usefixtures("without_tsne")
 def test_contrasts_that_were_shown_one_by_one_are_represented_one_by_one(work):
     path, config = work
     words = ["--set", "pretraining.contrasts=[t1w, t2w]", "pretraining.contrasts_as=samples"]
@@ -283,6 +294,7 @@ def test_contrasts_that_were_shown_one_by_one_are_represented_one_by_one(work):
         np.testing.assert_allclose(found, expected.mean(axis=(2, 4)).reshape(len(maps), -1, 8), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("without_tsne")
 def test_a_config_without_constraint_maps(packed, tmp_path):
     path, stage = packed[0], "{global: {method: global, training: {epochs: 1, batch_size: 4, learning_rate: 1e-3}}}"
     words = ["--set", "constraint_maps=null", f"pretraining.stages={stage}"]
