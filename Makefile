@@ -58,7 +58,7 @@ test test-all: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIER)
 
 test-backends: install
-	$(BIN)/python -m pytest tests/test_backends.py tests/training/test_devices.py
+	$(BIN)/python -m pytest tests/test_backends.py tests/test_backend_trainings.py tests/training/test_devices.py
 
 # pip-audit in an environment of its own, so that it audits what the suite uses and not itself.
 audit: install

@@ -70,7 +70,7 @@ FAULTS = (
         "training/checkpoints.py",
         "return [*self.task.network.weights, *self.task.optimizer.variables]",
         "return [*self.task.network.weights]",
-        ("tests/training",),
+        ("tests/training/test_effective.py",),
     ),
     Fault(
         "names not escaped on the page",

@@ -1,11 +1,13 @@
-"""The same seed and data give the same networks, losses, gradients and trainings on every Keras backend."""
+"""The same seed and data give the same networks, losses and gradients on every Keras backend.
+
+`tests/test_backend_trainings.py` compares whole trainings.
+"""
 
 import functools
 import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import keras
@@ -13,29 +15,16 @@ import numpy as np
 import pytest
 
 from tests.losses import test_synthesis
-from tests.models import test_remat
-from tests.training.loop import check_dispatches, check_halved, check_resumed, finetuned_in_phases
-from training.devices import use_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ("jax", "torch")  # compared with TensorFlow
-COMMAND = "import sys, numpy; from tests import test_backends as tests; numpy.savez(sys.argv[1], **tests.everything())"
-METHODS = ("regression", "global", "anatomical", "local", "constrained")
-STEPS, HALF_STEPS = 20, 12
-# Of the validation loss after each step. Local contrast soon comes near 0 here, where a share of the loss is little.
-HALF_TOLERANCE = {"regression": 0.02, "global": 0.02, "local": 0.05, "constrained": 0.02}
-DISPATCHED = ("global", "constrained")
-
-
-def everything():
-    """What another backend is asked for: what is compared with TensorFlow, and what it shows by itself."""
-    return outcome() | loop() | {f"remat/{name}": values for name, values in test_remat.outcome().items()}
+COMMAND = "import sys, numpy; from tests import test_backends as tests; numpy.savez(sys.argv[1], **tests.outcome())"
 
 
 def outcome():
-    """Everything that is compared with TensorFlow; every backend imports and runs this very function."""
+    """What is compared; every backend imports and runs this very function."""
     synthesis = {f"synthesis/{name}": values for name, values in test_synthesis.outcome().items()}
-    return weights() | losses_and_gradients() | synthesis | {f"curve/{method}": curve(method) for method in METHODS}
+    return weights() | losses_and_gradients() | synthesis
 
 
 def weights():
@@ -97,39 +86,6 @@ def losses_and_gradients():
     return result
 
 
-def curve(method, steps=STEPS):
-    """Training and validation loss after each step of one pretraining method, `(steps, 2)`."""
-    from tests.training.small import settings
-
-    training = settings(epochs=steps, steps=1, rate=1e-3) | {"plateau_epochs": STEPS}
-    with tempfile.TemporaryDirectory() as folder:
-        network, history = trained(method, Path(folder), training)
-    assert {weight.dtype for weight in network.weights} == {"float32"}
-    return np.array([[row["loss"], row["val_loss"]] for row in history])
-
-
-def trained(method, folder, training):
-    """Pretrain a network of two levels on small slices; returns network and history."""
-    from tests.training.test_training import pretrain
-
-    generator = np.random.default_rng(0)
-    maps = generator.integers(0, 4, (16, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
-    images = (maps[..., None] / 4 + generator.normal(0, 0.1, (16, 16, 16, 1))).astype("float32")
-    return pretrain(method, images, maps.astype("int32"), folder, filters=[4, 8], training=training)
-
-
-def loop():
-    """What a backend can break in the training loop: the state between epochs, and several steps in a dispatch."""
-    from tests.training.loop import by_steps_per_dispatch, phases_stopped_and_resumed, stopped_and_resumed
-
-    with tempfile.TemporaryDirectory() as folder:
-        parts = {"stopped": stopped_and_resumed(functools.partial(trained, "regression"), Path(folder))}
-        parts["phases"] = phases_stopped_and_resumed(Path(folder) / "phases")
-        for method in DISPATCHED:
-            parts[method] = by_steps_per_dispatch(functools.partial(trained, method), Path(folder) / method)
-    return {f"loop/{part}/{name}": values for part, result in parts.items() for name, values in result.items()}
-
-
 def start(backend, folder, *command, **environment):
     """Start Python under a backend, from the root of the repository."""
     # JAX spends most of these seconds on compiling, and on compiling the same steps again.
@@ -180,8 +136,7 @@ def found(request, others, expected):
 
 def test_initial_weights_are_equal_to_the_bit(expected, found):
     names = [name for name in expected if name.startswith("weights/")]
-    by_itself = {name for name in found if name.startswith(("loop/", "remat/"))}
-    assert set(found) - by_itself == set(expected) and len(names) > 50
+    assert set(found) == set(expected) and len(names) > 50
     for name in names:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
@@ -198,65 +153,3 @@ def test_synthesis_losses_and_their_gradients_agree(expected, found):
     assert len(names) == 6
     for name in names:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_loss_curves_agree(expected, found, method):
-    name = f"curve/{method}"
-    assert expected[name].shape == (STEPS, 2) and len(np.unique(expected[name][:, 1])) == STEPS
-    np.testing.assert_allclose(found[name], expected[name], rtol=1e-2)
-
-
-@pytest.fixture
-def mixed():
-    use_precision(True)
-    yield
-    use_precision(False)
-
-
-@pytest.mark.parametrize("method", HALF_TOLERANCE)
-def test_losses_in_16_bits_stay_close_to_float32(method, expected, mixed):
-    exact, found = expected[f"curve/{method}"][:HALF_STEPS], curve(method, HALF_STEPS)
-    assert np.abs(found - exact).max() > 0
-    np.testing.assert_allclose(found[0, 0], exact[0, 0], rtol=0.02)  # the same weights
-    np.testing.assert_allclose(found[:, 1], exact[:, 1], rtol=HALF_TOLERANCE[method])
-
-
-def part_of(found, part):
-    start = f"{part}/"
-    return {name.removeprefix(start): values for name, values in found.items() if name.startswith(start)}
-
-
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(found):
-    check_resumed(part_of(found, "loop/stopped"))
-
-
-def test_a_finetuning_in_phases_goes_on_where_it_stopped_and_learns_as_on_tensorflow(found, tmp_path):
-    run = part_of(found, "loop/phases")
-    check_resumed(run)
-    _, history = finetuned_in_phases(tmp_path)
-    np.testing.assert_allclose(run["whole/loss"], [row["loss"] for row in history], rtol=1e-2)
-
-
-def test_the_learning_rate_is_halved_on_a_plateau(found):
-    run = part_of(found, "loop/stopped")
-    check_halved(run["whole/learning_rate"], run["whole/val_loss"])
-
-
-@pytest.mark.parametrize("method", DISPATCHED)
-def test_several_steps_in_a_dispatch_train_like_one_by_one(found, method):
-    check_dispatches(part_of(found, f"loop/{method}"))
-
-
-def test_a_rematerialised_network_computes_and_learns_what_the_plain_one_does(found):
-    found = part_of(found, "remat")
-    names = [name.removeprefix("plain/") for name in found if name.startswith("plain/")]
-    assert len(names) > 80
-    for name in names:
-        test_remat.assert_close(found[f"remat/{name}"], found[f"plain/{name}"], name)
-
-
-def test_a_rematerialised_network_keeps_only_the_inputs_of_levels(found):
-    found = {name: int(value) for name, value in part_of(found, "remat/kept").items()}
-    assert found["remat"] <= found["inputs"] + found["weights"]
-    assert found["plain"] - found["weights"] > 3 * found["inputs"]

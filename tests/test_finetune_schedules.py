@@ -71,6 +71,19 @@ def prepared(tmp_path_factory):
     return prepare
 
 
+@pytest.fixture
+def one_trainer(monkeypatch):
+    """Runs of one config share a trainer, as the cells of one run do: compiling takes longer than training here."""
+    built, build = {}, finetune_segmentation.build_trainer
+
+    def build_once(config, channels, settings):
+        key = config.name, channels, repr(settings)
+        return built.setdefault(key, built.get(key) or build(config, channels, settings))
+
+    monkeypatch.setattr(finetune_segmentation, "build_trainer", build_once)
+    return built
+
+
 def test_a_cell_without_annotated_validation_subjects(prepared, capsys):
     path, cell, label = prepared("blind", is_annotated=False, training=FIXED, **LAST_STAGES)
     label.rename(label.with_name("away.nii.gz"))
@@ -96,7 +109,7 @@ def test_a_cell_without_annotated_validation_subjects(prepared, capsys):
     np.testing.assert_array_equal(again, scored)
 
 
-def test_dead_classes_are_warned_about_and_an_interrupted_cell_ends_alike(prepared, caplog, monkeypatch):
+def test_dead_classes_are_warned_about_and_an_interrupted_cell_ends_alike(prepared, one_trainer, caplog, monkeypatch):
     training = FIXED | {"epochs": 4}
     path, cell, _ = prepared("seen", is_annotated=True, training=training, **LAST_STAGES)
     for stop in (1, 3):  # in the head phase, and after it
@@ -119,6 +132,7 @@ def test_dead_classes_are_warned_about_and_an_interrupted_cell_ends_alike(prepar
     with caplog.at_level(logging.WARNING, "mrccl"):
         finetune_segmentation.main(["--config", str(path), "--overwrite"])
     assert (cell / "weights.npz").read_bytes() == weights
+    assert len(one_trainer) == 1
     dice = metrics["validation_dice"]
     assert dice == json.loads((cell / "metrics.json").read_text())["validation_dice"]
     assert list(dice) == ["right_kidney", "left_kidney"] and all(0 <= value <= 1 for value in dice.values())

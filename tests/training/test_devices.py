@@ -14,7 +14,7 @@ from utils.checks import InputError
 
 COMMAND = "import sys, numpy; from tests.training import test_devices as t; numpy.savez(sys.argv[1], **t.outcome())"
 BACKENDS = ("tensorflow", "jax")
-METHODS = ("global", "constrained", "segmentation", "layerwise")
+METHODS = ("global", "constrained", "segmentation")
 
 
 def outcome():
@@ -39,9 +39,9 @@ def history(method):
     images = (maps[..., None] / 4 + generator.normal(0, 0.1, (18, 16, 16, 1))).astype("float32")
     training = settings(epochs=2, steps=3, rate=3e-3)  # batches of 4, validation of 9
     with tempfile.TemporaryDirectory() as folder:
-        if method in ("segmentation", "layerwise"):
-            more = {"head_first": 0.5, "layer_decay": 0.8, "schedule": "cosine"} if method == "layerwise" else {}
-            rows = segment(images, maps, training | more, Path(folder))
+        if method == "segmentation":  # in phases and layer by layer; the others train with plain Adam
+            phases = {"head_first": 0.5, "layer_decay": 0.8, "schedule": "cosine"}
+            rows = segment(images, maps, training | phases, Path(folder))
         else:
             _, rows = pretrain(method, images, maps, Path(folder), filters=[4, 8], training=training)
     names = [name for name in rows[0] if name not in ("epoch", "learning_rate", "seconds")]

@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.training.small import LOSS, constrained, settings
+from tests.training.small import LOSS, SharedSteps, constrained, settings
 from training import pretraining
 from training.checkpoints import Keeper
 from training.effective import PatchCounts, effective_values, far_from_the_method
 from training.patches import patch_centres
+from training.steps import Task
 
 SHARES = {"nearest_share": 0.3, "anchors_share": 0.2, "anchors_per_slice": None}
 SHARES |= {"loss_settings": LOSS | {"nearest_patches": None}, "pixel_mm": 2.0, "positive_within_mm": 12.0}
@@ -53,7 +54,8 @@ def test_what_is_far_from_the_method_is_named(edge, nearest, words):
         assert word in complaint
 
 
-def test_a_stage_records_logs_and_warns_once(slices, tmp_path, caplog):
+def test_a_stage_records_logs_and_warns_once(slices, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(Task, "fit", lambda *data, **options: None)
     caplog.set_level("INFO", "mrccl")
     constrained(slices, tmp_path, training=settings(epochs=2), pixel_mm=5.0)
     values = json.loads((tmp_path / "effective.json").read_text())
@@ -92,9 +94,10 @@ def test_shares_train_and_resume_to_the_bit(slices, tmp_path, monkeypatch):
             shutil.copy(keeper.checkpoint, tmp_path / "resumed")
 
     monkeypatch.setattr(Keeper, "save", save_and_keep)
-    network, history = constrained(slices, tmp_path / "through", training=settings(epochs=6), **SHARES)
+    pretrain = SharedSteps().of(constrained)
+    network, history = pretrain(slices, tmp_path / "through", training=settings(epochs=6), **SHARES)
     monkeypatch.setattr(Keeper, "save", save)
-    resumed, again = constrained(slices, tmp_path / "resumed", training=settings(epochs=6), **SHARES)
+    resumed, again = pretrain(slices, tmp_path / "resumed", training=settings(epochs=6), **SHARES)
     assert history[-1]["loss"] < history[0]["loss"]
     assert [row["val_loss"] for row in again] == [row["val_loss"] for row in history]
     for one, two in zip(network.get_weights(), resumed.get_weights(), strict=True):

@@ -16,6 +16,7 @@ from utils.checks import InputError
 from utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
+DATA = (np.arange(16), np.arange(6))
 
 
 def trainer(**training):
@@ -30,38 +31,33 @@ def trainer(**training):
     )
 
 
-def test_one_compiled_step_serves_many_cells(slices, tmp_path):
+@pytest.fixture(scope="module")
+def cells(slices, tmp_path_factory):
+    """Three cells of a trainer, the third like the second: history, weights, step, seconds of compiling and of all."""
     images, maps = slices
-    labels = (maps == 3).astype("uint8")
-    data = (np.arange(16), np.arange(6))
-    shared = trainer(epochs=6)
-    shared.use(images, labels)
-    runs = []
-    for number, name in enumerate("abc"):
-        shared.start_from(seed=min(number, 1))
-        history = shared.train(*data, seed=min(number, 1), folder=tmp_path / name, tag="hash", name=name)
-        runs.append((history, shared.network.get_weights()))
-        if number == 0:
-            step = shared.task.train_function
-    assert shared.task.train_function is step
-    # The third cell repeats the second one: nothing of a cell (moments, rate, epoch) reaches the next.
-    assert [row["val_loss"] for row in runs[1][0]] == [row["val_loss"] for row in runs[2][0]]
-    for one, two in zip(runs[1][1], runs[2][1], strict=True):
-        np.testing.assert_array_equal(one, two)
-    assert runs[0][0][-1]["val_loss"] < runs[0][0][0]["val_loss"] != runs[1][0][0]["val_loss"]
-
-
-def test_the_first_cell_pays_for_compiling(slices, tmp_path):
-    images, maps = slices
-    data = (np.arange(16), np.arange(6))
-    shared, measured = trainer(epochs=3), []
-    for name in "ab":
+    shared, folder, runs = trainer(epochs=6), tmp_path_factory.mktemp("cells"), []
+    for name, seed in zip("abc", (0, 1, 1), strict=True):
         shared.use(images, (maps == 3).astype("uint8"))  # the slices of another fold, of the same shape
-        shared.start_from(seed=0)
+        shared.start_from(seed=seed)
         started = time.monotonic()
-        shared.train(*data, seed=0, folder=tmp_path / name, tag="hash", name=name)
-        measured.append((shared.compile_s, time.monotonic() - started))
-    (first, whole), (second, _) = measured
+        history = shared.train(*DATA, seed=seed, folder=folder / name, tag="hash", name=name)
+        spent = time.monotonic() - started
+        runs.append((history, shared.network.get_weights(), shared.task.train_function, shared.compile_s, spent))
+    return runs
+
+
+def test_one_compiled_step_serves_many_cells(cells):
+    first, second, third = cells
+    assert first[2] is second[2] is third[2] is not None
+    # The third cell repeats the second one: nothing of a cell (moments, rate, epoch) reaches the next.
+    assert [row["val_loss"] for row in second[0]] == [row["val_loss"] for row in third[0]]
+    for one, two in zip(second[1], third[1], strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert first[0][-1]["val_loss"] < first[0][0]["val_loss"] != second[0][0]["val_loss"]
+
+
+def test_the_first_cell_pays_for_compiling(cells):
+    (*_, first, whole), (*_, second, _), _ = cells
     assert 0.5 * whole < first < whole
     assert second < 0.1 * first
 
@@ -136,6 +132,12 @@ def small_trainer(**options):
     return SegmentationTrainer((16, 16, 1), filters=[4, 8, 8], classes=2, evaluate_every=1, **options)
 
 
+@pytest.fixture(scope="module")
+def fixed():
+    """A trainer with a fixed schedule, whose compiled step serves several tests."""
+    return small_trainer()
+
+
 def test_what_is_not_pretrained_is_the_same_for_random_weights_as_far_as_can_be():
     built = small_trainer(head_block=True, fresh_levels=1)
     report = built.start_from(seed=0)
@@ -156,9 +158,9 @@ def test_the_last_decoder_levels_are_those_beside_the_head(count):
     assert last_decoder_levels(network, count) == {0: (), 1: ("decoder_2_",), 2: ("decoder_1_", "decoder_2_")}[count]
 
 
-def test_a_fixed_schedule_trains_without_validation_subjects_and_to_the_same_weights(slices, tmp_path):
+def test_a_fixed_schedule_trains_without_validation_subjects_and_to_the_same_weights(slices, fixed, tmp_path):
     images, maps = slices
-    built, weights = small_trainer(), []
+    built, weights = fixed, []
     built.use(images, (maps == 3).astype("uint8"))
     for validation in (np.arange(6), np.arange(0)):
         built.start_from(seed=0)
@@ -170,9 +172,9 @@ def test_a_fixed_schedule_trains_without_validation_subjects_and_to_the_same_wei
         np.testing.assert_array_equal(one, two)
 
 
-def test_a_loss_that_is_not_finite_is_named_without_validation_subjects_too(slices, tmp_path):
+def test_a_loss_that_is_not_finite_is_named_without_validation_subjects_too(slices, fixed, tmp_path):
     images, maps = slices
-    built = small_trainer()
+    built = fixed
     built.use(np.full_like(images, np.inf), (maps == 3).astype("uint8"))
     with pytest.raises(InputError, match="the loss became nan in epoch 1 with slices of a"):
         run = {"subjects": (["a"] * 16, ["a"] * 16), "folder": tmp_path, "tag": "hash", "name": "cell"}

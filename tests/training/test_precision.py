@@ -1,4 +1,4 @@
-"""Mixed precision: the network computes in 16 bits, and nothing else. Its losses are compared in `test_backends.py`."""
+"""Mixed precision: only the network computes in 16 bits. `test_backend_trainings.py` compares the losses."""
 
 import keras
 import numpy as np

@@ -9,6 +9,7 @@ from data.crops import open_volumes
 from data.geometry import SliceGrid
 from data.h5_store import SliceStore, SubjectSlices
 from tests.stores import write_store
+from tests.training.small import SharedSteps
 from training import pretraining
 from training.checkpoints import Keeper
 from training.crops import Crops
@@ -143,13 +144,14 @@ def test_every_method_learns_from_crops_and_resumes_to_the_bit(method, volumes, 
 
     shown = [Crops([volume.held() for volume in part], SIZE, ["t1"], per_volume=4) for part in (volumes, volumes[3:])]
     monkeypatch.setattr(Keeper, "save", save_and_keep)
-    network, history = pretrain(method, shown, tmp_path / "through")
+    pretrain_again = SharedSteps().of(pretrain)
+    network, history = pretrain_again(method, shown, tmp_path / "through")
     monkeypatch.setattr(Keeper, "save", save)
     assert network.input_shape == (None, *SIZE, 1)
     assert history[-1]["val_loss"] < LEARNED[method] * history[0]["val_loss"]
     if method not in RESUMED:
         return
-    resumed, resumed_history = pretrain(method, shown, tmp_path / "resumed")
+    resumed, resumed_history = pretrain_again(method, shown, tmp_path / "resumed")
     assert [row["seconds"] for row in resumed_history[:3]] == [row["seconds"] for row in history[:3]]
     assert [row["val_loss"] for row in resumed_history] == [row["val_loss"] for row in history]
     for one, two in zip(network.get_weights(), resumed.get_weights(), strict=True):

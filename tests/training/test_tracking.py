@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from tests.training.small import constrained, settings
+from tests.training.small import SharedSteps, constrained, settings
 from training.tracking import mean_scores, tracked
 from utils.checks import InputError
 from utils.config import add_training_options, chosen_sinks
@@ -58,15 +58,20 @@ def config(tmp_path):
     return {"name": "study", "seed": 3, "work_dir": str(tmp_path), "loss": {"temperature": 0.1, "note": "x" * 900}}
 
 
+@pytest.fixture(scope="module")
+def pretrain():
+    return SharedSteps().of(constrained)
+
+
 def options(*words):
     add_training_options(parser := argparse.ArgumentParser())
     return parser.parse_args(words)
 
 
-def test_a_run_has_config_losses_and_records(slices, config, mlflow, tmp_path):
+def test_a_run_has_config_losses_and_records(slices, pretrain, config, mlflow, tmp_path):
     folder = tmp_path / "pretraining" / "constrained"
     with tracked(folder, config, HASH, is_wanted=True):
-        _, history = constrained(slices, folder, training=settings(epochs=2), **chosen_sinks(options("--mlflow")))
+        _, history = pretrain(slices, folder, training=settings(epochs=2), **chosen_sinks(options("--mlflow")))
     (run,) = mlflow.runs
     assert (run["name"], run["experiment"], run["status"]) == ("pretraining/constrained", "study", "FINISHED")
     assert run["params"]["loss.temperature"] == "0.1" and run["params"]["config_hash"] == HASH
@@ -76,10 +81,10 @@ def test_a_run_has_config_losses_and_records(slices, config, mlflow, tmp_path):
     assert run["files"] == ["history.csv"]
 
 
-def test_a_resumed_run_has_the_losses_of_earlier_epochs(slices, config, mlflow, tmp_path):
-    constrained(slices, tmp_path, training=settings(epochs=2))
+def test_a_resumed_run_has_the_losses_of_earlier_epochs(slices, pretrain, config, mlflow, tmp_path):
+    pretrain(slices, tmp_path, training=settings(epochs=2))
     with tracked(tmp_path, config, HASH, is_wanted=True):
-        _, history = constrained(slices, tmp_path, training=settings(epochs=3), with_mlflow=True)
+        _, history = pretrain(slices, tmp_path, training=settings(epochs=3), with_mlflow=True)
     assert mlflow.runs[0]["metrics"]["loss"] == {row["epoch"]: row["loss"] for row in history} and len(history) == 3
 
 
