@@ -20,7 +20,7 @@ from evaluation.results import files_of
 from evaluation.trials import TRIALS
 from models.weights import read_weights, save_weights
 from tests.bad_input.harness import run
-from tests.cohort import CONFIG, write_config
+from tests.cohort import CONFIG, write_cohort, write_config
 from training.grid import Grid
 from utils.checks import InputError
 from utils.config import load_config
@@ -36,15 +36,16 @@ FINETUNING = CONFIG["finetuning"] | {
 
 
 @pytest.fixture(scope="module")
-def cohort(finished, tmp_path_factory):
+def cohort(tmp_path_factory):
     """The config of a work dir after three steps, without names of subjects, and spoilt test subjects."""
-    folder = tmp_path_factory.mktemp("trials") / "copy"
-    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("finetuning"))
-    config = write_config(folder)
+    folder = tmp_path_factory.mktemp("trials")
+    config = write_cohort(folder)
     content = yaml.safe_load(config.read_text())
     (folder / "data" / "splits.json").write_text(json.dumps(content["data"]["splits"]))
     content["data"]["splits"] = "splits.json"
     write_config(folder, data=content["data"], finetuning=FINETUNING)
+    for step in ("generate_constraint_maps", "generate_h5_pretraining", "constrained_contrastive_learning"):
+        assert run(step, "--config", config).code == 0
     for file in (folder / "data" / TEST).iterdir():
         file.write_bytes(b"not an image")
     rows = SliceStore(folder / "work" / "h5" / "annotated.h5").rows_of([TEST])
@@ -81,7 +82,7 @@ def watched():
 
 
 @pytest.fixture(scope="module")
-def tried(cohort, watched):
+def finished(cohort, watched):
     """The config after all trials, what the run said, and the files it wrote."""
     before = set(cohort.parent.rglob("*"))
     for trial in FINETUNING["trials"]:  # a run of the harness has a time limit
@@ -107,8 +108,8 @@ def metrics_of(config):
     return {str(path.parent.relative_to(work)): json.loads(path.read_text()) for path in files_of(work, TRIALS)}
 
 
-def test_every_init_gets_every_trial_and_validation_subjects_are_scored(tried):
-    config, _, _ = tried
+def test_every_init_gets_every_trial_and_validation_subjects_are_scored(finished):
+    config, _, _ = finished
     cells = metrics_of(config)
     names = [(m["trial"], m["contrasts"], m["init"], m["n_annotated"], m["repeat"]) for m in cells.values()]
     assert Counter(name[0] for name in names) == {"as_it_stands": 2, "faster": 2}
@@ -121,8 +122,8 @@ def test_every_init_gets_every_trial_and_validation_subjects_are_scored(tried):
     assert len({metrics["config_hash"] for metrics in cells.values()}) == 4, "2 trials of 2 inits"
 
 
-def test_nothing_that_is_written_knows_of_a_test_subject(tried):
-    _, _, written = tried
+def test_nothing_that_is_written_knows_of_a_test_subject(finished):
+    _, _, written = finished
     files = [path for path in written if path.is_file()]
     assert "checkpoint.npz" not in {path.name for path in files}
     assert {"metrics.json", "model.json", "weights.npz", "history.csv", "run.log", "sub-2.nii.gz", "table.md"} <= {
@@ -135,11 +136,11 @@ def test_nothing_that_is_written_knows_of_a_test_subject(tried):
             assert TEST not in json.dumps(read_weights(path)[1])
 
 
-def test_no_slice_of_a_test_subject_is_read(tried, watched):
+def test_no_slice_of_a_test_subject_is_read(finished, watched):
     assert watched.asked == {"sub-1", "sub-2"}
 
 
-def test_each_trainer_is_built_once_and_is_the_only_one(tried, watched):
+def test_each_trainer_is_built_once_and_is_the_only_one(finished, watched):
     assert watched.built == [2, 3] and watched.held == [1] * 4
 
 
@@ -152,8 +153,8 @@ def test_whoever_reads_the_spoilt_test_subject_is_stopped(cohort):
         read_label(files[TEST], config.data.labels, (), None, None)
 
 
-def test_the_tables_say_what_is_best_and_what_to_do_next(tried):
-    config, outcome, _ = tried
+def test_the_tables_say_what_is_best_and_what_to_do_next(finished):
+    config, outcome, _ = finished
     work = load_config(config).work_dir
     numbers = pandas.read_csv(work / "trials" / "table.csv")
     assert list(numbers["trial"]) == ["as_it_stands", "faster"] * 2 and list(numbers["init"][::2]) == [
@@ -178,8 +179,8 @@ def test_the_tables_say_what_is_best_and_what_to_do_next(tried):
         assert chosen.settings_of(init).training.epochs == {"as_it_stands": 2, "faster": 3}[best[init]]
 
 
-def test_finished_trials_are_skipped_and_the_table_is_written_anew(tried):
-    config, _, _ = tried
+def test_finished_trials_are_skipped_and_the_table_is_written_anew(finished):
+    config, _, _ = finished
     work = load_config(config).work_dir
     before = {path: path.stat().st_mtime_ns for path in work.rglob("metrics.json")}
     (work / "trials" / "table.md").unlink()
@@ -188,29 +189,29 @@ def test_finished_trials_are_skipped_and_the_table_is_written_anew(tried):
     assert {path: path.stat().st_mtime_ns for path in work.rglob("metrics.json")} == before
 
 
-def test_step_5_does_not_see_trials(tried):
-    config, _, _ = tried
+def test_step_5_does_not_see_trials(finished):
+    config, _, _ = finished
     outcome = run("reproduce_tables", "--config", config)
     assert outcome.code == 2 and "no finetuning/*/*/n*/r*/metrics.json" in outcome.said[0]
 
 
-def test_no_winner_while_an_init_lacks_a_trial(tried, tmp_path):
-    work, source = work_beside(tried[0], tmp_path)
+def test_no_winner_while_an_init_lacks_a_trial(finished, tmp_path):
+    work, source = work_beside(finished[0], tmp_path)
     shutil.copytree(source / "trials", work / "trials")
     for folder in (work / "trials").glob("*/t1/global"):
         shutil.rmtree(folder)
-    outcome = run(*trials("--config", tried[0], "--work-dir", work, "--init", "random"))
+    outcome = run(*trials("--config", finished[0], "--work-dir", work, "--init", "random"))
     assert outcome.code == 0 and "no winner is named: 2 gaps" in outcome.logged[-1]
     text = (work / "trials" / "table.md").read_text()
     assert "**" not in text and "yaml" not in text
     assert "- global, trial faster: 1 of 1 run missing (t1/n01/r0)" in text
 
 
-def test_trials_of_other_settings_are_left_out_and_counted(tried, tmp_path):
-    work, source = work_beside(tried[0], tmp_path)
+def test_trials_of_other_settings_are_left_out_and_counted(finished, tmp_path):
+    work, source = work_beside(finished[0], tmp_path)
     shutil.copytree(source / "trials", work / "trials")
     changed = "finetuning.trials={as_it_stands: {}, faster: {training.learning_rate: 0.03}}"
-    words = ["--config", tried[0], "--work-dir", work, "--set", changed, "--init", "random"]
+    words = ["--config", finished[0], "--work-dir", work, "--set", changed, "--init", "random"]
     outcome = run(*trials(*words, "--trial", "as_it_stands"))
     assert outcome.code == 0, outcome.said
     text = (work / "trials" / "table.md").read_text()
