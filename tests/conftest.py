@@ -16,6 +16,7 @@ import pytest
 
 from tests.bad_input.harness import run
 from tests.cohort import FIRST_FOUR, write_cohort, write_config
+from tests.uncompiled import steps_uncompiled
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,6 +105,13 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.line(f"{sum(spent.values()):.0f} s in {len(spent)} tests; above {NOTABLE_S:.0f} s in `make test`:")
     for test, seconds in notable or [("none", 0.0)]:
         terminalreporter.line(f"{seconds:7.1f} s  {test}")
+
+
+@pytest.fixture(scope="module")
+def uncompiled():
+    """Training steps of these tests run operation by operation: fewer seconds where the steps are few."""
+    with steps_uncompiled():
+        yield
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from utils.runs import read_json
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "papers"
 SHAPE = (40, 36, 5)
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def read_preset(name):

@@ -8,10 +8,12 @@ Writes  FOLDER/whole and FOLDER/killed, two work dirs that should be equal, and 
 
 The duration of the undisturbed run is cut into as many equal parts as kills are asked for, and a moment is drawn in
 each of them. A command that ends before its moment has done all its work; its outputs are deleted and it begins anew.
-Commands are forks of this process, which has loaded the libraries already; with --fresh each is a new Python.
+Commands are forks of this process, which has loaded the libraries already, and their training steps run uncompiled, so
+that kills meet epochs and not the compiler; with --fresh each is a new Python and compiles.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import json
@@ -26,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.cohort import STEPS, of_several_epochs, words_of, write_cohort
+from tests.uncompiled import steps_uncompiled
 from utils.runs import child_seed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,10 +52,11 @@ def main():
         for name in LIBRARIES:
             importlib.import_module(name)
     found = {}
-    for step in options.steps:
-        found[step] = disturb(step, config, options, start)
-        (options.folder / "kills.json").write_text(json.dumps(found, indent=1))
-        print(step, found[step], flush=True)
+    with contextlib.nullcontext() if options.fresh else steps_uncompiled():
+        for step in options.steps:
+            found[step] = disturb(step, config, options, start)
+            (options.folder / "kills.json").write_text(json.dumps(found, indent=1))
+            print(step, found[step], flush=True)
 
 
 def disturb(step, config, options, start):

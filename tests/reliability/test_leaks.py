@@ -14,6 +14,7 @@ from tests.bad_input.harness import assert_refused, run
 from tests.cohort import AFFINE, FIRST_FOUR, volumes, write_cohort, write_config
 from utils.checks import InputError
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
 SPLITS = {"train": ["sub-1"], "val": ["sub-2"], "test": ["sub-3"]}
 
 

@@ -8,6 +8,7 @@ from tests.bad_input.harness import assert_refused, run
 from tests.cohort import FIRST_FOUR
 from utils.runs import alone_in
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
 CELL = "finetuning/t1/random/n01/r0"
 PLACES = dict(zip(FIRST_FOUR, ("constraint_maps", "h5", "pretraining/global", CELL), strict=True))
 PLACES["reproduce_tables"] = "report"
