@@ -89,7 +89,7 @@ def write_config(folder, **sections):
 def of_several_epochs():
     """Sections with trainings long enough to be interrupted: one stage, two cells, one synthesis."""
     training = {"batch_size": 2, "learning_rate": 0.003}
-    stage = {"method": "constrained", "features": 8, "training": training | {"epochs": 8}}
+    stage = {"method": "constrained", "features": 8, "training": training | {"epochs": 4}}
     synthesis = {"inputs": ["t1"], "targets": ["t2"], "inits": ["random"], "subjects_n": [1], "repeats": 1}
     return {
         "pretraining": {"contrasts": ["t1"], "stages": {"constrained": stage}},
@@ -98,7 +98,7 @@ def of_several_epochs():
             "inits": ["random", "constrained"],
             "subjects_n": [1],
             "repeats": 1,
-            "training": training | {"epochs": 8, "steps_per_epoch": 4},
+            "training": training | {"epochs": 4, "steps_per_epoch": 2},
             "evaluate_every": 2,
         },
         "crops": {"size": [8, 8], "validation": 2},

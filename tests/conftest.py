@@ -5,6 +5,7 @@ than a few seconds of CPU and another one, in `make test`, guards the same promi
 """
 
 import collections
+import contextlib
 import fcntl
 import os
 import resource
@@ -15,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.bad_input.harness import run
+from tests.cheaply import coarse_figures, steps_uncompiled
 from tests.cohort import FIRST_FOUR, write_cohort, write_config
-from tests.uncompiled import steps_uncompiled
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,6 +106,13 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.line(f"{sum(spent.values()):.0f} s in {len(spent)} tests; above {NOTABLE_S:.0f} s in `make test`:")
     for test, seconds in notable or [("none", 0.0)]:
         terminalreporter.line(f"{seconds:7.1f} s  {test}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def figures(request):
+    """Figures are coarse where they are not what is tested."""
+    with contextlib.nullcontext() if request.path.parent.name == "evaluation" else coarse_figures():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.cheaply import coarse_figures, steps_uncompiled
 from tests.cohort import STEPS, of_several_epochs, words_of, write_cohort
-from tests.uncompiled import steps_uncompiled
 from utils.runs import child_seed
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARIES = ("tensorflow", "keras", "h5py", "nibabel", "sklearn.cluster", "skimage.restoration", "pandas", "matplotlib")
+LIBRARIES = ("tensorflow", "keras", "h5py", "nibabel", "sklearn.cluster", "skimage.restoration", "pandas", "scipy.stats",
+             "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "matplotlib.font_manager", "jinja2")  # fmt: skip
 MOST_TRIES = 4  # per kill
 
 
@@ -52,7 +53,10 @@ def main():
         for name in LIBRARIES:
             importlib.import_module(name)
     found = {}
-    with contextlib.nullcontext() if options.fresh else steps_uncompiled():
+    with contextlib.ExitStack() as cheaply:
+        if not options.fresh:
+            cheaply.enter_context(steps_uncompiled())
+            cheaply.enter_context(coarse_figures())
         for step in options.steps:
             found[step] = disturb(step, config, options, start)
             (options.folder / "kills.json").write_text(json.dumps(found, indent=1))

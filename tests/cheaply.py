@@ -1,0 +1,34 @@
+"""Steps without compiler, figures without detail: for tests of what happens around these.
+
+Tracing a training step costs 4 to 6 s of CPU, running one operation by operation about 0.2 s: that pays where a test
+takes a dozen steps or fewer. A report costs 5 s, most of it for embedding fonts and for pixels. Compiled steps are
+tested in test_pipeline.py, tests/training and test_backends.py, figures as readers get them in tests/evaluation.
+"""
+
+import contextlib
+import os
+from unittest import mock
+
+from evaluation import figures
+
+COARSE = {"savefig.dpi": 50, "pdf.use14corefonts": True}
+
+
+def coarse_figures():
+    """A context in which, and in forks made inside it, reports hold the same figures in few pixels."""
+    return mock.patch.dict(figures.STYLE, COARSE)
+
+
+@contextlib.contextmanager
+def steps_uncompiled():
+    """Have TensorFlow compile nothing inside, in forks of this process neither; other backends compile as ever."""
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        yield
+        return
+    import tensorflow
+
+    tensorflow.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tensorflow.config.run_functions_eagerly(False)
