@@ -20,15 +20,20 @@ def coarse_figures():
 
 
 @contextlib.contextmanager
-def steps_uncompiled():
-    """Have TensorFlow compile nothing inside, in forks of this process neither; other backends compile as ever."""
+def steps_uncompiled(uncompiled=True):
+    """Have TensorFlow compile nothing inside, in forks of this process neither; other backends compile as ever.
+
+    Args:
+        uncompiled: False compiles inside, in the midst of what runs uncompiled.
+    """
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         yield
         return
     import tensorflow
 
-    tensorflow.config.run_functions_eagerly(True)
+    before = tensorflow.config.functions_run_eagerly()
+    tensorflow.config.run_functions_eagerly(uncompiled)
     try:
         yield
     finally:
-        tensorflow.config.run_functions_eagerly(False)
+        tensorflow.config.run_functions_eagerly(before)

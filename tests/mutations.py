@@ -98,7 +98,7 @@ FAULTS = (
         "training/grid.py",
         "            drop_checkpoint(folder)\n            share",
         "            share",
-        ("tests/reliability", "tests/test_pipeline.py", "tests/test_finetune_synthesis.py"),
+        ("tests/reliability/test_two_runs.py",),
     ),
 )
 

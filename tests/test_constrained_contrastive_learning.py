@@ -18,6 +18,7 @@ from utils.config import load_config
 
 SUBJECTS = [f"sub-{number}" for number in range(1, 7)]
 SPLIT = {"train": SUBJECTS[:3], "val": SUBJECTS[3:4], "test": SUBJECTS[4:]}
+pytestmark = pytest.mark.usefixtures("uncompiled")
 SHAPE, AFFINE = (16, 16, 6), np.diag([-3.0, -3.0, 5.0, 1.0])
 
 

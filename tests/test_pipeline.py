@@ -23,6 +23,7 @@ import yaml
 
 from data.volumes import write_nifti
 from tests.bad_input.harness import run
+from tests.cheaply import steps_uncompiled
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = {"train": ["sub-01", "sub-02", "sub-03"], "val": ["sub-04"], "test": ["sub-05", "sub-06"]}
@@ -267,7 +268,8 @@ def test_pretraining_on_a_test_subject_is_refused(finished):
 def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
     cohort, _ = finished
     config = yaml.safe_load(cohort.read_text())
-    stages, training = config["pretraining"]["stages"], {"epochs": 1, "batch_size": 4, "learning_rate": 0.003}
+    stages, training = config["pretraining"]["stages"], {"epochs": 1, "steps_per_epoch": 2, "batch_size": 4}
+    training["learning_rate"] = 0.003
     more = {
         "regression": {"method": "regression"},
         "global_anatomical": {"method": "global", "n_partitions": 2},
@@ -276,14 +278,15 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
         | {"decoder_levels": 1, "background_patches": False, "anchor_is_positive": False},
     }
     stages |= {name: stage | {"training": dict(training)} for name, stage in more.items()}
-    config["finetuning"]["training"]["epochs"] = 2
+    config["finetuning"]["training"] |= {"epochs": 2, "steps_per_epoch": 2}
     config["work_dir"] = str(cohort.parent / "methods")
     for folder in ("h5", "pretraining"):
         shutil.copytree(cohort.parent / "work" / folder, cohort.parent / "methods" / folder)
     path = cohort.with_name("methods.yaml")
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    succeed("constrained_contrastive_learning.py", "--config", path, "--method", *more)
-    succeed("finetune_segmentation.py", "--config", path, "--init", *more, "--subjects-n", 1)
+    with steps_uncompiled():  # each network takes a few steps
+        succeed("constrained_contrastive_learning.py", "--config", path, "--method", *more)
+        succeed("finetune_segmentation.py", "--config", path, "--init", *more, "--subjects-n", 1)
     encoder, decoder = 6, 3  # layers with a kernel: two convolutions a level, and one more in the decoder
     moved = {"regression": encoder + 2 * decoder, "global_anatomical": encoder}
     moved |= {"global_local": encoder + decoder, "combined": encoder + decoder}
@@ -297,7 +300,8 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
     assert re.search(r"trains on .+ with \w+ [\d.]+\S* in float32\n", started)
 
 
-def test_an_interrupted_pretraining_resumes(finished, tmp_path):
+def test_an_interrupted_and_then_killed_pretraining_resumes(finished, tmp_path):
+    """One moment each; more of them, in every step, in reliability/test_kills.py."""
     cohort, _ = finished
     work = tmp_path / "work"
     (work / "h5").mkdir(parents=True)
@@ -305,13 +309,17 @@ def test_an_interrupted_pretraining_resumes(finished, tmp_path):
         os.link(cohort.parent / "work" / "h5" / name, work / "h5" / name)
     words = ["--config", cohort, "--work-dir", work, "--method", "global"]
     command = [sys.executable, ROOT / "constrained_contrastive_learning.py", *words]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    while not (work / "pretraining" / "global" / "run.log").exists():
-        time.sleep(0.02)
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "same command again to continue" in errors
+    stage = work / "pretraining" / "global"
+    for sent, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        while not (stage / "run.log").exists():
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == code
+        assert ("same command again to continue" in errors) == (sent == signal.SIGTERM)
+        (stage / "run.log").rename(tmp_path / f"{sent.name}.log")
     assert not (work / "pretraining" / "global" / "weights.npz").exists()
     succeed("constrained_contrastive_learning.py", *words)
     ours, theirs = (np.load(w / "pretraining" / "global" / "weights.npz") for w in (work, cohort.parent / "work"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.test_pipeline import STEPS
+from tests.reliability.kills import LIBRARIES
 from tests.warm import warm_python
 from utils.sections_data import DataSection
 
@@ -22,11 +22,11 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MOST_BYTES = 150_000  # of a committed picture
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
 ENVIRONMENT["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# The five steps start afresh in test_pipeline.py; here they are forks of a Python that has loaded their libraries.
-LIBRARIES = ("tensorflow", "keras", "h5py", "nibabel", "sklearn.cluster", "skimage.restoration", "pandas", "matplotlib")
+# These start afresh, as the five steps do in test_pipeline.py; the others are forks of a Python with their libraries.
+FRESH = ("doctor.py", "predict.py")
 COMMANDS = """
 set -euo pipefail
-python() {{ case "$1" in {steps}) {warm} "$@";; *) {fresh} "$@";; esac; }}
+python() {{ case "$1" in {fresh}) {python} "$@";; *) {warm} "$@";; esac; }}
 """
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -48,7 +48,7 @@ def suite(tmp_path_factory):
 def commands():
     """What `python` means in the bash blocks."""
     with warm_python(sys.executable, LIBRARIES, ENVIRONMENT) as warm:
-        yield COMMANDS.format(steps="|".join(STEPS), warm=shlex.join(warm), fresh=shlex.quote(sys.executable))
+        yield COMMANDS.format(fresh="|".join(FRESH), python=shlex.quote(sys.executable), warm=shlex.join(warm))
 
 
 def run(block, commands, folder):

@@ -1,9 +1,9 @@
 """Every step on a file system that is full, read-only, and then has room again; what came of it as JSON.
 
-    unshare -rm python -m tests.reliability.full_disk FOLDER FINISHED
+    unshare -rm python -m tests.reliability.full_disk FOLDER PACKED
 
-Reads   FINISHED/tiny.yaml and FINISHED/data, a tiny cohort, and FINISHED/work, made from it by steps that nobody
-        disturbed (`finished` in tests/conftest.py).
+Reads   PACKED/tiny.yaml and PACKED/data, a tiny cohort, and PACKED/work, made from it by steps that nobody disturbed
+        (`packed` in tests/conftest.py).
 Makes   FOLDER/whole, a copy of that work dir with the other steps, and FOLDER/small, a file system in memory that only
         this process sees. In it, each step runs with so little room that it must fail somewhere, in several places,
         and then with enough.
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data.h5_room import SLACK
 from tests.bad_input.harness import run
+from tests.cheaply import coarse_figures, steps_uncompiled
 from tests.cohort import words_of
 from tests.reliability.equal import differences
 
@@ -36,33 +37,39 @@ STEPS = {
 
 
 def main():
-    folder, finished = map(Path, sys.argv[1:])
+    folder, packed = map(Path, sys.argv[1:])
     small, whole = folder / "small", folder / "whole"
     small.mkdir(parents=True)
     mount("-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", small)
-    config = finished / "tiny.yaml"
-    shutil.copytree(finished / "work", whole)
+    config = packed / "tiny.yaml"
+    shutil.copytree(packed / "work", whole)
     found = {"devices": [os.stat(place).st_dev for place in (folder, small)]}
-    for step, outputs in STEPS.items():
-        if not (whole / outputs).exists():
-            assert run(step, *words_of(step, config, whole)).code == 0
-        needed = sum(path.stat().st_size for path in (whole / outputs).rglob("*") if path.is_file())
-        mount("-o", "remount,ro", small)
-        read_only = run(step, *words_of(step, config, small / "work"))
-        mount("-o", "remount,rw", small)
-        rooms = [int(share * needed) for share in SHARES]
-        if outputs == "h5":  # which asks for more than it writes
-            rooms += [SLACK + room for room in rooms]
-        tries = [try_with(room, step, words_of(step, config, small / "work"), small) for room in rooms]
-        outcome = run(step, *words_of(step, config, small / "work"))
-        found[step] = {
-            "read_only": {"code": read_only.code, "said": read_only.said},
-            "tries": tries,
-            "code": outcome.code,
-            "said": outcome.said,
-            "differences": differences(whole, small / "work", outputs),
-        }
+    with steps_uncompiled(), coarse_figures():
+        for step, outputs in STEPS.items():
+            found[step] = disturb(step, outputs, config, whole, small)
     print(json.dumps(found))
+
+
+def disturb(step, outputs, config, whole, small):
+    """Run a step with too little room and then with enough; returns what came of it."""
+    if not (whole / outputs).exists():
+        assert run(step, *words_of(step, config, whole)).code == 0
+    needed = sum(path.stat().st_size for path in (whole / outputs).rglob("*") if path.is_file())
+    mount("-o", "remount,ro", small)
+    read_only = run(step, *words_of(step, config, small / "work"))
+    mount("-o", "remount,rw", small)
+    rooms = [int(share * needed) for share in SHARES]
+    if outputs == "h5":  # which asks for more than it writes
+        rooms += [SLACK + room for room in rooms]
+    tries = [try_with(room, step, words_of(step, config, small / "work"), small) for room in rooms]
+    outcome = run(step, *words_of(step, config, small / "work"))
+    return {
+        "read_only": {"code": read_only.code, "said": read_only.said},
+        "tries": tries,
+        "code": outcome.code,
+        "said": outcome.said,
+        "differences": differences(whole, small / "work", outputs),
+    }
 
 
 def mount(*options):

@@ -24,11 +24,11 @@ def may_mount(folder):
 
 
 @pytest.fixture(scope="module")
-def found(finished, tmp_path_factory):
+def found(packed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("disk")
     if not may_mount(folder):
         pytest.skip("needs 'unshare -rm mount -t tmpfs', which is not permitted here")
-    command = ["unshare", "-rm", sys.executable, "-m", "tests.reliability.full_disk", folder / "a", finished]
+    command = ["unshare", "-rm", sys.executable, "-m", "tests.reliability.full_disk", folder / "a", packed]
     quick = os.environ | {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, env=quick, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -22,6 +22,7 @@ from tests.bad_input.harness import listing, run
 from tests.cohort import CONFIG, FIRST_FOUR, save, volumes, write_cohort, write_config
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("uncompiled")
 FOLDERS = ("data", "evaluation", "losses", "models", "training", "utils")
 SOURCES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))]
 # Calls that run data as code, and modules that exist to do so.

@@ -14,6 +14,11 @@ PLACES = dict(zip(FIRST_FOUR, ("constraint_maps", "h5", "pretraining/global", CE
 PLACES["reproduce_tables"] = "report"
 
 
+def test_no_checkpoint_is_left_beside_a_finished_result(finished):
+    assert len(list((finished / "work").rglob("weights.npz"))) == 3
+    assert list((finished / "work").rglob("checkpoint.npz")) == []
+
+
 @pytest.fixture
 def work(finished, tmp_path):
     shutil.copytree(finished / "work", tmp_path / "work")
