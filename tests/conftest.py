@@ -45,6 +45,16 @@ LONG = (
     "tests/test_finetune_schedules.py",
     "tests/reliability/test_full_disk.py",
     "tests/reliability/test_repeatability.py",
+    "tests/test_finetune_synthesis.py::test_the_grid_is_complete_and_says_what_it_is_made_of",
+    "tests/test_finetune_synthesis.py::test_model_json_holds_what_predicting_needs",
+    "tests/test_finetune_synthesis.py::test_the_scores_are_those_of_the_written_predictions_against_the_acquired_scans",
+    "tests/test_finetune_synthesis.py::test_what_is_synthesised_lies_where_the_head_lies",
+    "tests/test_finetune_synthesis.py::test_pretrained_cells_start_from_the_pretrained_network",
+    "tests/test_finetune_synthesis.py::test_finished_cells_are_kept_and_those_of_another_config_refused",
+    "tests/test_finetune_synthesis.py::test_an_interrupted_cell_ends_like_one_that_went_through",
+    "tests/test_pipeline.py::test_every_method_runs_from_a_config_and_warm_starts_finetuning",
+    "tests/test_export_model.py::test_the_lines_of_the_documentation_work_in_plain_keras",
+    "tests/test_export_model.py::test_onnx_gives_the_same_for_batches_of_any_size",
 )
 SOONER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
 NOTABLE_S = 1.0  # of CPU: a test in `make test` that takes more is named at the end
