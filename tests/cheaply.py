@@ -7,6 +7,7 @@ tested in test_pipeline.py, tests/training and test_backends.py, figures as read
 
 import contextlib
 import os
+import warnings
 from unittest import mock
 
 from evaluation import figures
@@ -34,6 +35,8 @@ def steps_uncompiled(uncompiled=True):
     before = tensorflow.config.functions_run_eagerly()
     tensorflow.config.run_functions_eagerly(uncompiled)
     try:
-        yield
+        with warnings.catch_warnings():  # that it compiles how data are read nevertheless: a line on stderr
+            warnings.filterwarnings("ignore", message="Even though the .*run_functions_eagerly")
+            yield
     finally:
         tensorflow.config.run_functions_eagerly(before)
