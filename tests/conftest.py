@@ -112,8 +112,10 @@ def pytest_terminal_summary(terminalreporter):
                 spent[report.nodeid] += report.cpu_seconds
                 is_long[report.nodeid] = "long" in report.keywords
     notable = [(test, seconds) for test, seconds in spent.most_common() if seconds > NOTABLE_S and not is_long[test]]
+    in_long = sum(seconds for test, seconds in spent.items() if is_long[test])
+    parts = f"{sum(spent.values()) - in_long:.0f} s in the tests of `make test`, {in_long:.0f} s in the long ones"
     terminalreporter.section("CPU seconds")
-    terminalreporter.line(f"{sum(spent.values()):.0f} s in {len(spent)} tests; above {NOTABLE_S:.0f} s in `make test`:")
+    terminalreporter.line(f"{parts}; above {NOTABLE_S:.0f} s in `make test`:")
     for test, seconds in notable or [("none", 0.0)]:
         terminalreporter.line(f"{seconds:7.1f} s  {test}")
 
