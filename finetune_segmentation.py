@@ -234,8 +234,19 @@ class Segmentations:
             "slices": plain["slices"],
             "filters": self.config.network.filters,
             "head_block": self.config.finetuning.head_block,
+            "field": self.field_of(subjects),
             "trained_on": subjects,
         }
+
+    def field_of(self, subjects):
+        """What predict.py compares new scans with."""
+        from data.field_of_view import field_of_training
+
+        return field_of_training(
+            map(self.store.grid, subjects),
+            is_size_known=self.config.data.voxel_size_known,
+            foreground_outside=self.store.attributes.get("foreground_outside"),
+        )
 
 
 class Trials(Segmentations):

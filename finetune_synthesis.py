@@ -175,8 +175,19 @@ class Syntheses:
             "crop_size": list(self.config.crops.size),
             "overlap": self.config.synthesis.overlap,
             "filters": self.config.network.filters,
+            "field": self.field_of(subjects),
             "trained_on": subjects,
         }
+
+    def field_of(self, subjects):
+        """What predict.py compares new scans with."""
+        from data.field_of_view import field_of_training
+
+        return field_of_training(
+            map(self.store.grid, subjects),
+            is_size_known=self.config.data.voxel_size_known,
+            foreground_outside=self.store.attributes.get("foreground_outside"),
+        )
 
 
 def build_trainer(config, channels):

@@ -48,6 +48,7 @@ def main(arguments=None):
 
 def generate_constraint_maps(config, options, failures):
     """Make every map that is missing; under --keep-going, `failures` collects a line for each thing that failed."""
+    from data.field_of_view import note_of_outside
     from data.map_summary import write_summary
 
     everyone, wanted = find_wanted(config, options, failures)
@@ -66,12 +67,16 @@ def generate_constraint_maps(config, options, failures):
         for space, files in maps:  # maps without a row were made otherwise, or not to the end
             map_of(config, files.subject, space).unlink(missing_ok=True)
         made = in_order(functools.partial(attempt, config, options.keep_going), maps, options.jobs)
-        for space, row, problems in progress(made, "Constraint maps", len(maps)):
+        outside = {}
+        for space, row, share, problems in progress(made, "Constraint maps", len(maps)):
             accept(problems, options.keep_going, failures)
             if row:
+                outside[row["subject"]] = share
                 rows[space][row["subject"]] = row
                 write_summary(summary_of(config, space), rows[space])
                 point_out(row, config.constraint_maps.clusters, space)
+        if note := note_of_outside(outside):
+            log.warning("%s", note)
     for space in rows:
         log.info(
             "%s: %d of %d subjects have a constraint map", summary_of(config, space), len(rows[space]), len(everyone)
@@ -177,21 +182,24 @@ def check_subject(config, files):
 
 
 def attempt(config, keep_going, job):
-    """Return `(space, row, problems)` of one map; a fault of the suite counts as a problem under --keep-going only."""
+    """Return `(space, row, share outside the slices, problems)` of one map.
+
+    A fault of the suite counts as a problem under --keep-going only.
+    """
     space, files = job
     try:
-        return space, map_subject(config, space, files), []
+        return space, *map_subject(config, space, files), []
     except InputError as error:
         lines = error.lines
     except Exception as error:
         if not keep_going:
             raise
         lines = [f"{type(error).__name__}: {error} (without --keep-going the full report is shown)"]
-    return space, None, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines]
+    return space, None, 0.0, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines]
 
 
 def map_subject(config, space, files):
-    """Make map and picture of one subject in one contrast space and return its row of the summary."""
+    """Make map and picture of one subject in one space; returns its row and its `outside_slices`."""
     from data.constraint_maps import describe_constraint_map
     from data.volumes import read_contrasts, read_mask, write_nifti
     from evaluation.quality_control import draw_constraint_map
@@ -215,7 +223,17 @@ def map_subject(config, space, files):
     clock.append(time.perf_counter())
     reading, _, picture, writing = (after - before for before, after in zip(clock, clock[1:], strict=False))
     seconds = {"reading": reading, **details.seconds, "picture": picture, "writing": writing}
-    return summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]})
+    row = summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]})
+    return row, outside_slices(config, details.classes > 0, affine)
+
+
+def outside_slices(config, foreground, affine):
+    """Share of the foreground that the slices of step 2 will not show; 0 in a config without slices."""
+    from data.field_of_view import share_outside
+
+    if not config.slices:
+        return 0.0
+    return share_outside(foreground, affine, config.slices.pixel_size, config.slices.image_size)
 
 
 def summary_row(config, subject, details, seconds):

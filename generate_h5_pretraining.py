@@ -194,6 +194,7 @@ class Prepared:
     slices: object  # data.h5_store.SubjectSlices
     foreground: object  # (n,) share of foreground pixels
     cut_label: float  # share of labelled voxels outside the slices
+    outside: float  # share of the foreground outside the slices
 
 
 def prepare_subject(config, files):
@@ -220,15 +221,14 @@ def prepare_subject(config, files):
     hashes = hashes_of_subject(volume, names, affine, on_disk, maps)
     scaled = scale_between(volume, ranges)
     del volume  # a BraTS subject takes 140 MB
+    outside = grid.share_outside(maps[None] > 0)
     maps = {space: grid.to_slices(classes, order=0) for space, classes in maps.items()}
     if files.label:
-        label = grid.to_slices(on_disk, order=0)
-        inside = grid.to_volume(np.ones(label.shape, np.uint8), order=0)
-        cut = float(np.mean(inside[on_disk > 0] == 0))
+        label, cut = grid.to_slices(on_disk, order=0), grid.share_outside(on_disk > 0)
     images = grid.to_slices(scaled).astype(np.float16)
     intensities = dict(zip(names, ranges.tolist(), strict=True))
     slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label, intensities, hashes)
-    return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut)
+    return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut, outside)
 
 
 def find_foreground(volume, mask, affine):
@@ -242,11 +242,13 @@ def find_foreground(volume, mask, affine):
 
 def write_stores(config, plans, prepared, subjects, hashes):
     """Append every subject to the files it belongs to; they appear together, complete, if no scan has two names."""
-    form = channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:]
+    from data.field_of_view import note_of_outside
+
+    form, outside = (channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:]), {}
     with contextlib.ExitStack() as stack:
         stores = [(plan, stack.enter_context(plan.writer(*form))) for plan in plans]
         for subject in prepared:
-            hashes[subject.slices.subject] = subject.slices.hashes
+            hashes[subject.slices.subject], outside[subject.slices.subject] = subject.slices.hashes, subject.outside
             if subject.cut_label:
                 cut = f"{subject.slices.subject}: {subject.cut_label:.2%} of the labelled voxels"
                 log.warning("%s lie outside slices.image_size; enlarge it, or pixel_size", cut)
@@ -254,6 +256,8 @@ def write_stores(config, plans, prepared, subjects, hashes):
                 if subject.slices.subject in plan.members:
                     left_out = add_slices(store, subject, plan.min_foreground)
                     store.attributes["slices_left_out"] = store.attributes.get("slices_left_out", 0) + left_out
+                    largest = max(subject.outside, store.attributes.get("foreground_outside", 0.0))
+                    store.attributes["foreground_outside"] = round(largest, 6)
         for plan, store in stores:
             if not store.slices:
                 raise InputError(
@@ -261,6 +265,8 @@ def write_stores(config, plans, prepared, subjects, hashes):
                     "foreground pixels; lower it"
                 )
         refuse_leaks(plans, hashes, subjects)
+    if note := note_of_outside(outside):
+        log.warning("%s", note)
     for plan, store in stores:
         held = f"{counted(store.slices, 'slice')} of {counted(len(store.subjects), 'subject')}"
         log.info("wrote %s: %s", plan.path, held)

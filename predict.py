@@ -12,7 +12,8 @@ Writes  on the scan's own grid. Segmentation: one NIfTI label map per scan, with
         class beside it, and volumes.csv with the volume of each class. Synthesis: <subject>_<contrast>.nii.gz for each
         contrast that the model makes, and intensities.csv, which says in what unit. Where the subject's folder holds
         that contrast as acquired, its percentiles give the unit of the scanner back ('acquired', cut off at low and
-        high); elsewhere the intensities stay from 0 to 1.
+        high); elsewhere the intensities stay from 0 to 1. made_by.csv says which model made what, from which scan and
+        with which options; what something else made is refused, not kept, until --overwrite.
 Takes   seconds a scan on a CPU for slices, minutes for volumes. The network sees windows of one size however large
         the scan is, but the scan is held in memory: two contrasts from two take 40 bytes per voxel, so 0.4 GB for
         240 x 240 x 155, and more contrasts more. A GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it.
@@ -47,7 +48,17 @@ def main(arguments=None):
     check_agreement(models)
     model = models[options.model[0]]
     check_options(options, model)
-    predict(models, find_scans(options, model), options)
+    jobs = find_scans(options, model)
+    check_fields(jobs, list(models.values()))
+    predict(models, jobs, options)
+
+
+def check_fields(jobs, models):
+    """Refuse scans of which the models would see too little, or in another size than they were trained on."""
+    from evaluation.field_checks import check_field
+
+    if problems := [line for _, files, _ in jobs for line in check_field(files, models)]:
+        raise InputError(problems)
 
 
 def read_options(arguments):
@@ -200,20 +211,14 @@ def refuse_places_of_contrasts(root, model, outputs):
 def predict(models, jobs, options):
     """Make what does not exist yet."""
     from evaluation.ensembles import Ensemble
+    from evaluation.made_by import note
     from evaluation.new_scans import segment, synthesise
     from evaluation.prediction_tables import INTENSITIES
     from models.portable import load_network
 
     model = next(iter(models.values()))
     folder = options.output if options.input.is_dir() else options.output.parent
-    todo = [
-        (
-            dataclasses.replace(files, subject=subject),
-            {what: path for what, path in paths.items() if options.overwrite or not path.exists()},
-        )
-        for subject, files, paths in jobs
-    ]
-    todo = [(files, paths) for files, paths in todo if paths]
+    todo, made_by = what_to_make(models, jobs, folder, options)
     written = sum(len(paths) for _, paths in todo)
     what = "synthesised contrast" if "targets" in model else "label map"
     several = f"{what}s" + " and probabilities" * options.probabilities
@@ -229,9 +234,43 @@ def predict(models, jobs, options):
         networks = [load_network(place, model) for place, model in models.items()]
         network = Ensemble(networks, [FLIPS[name] for name in options.flip])
         for files, paths in progress(todo, "Predicting"):
+            for path in paths.values():  # what is replaced must not be there under the name of what replaces it
+                path.unlink(missing_ok=True)
+            note(folder, {(files.subject, what): made_by[files.subject, what] for what in paths})
             make(network, model, files, paths)
     made = counted(written, what, several)
     log.info("wrote %s and %s", made, write_tables(folder, model, jobs, options.input.is_dir()))
+
+
+def what_to_make(models, jobs, folder, options):
+    """Return `[(files, {what: path})]` of what does not exist yet, and a row of made_by.csv for every result.
+
+    Results of another model, another scan or other options are not kept, but refused.
+    """
+    from evaluation.made_by import hash_of_models, refuse_others, rows_of
+
+    digest, words = hash_of_models(models), words_of(options)
+    todo, made_by, kept = [], {}, {}
+    for subject, files, paths in jobs:
+        files = dataclasses.replace(files, subject=subject)
+        rows = rows_of(files, paths, folder, digest, {what: words.get(what, words[None]) for what in paths})
+        missing = {what: path for what, path in paths.items() if options.overwrite or not path.exists()}
+        made_by |= rows
+        kept |= {(subject, what): rows[subject, what] for what in paths if what not in missing}
+        todo += [(files, missing)] if missing else []
+    refuse_others(folder, kept)
+    return todo, made_by
+
+
+def words_of(options):
+    """Return the options that shape a label map, and under None those that shape any result."""
+    shared = [f"--flip {' '.join(sorted(set(options.flip)))}"] if options.flip else []
+    own = list(shared)
+    if options.largest_component is not None:
+        own.append(" ".join(["--largest-component", *sorted(set(options.largest_component))]))
+    if options.min_component_ml:
+        own.append(f"--min-component-ml {options.min_component_ml:g}")
+    return {None: " ".join(shared), "label": " ".join(own)}
 
 
 def write_tables(folder, model, jobs, is_folder):

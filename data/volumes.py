@@ -127,6 +127,34 @@ def read_constraint_map(path, subject, shape, affine, clusters):
     return image.values
 
 
+def read_label_map(path, subject, largest):
+    """Read a label map of this suite, which may have been opened and saved by an editor since.
+
+    Args:
+        path: Its file; floats are fine where all of them are whole numbers.
+        subject: Identifier, for messages.
+        largest: Largest class that may occur.
+
+    Returns:
+        `Image` of `(X, Y, Z)` integers.
+
+    Raises:
+        InputError: It cannot be read, has other axes, or holds what is no class.
+    """
+    image, problems = read_image(path, subject)
+    again = "restore it, or make it again with --overwrite"
+    if not problems and len(image.shape) != 3:
+        problems = [f"{subject}: '{path}' is {image.shape}, expected 3 axes; {again}"]
+    if problems:
+        raise InputError(problems)
+    present = np.unique(image.values).tolist()
+    strange = [value for value in present if whole_number(value) not in range(largest + 1)]
+    if strange:
+        listed = ", ".join(f"{value:.9g}" for value in strange[:8]) + (", ..." if len(strange) > 8 else "")
+        raise InputError(f"{subject}: '{path}' holds {listed}, expected whole numbers from 0 to {largest}; {again}")
+    return Image(np.rint(image.values).astype(np.uint8 if largest < 256 else np.int32), image.affine)
+
+
 def problems_of_subject(files, contrasts, names=None, *, labels=None, ignored=()):
     """Check every file of a subject by reading it once, one file in memory at a time.
 
