@@ -235,6 +235,7 @@ class Segmentations:
             "filters": self.config.network.filters,
             "head_block": self.config.finetuning.head_block,
             "field": self.field_of(subjects),
+            "volumes": {name: list(found) for name, found in self.files[subjects[0]].volumes.items()},
             "trained_on": subjects,
         }
 

@@ -176,6 +176,7 @@ class Syntheses:
             "overlap": self.config.synthesis.overlap,
             "filters": self.config.network.filters,
             "field": self.field_of(subjects),
+            "volumes": {name: list(found) for name, found in self.files[subjects[0]].volumes.items()},
             "trained_on": subjects,
         }
 

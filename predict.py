@@ -7,7 +7,8 @@
 Reads   model folders (cells of finetune_segmentation.py or finetune_synthesis.py, folders of export_model.py, or models
         in results/), several of one kind as an ensemble; FILE: one scan, for models with one input contrast (and one
         to synthesise), which tables call as its result is called; DIR: a folder with the input contrasts of every
-        subject under the names that the model was trained with (printed when they are not found).
+        subject under the names that the model was trained with (printed when they are not found), or, for models with
+        one input contrast, a plain folder of NIfTI files, each a scan that is called by its file's name.
 Writes  on the scan's own grid. Segmentation: one NIfTI label map per scan, with --probabilities the probability of each
         class beside it, and volumes.csv with the volume of each class. Synthesis: <subject>_<contrast>.nii.gz for each
         contrast that the model makes, and intensities.csv, which says in what unit. Where the subject's folder holds
@@ -32,6 +33,7 @@ from utils.checks import InputError, counted
 from utils.config import check_writable
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
+from utils.words_of_predict import in_words_of_predict
 
 log = logging.getLogger("mrccl")
 FLIPS = {"anterior_posterior": 1, "left_right": 2}  # axes of a batch of slices (`data.geometry.SLICE_AXES`)
@@ -48,9 +50,10 @@ def main(arguments=None):
     check_agreement(models)
     model = models[options.model[0]]
     check_options(options, model)
-    jobs = find_scans(options, model)
-    check_fields(jobs, list(models.values()))
-    predict(models, jobs, options)
+    with in_words_of_predict():
+        jobs = find_scans(options, model)
+        check_fields(jobs, list(models.values()))
+        predict(models, jobs, options)
 
 
 def check_fields(jobs, models):
@@ -121,8 +124,8 @@ def find_scans(options, model):
 
 def scan_of_file(options, model):
     """The one scan of a model with one input contrast: FILE to FILE."""
-    from data.layouts import SubjectFiles
     from evaluation.new_scans import patterns_of
+    from evaluation.plain_folder import files_of_scan
 
     scan, output, needed = options.input, options.output, patterns_of(model, model["contrasts"])
     targets = model.get("targets", [])
@@ -139,7 +142,7 @@ def scan_of_file(options, model):
     paths = outputs_of(subject, output.parent, options, model | {"layout": "pattern"}) | {
         (targets or ["label"])[0]: output
     }
-    files = SubjectFiles(stem_of(scan), dict.fromkeys(needed, scan), bias_correction=tuple(model["bias_correction"]))
+    files = files_of_scan(stem_of(scan), scan, *needed, model)
     return [(subject, files, paths)]
 
 
@@ -151,11 +154,34 @@ def scans_of_folder(options, model):
     if output.name.endswith(SUFFIXES) or output.is_file():
         raise InputError(f"--output {output}: for a folder of scans give a folder")
     new = {"test_images": True} if model["layout"] in ("msd", "nnunet") else {}
-    subjects = find_subjects(root, needed_of(model), mask=model["mask"], **reading_of(model), **new)
+    try:
+        subjects = find_subjects(root, needed_of(model), mask=model["mask"], **reading_of(model), **new)
+    except InputError as error:
+        is_empty = error.lines[0].startswith("data.root: no ")  # file of this layout, dataset.json or folder
+        if subjects := scans_of_plain_folder(options, model) if is_empty else {}:
+            model["layout"] = "pattern"  # of what is written, too
+            return [(name, files, outputs_of(name, output, options, model)) for name, files in subjects.items()]
+        raise
     subjects = add_acquired(subjects, root, model)
     jobs = [(name, files, outputs_of(name, output, options, model)) for name, files in subjects.items()]
     refuse_places_of_contrasts(root, model, [path for *_, paths in jobs for path in paths.values()])
     return jobs
+
+
+def scans_of_plain_folder(options, model):
+    """Every NIfTI file of a folder, for a model that needs one file of each subject; none for other models."""
+    from data.layouts import needed_of
+    from evaluation.plain_folder import scans_in
+
+    root, needed = options.input, needed_of(model)
+    if len(needed) > 1 or model["mask"]:
+        return {}
+    subjects = scans_in(root, *needed, model)
+    if subjects and options.output.resolve() == root.resolve():
+        raise InputError(f"--output {options.output}: is the folder of the scans; give another one")
+    if subjects:
+        log.info("%s: a plain folder; each of %s is a scan of its own", root, counted(len(subjects), "NIfTI file"))
+    return subjects
 
 
 def outputs_of(subject, folder, options, model):

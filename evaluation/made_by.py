@@ -99,7 +99,8 @@ def _hash_of_model(folder, model):
     described = what_must_agree(model) | {key: model.get(key) for key in ALSO_SHAPES}
     network = folder / NETWORK if (folder / NETWORK).is_file() else folder / "weights.npz"
     if not network.is_file():
-        raise InputError(f"--model {folder}: no weights.npz and no {NETWORK} there; give the whole folder of the model")
+        what = "is no regular file" if network.exists() else "no such weight file"
+        raise InputError(f"{network}: {what}")
     with open(network, "rb") as content:
         weights = hashlib.file_digest(content, "blake2b").hexdigest()
     text = json.dumps([weights, described], sort_keys=True)

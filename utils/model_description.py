@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from utils.checks import InputError
 from utils.config import explain
@@ -54,6 +54,7 @@ class _Model(_Lenient):
     percentiles: Percentiles
     slices: _Slices
     field: _Field | None = None
+    volumes: dict[Name, tuple[NonNegativeInt, PositiveInt]] = {}
 
 
 class _SegmentationModel(_Model):

@@ -228,7 +228,7 @@ def test_a_model_that_asks_for_an_unknown_contrast_is_refused(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.json").write_text(json.dumps(MODEL | {"contrasts": ["t3"]}))
     words = ["--model", tmp_path / "model", "--input", tmp_path / "data", "--output", tmp_path / "predictions"]
-    line = "contrast 't3' is not in data.contrasts; known: t1, t2"
+    line = "--model: contrast 't3' is not in 'files' of model.json; known: t1, t2; run the cell again"
     assert_refused(tmp_path, "predict", words, [line])
 
 
