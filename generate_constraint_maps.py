@@ -201,6 +201,7 @@ def attempt(config, keep_going, job):
 def map_subject(config, space, files):
     """Make map and picture of one subject in one space; returns its row and its `outside_slices`."""
     from data.constraint_maps import describe_constraint_map
+    from data.identity import note_of_files
     from data.volumes import read_contrasts, read_mask, write_nifti
     from evaluation.quality_control import draw_constraint_map
 
@@ -224,6 +225,7 @@ def map_subject(config, space, files):
     reading, _, picture, writing = (after - before for before, after in zip(clock, clock[1:], strict=False))
     seconds = {"reading": reading, **details.seconds, "picture": picture, "writing": writing}
     row = summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]})
+    row["files"] = note_of_files(files, names, contrasts)  # which step 2 compares
     return row, outside_slices(config, details.classes > 0, affine)
 
 

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,20 +46,27 @@ def main(arguments=None):
     plans += [plan_volumes(config, splits)] if config.synthesis else []
     unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished()]
     if unfinished:
-        check_maps(config, sorted({subject for plan in unfinished for subject in plan.members}))
-        pack(config, unfinished, subjects, options.jobs, hashes_in([plan for plan in plans if plan not in unfinished]))
+        noted = check_maps(config, sorted({subject for plan in unfinished for subject in plan.members}))
+        others = hashes_in([plan for plan in plans if plan not in unfinished])
+        pack(config, unfinished, subjects, options.jobs, others, noted)
     log.info("next: python constrained_contrastive_learning.py %s", options.again)
 
 
 def check_maps(config, subjects):
-    """Refuse constraint maps that step 1 made with another config or seed, or of which its table knows nothing."""
+    """Refuse constraint maps that step 1 made with another config or seed, or of which its table knows nothing.
+
+    Returns `{space: {subject: what step 1 noted of the files}}`.
+    """
     from data.map_summary import read_summary, refuse_other_settings, refuse_unlisted
 
+    noted = {}
     for space in config.spaces():
         summary = maps_of(config, space) / "summary.csv"
         rows = read_summary(summary)
         refuse_other_settings(summary, rows, config.hash_of_maps(), config.seed)
         refuse_unlisted(summary, rows, subjects)
+        noted[space] = {subject: row.get("files") for subject, row in rows.items()}
+    return noted
 
 
 def hashes_in(plans):
@@ -68,10 +76,13 @@ def hashes_in(plans):
     return {subject: found for plan in plans for subject, found in SliceStore(plan.path).hashes.items()}
 
 
-def pack(config, plans, subjects, jobs, hashes):
-    """Check every subject, then write all files in one pass over them; `hashes` are those of other files."""
+def pack(config, plans, subjects, jobs, hashes, noted):
+    """Check every subject, then write all files in one pass over them; `hashes` are those of other files.
+
+    `noted` is what step 1 noted of the scans.
+    """
     wanted = [subjects[subject] for subject in sorted({subject for plan in plans for subject in plan.members})]
-    checked = in_order(functools.partial(check_subject, config), wanted, jobs)
+    checked = in_order(functools.partial(check_subject, config, noted), wanted, jobs)
     problems = [line for lines in progress(checked, "Checking scans", len(wanted)) for line in lines]
     if problems:
         raise InputError(problems)
@@ -159,7 +170,7 @@ def attributes_of(config, split):
     }
 
 
-def check_subject(config, files):
+def check_subject(config, noted, files):
     """Return one line for each thing that is wrong with a subject's files."""
     from data.volumes import grid_of_subject, problems_of_subject
 
@@ -171,7 +182,22 @@ def check_subject(config, files):
             read_map(config, space, files.subject, shape, affine)
         except InputError as error:
             problems += error.lines
-    return problems
+    return problems or files_that_changed(config, noted, files)
+
+
+def files_that_changed(config, noted, files):
+    """Return a line for each contrast space whose map was made of other files than there are now."""
+    from data.identity import changed_files, note_of_files
+
+    problems = []
+    for space, names in config.spaces().items():
+        if changed := changed_files(
+            noted[space].get(files.subject), note_of_files(files, names, config.data.contrasts)
+        ):
+            shown = ", ".join(f"'{files.mask if name == 'mask' else files.contrasts[name]}'" for name in changed)
+            again = f"make it again: generate_constraint_maps.py --overwrite --subjects {shlex.quote(files.subject)}"
+            problems.append(f"{files.subject}: {shown} changed since the constraint map was made; {again}")
+    return list(dict.fromkeys(problems))
 
 
 def maps_of(config, space):
@@ -218,7 +244,7 @@ def prepare_subject(config, files):
     label, cut = None, 0.0
     reading = (data.labels, data.ignored_label_values, grid.shape, affine)
     on_disk = read_label(files, *reading) if files.label else None
-    hashes = hashes_of_subject(volume, names, affine, on_disk, maps)
+    hashes = hashes_of_subject(volume, names, affine, on_disk, maps, mask)
     scaled = scale_between(volume, ranges)
     del volume  # a BraTS subject takes 140 MB
     outside = grid.share_outside(maps[None] > 0)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 
-from data.scans import is_folder
+from data.identity import hash_of_file
 from evaluation.prediction_tables import one_after_the_other, read_rows, write_rows
 from models.portable import NETWORK
 from utils.checks import InputError, counted
@@ -34,13 +34,9 @@ def hash_of_models(models):
 
 def hash_of_scan(files):
     """Return 16 hexadecimal digits for the bytes of all files of a subject that a prediction is made from."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, path in sorted({**files.contrasts, **({"mask ": files.mask} if files.mask else {})}.items()):
-        digest.update(name.encode())
-        for part in sorted(p for p in path.rglob("*") if p.is_file()) if is_folder(path) else [path]:
-            with open(part, "rb") as content:
-                digest.update(hashlib.file_digest(content, "blake2b").digest())
-    return digest.hexdigest()
+    paths = {**files.contrasts, **({"mask ": files.mask} if files.mask else {})}
+    text = json.dumps({name: hash_of_file(path) for name, path in sorted(paths.items())})
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def rows_of(files, paths, folder, model, options):

@@ -85,6 +85,14 @@ def remove_left_overs(found):
             path.unlink(missing_ok=True)
 
 
+def changed_since_step_2(subject, path):
+    """One line on a file whose voxels are not those that were packed."""
+    return (
+        f"{subject}: '{path}' changed since step 2 packed it, so scores would have another reference than training; "
+        "restore it, or run generate_h5_pretraining.py --overwrite and the steps after it again"
+    )
+
+
 def drop_checkpoint(folder):
     """Remove the checkpoint of a training whose result is written, or is to be made anew."""
     (folder / CHECKPOINT).unlink(missing_ok=True)

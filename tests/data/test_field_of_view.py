@@ -8,6 +8,7 @@ from nibabel import orientations
 
 from data.field_of_view import field_of_training, note_of_outside
 from data.geometry import SliceGrid, voxel_ml
+from evaluation.metrics import score_subject
 
 AXES = [(order, flips) for order in itertools.permutations(range(3)) for flips in ((1, 1, 1), (-1, 1, -1))]
 
@@ -51,6 +52,14 @@ def test_a_voxel_is_what_its_three_edges_span():
     assert voxel_ml(sheared) == pytest.approx(abs(np.dot(np.cross(edges[0], edges[1]), edges[2])) / 1000)
     assert voxel_ml(np.diag([-2.0, 2, 4, 1])) == pytest.approx(0.016)
     assert voxel_ml(sheared) < np.prod(np.linalg.norm(sheared[:3, :3], axis=0)) / 1000
+
+
+def test_tables_of_step_4_take_the_volume_of_sheared_voxels():
+    mask = np.zeros((4, 4, 4), np.uint8)
+    mask[1:3, 1:3, 1:3] = 1
+    sheared = np.array([[2.0, 1, 0, 0], [0, 3, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]])
+    (row,) = score_subject(mask, mask, (2.0, 10**0.5, 4.0), ["organ"], 1.0, voxel_ml=voxel_ml(sheared))
+    assert row["volume_ml"] == row["volume_ml_reference"] == pytest.approx(8 * 0.024)
 
 
 def test_only_much_is_told():
