@@ -171,7 +171,8 @@ class Config(Section):
                 yield f"pretraining.stages.{name}.space: '{stage.space}' is not one of constraint_maps.spaces ({known})"
 
     def _mistakes_of_slices(self):
-        if self.constraint_maps and "percentiles" in self.slices.model_fields_set:
+        is_set = self.constraint_maps and "percentiles" in self.slices.model_fields_set
+        if is_set and self.slices.percentiles != self.constraint_maps.percentiles:
             yield "slices.percentiles: constraint_maps.percentiles holds for both; delete this one"
         factor = 2 ** (len(self.network.filters) - 1)
         if self.network.rank == 2 and any(size % factor for size in self.slices.image_size):
@@ -181,8 +182,11 @@ class Config(Section):
             )
 
     def plain(self):
-        """Return the config as a dictionary of plain YAML types, defaults filled in."""
-        return self.model_dump(mode="json")
+        """Return the config as a dictionary of plain YAML types, defaults filled in; it loads again as this config."""
+        plain = self.model_dump(mode="json")
+        if self.constraint_maps and self.slices:
+            del plain["slices"]["percentiles"]  # those of constraint_maps hold for both
+        return plain
 
     def image_size(self):
         """Size of the images that networks are pretrained on: whole slices `(H, W)`, or crops `(h, w, d)`."""
