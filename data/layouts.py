@@ -5,11 +5,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.claims import compose_names, files_named_twice, settle_claims, warn_of_derived_names
 from data.layout_bids import find_bids
 from data.layout_collections import find_brats, find_msd, find_nnunet
 from data.layout_files import Found, Wanted, files_of_pattern, find_by_pattern, warn_of_closed_folders
 from data.layout_folders import find_chaos, find_renal
 from utils.checks import InputError, counted
+from utils.paths import existing_form
 from utils.schema import channel_names
 
 FINDERS = {
@@ -101,9 +103,9 @@ def find_subjects(
     Raises:
         InputError: The folder does not exist, is not in the layout or holds no subject; a name is not known there; or
             subjects have problems (one line for each): a file is missing, a link to nowhere or a folder, several files
-            match, `.nii` lies beside `.nii.gz`, or two identifiers differ in case only.
+            match, `.nii` lies beside `.nii.gz`, one file has two roles, or two identifiers differ in case only.
     """
-    root = Path(root)
+    root = existing_form(Path(root))
     if not root.is_dir():
         raise InputError(f"data.root: '{root}' is not a folder; set data.root to the folder of the data set")
     warn_of_closed_folders(root)
@@ -169,16 +171,19 @@ def file_of_channel(contrasts, channel):
 def _search(wanted, mask, layout):
     """Return what was `Found`, the identifiers, and `(subject, line)` for everything that is wrong."""
     found = FINDERS[layout](wanted)
+    if mask:
+        found.include(_find_masks(wanted, mask, layout))
+    compose_names(found)
+    settle_claims(found)
     subjects = found.subjects()
     problems = [*found.problems, *found.unclear()]
     if not subjects and not problems:
         listed = ", ".join(f"'{pattern}'" for pattern in found.looked_for.values())
         where = f"no file below '{wanted.root}' matches {listed}"
         raise InputError(f"data.root: {where}; check data.root and data.contrasts")
-    if mask:
-        masks = _find_masks(wanted, mask, layout)
-        found.include(masks)
-        problems += masks.unclear()
+    if layout == "pattern":
+        warn_of_derived_names(subjects)
+    problems += files_named_twice(found, subjects)
     problems += _missing_files(wanted.root, found, subjects)
     problems += [*_names_that_clash(wanted.root, subjects), *_unclear_labels(wanted, found)]
     return found, subjects, problems
