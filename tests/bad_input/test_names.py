@@ -1,5 +1,6 @@
 """Names that occur twice, files that two names mean, files that are no scans, and names in other forms of Unicode."""
 
+import ast
 import json
 import logging
 import shutil
@@ -10,7 +11,8 @@ import pytest
 from data.layouts import find_subjects
 from data.splits import make_splits
 from data.volumes import read_label
-from tests.bad_input.harness import assert_refused, run
+from evaluation.figures import NAMES_AS_THEY_ARE, STYLE
+from tests.bad_input.harness import ROOT, assert_refused, run
 from tests.cohort import save, volumes, write_cohort
 from tests.data.test_layout_bids import LABEL, write_bids
 from tests.layouts import write_brats, write_msd, write_nnunet
@@ -208,6 +210,43 @@ def test_folders_patterns_and_lists_are_found_in_either_form(tmp_path):
     found = find_subjects(tmp_path / NFC, {"t2": "T2"}, layout="msd", labels={"zone": [NFC], "other": ["TZ"]})
     assert list(found) == [NFC]
     assert read_label(found[NFC], {"zone": [NFC], "other": ["TZ"]}).max() == 2
+
+
+DOLLARS = ["A$^$B", "A$1$B", "'a' \"b\"", "a & b_c^d", "50 %"]
+
+
+def test_subjects_of_any_name_have_their_pictures(tmp_path):
+    config, data = write_cohort(tmp_path), tmp_path / "data"
+    for name in DOLLARS:
+        shutil.copytree(data / "sub-1", data / name)
+    assert run("check_dataset", "--config", config).code == 0
+    assert run("generate_constraint_maps", "--config", config).code == 0
+    drawn = {path.stem for path in (tmp_path / "work/constraint_maps/qc").glob("*.png")}
+    assert drawn == {*DOLLARS, "sub-1", "sub-2", "sub-3"}
+
+
+def test_every_module_that_makes_a_figure_draws_names_as_they_are():
+    """In the report's style or with its rule for names; matplotlib takes what stands between dollars for a formula."""
+    found = 0
+    for path in (ROOT / "evaluation").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        drawing = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and {"panels", "_axes"} & called(node) and node.name != "panels"
+        ]
+        for function in drawing:
+            found += 1
+            words = [word for decorator in function.decorator_list for word in ast.walk(decorator)]
+            styles = {word.id for word in words if isinstance(word, ast.Name)}
+            assert styles & {"in_report_style", "NAMES_AS_THEY_ARE"}, f"{path.name}: {function.name}"
+    assert found >= 10
+    assert STYLE.items() >= NAMES_AS_THEY_ARE.items() and NAMES_AS_THEY_ARE == {"text.parse_math": False}
+
+
+def called(function):
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    return {node.func.id for node in calls if isinstance(node.func, ast.Name)}
 
 
 BOM = b"\xef\xbb\xbf"
