@@ -224,7 +224,7 @@ def prepare_subject(config, files):
     if files.label:
         label = grid.to_slices(on_disk, order=0)
         inside = grid.to_volume(np.ones(label.shape, np.uint8), order=0)
-        cut = float(np.mean(inside[on_disk > 0] == 0))
+        cut = float(np.mean(inside[on_disk > 0] == 0)) if on_disk.any() else 0.0
     images = grid.to_slices(scaled).astype(np.float16)
     intensities = dict(zip(names, ranges.tolist(), strict=True))
     slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label, intensities, hashes)

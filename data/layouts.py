@@ -39,6 +39,7 @@ class SubjectFiles:
         label_names: Name -> values that it means in this subject's label map.
         resample_to: Contrast whose grid all files are brought to; None: they must share one.
         bias_correction: Contrasts that are read with N4 bias correction.
+        empty_labels: `"allow"`: a label map may be background throughout; `"refuse"`: it is a mistake.
     """
 
     subject: str
@@ -50,6 +51,7 @@ class SubjectFiles:
     label_names: dict[str, tuple[int, ...]] = field(default_factory=dict)
     resample_to: str | None = None
     bias_correction: tuple[str, ...] = ()
+    empty_labels: str = "refuse"
 
 
 def file_pattern(entry):
@@ -75,6 +77,7 @@ def find_subjects(
     test_images=False,
     resample_to=None,
     bias_correction=(),
+    empty_labels="refuse",
 ):
     """Find every subject below a folder. A subject exists as soon as one contrast or the label of it exists.
 
@@ -96,6 +99,7 @@ def find_subjects(
         test_images: msd, nnunet: subjects of imagesTs too, without labels.
         resample_to: Contrast whose grid all files are brought to when they are read, or None.
         bias_correction: Contrasts that are read with N4 bias correction.
+        empty_labels: `"allow"` or `"refuse"`, as in `SubjectFiles`.
 
     Returns:
         Subject identifier -> `SubjectFiles`, sorted by identifier.
@@ -120,7 +124,7 @@ def find_subjects(
     if lines:
         left_out += lines
     bad = {subject for subject, _ in problems}
-    reading = {"resample_to": resample_to, "bias_correction": tuple(bias_correction)}
+    reading = {"resample_to": resample_to, "bias_correction": tuple(bias_correction), "empty_labels": empty_labels}
     return {
         subject: SubjectFiles(
             subject,
