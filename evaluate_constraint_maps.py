@@ -19,6 +19,7 @@ import time
 from utils.checks import InputError, counted
 from utils.config import from_command_line, positive
 from utils.parallel import in_order
+from utils.paths import composed
 from utils.runs import child_seed, exit_code_of, open_run, progress, read_json, write_json
 from utils.schema import fingerprint
 
@@ -40,7 +41,7 @@ def add_options(parser):
         help=f"numbers of classes to try (default: {' '.join(map(str, CLUSTERS))}, and the config's)",
     )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="maps of each, by seed (default: 3)")
-    parser.add_argument("--subjects", nargs="+", metavar="ID", help="evaluate these only")
+    parser.add_argument("--subjects", nargs="+", type=composed, metavar="ID", help="evaluate these only")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects worked on at a time (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="evaluate finished subjects again")
 

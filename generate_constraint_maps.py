@@ -19,6 +19,7 @@ import time
 from utils.checks import InputError, counted
 from utils.config import from_command_line
 from utils.parallel import in_order
+from utils.paths import composed
 from utils.runs import child_seed, exit_code_of, open_run, progress
 from utils.schema import channel_names
 
@@ -29,7 +30,7 @@ PLAUSIBLE_FOREGROUND = (0.02, 0.95)  # share of the volume; a mask outside this 
 
 def add_options(parser):
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects worked on at a time (default: 1)")
-    parser.add_argument("--subjects", nargs="+", metavar="ID", help="make the maps of these only")
+    parser.add_argument("--subjects", nargs="+", type=composed, metavar="ID", help="make the maps of these only")
     parser.add_argument("--keep-going", action="store_true", help="leave out subjects that fail; list them at the end")
     parser.add_argument("--overwrite", action="store_true", help="make finished maps again")
 

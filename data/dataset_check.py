@@ -11,7 +11,7 @@ from data.common_grid import is_resampled
 from data.geometry import voxel_ml
 from data.layouts import series_length
 from data.scans import grid_of_scan, grid_problems, is_folder, share_covered
-from data.volumes import problems_of_subject, read_label
+from data.volumes import problems_of_subject, read_label, read_mask
 from utils.checks import InputError
 
 WELL_COVERED = 0.95  # share of the common grid below which a resampled contrast is pointed out
@@ -88,6 +88,11 @@ def check_subject(files, contrasts, labels, ignored=(), *, whole=False):
             counts = np.bincount(classes.ravel(), minlength=len(labels) + 1)
             voxels = {name: int(counts[index]) for index, name in enumerate(labels, start=1)}
             warnings += [f"no {name}" for name, count in voxels.items() if not count]
+        except InputError as error:
+            problems += error.lines
+    if files.mask is not None and grid is not None:
+        try:
+            read_mask(files, grid.shape, grid.affine)
         except InputError as error:
             problems += error.lines
     if whole:

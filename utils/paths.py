@@ -31,6 +31,11 @@ def expanded(path):
     return text if isinstance(path, str) else Path(text)
 
 
+def composed(name):
+    """Write accents together with their letters, so that names compare alike whichever system wrote them."""
+    return unicodedata.normalize("NFC", name)
+
+
 def existing_form(path):
     """Return a path as it lies on disk where accents are written apart from their letters, or together.
 

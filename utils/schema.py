@@ -78,6 +78,9 @@ class Config(Section):
         if self.synthesis:
             used |= {"synthesis.inputs": self.synthesis.inputs, "synthesis.targets": self.synthesis.targets}
         for where, names in used.items():
+            channels = channel_names(self.data.contrasts, names)
+            for name in sorted({name for name in channels if channels.count(name) > 1}):
+                yield f"{where}: '{name}' is named twice; name each contrast once"
             for name in names:
                 if name not in known:
                     listed = ", ".join(sorted(known))
@@ -121,9 +124,6 @@ class Config(Section):
         }
         for name in sorted(set(channels["inputs"]) & set(channels["targets"])):
             yield f"synthesis.targets: '{name}' is among the inputs too; a contrast can be only one of them"
-        for key, names in channels.items():
-            for name in sorted({name for name in names if names.count(name) > 1}):
-                yield f"synthesis.{key}: '{name}' is named twice; name each contrast once"
 
     def _mistakes_of_augmentation(self):
         why = "slices.pixel_size is null" if self.data.voxel_size_known else "data.voxel_size_known is false"

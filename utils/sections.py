@@ -4,7 +4,6 @@ The scans are in `sections_data.py`; single steps in `sections_pretraining.py` a
 """
 
 import typing
-import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +20,7 @@ from pydantic import (
 )
 
 from utils.checks import whole_epochs
-from utils.paths import expanded
+from utils.paths import composed, expanded
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -39,14 +38,9 @@ def _printable(value):
     return value
 
 
-def _composed(text):
-    """A name typed on one system is the same name on another that writes accents apart from their letters."""
-    return unicodedata.normalize("NFC", text)
-
-
 Location = Annotated[Path, AfterValidator(expanded), AfterValidator(_printable)]
 FileName = Annotated[str, AfterValidator(expanded), AfterValidator(_printable)]
-PathPattern = Annotated[str, AfterValidator(_composed), AfterValidator(_printable)]
+PathPattern = Annotated[str, AfterValidator(composed), AfterValidator(_printable)]
 Percentiles = Annotated[tuple[float, float], AfterValidator(_ascending)]
 ADDED = {"added": True}  # marks a key that came later: while it has its default, hashes are those of before
 
