@@ -138,9 +138,9 @@ def open_stores(config, folder):
 
 def scans_of(stores):
     """Hash of all scans and constraint maps in the stores; nothing where these are from before it was written."""
-    from data.identity import without_masks
+    from data.identity import of_scans
 
-    hashes = without_masks(stores["train"].hashes | stores["val"].hashes)
+    hashes = of_scans(stores["train"].hashes | stores["val"].hashes)
     return {"scans": fingerprint(hashes)} if hashes else {}
 
 

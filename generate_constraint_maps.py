@@ -14,6 +14,7 @@ Next    python generate_h5_pretraining.py --config FILE
 import difflib
 import functools
 import logging
+import shlex
 import time
 
 from utils.checks import InputError, counted
@@ -94,9 +95,24 @@ def finished_rows(config, space, everyone, wanted, overwrite):
     if overwrite:
         rows = {name: row for name, row in rows.items() if name not in wanted}
     refuse_other_settings(summary, rows, config.hash_of_maps(), config.seed)
+    refuse_changed(config, space, {name: row.get("files") for name, row in rows.items() if name in wanted}, wanted)
     if kept := len(rows.keys() & wanted.keys()):
         log.info("%s: %d of %d subjects finished before, skipped", summary, kept, len(wanted))
     return rows
+
+
+def refuse_changed(config, space, noted, wanted):
+    """Refuse to keep maps of scans or masks that are others now; `noted` is what the summary says of their files."""
+    from data.identity import changed_files, note_of_files
+
+    problems = []
+    for name, text in noted.items():
+        now = note_of_files(wanted[name], config.spaces()[space], config.data.contrasts) if text else text
+        if text and (changed := changed_files(text, now)):
+            what = f"{', '.join(changed)} changed since its constraint map was made"
+            problems.append(f"{name}: {what}; make it again: --overwrite --subjects {shlex.quote(name)}")
+    if problems:
+        raise InputError(problems)
 
 
 def find_wanted(config, options, failures):

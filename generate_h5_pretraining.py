@@ -45,6 +45,7 @@ def main(arguments=None):
     plans = [plan for split in splits for plan in plan_stores(config, split, subjects)]
     plans += [plan_volumes(config, splits)] if config.synthesis else []
     unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished()]
+    refuse_changed(config, [plan for plan in plans if plan not in unfinished], subjects)
     if unfinished:
         noted = check_maps(config, sorted({subject for plan in unfinished for subject in plan.members}))
         others = hashes_in([plan for plan in plans if plan not in unfinished])
@@ -74,6 +75,32 @@ def hashes_in(plans):
     from data.h5_store import SliceStore
 
     return {subject: found for plan in plans for subject, found in SliceStore(plan.path).hashes.items()}
+
+
+def refuse_changed(config, plans, subjects):
+    """Refuse to keep finished files of scans or label maps that are others now."""
+    from data.h5_store import SliceStore
+    from data.identity import changed_files
+
+    now, problems = {}, {}
+    for plan in plans:
+        for subject, hashes in SliceStore(plan.path).hashes.items():
+            if "files" not in hashes or subject not in subjects:
+                continue
+            now[subject] = now.get(subject) or files_packed(config, subjects[subject])
+            if changed := changed_files(hashes["files"], now[subject]):
+                what = f"{', '.join(changed)} changed since step 2 packed it; give --overwrite, or another --work-dir"
+                problems[subject] = f"{subject}: {what}"
+    if problems:
+        raise InputError(list(problems.values()))
+
+
+def files_packed(config, files):
+    """Text on all files of a subject that are packed."""
+    from data.identity import note_of_files
+
+    contrasts = config.data.contrasts
+    return note_of_files(files, list(contrasts), contrasts, {"label": files.label} if files.label else None)
 
 
 def pack(config, plans, subjects, jobs, hashes, noted):
@@ -244,7 +271,7 @@ def prepare_subject(config, files):
     label, cut = None, 0.0
     reading = (data.labels, data.ignored_label_values, grid.shape, affine)
     on_disk = read_label(files, *reading) if files.label else None
-    hashes = hashes_of_subject(volume, names, affine, on_disk, maps, mask)
+    hashes = hashes_of_subject(volume, names, affine, on_disk, maps, mask) | {"files": files_packed(config, files)}
     scaled = scale_between(volume, ranges)
     del volume  # a BraTS subject takes 140 MB
     outside = grid.share_outside(maps[None] > 0)

@@ -18,6 +18,7 @@ from data.scans import is_folder
 from utils.checks import InputError
 
 log = logging.getLogger("mrccl")
+ADDED = ("mask", "files")  # keys of the hashes of a subject that earlier files do not have
 CURE = "take one of them out of the data, or put both into one set"
 
 
@@ -57,9 +58,9 @@ def hashes_of_subject(volume, channels, affine, label=None, maps=None, mask=None
     return known | {name: content_hash(turn(values)) for name, values in others.items() if values is not None}
 
 
-def without_masks(hashes):
-    """Leave out the hashes of masks, which were noted later: what `fingerprint` gives of the others has not changed."""
-    return {subject: {key: found[key] for key in found if key != "mask"} for subject, found in hashes.items()}
+def of_scans(hashes):
+    """Leave out the hashes that were noted later: what `fingerprint` gives of the others has not changed since."""
+    return {subject: {key: found[key] for key in found if key not in ADDED} for subject, found in hashes.items()}
 
 
 def is_unchanged(values, affine, digest):
@@ -77,17 +78,19 @@ def hash_of_file(path):
     return digest.hexdigest()
 
 
-def note_of_files(files, names, contrasts):
+def note_of_files(files, names, contrasts, others=None):
     """Return a text on the files that a constraint map is made of, such as `t1=0123456789abcdef mask=...`.
 
     Args:
         files: `SubjectFiles`.
         names: Contrasts or channels of the map; that to whose grid they are resampled, and the mask, are noted, too.
         contrasts: `data.contrasts` of the config.
+        others: Name -> path of what else was read, such as the label map.
     """
     names = [file_of_channel(contrasts, channel)[0] for channel in channel_names(contrasts, names)]
     names = dict.fromkeys([*names, *([files.resample_to] if files.resample_to else [])])
     paths = {name: files.contrasts[name] for name in names} | ({"mask": files.mask} if files.mask else {})
+    paths |= others or {}
     return " ".join(f"{name}={hash_of_file(path)}" for name, path in paths.items())
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 
-from data.identity import owners_of_images, refuse_same_scans, without_masks
+from data.identity import of_scans, owners_of_images, refuse_same_scans
 from data.splits import annotated_subsets, hash_of_split
 from training.devices import data_parallel
 from training.tracking import tracked
@@ -145,7 +145,7 @@ class Grid:
 
     def _hashes(self, subjects):
         known = self.work.store.hashes
-        return without_masks({subject: known[subject] for subject in subjects if subject in known})
+        return of_scans({subject: known[subject] for subject in subjects if subject in known})
 
     def run(self, cells, keep_going):
         """Run some of the unfinished cells; returns one line for each that failed."""

@@ -43,6 +43,8 @@ def test_step_2_notices_scans_and_masks_that_changed_since_step_1(tmp_path, name
     shown = ", ".join(f"'{path}'" for path in sorted(files, key=lambda path: path.name))
     line = f"sub-2: {shown} {MADE_OTHERWISE} --subjects sub-2"
     assert_refused(tmp_path, SLICES, ["--config", config], [line])
+    short = f"{', '.join(sorted(names))} changed since its constraint map was made; make it again: --overwrite"
+    assert_refused(tmp_path, MAPS, ["--config", config], [f"sub-2: {short} --subjects sub-2"])
     assert run(MAPS, "--config", config, "--overwrite", "--subjects", "sub-2").code == 0
     assert run(SLICES, "--config", config).code == 0
 
@@ -104,6 +106,27 @@ def test_step_4_refuses_a_reference_that_changed_before_it_trains(trained, tmp_p
     assert_refused(tmp_path, CELLS, words, [changed_reference(label)])
     assert run(SLICES, "--config", trained, "--overwrite").code == 0
     assert run(CELLS, *words).code == 0
+
+
+@pytest.mark.parametrize("name", ["t1", "label"])
+def test_step_2_keeps_no_file_of_scans_that_changed(trained, tmp_path, name):
+    """Of a training subject, whose label step 4 does not read again."""
+    change(tmp_path / f"data/sub-1/{name}.nii.gz")
+    if name == "t1":
+        assert run(MAPS, "--config", trained, "--overwrite", "--subjects", "sub-1").code == 0
+    line = f"sub-1: {name} changed since step 2 packed it; give --overwrite, or another --work-dir"
+    assert_refused(tmp_path, SLICES, ["--config", trained], [line])
+    assert run(SLICES, "--config", trained, "--overwrite").code == 0
+    assert run(SLICES, "--config", trained).code == 0
+
+
+def test_measures_of_maps_are_made_again_of_a_label_that_changed(tmp_path):
+    config = after([MAPS], tmp_path)
+    words = ["--config", config, "--clusters", "3", "--seeds", "2"]
+    assert run("evaluate_constraint_maps", *words).code == 0
+    assert "3 of 3 subjects finished before, skipped" in run("evaluate_constraint_maps", *words).logged
+    change(tmp_path / "data/sub-2/label.nii.gz")
+    assert "2 of 3 subjects finished before, skipped" in run("evaluate_constraint_maps", *words).logged
 
 
 def test_a_reference_whose_file_only_looks_different_is_taken(trained, tmp_path):
