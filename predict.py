@@ -273,13 +273,15 @@ def what_to_make(models, jobs, folder, options):
 
     Results of another model, another scan or other options are not kept, but refused.
     """
+    from data.layouts import needed_of
     from evaluation.made_by import hash_of_models, refuse_others, rows_of
 
-    digest, words = hash_of_models(models), words_of(options)
+    digest, words, needed = hash_of_models(models), words_of(options), needed_of(next(iter(models.values())))
     todo, made_by, kept = [], {}, {}
     for subject, files, paths in jobs:
         files = dataclasses.replace(files, subject=subject)
-        rows = rows_of(files, paths, folder, digest, {what: words.get(what, words[None]) for what in paths})
+        inputs = dataclasses.replace(files, contrasts={name: files.contrasts[name] for name in needed})
+        rows = rows_of(inputs, paths, folder, digest, {what: words.get(what, words[None]) for what in paths})
         missing = {what: path for what, path in paths.items() if options.overwrite or not path.exists()}
         made_by |= rows
         kept |= {(subject, what): rows[subject, what] for what in paths if what not in missing}
