@@ -40,7 +40,8 @@ def read_config():
 DATASET, OPTIONS = read_config()
 WORK, HERE = DATASET.work_dir, Path(workflow.basedir)
 PYTHON = HERE / ".venv" / "bin" / "python"
-PYTHON = PYTHON if PYTHON.exists() else "python"
+PYTHON = shlex.quote(str(PYTHON)) if PYTHON.exists() else "python"
+SCRIPTS = shlex.quote(str(HERE))  # for the shell; a folder may have spaces
 STAGES = DATASET.pretraining.stages if DATASET.pretraining else {}
 # Without cross-validation the one split lies in the work dir itself.
 SPLITS = [f"fold{number}/" for number in range(getattr(DATASET.data.splits, "folds", 0))] or [""]
@@ -148,7 +149,7 @@ if DATASET.constraint_maps:
         threads: 16
         shell:
             "grep -qs ',{params.made_from},{params.seed},' {params.summary:q} || overwrite=--overwrite; "
-            "{PYTHON} {HERE}/generate_constraint_maps.py {OPTIONS} --jobs {threads} ${{overwrite-}} 2> {log:q} && "
+            "{PYTHON} {SCRIPTS}/generate_constraint_maps.py {OPTIONS} --jobs {threads} ${{overwrite-}} 2> {log:q} && "
             "touch {output:q}"
 
 
@@ -166,7 +167,7 @@ if DATASET.slices:
             f"{WORK}/h5/snakemake.log",
         threads: 16
         shell:
-            "{PYTHON} {HERE}/generate_h5_pretraining.py {OPTIONS} --jobs {threads} 2> {log:q}"
+            "{PYTHON} {SCRIPTS}/generate_h5_pretraining.py {OPTIONS} --jobs {threads} 2> {log:q}"
 
 
 rule pretrain:
@@ -186,7 +187,7 @@ rule pretrain:
     resources:
         gpu=1,
     shell:
-        "TF_NUM_INTRAOP_THREADS={threads} {PYTHON} {HERE}/constrained_contrastive_learning.py {OPTIONS} "
+        "TF_NUM_INTRAOP_THREADS={threads} {PYTHON} {SCRIPTS}/constrained_contrastive_learning.py {OPTIONS} "
         "--method {wildcards.stage} {params.fold} 2> {log:q}"
 
 
@@ -207,7 +208,7 @@ rule cell:
     resources:
         gpu=1,
     shell:
-        "TF_NUM_INTRAOP_THREADS={threads} {PYTHON} {HERE}/finetune_segmentation.py {OPTIONS} {params.fold} "
+        "TF_NUM_INTRAOP_THREADS={threads} {PYTHON} {SCRIPTS}/finetune_segmentation.py {OPTIONS} {params.fold} "
         "--contrasts {wildcards.contrasts} --init {wildcards.init} --subjects-n {params.n} "
         "--only-repeats {wildcards.repeat} 2> {log:q}"
 
@@ -229,7 +230,7 @@ rule synthesis:
     resources:
         gpu=1,
     shell:
-        "TF_NUM_INTRAOP_THREADS={threads} {PYTHON} {HERE}/finetune_synthesis.py {OPTIONS} {params.fold} "
+        "TF_NUM_INTRAOP_THREADS={threads} {PYTHON} {SCRIPTS}/finetune_synthesis.py {OPTIONS} {params.fold} "
         "--init {wildcards.init} --subjects-n {params.n} --only-repeats {wildcards.repeat} 2> {log:q}"
 
 
@@ -241,4 +242,4 @@ rule tables:
     params:
         made_from=fingerprint(DATASET.paper, sorted(DATASET.data.labels), list(cells())),
     shell:
-        "{PYTHON} {HERE}/reproduce_tables.py {OPTIONS}"
+        "{PYTHON} {SCRIPTS}/reproduce_tables.py {OPTIONS}"

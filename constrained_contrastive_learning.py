@@ -138,7 +138,9 @@ def open_stores(config, folder):
 
 def scans_of(stores):
     """Hash of all scans and constraint maps in the stores; nothing where these are from before it was written."""
-    hashes = stores["train"].hashes | stores["val"].hashes
+    from data.identity import of_scans
+
+    hashes = of_scans(stores["train"].hashes | stores["val"].hashes)
     return {"scans": fingerprint(hashes)} if hashes else {}
 
 

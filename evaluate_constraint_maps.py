@@ -19,6 +19,7 @@ import time
 from utils.checks import InputError, counted
 from utils.config import from_command_line, positive
 from utils.parallel import in_order
+from utils.paths import composed
 from utils.runs import child_seed, exit_code_of, open_run, progress, read_json, write_json
 from utils.schema import fingerprint
 
@@ -40,7 +41,7 @@ def add_options(parser):
         help=f"numbers of classes to try (default: {' '.join(map(str, CLUSTERS))}, and the config's)",
     )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="maps of each, by seed (default: 3)")
-    parser.add_argument("--subjects", nargs="+", metavar="ID", help="evaluate these only")
+    parser.add_argument("--subjects", nargs="+", type=composed, metavar="ID", help="evaluate these only")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects worked on at a time (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="evaluate finished subjects again")
 
@@ -64,7 +65,7 @@ def evaluate_constraint_maps(config, options):
     if options.seeds < 2 and not any(files.label or truth_of(config, files) for files in everyone.values()):
         raise InputError("--seeds 1: nothing to compare, because no subject has a label; expected at least 2")
     settings = {name: settings_of(config, clusters, options.seeds, files) for name, files in everyone.items()}
-    finished = {name for name in everyone if is_finished(config, name, settings[name])}
+    finished = {name for name, files in everyone.items() if is_finished(config, files, settings[name])}
     todo = [files for name, files in wanted.items() if options.overwrite or name not in finished]
     if len(todo) < len(wanted):
         log.info("%d of %d subjects finished before, skipped", len(wanted) - len(todo), len(wanted))
@@ -73,7 +74,10 @@ def evaluate_constraint_maps(config, options):
         work = functools.partial(evaluate_subject, config, clusters, options.seeds)
         made = in_order(work, todo, options.jobs)
         for files, result in zip(todo, progress(made, "Constraint maps", len(todo)), strict=True):
-            write_json(result_of(config, files.subject), {"settings": settings[files.subject], **result})
+            write_json(
+                result_of(config, files.subject),
+                {"settings": settings[files.subject], "files": files_of(config, files), **result},
+            )
             finished.add(files.subject)
             point_out(files.subject, result)
         write_report(config, sorted(finished))
@@ -269,9 +273,21 @@ def result_of(config, subject):
     return report_of(config) / "subjects" / f"{subject}.json"
 
 
-def is_finished(config, subject, settings):
-    path = result_of(config, subject)
-    return path.is_file() and read_json(path).get("settings") == settings
+def is_finished(config, files, settings):
+    """Whether there is a result of the same settings, and, where they were noted, of the same files."""
+    path = result_of(config, files.subject)
+    found = read_json(path) if path.is_file() else {}
+    if found.get("settings") != settings:
+        return False
+    return "files" not in found or found["files"] == files_of(config, files)
+
+
+def files_of(config, files):
+    """Text on all files of a subject that a result is made from."""
+    from data.identity import note_of_files
+
+    others = truth_of(config, files) | ({"label": files.label} if files.label else {})
+    return note_of_files(files, config.constraint_maps.contrasts, config.data.contrasts, others)
 
 
 if __name__ == "__main__":

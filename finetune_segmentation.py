@@ -25,7 +25,7 @@ from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.environment import make_deterministic
 from utils.parallel import in_threads
-from utils.runs import child_seed, exit_code_of
+from utils.runs import changed_since_step_2, child_seed, exit_code_of, progress
 from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
@@ -201,6 +201,7 @@ class Segmentations:
 
     def _score_subject(self, folder, item):
         """Write and score the label map of one subject; what the network is not needed for."""
+        from data.geometry import voxel_ml
         from data.volumes import write_nifti
         from evaluation.inference import label_map
         from evaluation.metrics import score_subject
@@ -210,14 +211,31 @@ class Segmentations:
         write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
         spacing = tuple(grid.spacing) if self.config.data.voxel_size_known else None
         tolerance, regions = self.config.evaluation.surface_tolerance_mm, self.config.evaluation.regions
-        scores = score_subject(prediction, self._read_reference(subject), spacing, self.labels, tolerance, regions)
+        reference, voxel = self._read_reference(subject), {"voxel_ml": voxel_ml(grid.affine)}
+        scores = score_subject(prediction, reference, spacing, self.labels, tolerance, regions, **voxel)
         return [{"subject": subject} | score for score in scores]
 
+    def check_references(self):
+        """Refuse label maps of scored subjects that are others than those that step 2 packed, before any training."""
+        problems = []
+        for subject in progress(self.scored, "Checking references"):
+            try:
+                self._read_reference(subject)
+            except InputError as error:
+                problems += error.lines
+        if problems:
+            raise InputError(problems)
+
     def _read_reference(self, subject):
+        from data.identity import is_unchanged
         from data.volumes import read_label
 
-        grid, data = self.store.grid(subject), self.config.data
-        return read_label(self.files[subject], data.labels, data.ignored_label_values, grid.shape, grid.affine)
+        grid, data, files = self.store.grid(subject), self.config.data, self.files[subject]
+        classes = read_label(files, data.labels, data.ignored_label_values, grid.shape, grid.affine)
+        noted = self.store.hashes.get(subject, {})
+        if "label" in noted and not is_unchanged(classes, grid.affine, noted["label"]):
+            raise InputError(changed_since_step_2(subject, files.label))
+        return classes
 
     def describe_model(self, inputs, subjects):
         plain = self.config.plain()
@@ -234,8 +252,20 @@ class Segmentations:
             "slices": plain["slices"],
             "filters": self.config.network.filters,
             "head_block": self.config.finetuning.head_block,
+            "field": self.field_of(subjects),
+            "volumes": {name: list(found) for name, found in self.files[subjects[0]].volumes.items()},
             "trained_on": subjects,
         }
+
+    def field_of(self, subjects):
+        """What predict.py compares new scans with."""
+        from data.field_of_view import field_of_training
+
+        return field_of_training(
+            map(self.store.grid, subjects),
+            is_size_known=self.config.data.voxel_size_known,
+            foreground_outside=self.store.attributes.get("foreground_outside"),
+        )
 
 
 class Trials(Segmentations):

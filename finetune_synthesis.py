@@ -13,10 +13,11 @@ Next    python reproduce_tables.py --config FILE
 import functools
 import itertools
 
+from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.environment import make_deterministic
 from utils.parallel import in_threads
-from utils.runs import child_seed, exit_code_of
+from utils.runs import changed_since_step_2, child_seed, exit_code_of, progress
 from utils.schema import channel_names
 
 
@@ -145,16 +146,46 @@ class Syntheses:
         """Acquired targets of a subject in [0, 1], `(X, Y, Z, K)`, and the head or organ, `(X, Y, Z)`."""
         import numpy as np
 
+        from data.identity import is_unchanged
         from data.intensity import scale_between
         from data.volumes import read_contrasts, read_mask
 
         files, ranges = self.files[subject], self.store.intensities(subject)
-        volume, affine = read_contrasts(files, self.targets, self.config.plain()["data"]["contrasts"])
+        contrasts = self.config.plain()["data"]["contrasts"]
+        volume, affine = read_contrasts(files, self.targets, contrasts)
+        self._refuse_changed(files, volume, affine)
         mask = read_mask(files, volume.shape, affine)
+        noted = self.store.hashes.get(subject, {})
+        if mask is not None and "mask" in noted and not is_unchanged(mask, affine, noted["mask"]):
+            raise InputError(changed_since_step_2(subject, files.mask))
         if mask is None:  # the foreground that all contrasts show together, as step 1 found it
             classes = self.store.constraint_maps(self.store.rows_of([subject]))
             mask = self.store.grid(subject).to_volume((classes > 0).astype(np.uint8), order=0) > 0
         return scale_between(volume, np.array([ranges[target] for target in self.targets])), mask
+
+    def check_references(self):
+        """Refuse targets of test subjects that are others than those that step 2 packed, before any training."""
+        problems = []
+        for subject in progress(self.scored, "Checking references"):
+            try:
+                self.read_reference(subject)
+            except InputError as error:
+                problems += error.lines
+        if problems:
+            raise InputError(problems)
+
+    def _refuse_changed(self, files, volume, affine):
+        from data.identity import is_unchanged
+        from data.layouts import file_of_channel
+
+        noted = self.store.hashes.get(files.subject, {}).get("images")
+        for number, target in enumerate(self.targets):
+            name, _ = file_of_channel(self.config.data.contrasts, target)
+            # N4 does not give the same bits on every machine.
+            if noted is None or name in files.bias_correction:
+                continue
+            if not is_unchanged(volume[..., number], affine, noted.get(target)):
+                raise InputError(changed_since_step_2(files.subject, files.contrasts[name]))
 
     def describe_model(self, inputs, subjects):
         plain = self.config.plain()
@@ -175,8 +206,20 @@ class Syntheses:
             "crop_size": list(self.config.crops.size),
             "overlap": self.config.synthesis.overlap,
             "filters": self.config.network.filters,
+            "field": self.field_of(subjects),
+            "volumes": {name: list(found) for name, found in self.files[subjects[0]].volumes.items()},
             "trained_on": subjects,
         }
+
+    def field_of(self, subjects):
+        """What predict.py compares new scans with."""
+        from data.field_of_view import field_of_training
+
+        return field_of_training(
+            map(self.store.grid, subjects),
+            is_size_known=self.config.data.voxel_size_known,
+            foreground_outside=self.store.attributes.get("foreground_outside"),
+        )
 
 
 def build_trainer(config, channels):

@@ -14,11 +14,13 @@ Next    python generate_h5_pretraining.py --config FILE
 import difflib
 import functools
 import logging
+import shlex
 import time
 
 from utils.checks import InputError, counted
 from utils.config import from_command_line
 from utils.parallel import in_order
+from utils.paths import composed
 from utils.runs import child_seed, exit_code_of, open_run, progress
 from utils.schema import channel_names
 
@@ -29,7 +31,7 @@ PLAUSIBLE_FOREGROUND = (0.02, 0.95)  # share of the volume; a mask outside this 
 
 def add_options(parser):
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects worked on at a time (default: 1)")
-    parser.add_argument("--subjects", nargs="+", metavar="ID", help="make the maps of these only")
+    parser.add_argument("--subjects", nargs="+", type=composed, metavar="ID", help="make the maps of these only")
     parser.add_argument("--keep-going", action="store_true", help="leave out subjects that fail; list them at the end")
     parser.add_argument("--overwrite", action="store_true", help="make finished maps again")
 
@@ -48,6 +50,7 @@ def main(arguments=None):
 
 def generate_constraint_maps(config, options, failures):
     """Make every map that is missing; under --keep-going, `failures` collects a line for each thing that failed."""
+    from data.field_of_view import note_of_outside
     from data.map_summary import write_summary
 
     everyone, wanted = find_wanted(config, options, failures)
@@ -66,12 +69,16 @@ def generate_constraint_maps(config, options, failures):
         for space, files in maps:  # maps without a row were made otherwise, or not to the end
             map_of(config, files.subject, space).unlink(missing_ok=True)
         made = in_order(functools.partial(attempt, config, options.keep_going), maps, options.jobs)
-        for space, row, problems in progress(made, "Constraint maps", len(maps)):
+        outside = {}
+        for space, row, share, problems in progress(made, "Constraint maps", len(maps)):
             accept(problems, options.keep_going, failures)
             if row:
+                outside[row["subject"]] = share
                 rows[space][row["subject"]] = row
                 write_summary(summary_of(config, space), rows[space])
                 point_out(row, config.constraint_maps.clusters, space)
+        if note := note_of_outside(outside):
+            log.warning("%s", note)
     for space in rows:
         log.info(
             "%s: %d of %d subjects have a constraint map", summary_of(config, space), len(rows[space]), len(everyone)
@@ -88,9 +95,24 @@ def finished_rows(config, space, everyone, wanted, overwrite):
     if overwrite:
         rows = {name: row for name, row in rows.items() if name not in wanted}
     refuse_other_settings(summary, rows, config.hash_of_maps(), config.seed)
+    refuse_changed(config, space, {name: row.get("files") for name, row in rows.items() if name in wanted}, wanted)
     if kept := len(rows.keys() & wanted.keys()):
         log.info("%s: %d of %d subjects finished before, skipped", summary, kept, len(wanted))
     return rows
+
+
+def refuse_changed(config, space, noted, wanted):
+    """Refuse to keep maps of scans or masks that are others now; `noted` is what the summary says of their files."""
+    from data.identity import changed_files, note_of_files
+
+    problems = []
+    for name, text in noted.items():
+        now = note_of_files(wanted[name], config.spaces()[space], config.data.contrasts) if text else text
+        if text and (changed := changed_files(text, now)):
+            what = f"{', '.join(changed)} changed since its constraint map was made"
+            problems.append(f"{name}: {what}; make it again: --overwrite --subjects {shlex.quote(name)}")
+    if problems:
+        raise InputError(problems)
 
 
 def find_wanted(config, options, failures):
@@ -177,22 +199,26 @@ def check_subject(config, files):
 
 
 def attempt(config, keep_going, job):
-    """Return `(space, row, problems)` of one map; a fault of the suite counts as a problem under --keep-going only."""
+    """Return `(space, row, share outside the slices, problems)` of one map.
+
+    A fault of the suite counts as a problem under --keep-going only.
+    """
     space, files = job
     try:
-        return space, map_subject(config, space, files), []
+        return space, *map_subject(config, space, files), []
     except InputError as error:
         lines = error.lines
     except Exception as error:
         if not keep_going:
             raise
         lines = [f"{type(error).__name__}: {error} (without --keep-going the full report is shown)"]
-    return space, None, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines]
+    return space, None, 0.0, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines]
 
 
 def map_subject(config, space, files):
-    """Make map and picture of one subject in one contrast space and return its row of the summary."""
+    """Make map and picture of one subject in one space; returns its row and its `outside_slices`."""
     from data.constraint_maps import describe_constraint_map
+    from data.identity import note_of_files
     from data.volumes import read_contrasts, read_mask, write_nifti
     from evaluation.quality_control import draw_constraint_map
 
@@ -215,7 +241,18 @@ def map_subject(config, space, files):
     clock.append(time.perf_counter())
     reading, _, picture, writing = (after - before for before, after in zip(clock, clock[1:], strict=False))
     seconds = {"reading": reading, **details.seconds, "picture": picture, "writing": writing}
-    return summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]})
+    row = summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]})
+    row["files"] = note_of_files(files, names, contrasts)  # which step 2 compares
+    return row, outside_slices(config, details.classes > 0, affine)
+
+
+def outside_slices(config, foreground, affine):
+    """Share of the foreground that the slices of step 2 will not show; 0 in a config without slices."""
+    from data.field_of_view import share_outside
+
+    if not config.slices:
+        return 0.0
+    return share_outside(foreground, affine, config.slices.pixel_size, config.slices.image_size)
 
 
 def summary_row(config, subject, details, seconds):

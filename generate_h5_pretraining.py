@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,21 +45,29 @@ def main(arguments=None):
     plans = [plan for split in splits for plan in plan_stores(config, split, subjects)]
     plans += [plan_volumes(config, splits)] if config.synthesis else []
     unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished()]
+    refuse_changed(config, [plan for plan in plans if plan not in unfinished], subjects)
     if unfinished:
-        check_maps(config, sorted({subject for plan in unfinished for subject in plan.members}))
-        pack(config, unfinished, subjects, options.jobs, hashes_in([plan for plan in plans if plan not in unfinished]))
+        noted = check_maps(config, sorted({subject for plan in unfinished for subject in plan.members}))
+        others = hashes_in([plan for plan in plans if plan not in unfinished])
+        pack(config, unfinished, subjects, options.jobs, others, noted)
     log.info("next: python constrained_contrastive_learning.py %s", options.again)
 
 
 def check_maps(config, subjects):
-    """Refuse constraint maps that step 1 made with another config or seed, or of which its table knows nothing."""
+    """Refuse constraint maps that step 1 made with another config or seed, or of which its table knows nothing.
+
+    Returns `{space: {subject: what step 1 noted of the files}}`.
+    """
     from data.map_summary import read_summary, refuse_other_settings, refuse_unlisted
 
+    noted = {}
     for space in config.spaces():
         summary = maps_of(config, space) / "summary.csv"
         rows = read_summary(summary)
         refuse_other_settings(summary, rows, config.hash_of_maps(), config.seed)
         refuse_unlisted(summary, rows, subjects)
+        noted[space] = {subject: row.get("files") for subject, row in rows.items()}
+    return noted
 
 
 def hashes_in(plans):
@@ -68,10 +77,39 @@ def hashes_in(plans):
     return {subject: found for plan in plans for subject, found in SliceStore(plan.path).hashes.items()}
 
 
-def pack(config, plans, subjects, jobs, hashes):
-    """Check every subject, then write all files in one pass over them; `hashes` are those of other files."""
+def refuse_changed(config, plans, subjects):
+    """Refuse to keep finished files of scans or label maps that are others now."""
+    from data.h5_store import SliceStore
+    from data.identity import changed_files
+
+    now, problems = {}, {}
+    for plan in plans:
+        for subject, hashes in SliceStore(plan.path).hashes.items():
+            if "files" not in hashes or subject not in subjects:
+                continue
+            now[subject] = now.get(subject) or files_packed(config, subjects[subject])
+            if changed := changed_files(hashes["files"], now[subject]):
+                what = f"{', '.join(changed)} changed since step 2 packed it; give --overwrite, or another --work-dir"
+                problems[subject] = f"{subject}: {what}"
+    if problems:
+        raise InputError(list(problems.values()))
+
+
+def files_packed(config, files):
+    """Text on all files of a subject that are packed."""
+    from data.identity import note_of_files
+
+    contrasts = config.data.contrasts
+    return note_of_files(files, list(contrasts), contrasts, {"label": files.label} if files.label else None)
+
+
+def pack(config, plans, subjects, jobs, hashes, noted):
+    """Check every subject, then write all files in one pass over them; `hashes` are those of other files.
+
+    `noted` is what step 1 noted of the scans.
+    """
     wanted = [subjects[subject] for subject in sorted({subject for plan in plans for subject in plan.members})]
-    checked = in_order(functools.partial(check_subject, config), wanted, jobs)
+    checked = in_order(functools.partial(check_subject, config, noted), wanted, jobs)
     problems = [line for lines in progress(checked, "Checking scans", len(wanted)) for line in lines]
     if problems:
         raise InputError(problems)
@@ -159,7 +197,7 @@ def attributes_of(config, split):
     }
 
 
-def check_subject(config, files):
+def check_subject(config, noted, files):
     """Return one line for each thing that is wrong with a subject's files."""
     from data.volumes import grid_of_subject, problems_of_subject
 
@@ -171,7 +209,22 @@ def check_subject(config, files):
             read_map(config, space, files.subject, shape, affine)
         except InputError as error:
             problems += error.lines
-    return problems
+    return problems or files_that_changed(config, noted, files)
+
+
+def files_that_changed(config, noted, files):
+    """Return a line for each contrast space whose map was made of other files than there are now."""
+    from data.identity import changed_files, note_of_files
+
+    problems = []
+    for space, names in config.spaces().items():
+        if changed := changed_files(
+            noted[space].get(files.subject), note_of_files(files, names, config.data.contrasts)
+        ):
+            shown = ", ".join(f"'{files.mask if name == 'mask' else files.contrasts[name]}'" for name in changed)
+            again = f"make it again: generate_constraint_maps.py --overwrite --subjects {shlex.quote(files.subject)}"
+            problems.append(f"{files.subject}: {shown} changed since the constraint map was made; {again}")
+    return list(dict.fromkeys(problems))
 
 
 def maps_of(config, space):
@@ -194,6 +247,7 @@ class Prepared:
     slices: object  # data.h5_store.SubjectSlices
     foreground: object  # (n,) share of foreground pixels
     cut_label: float  # share of labelled voxels outside the slices
+    outside: float  # share of the foreground outside the slices
 
 
 def prepare_subject(config, files):
@@ -217,18 +271,17 @@ def prepare_subject(config, files):
     label, cut = None, 0.0
     reading = (data.labels, data.ignored_label_values, grid.shape, affine)
     on_disk = read_label(files, *reading) if files.label else None
-    hashes = hashes_of_subject(volume, names, affine, on_disk, maps)
+    hashes = hashes_of_subject(volume, names, affine, on_disk, maps, mask) | {"files": files_packed(config, files)}
     scaled = scale_between(volume, ranges)
     del volume  # a BraTS subject takes 140 MB
+    outside = grid.share_outside(maps[None] > 0)
     maps = {space: grid.to_slices(classes, order=0) for space, classes in maps.items()}
     if files.label:
-        label = grid.to_slices(on_disk, order=0)
-        inside = grid.to_volume(np.ones(label.shape, np.uint8), order=0)
-        cut = float(np.mean(inside[on_disk > 0] == 0))
+        label, cut = grid.to_slices(on_disk, order=0), grid.share_outside(on_disk > 0)
     images = grid.to_slices(scaled).astype(np.float16)
     intensities = dict(zip(names, ranges.tolist(), strict=True))
     slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label, intensities, hashes)
-    return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut)
+    return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut, outside)
 
 
 def find_foreground(volume, mask, affine):
@@ -242,11 +295,13 @@ def find_foreground(volume, mask, affine):
 
 def write_stores(config, plans, prepared, subjects, hashes):
     """Append every subject to the files it belongs to; they appear together, complete, if no scan has two names."""
-    form = channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:]
+    from data.field_of_view import note_of_outside
+
+    form, outside = (channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:]), {}
     with contextlib.ExitStack() as stack:
         stores = [(plan, stack.enter_context(plan.writer(*form))) for plan in plans]
         for subject in prepared:
-            hashes[subject.slices.subject] = subject.slices.hashes
+            hashes[subject.slices.subject], outside[subject.slices.subject] = subject.slices.hashes, subject.outside
             if subject.cut_label:
                 cut = f"{subject.slices.subject}: {subject.cut_label:.2%} of the labelled voxels"
                 log.warning("%s lie outside slices.image_size; enlarge it, or pixel_size", cut)
@@ -254,6 +309,8 @@ def write_stores(config, plans, prepared, subjects, hashes):
                 if subject.slices.subject in plan.members:
                     left_out = add_slices(store, subject, plan.min_foreground)
                     store.attributes["slices_left_out"] = store.attributes.get("slices_left_out", 0) + left_out
+                    largest = max(subject.outside, store.attributes.get("foreground_outside", 0.0))
+                    store.attributes["foreground_outside"] = round(largest, 6)
         for plan, store in stores:
             if not store.slices:
                 raise InputError(
@@ -261,6 +318,8 @@ def write_stores(config, plans, prepared, subjects, hashes):
                     "foreground pixels; lower it"
                 )
         refuse_leaks(plans, hashes, subjects)
+    if note := note_of_outside(outside):
+        log.warning("%s", note)
     for plan, store in stores:
         held = f"{counted(store.slices, 'slice')} of {counted(len(store.subjects), 'subject')}"
         log.info("wrote %s: %s", plan.path, held)

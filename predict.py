@@ -7,12 +7,14 @@
 Reads   model folders (cells of finetune_segmentation.py or finetune_synthesis.py, folders of export_model.py, or models
         in results/), several of one kind as an ensemble; FILE: one scan, for models with one input contrast (and one
         to synthesise), which tables call as its result is called; DIR: a folder with the input contrasts of every
-        subject under the names that the model was trained with (printed when they are not found).
+        subject under the names that the model was trained with (printed when they are not found), or, for models with
+        one input contrast, a plain folder of NIfTI files, each a scan that is called by its file's name.
 Writes  on the scan's own grid. Segmentation: one NIfTI label map per scan, with --probabilities the probability of each
         class beside it, and volumes.csv with the volume of each class. Synthesis: <subject>_<contrast>.nii.gz for each
         contrast that the model makes, and intensities.csv, which says in what unit. Where the subject's folder holds
         that contrast as acquired, its percentiles give the unit of the scanner back ('acquired', cut off at low and
-        high); elsewhere the intensities stay from 0 to 1.
+        high); elsewhere the intensities stay from 0 to 1. made_by.csv says which model made what, from which scan and
+        with which options; what something else made is refused, not kept, until --overwrite.
 Takes   seconds a scan on a CPU for slices, minutes for volumes. The network sees windows of one size however large
         the scan is, but the scan is held in memory: two contrasts from two take 40 bytes per voxel, so 0.4 GB for
         240 x 240 x 155, and more contrasts more. A GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it.
@@ -31,6 +33,7 @@ from utils.checks import InputError, counted
 from utils.config import check_writable
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
+from utils.words_of_predict import in_words_of_predict
 
 log = logging.getLogger("mrccl")
 FLIPS = {"anterior_posterior": 1, "left_right": 2}  # axes of a batch of slices (`data.geometry.SLICE_AXES`)
@@ -47,7 +50,18 @@ def main(arguments=None):
     check_agreement(models)
     model = models[options.model[0]]
     check_options(options, model)
-    predict(models, find_scans(options, model), options)
+    with in_words_of_predict():
+        jobs = find_scans(options, model)
+        check_fields(jobs, list(models.values()))
+        predict(models, jobs, options)
+
+
+def check_fields(jobs, models):
+    """Refuse scans of which the models would see too little, or in another size than they were trained on."""
+    from evaluation.field_checks import check_field
+
+    if problems := [line for _, files, _ in jobs for line in check_field(files, models)]:
+        raise InputError(problems)
 
 
 def read_options(arguments):
@@ -110,8 +124,8 @@ def find_scans(options, model):
 
 def scan_of_file(options, model):
     """The one scan of a model with one input contrast: FILE to FILE."""
-    from data.layouts import SubjectFiles
     from evaluation.new_scans import patterns_of
+    from evaluation.plain_folder import files_of_scan
 
     scan, output, needed = options.input, options.output, patterns_of(model, model["contrasts"])
     targets = model.get("targets", [])
@@ -128,7 +142,7 @@ def scan_of_file(options, model):
     paths = outputs_of(subject, output.parent, options, model | {"layout": "pattern"}) | {
         (targets or ["label"])[0]: output
     }
-    files = SubjectFiles(stem_of(scan), dict.fromkeys(needed, scan), bias_correction=tuple(model["bias_correction"]))
+    files = files_of_scan(stem_of(scan), scan, *needed, model)
     return [(subject, files, paths)]
 
 
@@ -140,11 +154,34 @@ def scans_of_folder(options, model):
     if output.name.endswith(SUFFIXES) or output.is_file():
         raise InputError(f"--output {output}: for a folder of scans give a folder")
     new = {"test_images": True} if model["layout"] in ("msd", "nnunet") else {}
-    subjects = find_subjects(root, needed_of(model), mask=model["mask"], **reading_of(model), **new)
+    try:
+        subjects = find_subjects(root, needed_of(model), mask=model["mask"], **reading_of(model), **new)
+    except InputError as error:
+        is_empty = error.lines[0].startswith("data.root: no ")  # file of this layout, dataset.json or folder
+        if subjects := scans_of_plain_folder(options, model) if is_empty else {}:
+            model["layout"] = "pattern"  # of what is written, too
+            return [(name, files, outputs_of(name, output, options, model)) for name, files in subjects.items()]
+        raise
     subjects = add_acquired(subjects, root, model)
     jobs = [(name, files, outputs_of(name, output, options, model)) for name, files in subjects.items()]
     refuse_places_of_contrasts(root, model, [path for *_, paths in jobs for path in paths.values()])
     return jobs
+
+
+def scans_of_plain_folder(options, model):
+    """Every NIfTI file of a folder, for a model that needs one file of each subject; none for other models."""
+    from data.layouts import needed_of
+    from evaluation.plain_folder import scans_in
+
+    root, needed = options.input, needed_of(model)
+    if len(needed) > 1 or model["mask"]:
+        return {}
+    subjects = scans_in(root, *needed, model)
+    if subjects and options.output.resolve() == root.resolve():
+        raise InputError(f"--output {options.output}: is the folder of the scans; give another one")
+    if subjects:
+        log.info("%s: a plain folder; each of %s is a scan of its own", root, counted(len(subjects), "NIfTI file"))
+    return subjects
 
 
 def outputs_of(subject, folder, options, model):
@@ -200,20 +237,14 @@ def refuse_places_of_contrasts(root, model, outputs):
 def predict(models, jobs, options):
     """Make what does not exist yet."""
     from evaluation.ensembles import Ensemble
+    from evaluation.made_by import note
     from evaluation.new_scans import segment, synthesise
     from evaluation.prediction_tables import INTENSITIES
     from models.portable import load_network
 
     model = next(iter(models.values()))
     folder = options.output if options.input.is_dir() else options.output.parent
-    todo = [
-        (
-            dataclasses.replace(files, subject=subject),
-            {what: path for what, path in paths.items() if options.overwrite or not path.exists()},
-        )
-        for subject, files, paths in jobs
-    ]
-    todo = [(files, paths) for files, paths in todo if paths]
+    todo, made_by = what_to_make(models, jobs, folder, options)
     written = sum(len(paths) for _, paths in todo)
     what = "synthesised contrast" if "targets" in model else "label map"
     several = f"{what}s" + " and probabilities" * options.probabilities
@@ -229,9 +260,45 @@ def predict(models, jobs, options):
         networks = [load_network(place, model) for place, model in models.items()]
         network = Ensemble(networks, [FLIPS[name] for name in options.flip])
         for files, paths in progress(todo, "Predicting"):
+            for path in paths.values():  # what is replaced must not be there under the name of what replaces it
+                path.unlink(missing_ok=True)
+            note(folder, {(files.subject, what): made_by[files.subject, what] for what in paths})
             make(network, model, files, paths)
     made = counted(written, what, several)
     log.info("wrote %s and %s", made, write_tables(folder, model, jobs, options.input.is_dir()))
+
+
+def what_to_make(models, jobs, folder, options):
+    """Return `[(files, {what: path})]` of what does not exist yet, and a row of made_by.csv for every result.
+
+    Results of another model, another scan or other options are not kept, but refused.
+    """
+    from data.layouts import needed_of
+    from evaluation.made_by import hash_of_models, refuse_others, rows_of
+
+    digest, words, needed = hash_of_models(models), words_of(options), needed_of(next(iter(models.values())))
+    todo, made_by, kept = [], {}, {}
+    for subject, files, paths in jobs:
+        files = dataclasses.replace(files, subject=subject)
+        inputs = dataclasses.replace(files, contrasts={name: files.contrasts[name] for name in needed})
+        rows = rows_of(inputs, paths, folder, digest, {what: words.get(what, words[None]) for what in paths})
+        missing = {what: path for what, path in paths.items() if options.overwrite or not path.exists()}
+        made_by |= rows
+        kept |= {(subject, what): rows[subject, what] for what in paths if what not in missing}
+        todo += [(files, missing)] if missing else []
+    refuse_others(folder, kept)
+    return todo, made_by
+
+
+def words_of(options):
+    """Return the options that shape a label map, and under None those that shape any result."""
+    shared = [f"--flip {' '.join(sorted(set(options.flip)))}"] if options.flip else []
+    own = list(shared)
+    if options.largest_component is not None:
+        own.append(" ".join(["--largest-component", *sorted(set(options.largest_component))]))
+    if options.min_component_ml:
+        own.append(f"--min-component-ml {options.min_component_ml:g}")
+    return {None: " ".join(shared), "label": " ".join(own)}
 
 
 def write_tables(folder, model, jobs, is_folder):

@@ -158,13 +158,15 @@ def write_participants(path, folder, sets, labels):
     import nibabel
     import numpy as np
 
+    from data.geometry import voxel_ml
+
     lines = ["\t".join(["participant_id", "set", *(f"{name}_ml" for name in labels)])]
     for name, subjects in sets.items():
         for subject in subjects:
             image = nibabel.load(folder / subject / "label.nii.gz")
             counts = np.bincount(np.asarray(image.dataobj).ravel(), minlength=max(labels.values()) + 1)
-            voxel_ml = abs(np.linalg.det(image.affine[:3, :3])) / 1000
-            lines.append("\t".join([subject, name, *(f"{counts[v] * voxel_ml:.1f}" for v in labels.values())]))
+            each = voxel_ml(image.affine)
+            lines.append("\t".join([subject, name, *(f"{counts[v] * each:.1f}" for v in labels.values())]))
     write_text(path, "\n".join(lines) + "\n")
 
 

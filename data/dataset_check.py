@@ -8,9 +8,10 @@ import numpy as np
 from nibabel import orientations
 
 from data.common_grid import is_resampled
+from data.geometry import voxel_ml
 from data.layouts import series_length
 from data.scans import grid_of_scan, grid_problems, is_folder, share_covered
-from data.volumes import problems_of_subject, read_label
+from data.volumes import problems_of_subject, read_label, read_mask
 from utils.checks import InputError
 
 WELL_COVERED = 0.95  # share of the common grid below which a resampled contrast is pointed out
@@ -32,6 +33,7 @@ class SubjectCheck:
         voxels: Class -> labelled voxels; empty without label.
         warnings: What deserves a look.
         problems: What must be mended: subject, file, what was found, what to do.
+        voxel_ml: Volume of a voxel in mL, where the unit of the affine is mm.
     """
 
     subject: str
@@ -42,10 +44,11 @@ class SubjectCheck:
     voxels: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    voxel_ml: float = 0.0
 
     def volumes(self, is_mm):
         """Class -> volume in mL, or voxels where the size of a voxel is not known."""
-        size = float(np.prod(self.spacing)) / 1000 if is_mm else 1
+        size = self.voxel_ml if is_mm else 1
         return {name: count * size for name, count in self.voxels.items()}
 
 
@@ -87,9 +90,15 @@ def check_subject(files, contrasts, labels, ignored=(), *, whole=False):
             warnings += [f"no {name}" for name, count in voxels.items() if not count]
         except InputError as error:
             problems += error.lines
+    if files.mask is not None and grid is not None:
+        try:
+            read_mask(files, grid.shape, grid.affine)
+        except InputError as error:
+            problems += error.lines
     if whole:
         problems += problems_of_subject(files, contrasts, labels=labels, ignored=ignored)
     seen = {"warnings": tuple(warnings), "problems": tuple(dict.fromkeys(problems))}
+    seen |= {"voxel_ml": voxel_ml(grid.affine)} if grid is not None else {}
     if grid is None:
         return SubjectCheck(files.subject, tuple(contrasts), **seen)
     spacing = tuple(float(length) for length in np.linalg.norm(grid.affine[:3, :3], axis=0))

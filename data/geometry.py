@@ -10,6 +10,12 @@ from nibabel import orientations
 SLICE_AXES = ("P", "L", "S")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's and ITK's world to that of NIfTI, and back
 EXACT = 1e-6  # positions are that exact, in voxels or pixels
+MM3_PER_ML = 1000.0
+
+
+def voxel_ml(affine):
+    """Volume of a voxel in mL: the determinant of an affine `(4, 4)` in mm, sheared axes included."""
+    return abs(float(np.linalg.det(np.asarray(affine, np.float64)[:3, :3]))) / MM3_PER_ML
 
 
 def axial_turns(affine):
@@ -64,6 +70,28 @@ class SliceGrid:
     def spacing(self):
         """Voxel size `(3,)` along the axes on disk, in the unit of the affine."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def pixel_spacing(self):
+        """Rows and columns of an axial slice as they are on disk: the two lengths of a pixel, unit of the affine."""
+        return tuple(float(length) for length in self._turned_spacing[:2])
+
+    @property
+    def slice_spacing(self):
+        """Distance between slices along the third axis, in the unit of the affine."""
+        return float(self._turned_spacing[2])
+
+    def share_outside(self, mask):
+        """Return the share of the voxels of a mask `(X, Y, Z)` that no slice shows, from 0 to 1; 0 of an empty one."""
+        rows, columns = (axis.is_shown() for axis in self._axes)
+        turned = orientations.apply_orientation(np.asarray(mask, bool), self._turn)
+        total = np.count_nonzero(turned)
+        return 1 - np.count_nonzero(turned[rows][:, columns]) / total if total else 0.0
+
+    @property
+    def shows_everything(self):
+        """Whether no voxel of the volume lies outside the slices."""
+        return all(axis.is_shown().all() for axis in self._axes)
 
     def to_slices(self, volume, order=1):
         """Cut a volume into slices.
@@ -176,6 +204,11 @@ class _Axis:
         """Where the voxels lie, in pixels: the inverse of `positions_of_pixels`."""
         from_middle = np.arange(self.length) - (self.length - 1) / 2
         return from_middle / self.ratio + (self.resampled_length - 1) / 2 - self.offset
+
+    def is_shown(self):
+        """Whether each voxel lies within the pixels, boolean `(length,)`."""
+        where = self.positions_of_voxels()
+        return (where >= -0.5 - EXACT) & (where <= self.pixels - 0.5 + EXACT)
 
 
 def _by_new_axis(turn, values):

@@ -73,7 +73,9 @@ def check_grid(values, image_size):
 
 def check_hashes(values):
     """Raise ValueError unless these are the hashes of one subject, as `data.identity` writes them."""
-    parts = [values.get(name, {}) for name in ("images", "maps")] + [{"label": values.get("label") or ""}]
+    parts = [values.get(name, {}) for name in ("images", "maps")] + [
+        {name: values.get(name) or "" for name in ("label", "mask")}
+    ]
     if not all(isinstance(part, dict) and all(isinstance(digest, str) for digest in part.values()) for part in parts):
         raise ValueError("the hashes of a subject are no texts")
 

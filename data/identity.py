@@ -13,9 +13,12 @@ from collections import defaultdict
 import numpy as np
 
 from data.geometry import axial_turns
+from data.layouts import channel_names, file_of_channel
+from data.scans import is_folder
 from utils.checks import InputError
 
 log = logging.getLogger("mrccl")
+ADDED = ("mask", "files")  # keys of the hashes of a subject that earlier files do not have
 CURE = "take one of them out of the data, or put both into one set"
 
 
@@ -32,7 +35,7 @@ def content_hash(values):
     return described.hexdigest()
 
 
-def hashes_of_subject(volume, channels, affine, label=None, maps=None):
+def hashes_of_subject(volume, channels, affine, label=None, maps=None, mask=None):
     """Hash what one subject's files say.
 
     Args:
@@ -41,15 +44,60 @@ def hashes_of_subject(volume, channels, affine, label=None, maps=None):
         affine: `(4, 4)`, voxel to world; axes are brought into one order first.
         label: `(X, Y, Z)` class index, or None.
         maps: Contrast space -> `(X, Y, Z)` constraint map.
+        mask: Given foreground `(X, Y, Z)`, or None.
 
     Returns:
-        `{"images": {channel: hash}, "label": hash, "maps": {space: hash}}`; constant arrays are left out.
+        `{"images": {channel: hash}, "label": hash, "maps": {space: hash}, "mask": hash}`; constant images and maps
+        are left out, and what is not given.
     """
     turn, _ = axial_turns(affine)
     images = {name: content_hash(turn(volume[..., number])) for number, name in enumerate(channels)}
     parts = {space or "": content_hash(turn(values)) for space, values in (maps or {}).items()}
     known = {"images": _known(images), "maps": _known(parts)}
-    return known | ({} if label is None else {"label": content_hash(turn(label))})
+    others = {"label": label, "mask": mask}
+    return known | {name: content_hash(turn(values)) for name, values in others.items() if values is not None}
+
+
+def of_scans(hashes):
+    """Leave out the hashes that were noted later: what `fingerprint` gives of the others has not changed since."""
+    return {subject: {key: found[key] for key in found if key not in ADDED} for subject, found in hashes.items()}
+
+
+def is_unchanged(values, affine, digest):
+    """Whether an array `(X, Y, Z)` on disk has the hash that was noted of it; None was noted of a constant one."""
+    turn, _ = axial_turns(affine)
+    return content_hash(turn(values)) == digest
+
+
+def hash_of_file(path):
+    """Return 16 hexadecimal digits for the bytes of a file, or of all files in a folder that is one scan."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in sorted(p for p in path.rglob("*") if p.is_file()) if is_folder(path) else [path]:
+        with open(part, "rb") as content:
+            digest.update(hashlib.file_digest(content, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def note_of_files(files, names, contrasts, others=None):
+    """Return a text on the files that a constraint map is made of, such as `t1=0123456789abcdef mask=...`.
+
+    Args:
+        files: `SubjectFiles`.
+        names: Contrasts or channels of the map; that to whose grid they are resampled, and the mask, are noted, too.
+        contrasts: `data.contrasts` of the config.
+        others: Name -> path of what else was read, such as the label map.
+    """
+    names = [file_of_channel(contrasts, channel)[0] for channel in channel_names(contrasts, names)]
+    names = dict.fromkeys([*names, *([files.resample_to] if files.resample_to else [])])
+    paths = {name: files.contrasts[name] for name in names} | ({"mask": files.mask} if files.mask else {})
+    paths |= others or {}
+    return " ".join(f"{name}={hash_of_file(path)}" for name, path in paths.items())
+
+
+def changed_files(noted, now):
+    """Return the names that two texts of `note_of_files` have different files for; none where nothing was noted."""
+    before, after = (dict(part.split("=") for part in text.split()) for text in (noted or now, now))
+    return sorted(name for name in before | after if before.get(name) != after.get(name))
 
 
 def refuse_same_scans(sets, hashes, files=None):

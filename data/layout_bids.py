@@ -7,10 +7,13 @@ counts as `T1w`. Both would choose wrong scans in silence, and to notice it a re
 
 import csv
 import fnmatch
+import io
 import re
 
 from data.layout_files import Found, stem_of, walk_scans
 from utils.checks import InputError
+from utils.paths import composed
+from utils.texts import NotUtf8, read_text
 
 ENTITY = re.compile(r"[A-Za-z0-9]+-[^_-][^_]*")
 IDENTITY = ("sub", "ses")
@@ -128,9 +131,15 @@ def _names_of(label, root, names_in):
 
 
 def _read_names(table):
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
     try:
-        return {row["name"]: (int(row["index"]),) for row in rows if row["name"].casefold() != "background"}
-    except (KeyError, ValueError, TypeError, AttributeError):
+        rows = list(csv.DictReader(io.StringIO(read_text(table), newline=""), delimiter="\t"))
+        named = [(composed(row["name"]), int(row["index"])) for row in rows]
+    except NotUtf8 as error:
+        raise InputError(f"{table}: {error}") from None
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error):
         raise InputError(f"{table}: expected the columns index and name; mend it") from None
+    values = {}
+    for name, value in named:
+        if values.setdefault(name, value) != value:
+            raise InputError(f"{table}: {values[name]} and {value} are both called '{name}'; give them different names")
+    return {name: (value,) for name, value in values.items() if name.casefold() != "background"}

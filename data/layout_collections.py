@@ -1,11 +1,14 @@
 """Layouts of published collections: BraTS, the Medical Segmentation Decathlon, nnU-Net's raw folders."""
 
 import contextlib
-import json
+import os
 import re
+from collections import defaultdict
 
 from data.layout_files import SUFFIXES, Found, known_name, stem_of, walk_scans
 from utils.checks import InputError
+from utils.paths import composed, existing_form
+from utils.runs import read_json
 
 # BraTS 2018 to 2021 and 2023 on: how file names end, and what label values mean. Value 4 became 3 in 2023; 4 then came
 # back in 2024, for the resection cavity.
@@ -65,8 +68,9 @@ def find_msd(wanted):
     names = _names_told(wanted.root, content)
     volumes = {name: (number, count) for name, number in channels.items()} if count > 1 else {}
     with _told_by(wanted.root):
-        listed = [(wanted.root / entry["image"], entry.get("label")) for entry in content["training"]]
-        listed += [(wanted.root / image, None) for image in content.get("test", ()) if wanted.test_images]
+        listed = [(entry["image"], entry.get("label")) for entry in content["training"]]
+        listed += [(image, None) for image in content.get("test", ()) if wanted.test_images]
+        listed = [tuple(name and existing_form(wanted.root / name) for name in pair) for pair in listed]
     for path, label in listed:
         if path.name.startswith("."):
             continue
@@ -74,7 +78,7 @@ def find_msd(wanted):
         for key in roles:
             found.add(*key, subject, path)
         if label and wanted.labels:
-            found.add("label", "label", subject, wanted.root / label)
+            found.add("label", "label", subject, label)
         found.details[subject] = {"label_names": names, "volumes": volumes}
     return found
 
@@ -111,7 +115,14 @@ def label_names(labels):
         labels: `{"liver": 1}`, `{"whole": [1, 2]}` (regions) as in nnU-Net, or `{"1": "liver"}` as in the Decathlon.
     """
     pairs = [(value, key) if str(key).isdigit() else (key, value) for key, value in labels.items()]
-    listed = [(str(name), value if isinstance(value, list) else [value]) for name, value in pairs]
+    listed = [(composed(str(name)), value if isinstance(value, list) else [value]) for name, value in pairs]
+    values_of = defaultdict(list)
+    for name, values in listed:
+        values_of[name].append(values)
+    for name, several in values_of.items():
+        if len(several) > 1:
+            both = " and ".join(", ".join(map(str, each)) for each in several)
+            raise InputError(f"labels {both} are both called '{name}'; give them different names")
     return {name: tuple(int(value) for value in values) for name, values in listed if name != "background"}
 
 
@@ -131,18 +142,17 @@ def _told_by(root):
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         path = root / "dataset.json"
+        if isinstance(error, InputError):
+            raise InputError(f"{path}: {error}") from None
         raise InputError(f"{path}: is not as its layout says ({type(error).__name__}: {error}); mend it") from None
 
 
 def _description(root, needed):
     """Read dataset.json and check that it says what is needed."""
     path = root / "dataset.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"data.root: no readable '{path}'; set data.root to the folder that holds it") from None
-    except ValueError as error:
-        raise InputError(f"{path}: is no JSON ({error}); copy it again") from None
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise InputError(f"data.root: no readable '{path}'; set data.root to the folder that holds it")
+    content = read_json(path, cure="mend it, or copy it again")
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if not missing and not (content.get("channel_names") or content.get("modality")):
         missing = ["channel_names or modality"]
@@ -154,10 +164,14 @@ def _description(root, needed):
 def _channels(wanted, content):
     """Return contrast -> number of its channel, as in dataset.json."""
     channels = content.get("channel_names") or content["modality"]
+    numbers, place, found = defaultdict(list), wanted.root / "dataset.json", {}
     with _told_by(wanted.root):
-        numbers = {str(name): int(number) for number, name in channels.items()}
-    place = wanted.root / "dataset.json"
-    return {
-        name: numbers[known_name(entry, list(numbers), f"data.contrasts.{name}", f"the channels of {place}")]
-        for name, entry in wanted.entries.items()
-    }
+        for number, name in channels.items():
+            numbers[str(name)].append(int(number))
+    for name, entry in wanted.entries.items():
+        channel = known_name(entry, list(numbers), f"data.contrasts.{name}", f"the channels of {place}")
+        if len(numbers[channel]) > 1:
+            listed = " and ".join(map(str, numbers[channel]))
+            raise InputError(f"{place}: channels {listed} are both called '{channel}'; give them different names")
+        found[name] = numbers[channel][0]
+    return found

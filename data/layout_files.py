@@ -5,11 +5,13 @@ import glob
 import logging
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.checks import InputError
+from utils.paths import FORMS, composed
 
 log = logging.getLogger("mrccl")
 
@@ -39,14 +41,14 @@ class Found:
     Attributes:
         looked_for: `(role, name)` -> pattern with `{subject}`, for messages.
         paths: `(role, name)` -> subject -> paths; more than one is a problem.
-        cure: What to do when several files match.
+        cures: `(role, name)` -> what to do when several files match.
         problems: List of `(subject, line)`.
         details: Subject -> further fields of `SubjectFiles`.
     """
 
     def __init__(self, looked_for, cure="keep the right one, move the others away"):
         self.looked_for = looked_for
-        self.cure = cure
+        self.cures = dict.fromkeys(looked_for, cure)
         self.paths = {key: defaultdict(list) for key in looked_for}
         self.problems = []
         self.details = defaultdict(dict)
@@ -58,11 +60,12 @@ class Found:
     def include(self, other):
         """Take over what another search found."""
         self.looked_for |= other.looked_for
+        self.cures |= other.cures
         self.paths |= other.paths
 
     def subjects(self):
-        """All identifiers, sorted."""
-        return sorted(set().union(*self.paths.values()))
+        """All identifiers, sorted; a mask alone makes no subject."""
+        return sorted(set().union(*(files for (role, _), files in self.paths.items() if role != "mask")))
 
     def unclear(self):
         """Return `(subject, line)` where several files match, or the one that does is no scan."""
@@ -71,7 +74,9 @@ class Found:
             for subject, files in self.paths[key].items():
                 if len(files) > 1:
                     listed = ", ".join(_names_that_differ(files))
-                    lines.append((subject, f"{subject}: {len(files)} files match '{pattern}' ({listed}); {self.cure}"))
+                    lines.append(
+                        (subject, f"{subject}: {len(files)} files match '{pattern}' ({listed}); {self.cures[key]}")
+                    )
                 elif problem := problem_of_path(files[0], names_in):
                     lines.append((subject, f"{subject}: {problem}"))
         return lines
@@ -109,13 +114,21 @@ def known_name(word, known, key, where):
         where: What knows these names, for the message.
 
     Raises:
-        InputError: There is no such name.
+        InputError: There is no such name, or there are several.
     """
-    folded = {name.casefold(): name for name in known}
-    if word.casefold() in folded:
-        return folded[word.casefold()]
-    near = difflib.get_close_matches(word.casefold(), folded, n=1)
-    advice = f"did you mean '{folded[near[0]]}'?" if near else f"known: {', '.join(known) or 'none'}"
+    if word in known:
+        return word
+    folded = defaultdict(list)
+    for name in known:
+        folded[composed(name).casefold()].append(name)
+    word_folded = composed(word).casefold()
+    if len(same := folded.get(word_folded, [])) > 1:
+        listed = " and ".join(f"'{name}'" for name in same)
+        raise InputError(f"{key}: '{word}' may be {listed} of {where}; write it like one of them")
+    if same:
+        return same[0]
+    near = difflib.get_close_matches(word_folded, folded, n=1)
+    advice = f"did you mean '{folded[near[0]][0]}'?" if near else f"known: {', '.join(known) or 'none'}"
     raise InputError(f"{key}: '{word}' is not one of {where}; {advice}")
 
 
@@ -140,11 +153,13 @@ def files_of_pattern(root, pattern):
     Raises:
         InputError: The pattern has no `{subject}`, or begins with '/'.
     """
-    matcher = _matcher_of(pattern)
-    wildcard = glob.escape(pattern.replace("{subject}", "*")).replace("[*]", "*")
-    # Unlike Path.glob, this finds links to nowhere, which deserve a line and not silence.
-    for name in sorted(glob.glob(wildcard, root_dir=root)):
-        if match := re.fullmatch(matcher, name):
+    matcher, names = _matcher_of(composed(pattern)), set()
+    for form in {pattern, *(unicodedata.normalize(form, pattern) for form in FORMS)}:
+        wildcard = glob.escape(form.replace("{subject}", "*")).replace("[*]", "*")
+        # Unlike Path.glob, this finds links to nowhere, which deserve a line and not silence.
+        names |= set(glob.glob(wildcard, root_dir=root))
+    for name in sorted(names):
+        if match := re.fullmatch(matcher, composed(name)):
             yield match["subject"], root / name
 
 

@@ -5,11 +5,13 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.claims import compose_names, files_named_twice, settle_claims, warn_of_derived_names
 from data.layout_bids import find_bids
 from data.layout_collections import find_brats, find_msd, find_nnunet
 from data.layout_files import Found, Wanted, files_of_pattern, find_by_pattern, warn_of_closed_folders
 from data.layout_folders import find_chaos, find_renal
 from utils.checks import InputError, counted
+from utils.paths import existing_form
 from utils.schema import channel_names
 
 FINDERS = {
@@ -37,6 +39,7 @@ class SubjectFiles:
         label_names: Name -> values that it means in this subject's label map.
         resample_to: Contrast whose grid all files are brought to; None: they must share one.
         bias_correction: Contrasts that are read with N4 bias correction.
+        empty_labels: `"allow"`: a label map may be background throughout; `"refuse"`: it is a mistake.
     """
 
     subject: str
@@ -48,6 +51,7 @@ class SubjectFiles:
     label_names: dict[str, tuple[int, ...]] = field(default_factory=dict)
     resample_to: str | None = None
     bias_correction: tuple[str, ...] = ()
+    empty_labels: str = "refuse"
 
 
 def file_pattern(entry):
@@ -73,6 +77,7 @@ def find_subjects(
     test_images=False,
     resample_to=None,
     bias_correction=(),
+    empty_labels="refuse",
 ):
     """Find every subject below a folder. A subject exists as soon as one contrast or the label of it exists.
 
@@ -94,6 +99,7 @@ def find_subjects(
         test_images: msd, nnunet: subjects of imagesTs too, without labels.
         resample_to: Contrast whose grid all files are brought to when they are read, or None.
         bias_correction: Contrasts that are read with N4 bias correction.
+        empty_labels: `"allow"` or `"refuse"`, as in `SubjectFiles`.
 
     Returns:
         Subject identifier -> `SubjectFiles`, sorted by identifier.
@@ -101,9 +107,9 @@ def find_subjects(
     Raises:
         InputError: The folder does not exist, is not in the layout or holds no subject; a name is not known there; or
             subjects have problems (one line for each): a file is missing, a link to nowhere or a folder, several files
-            match, `.nii` lies beside `.nii.gz`, or two identifiers differ in case only.
+            match, `.nii` lies beside `.nii.gz`, one file has two roles, or two identifiers differ in case only.
     """
-    root = Path(root)
+    root = existing_form(Path(root))
     if not root.is_dir():
         raise InputError(f"data.root: '{root}' is not a folder; set data.root to the folder of the data set")
     warn_of_closed_folders(root)
@@ -118,7 +124,7 @@ def find_subjects(
     if lines:
         left_out += lines
     bad = {subject for subject, _ in problems}
-    reading = {"resample_to": resample_to, "bias_correction": tuple(bias_correction)}
+    reading = {"resample_to": resample_to, "bias_correction": tuple(bias_correction), "empty_labels": empty_labels}
     return {
         subject: SubjectFiles(
             subject,
@@ -169,16 +175,19 @@ def file_of_channel(contrasts, channel):
 def _search(wanted, mask, layout):
     """Return what was `Found`, the identifiers, and `(subject, line)` for everything that is wrong."""
     found = FINDERS[layout](wanted)
+    if mask:
+        found.include(_find_masks(wanted, mask, layout))
+    compose_names(found)
+    settle_claims(found)
     subjects = found.subjects()
     problems = [*found.problems, *found.unclear()]
     if not subjects and not problems:
         listed = ", ".join(f"'{pattern}'" for pattern in found.looked_for.values())
         where = f"no file below '{wanted.root}' matches {listed}"
         raise InputError(f"data.root: {where}; check data.root and data.contrasts")
-    if mask:
-        masks = _find_masks(wanted, mask, layout)
-        found.include(masks)
-        problems += masks.unclear()
+    if layout == "pattern":
+        warn_of_derived_names(subjects)
+    problems += files_named_twice(found, subjects)
     problems += _missing_files(wanted.root, found, subjects)
     problems += [*_names_that_clash(wanted.root, subjects), *_unclear_labels(wanted, found)]
     return found, subjects, problems

@@ -1,10 +1,12 @@
 """The table beside the constraint maps: one row per finished map, and the settings that made it."""
 
 import csv
+import io
 import logging
 
 from utils.checks import InputError, counted
 from utils.runs import atomic_path
+from utils.texts import NotUtf8, read_text
 
 NAMES_SHOWN = 5
 log = logging.getLogger("mrccl")
@@ -21,16 +23,15 @@ def read_summary(path):
     """
     if not path.is_file():
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        try:
-            rows = list(csv.DictReader(file))
-            if any(None in row or None in row.values() for row in rows):
-                raise csv.Error("rows differ in length")
-            return {row["subject"]: row for row in rows if row["config_hash"] and row["seed"]}
-        except (csv.Error, UnicodeDecodeError, KeyError) as error:
-            raise InputError(
-                f"{path}: not a summary of constraint maps ({error}); delete it, and the maps are made again"
-            ) from None
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+        if any(None in row or None in row.values() for row in rows):
+            raise csv.Error("rows differ in length")
+        return {row["subject"]: row for row in rows if row["config_hash"] and row["seed"]}
+    except (csv.Error, NotUtf8, KeyError) as error:
+        raise InputError(
+            f"{path}: not a summary of constraint maps ({error}); delete it, and the maps are made again"
+        ) from None
 
 
 def write_summary(path, rows):

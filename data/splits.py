@@ -8,6 +8,7 @@ import numpy as np
 
 from data.persons import people_of, split_by_person
 from utils.checks import InputError, counted
+from utils.paths import composed
 from utils.runs import child_seed, read_json
 from utils.schema import fingerprint
 
@@ -62,6 +63,7 @@ def make_splits(splits, root, subjects, seed):
         InputError: A set is missing or empty, a subject is in two sets or does not exist, or there are too few
             subjects for the folds or too few labelled ones for the numbers; one line each.
     """
+    splits = _composed_names(splits)
     if len(people := people_of(subjects)) < len(subjects):
         return split_by_person(make_splits, splits, root, subjects, people, seed)
     if not isinstance(splits, str) and "folds" in splits:
@@ -69,6 +71,7 @@ def make_splits(splits, root, subjects, seed):
     where, lists = ("data.splits", splits) if not isinstance(splits, str) else _from_file(Path(root) / splits)
     if not isinstance(splits, str) and isinstance(splits["train"], int):
         lists = _drawn(splits, subjects, seed)
+    lists = _composed_names(lists)
     problems = _problems_of_lists(where, lists, set(subjects))
     if problems:
         raise InputError(problems)
@@ -77,6 +80,17 @@ def make_splits(splits, root, subjects, seed):
     if unused:
         log.warning("%s: subjects in no set, unused (%d): %s", where, len(unused), ", ".join(unused))
     return [split]
+
+
+def _composed_names(lists):
+    """Names as `data.layouts.find_subjects` writes them: accents together with their letters."""
+    if isinstance(lists, str):
+        return lists
+    is_name = {part: isinstance(names, list | tuple) for part, names in lists.items()}
+    return {
+        part: [composed(name) if isinstance(name, str) else name for name in names] if is_name[part] else names
+        for part, names in lists.items()
+    }
 
 
 def chosen_folds(splits, numbers):

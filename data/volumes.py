@@ -75,7 +75,8 @@ def read_label(files, labels, ignored=(), shape=None, affine=None):
         `(X, Y, Z)` uint8, 0 for background.
 
     Raises:
-        InputError: The file cannot be used, holds a value that no class names, or no labelled voxel.
+        InputError: The file cannot be used, holds a value that no class names, or no labelled voxel (unless
+            `files.empty_labels` is `"allow"`).
     """
     grid = grid_to_resample_to(files) if shape is None else Grid(None, tuple(shape[:3]), affine)
     classes, problems = _checked_label(files, labels, ignored, grid)
@@ -85,7 +86,7 @@ def read_label(files, labels, ignored=(), shape=None, affine=None):
 
 
 def read_mask(files, shape, affine=None):
-    """Read the foreground mask of one subject, `(X, Y, Z)` bool (every non-zero voxel), or None if it has none."""
+    """Read the foreground mask of one subject, `(X, Y, Z)` bool (two values, one of them 0), or None if it has none."""
     if files.mask is None:
         return None
     mask, problems = _checked_mask(files, Grid(None, tuple(shape[:3]), affine))
@@ -125,6 +126,34 @@ def read_constraint_map(path, subject, shape, affine, clusters):
         again = "make it again: generate_constraint_maps.py --overwrite"
         raise InputError([f"{line.removesuffix(AGAIN).removesuffix('; ')}; {again}" for line in problems])
     return image.values
+
+
+def read_label_map(path, subject, largest):
+    """Read a label map of this suite, which may have been opened and saved by an editor since.
+
+    Args:
+        path: Its file; floats are fine where all of them are whole numbers.
+        subject: Identifier, for messages.
+        largest: Largest class that may occur.
+
+    Returns:
+        `Image` of `(X, Y, Z)` integers.
+
+    Raises:
+        InputError: It cannot be read, has other axes, or holds what is no class.
+    """
+    image, problems = read_image(path, subject)
+    again = "restore it, or make it again with --overwrite"
+    if not problems and len(image.shape) != 3:
+        problems = [f"{subject}: '{path}' is {image.shape}, expected 3 axes; {again}"]
+    if problems:
+        raise InputError(problems)
+    present = np.unique(image.values).tolist()
+    strange = [value for value in present if whole_number(value) not in range(largest + 1)]
+    if strange:
+        listed = ", ".join(f"{value:.9g}" for value in strange[:8]) + (", ..." if len(strange) > 8 else "")
+        raise InputError(f"{subject}: '{path}' holds {listed}, expected whole numbers from 0 to {largest}; {again}")
+    return Image(np.rint(image.values).astype(np.uint8 if largest < 256 else np.int32), image.affine)
 
 
 def problems_of_subject(files, contrasts, names=None, *, labels=None, ignored=()):
@@ -236,22 +265,34 @@ def _checked_label(files, labels, ignored, grid):
     for index, members in enumerate(labels.values(), start=1):
         known |= dict.fromkeys(_values_of(files, members), index)
     present = [(value, whole_number(value)) for value in np.unique(image.values).tolist()]
-    names = {value: f" ({name})" for name, values in files.label_names.items() if len(values) == 1 for value in values}
-    unknown = [f"{value:.9g}{names.get(meant, '')}" for value, meant in present if meant not in known]
-    if unknown:
-        listed = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        problems.append(
-            f"{subject}: '{path}' holds the values {listed}, which data.labels does not name; "
-            "name them, or list them in data.ignored_label_values"
-        )
+    problems = _unknown_values(files, [pair for pair in present if pair[1] not in known])
     for value, meant in present:
         if known.get(meant):
             classes[image.values == value] = known[meant]
-    classes, found = on_grid(files, path, classes, image.affine, grid)
+    has_no_label, (classes, found) = not classes.any(), on_grid(files, path, classes, image.affine, grid)
     problems = [*found, *problems]
-    if not problems and not classes.any():
-        problems.append(f"{subject}: '{path}' has no labelled voxel; remove the file to use the subject as unlabelled")
+    if not problems and has_no_label and files.empty_labels != "allow":
+        cure = "remove the file to use the subject as unlabelled, or set data.empty_labels: allow if all is background"
+        problems.append(f"{subject}: '{path}' has no labelled voxel; {cure}")
+    elif not problems and not has_no_label and not classes.any():
+        problems.append(f"{subject}: '{path}' has no labelled voxel on the grid of the scans; correct its affine")
     return classes, problems
+
+
+def _unknown_values(files, unknown):
+    """Say which values of a label map mean nothing, `(value, the whole number it means)`; one line at most."""
+    subject, path = files.subject, files.label
+    names = {value: f" ({name})" for name, values in files.label_names.items() if len(values) == 1 for value in values}
+    broken = [pair for pair in unknown if not isinstance(pair[1], int)]
+    shown = [f"{value:.9g}{names.get(meant, '')}" for value, meant in broken or unknown]
+    listed = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+    if broken:
+        cure = "export it as class numbers; label maps are resampled by nearest neighbour, never interpolated"
+        return [f"{subject}: '{path}' holds the values {listed}, which are no whole numbers; {cure}"]
+    if unknown:
+        cure = "name them, or list them in data.ignored_label_values"
+        return [f"{subject}: '{path}' holds the values {listed}, which data.labels does not name; {cure}"]
+    return []
 
 
 def _values_of(files, members):
@@ -267,9 +308,15 @@ def _checked_mask(files, grid):
         return None, problems
     if len(image.shape) != 3:
         return None, [f"{subject}: '{path}' is {image.shape}, expected 3 axes; a mask is one 3D volume"]
-    if not np.isfinite(image.values).all():
+    low, high = image.values.min(), image.values.max()  # both NaN if one value is
+    if not (np.isfinite(low) and np.isfinite(high)):
         problems.append(f"{subject}: '{path}' holds NaN or infinite values; a mask is 0 and 1")
-    if not image.values.any():
+    elif not image.values.any():
         problems.append(f"{subject}: '{path}' is empty; a mask needs foreground")
+    elif not np.logical_or(image.values == low, image.values == high).all():
+        what = f"holds more than two values, from {low:g} to {high:g}; a mask is 0 and 1"
+        problems.append(f"{subject}: '{path}' {what}: cut probabilities and label maps at a threshold")
+    elif low != high and low and high:
+        problems.append(f"{subject}: '{path}' holds {low:g} and {high:g}, but no 0; a mask is 0 and 1")
     mask, found = on_grid(files, path, (image.values != 0).astype(np.uint8), image.affine, grid)
     return mask > 0, [*found, *problems]

@@ -8,6 +8,8 @@ from utils.checks import InputError
 LIMITS = {"dice": (0, 1), "surface_dice": (0, 1), "ssim": (-1, 1)}
 LIMITS |= dict.fromkeys(("hd95_mm", "volume_ml", "mse"), (0, math.inf))
 ROUNDING = 1e-6
+SAME_REFERENCE = 1e-5  # relative; a volume from the lengths of voxels and one from the determinant differ by less
+LINES_SHOWN = 8
 
 
 def checked_metrics(file, metrics, task):
@@ -59,6 +61,31 @@ def refuse_mixed_splits(cells, work_dir):
                 f"{work_dir / fold}: cells made with different splits ({listed}); delete the outdated folders or run "
                 "step 4 with --overwrite"
             )
+
+
+def refuse_other_references(cells, keys):
+    """Raise InputError when two cells scored one subject and label against different references.
+
+    Args:
+        cells: Path of each metrics.json to its content.
+        keys: Numbers of a row that describe the reference; where one is null it is not compared.
+    """
+    first, problems = {}, {}
+    for file, metrics in cells.items():
+        for row in metrics["per_subject"]:
+            for key in keys:
+                value, place = row.get(key), (str(row["subject"]), row["label"], key)
+                if value is None:
+                    continue
+                known, folder = first.setdefault(place, (value, file.parent))
+                if not math.isclose(value, known, rel_tol=SAME_REFERENCE, abs_tol=SAME_REFERENCE):
+                    found = f"{known:g} in {folder} and {value:g} in {file.parent}"
+                    problems.setdefault(place, f"{place[0]}: {key} of '{place[1]}' is {found}")
+    if problems:
+        cure = "its files changed between these cells; run step 4 with --overwrite for one set of them"
+        lines = list(problems.values())
+        more = [f"{len(lines) - LINES_SHOWN} more such differences"] if len(lines) > LINES_SHOWN else []
+        raise InputError([*(f"{line}; {cure}" for line in lines[:LINES_SHOWN]), *more])
 
 
 def _impossible(row):

@@ -16,7 +16,8 @@ from utils.runs import atomic_path
 OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("--", "-", "-.", (0, (6, 1, 1, 1, 1, 1)))  # dots alone are the supervised baseline
-STYLE = {
+NAMES_AS_THEY_ARE = {"text.parse_math": False}  # a subject may be called A$1$B, which matplotlib takes for a formula
+STYLE = NAMES_AS_THEY_ARE | {
     "font.size": 8,
     "axes.titlesize": 8,
     "figure.titlesize": 8,
@@ -51,17 +52,23 @@ DISTANCES = {
 CURVES = {"loss [dimensionless]": LOSSES, "share or spread (0 to 1)": SHARES, "alignment, uniformity": DISTANCES}
 
 
-def in_report_style(function):
-    """Decorate a function that draws or writes a figure: fonts and sizes are the same everywhere."""
+def drawn_with(style):
+    """Decorate a function that draws or writes a figure with settings of matplotlib."""
 
-    @functools.wraps(function)
-    def styled(*arguments, **options):
-        import matplotlib
+    def decorate(function):
+        @functools.wraps(function)
+        def styled(*arguments, **options):
+            import matplotlib
 
-        with matplotlib.rc_context(STYLE):
-            return function(*arguments, **options)
+            with matplotlib.rc_context(style):
+                return function(*arguments, **options)
 
-    return styled
+        return styled
+
+    return decorate
+
+
+in_report_style = drawn_with(STYLE)  # fonts and sizes are the same everywhere
 
 
 def style_numbers(present, inits=()):

@@ -15,14 +15,14 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+from data.geometry import MM3_PER_ML
 from utils.checks import InputError
 
 HD_PERCENTILE = 95
 FEW = 15  # voxels per point of both surfaces, beyond which a search tree is faster than a distance transform
-MM3_PER_ML = 1000.0
 
 
-def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_mm, regions=None):
+def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_mm, regions=None, voxel_ml=None):
     """Score one subject, one row per class, or per region where there are regions.
 
     Args:
@@ -32,10 +32,12 @@ def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_m
         labels: Class names in the order of their indices 1, 2, ...
         surface_tolerance_mm: Two surfaces closer than this count as the same one in the surface Dice, mm.
         regions: Name -> names of the classes that the region unites; they are scored in place of the classes.
+        voxel_ml: Volume of a voxel (`data.geometry.voxel_ml`); None: its axes are at right angles.
 
     Returns:
         List of dicts in the order of the classes or regions, with the keys `label`, `dice`, `hd95_mm`,
-        `surface_dice`, `volume_ml`, `volume_ml_reference`; NaN and None as the module's docstring says.
+        `surface_dice`, `volume_ml`, `volume_ml_reference`, `voxels_reference`; NaN and None as the module's docstring
+        says.
 
     Raises:
         InputError: For different shapes, a class index without a name, or a region of unknown classes.
@@ -49,13 +51,14 @@ def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_m
         predicted, true = np.isin(prediction, indices), np.isin(reference, indices)
         row = {"label": label, "dice": dice(predicted, true)}
         row |= dict.fromkeys(("hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference"))
+        row["voxels_reference"] = int(true.sum())
         if spacing_mm is not None:
-            voxel_ml = math.prod(spacing_mm) / MM3_PER_ML
+            each = math.prod(spacing_mm) / MM3_PER_ML if voxel_ml is None else voxel_ml
             diagonal = math.hypot(*(n * mm for n, mm in zip(shape, spacing_mm, strict=True)))
             agreement = surface_agreement(predicted, true, spacing_mm, surface_tolerance_mm, diagonal)
             row["hd95_mm"], row["surface_dice"] = agreement
-            row["volume_ml"] = int(predicted.sum()) * voxel_ml
-            row["volume_ml_reference"] = int(true.sum()) * voxel_ml
+            row["volume_ml"] = int(predicted.sum()) * each
+            row["volume_ml_reference"] = int(true.sum()) * each
         rows.append(row)
     return rows
 

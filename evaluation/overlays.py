@@ -9,11 +9,14 @@ import dataclasses
 
 import numpy as np
 
+from data.nifti import read_image
+from data.volumes import read_label_map
 from evaluation.figures import OKABE_ITO, in_report_style, panels
 from evaluation.results import MEAN
 from utils.checks import InputError
 
 PICTURE_INCHES = 2.3
+LARGEST_CLASS = 255
 MOST_COLUMNS = 4  # more pictures of a subject go on in the next row
 WINDOW = (1, 99.5)  # percentiles of a slice that are shown black and white
 RULE = (
@@ -92,7 +95,7 @@ def read_picture(title, subject, cells, files, inits, shown, *, contrasts, label
     for init in inits:
         first = first_repeat(cells, subject, init)
         path = first["folder"].iloc[0] / "predictions" / f"{subject}.nii.gz"
-        predictions[init], dice[init] = read_prediction(path, image.shape), first["dice"].mean()
+        predictions[init], dice[init] = read_prediction(path, image.shape, is_label=True), first["dice"].mean()
     return Picture(title, image, reference, predictions, dice, affine)
 
 
@@ -104,17 +107,18 @@ def first_repeat(cells, subject, init):
     return rows[rows["repeat"] == rows["repeat"].min()]
 
 
-def read_prediction(path, shape):
-    """Read what step 4 made of a subject, `(X, Y, Z)` on the grid `shape`; InputError when it cannot be used."""
-    import nibabel
+def read_prediction(path, shape, *, is_label=False):
+    """Read what step 4 made of a subject, `(X, Y, Z)` on the grid `shape`; InputError when it cannot be used.
 
-    try:
-        prediction = np.asanyarray(nibabel.load(path).dataobj)
-    except (OSError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
-        raise InputError(f"{path}: not readable ({error}); run step 4 again with --overwrite") from None
-    if prediction.shape != shape:
-        raise InputError(f"{path}: {prediction.shape}, but the subject's image is {shape}; run step 4 again")
-    return prediction
+    A label map comes as whole numbers, also where an editor has saved it as floats.
+    """
+    subject, again = path.name.split(".nii")[0], "run step 4 again with --overwrite"
+    image, problems = (read_label_map(path, subject, LARGEST_CLASS), []) if is_label else read_image(path, subject)
+    if problems:
+        raise InputError([f"{line}; {again}" for line in problems])
+    if image.shape != shape:
+        raise InputError(f"{path}: {image.shape}, but the subject's image is {shape}; run step 4 again")
+    return image.values
 
 
 def choose_subjects(values):

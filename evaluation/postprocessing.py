@@ -5,7 +5,8 @@ import math
 import numpy as np
 from scipy import ndimage
 
-MM3_PER_ML = 1000.0
+from data.geometry import voxel_ml
+
 ROUNDING = 1e-6  # voxels: a component of exactly the volume stays
 CONNECTED = ndimage.generate_binary_structure(3, 3)  # voxels that share a face, an edge or a corner, as in nnU-Net
 
@@ -42,5 +43,4 @@ def keep_components(classes, numbers, *, largest=False, min_voxels=0):
 
 def voxels_in(volume_ml, affine):
     """Return how many voxels of a grid make up a volume, rounded up; `affine` `(4, 4)` in mm."""
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / MM3_PER_ML
-    return math.ceil(volume_ml / voxel_ml - ROUNDING)
+    return math.ceil(volume_ml / voxel_ml(affine) - ROUNDING)

@@ -11,6 +11,8 @@ import os
 
 import numpy as np
 
+from data.geometry import voxel_ml
+from data.volumes import read_label_map
 from utils.checks import InputError
 from utils.runs import atomic_path
 
@@ -28,21 +30,27 @@ def write_volumes(table, paths, labels, is_size_known):
         paths: Subject -> its label map, NIfTI.
         labels: Class name -> class index.
         is_size_known: False where the headers of the scans give no real voxel size: a volume would be an invention.
-    """
-    import nibabel
 
-    measured = {}
+    Raises:
+        InputError: One line for each file that is no label map of the model; nothing is written then.
+    """
+    measured, problems = {}, []
     for subject, path in paths.items():
-        image = nibabel.load(path)
-        voxels = np.bincount(np.asarray(image.dataobj).ravel(), minlength=max(labels.values()) + 1)
-        voxel_ml = abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
-        volumes = {n: f"{voxels[n] * voxel_ml:.3f}" if is_size_known else "" for n in labels.values()}
+        try:
+            image = read_label_map(path, subject, max(labels.values()))
+        except InputError as error:
+            problems += error.lines
+            continue
+        voxels = np.bincount(image.values.ravel(), minlength=max(labels.values()) + 1)
+        volumes = {n: f"{voxels[n] * voxel_ml(image.affine):.3f}" if is_size_known else "" for n in labels.values()}
         measured[subject] = [_row(VOLUME_COLUMNS, subject, name, voxels[n], volumes[n]) for name, n in labels.items()]
-    with _one_after_the_other(table.parent):
+    if problems:
+        raise InputError(problems)
+    with one_after_the_other(table.parent):
         by_subject = {}
         for row in read_rows(table, VOLUME_COLUMNS).values():
             by_subject.setdefault(row["subject"], []).append(row)
-        _write_rows(table, VOLUME_COLUMNS, [row for rows in (by_subject | measured).values() for row in rows])
+        write_rows(table, VOLUME_COLUMNS, [row for rows in (by_subject | measured).values() for row in rows])
 
 
 def write_intensities(table, subject, ranges):
@@ -54,12 +62,12 @@ def write_intensities(table, subject, ranges):
         ranges: Contrast -> `(low, high)` of the acquired contrast, or None where there is none.
     """
     table.parent.mkdir(parents=True, exist_ok=True)
-    with _one_after_the_other(table.parent):
+    with one_after_the_other(table.parent):
         rows = read_rows(table, INTENSITY_COLUMNS)
         for contrast, found in ranges.items():
             unit = ACQUIRED if found else SCALED
             rows[subject, contrast] = _row(INTENSITY_COLUMNS, subject, contrast, unit, *(found or (0, 1)))
-        _write_rows(table, INTENSITY_COLUMNS, rows.values())
+        write_rows(table, INTENSITY_COLUMNS, rows.values())
 
 
 def summary_of_units(table):
@@ -86,7 +94,7 @@ def read_rows(table, columns):
 
 
 @contextlib.contextmanager
-def _one_after_the_other(folder):
+def one_after_the_other(folder):
     """Let runs that add rows to a table in a folder do so one after the other; the lock goes with the process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -101,7 +109,8 @@ def _row(columns, *values):
     return dict(zip(columns, values, strict=True))
 
 
-def _write_rows(table, columns, rows):
+def write_rows(table, columns, rows):
+    """Write a table whole, or not at all."""
     with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

@@ -4,6 +4,7 @@ import numpy as np
 from nibabel import orientations
 
 from data.geometry import SLICE_AXES
+from evaluation.figures import NAMES_AS_THEY_ARE, drawn_with
 from evaluation.overlays import mark_right
 from utils.runs import atomic_path
 
@@ -16,6 +17,7 @@ EXPLANATION = "orange: border of the foreground; R: the patient's right"
 NEARLY_MOST = 0.8  # share of the largest foreground area from which on a slice may be shown
 
 
+@drawn_with(NAMES_AS_THEY_ARE)
 def draw_constraint_map(path, volume, names, details, affine, title):
     """Draw contrasts, and below them principal components and constraint map, of one axial slice with much foreground.
 

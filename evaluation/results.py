@@ -8,13 +8,14 @@ reference and prediction) are left out of averages and counted.
 import dataclasses
 import math
 
-from evaluation.cell_checks import checked_metrics, refuse_mixed_splits
+from evaluation.cell_checks import checked_metrics, refuse_mixed_splits, refuse_other_references
 from evaluation.dead_classes import DEAD, about_validation
 from evaluation.measures import REGIONS, SYNTHESIS_MEASURES
 from utils.checks import InputError
 from utils.runs import read_json
 
 METRICS = ("dice", "hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference")
+REFERENCES = ("volume_ml_reference", "voxels_reference")  # the second came later, and is there without a voxel size
 VOLUME_ERROR = "volume_error_ml"
 OF_A_CELL = ("annotated_available", "duration_s", "compile_s", "n_selecting")
 CELL = ["contrasts", "init", "n_annotated"]
@@ -34,6 +35,7 @@ class Task:
         words: What else metrics.json says of a whole cell.
         inputs: Key of metrics.json that names what networks see, and the kind of its value.
         of_a_cell: Numbers that metrics.json may say of a whole cell.
+        references: Numbers of a row that describe the reference: one subject and label has one in all cells.
         untested: Keys of metrics.json that list subjects who must not be among those that are scored.
     """
 
@@ -42,13 +44,14 @@ class Task:
     script: str
     labels: str
     metrics: tuple
+    references: tuple
     words: tuple = ()
     inputs: tuple = (("contrasts", str),)
     of_a_cell: tuple = OF_A_CELL
     untested: tuple = ("train_subjects", "validation_subjects")
 
 
-SEGMENTATION = Task("finetuning", "*/*/n*/r*", "finetune_segmentation.py", "labels", METRICS)
+SEGMENTATION = Task("finetuning", "*/*/n*/r*", "finetune_segmentation.py", "labels", METRICS, REFERENCES)
 SYNTHESIS = Task(
     "synthesis",
     "*/n*/r*",
@@ -58,6 +61,7 @@ SYNTHESIS = Task(
         *(measure.column(region) for region in REGIONS for measure in SYNTHESIS_MEASURES),
         *("data_range", "intensity_low", "intensity_high"),
     ),
+    ("intensity_low", "intensity_high"),
     ("mask",),
     (("inputs", list),),
 )
@@ -121,6 +125,7 @@ def collect_results(work_dir, task=SEGMENTATION):
         raise InputError(_nothing_of(work_dir, task))
     cells = {file: checked_metrics(file, read_json(file), task) for file in files}
     refuse_mixed_splits(cells, work_dir)
+    refuse_other_references(cells, task.references)
     results = pandas.DataFrame([row for file in files for row in rows_of(file, cells[file], work_dir, task)])
     numbers = [*task.metrics, *OF_A_CELL, "judged"]
     results[numbers] = results[numbers].astype(float).replace([math.inf, -math.inf], math.nan)

@@ -11,9 +11,9 @@ import math
 
 import yaml
 
-from evaluation.cell_checks import checked_metrics, refuse_mixed_splits
+from evaluation.cell_checks import checked_metrics, refuse_mixed_splits, refuse_other_references
 from evaluation.formats import mean_sd, number
-from evaluation.results import METRICS, OF_A_CELL, Task, files_of, in_grid_order, rows_of
+from evaluation.results import METRICS, OF_A_CELL, REFERENCES, Task, files_of, in_grid_order, rows_of
 from evaluation.tables import Table, to_markdown
 from utils.checks import counted
 from utils.runs import atomic_path, read_json
@@ -24,6 +24,7 @@ TRIALS = Task(
     "finetune_segmentation.py --score-on validation",
     "labels",
     METRICS,
+    REFERENCES,
     ("trial", "weights_kept"),
     of_a_cell=(*OF_A_CELL, "updates"),
     untested=("train_subjects",),
@@ -70,7 +71,7 @@ def collect_trials(work_dir, is_current):
         `updates` besides, or None when there is nothing; and the folders that `is_current` refused.
 
     Raises:
-        InputError: A file is not readable, or cells of one fold have different splits.
+        InputError: A file is not readable, cells of one fold have different splits, or a subject other references.
     """
     import pandas
 
@@ -80,6 +81,7 @@ def collect_trials(work_dir, is_current):
     if not current:
         return None, outdated
     refuse_mixed_splits(current, work_dir)
+    refuse_other_references(current, TRIALS.references)
     results = pandas.DataFrame([row for file in current for row in rows_of(file, current[file], work_dir, TRIALS)])
     numbers = ["dice", "duration_s", "updates"]
     results[numbers] = results[numbers].astype(float)

@@ -73,11 +73,26 @@ def save_weights(model, path, *, half=False, **metadata):
         path: File to write.
         half: Store float16 instead of float32: half the size, values rounded to about three digits.
         **metadata: Strings to keep with the weights, as one JSON entry.
+
+    Raises:
+        InputError: A weight is no number, or beyond what is stored; nothing is written then.
     """
+    _check_range(weights_of(model), path, "float16" if half else "float32")
     arrays = {key: value.astype("float16") if half else value for key, value in weights_of(model).items()}
     text = json.dumps(metadata, sort_keys=True)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **{METADATA: np.array(text)}, **arrays)
+
+
+def _check_range(arrays, path, kind):
+    """Refuse weights that would be infinite on disk; only a training that has diverged has any."""
+    limit, cure = float(np.finfo(kind).max), "the training has diverged; lower learning_rate"
+    for key, array in arrays.items():
+        largest = float(np.abs(array.astype("float64")).max(initial=0))
+        if not np.isfinite(largest):
+            raise InputError(f"{path}: not written, because {key} holds NaN or infinite weights: {cure}")
+        if largest > limit:
+            raise InputError(f"{path}: not written, because {key} reaches {largest:.3g}, beyond {kind}: {cure}")
 
 
 def read_weights(path):

@@ -36,7 +36,7 @@ def hashes_of(config):
 
 
 def all_hashes():
-    """Hashes of the configs that can be loaded, by file; those of some results predate a check that refuses them."""
+    """Hashes of the configs that can be loaded, by file."""
     found = {}
     for path in config_files():
         try:

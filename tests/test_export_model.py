@@ -124,6 +124,52 @@ def export(*words):
     export_model.main([*map(str, words)])
 
 
+STAGES = {
+    "global": {"method": "global"},
+    "local": {"method": "local", "freeze_encoder": False},
+    "regression": {"method": "regression"},
+    "constrained": {"method": "constrained"},
+    "constrained_in_mm": {"method": "constrained", "patch_mm": 8.0, "nearest_share": 0.06, "anchors_share": 0.2},
+    "partial": {"method": "constrained", "decoder_levels": 1, "patch_size": 1},
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_the_encoder_of_any_stage_is_exported(tmp_path, name, by_itself):
+    """With the config that the step itself writes: every default is in it."""
+    pretraining = {
+        "contrasts": ["t1", "t2"],
+        "contrasts_as": "samples" if by_itself else "channels",
+        "stages": {name: STAGES[name] | {"training": TRAINING}},
+    }
+    path, stage = tmp_path / "small.yaml", tmp_path / "work/pretraining" / name
+    path.write_text(yaml.safe_dump(CONFIG | {"pretraining": pretraining}))
+    config = load_config(path)
+    stage.mkdir(parents=True)
+    (stage / "resolved_config.yaml").write_text(yaml.safe_dump(config.plain(), sort_keys=False))
+    shape = (32, 32, 1 if by_itself else 2)
+    settings = {"filters": FILTERS, "seed": 3, "features": 8}
+    if name == "global":
+        network = build_encoder(shape, **settings)
+    else:
+        head = {"head": "reconstruction", "outputs": shape[-1]} if name == "regression" else {"head": "projection"}
+        network = build_unet(shape, decoder_levels=1 if name == "partial" else None, **head, **settings)
+    shown = {"contrasts": None, "contrasts_one_by_one": ["t1", "t2"]} if by_itself else {"contrasts": ["t1", "t2"]}
+    save_weights(network, stage / "weights.npz", subjects={"train": ["anna"]}, config_hash="ab", **shown)
+    export("--model", stage, "--output", tmp_path / "encoder")
+    encoder = read_keras(tmp_path / "encoder/encoder.keras")
+    images = np.random.default_rng(2).random((2, *shape)).astype("float32")
+    expected = build_encoder(shape, filters=FILTERS, head=None, seed=9)
+    transfer(network, expected)
+    layers = [expected.get_layer(f"encoder_{level}_relu_2").output for level in range(1, len(FILTERS) + 1)]
+    levels = keras.Model(expected.input, layers).predict_on_batch(images)
+    for found, right in zip(encoder.predict_on_batch(images), levels, strict=True):
+        np.testing.assert_allclose(found, right, atol=1e-5)
+    again = load_config(tmp_path / "encoder/config.yaml")
+    assert again.pretraining == config.pretraining and again.network == config.network
+
+
 def images_for(network):
     shape = [size or 16 for size in network.input_shape[1:]]
     return np.random.default_rng(1).random((2, *shape)).astype("float32")

@@ -154,8 +154,13 @@ def test_finished_files_are_kept_and_missing_ones_added(config):
     work = config.parent / "work"
     (work / "h5" / "pretrain_val.h5").unlink()
     times = {path: path.stat().st_mtime_ns for path in work.glob("h5/*.h5")}
-    for scan in (config.parent / "data").glob("sub-[12]/t1.nii.gz"):
-        scan.write_bytes(b"not needed any more")
+    scans = sorted((config.parent / "data").glob("sub-[12]/t1.nii.gz"))
+    scans[0].touch()
+    before = scans[1].read_bytes()
+    scans[1].write_bytes(b"another scan")
+    with pytest.raises(InputError, match="^sub-2: t1 changed since step 2 packed it; give --overwrite"):
+        run(config)
+    scans[1].write_bytes(before)
     run(config)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert SliceStore(work / "h5" / "pretrain_val.h5").subjects == SPLIT["val"]

@@ -156,6 +156,7 @@ def test_one_scan_to_one_label_map_and_its_probabilities(models, scans, tmp_path
     assert {path.name for path in (tmp_path / "made").iterdir()} == {
         "kidneys.nii",
         "kidneys_probabilities.nii.gz",
+        "made_by.csv",
         "volumes.csv",
     }
 
@@ -173,7 +174,7 @@ def test_scans_and_results_of_bids_are_a_data_set_and_its_derivative(tmp_path):
     folder = run([model], root, root / "derivatives/ours", "--probabilities")
     written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     names = [f"sub-a/ses-{n}/anat/sub-a_ses-{n}_desc-mrccl_{end}.nii.gz" for n in "12" for end in ("dseg", "probseg")]
-    assert written == ["dataset_description.json", "desc-mrccl_dseg.tsv", *names, "volumes.csv"]
+    assert written == ["dataset_description.json", "desc-mrccl_dseg.tsv", "made_by.csv", *names, "volumes.csv"]
     with (folder / "volumes.csv").open(newline="") as file:
         assert {row["subject"] for row in csv.DictReader(file)} == {"sub-a_ses-1", "sub-a_ses-2"}
     again = run([model], root, root / "derivatives/ours", "--overwrite")  # what was made is not read as a scan
@@ -187,7 +188,8 @@ def test_the_scans_of_nnunet_without_labels_are_predicted_too(tmp_path):
     about = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "kidney": 1}, "file_ending": ".nii.gz"}
     (tmp_path / "data/dataset.json").write_text(json.dumps(about | {"numTraining": 1}))
     folder = run([model], tmp_path / "data", tmp_path / "out")
-    assert {path.name for path in folder.iterdir()} == {"case_0.nii.gz", "case_1.nii.gz", "dataset.json", "volumes.csv"}
+    assert {path.name for path in folder.glob("*.nii.gz")} == {"case_0.nii.gz", "case_1.nii.gz"}
+    assert {path.name for path in folder.iterdir()} > {"dataset.json", "made_by.csv", "volumes.csv"}
 
 
 def test_a_model_trained_with_bias_correction_corrects_new_scans(scans, tmp_path):

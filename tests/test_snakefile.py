@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -48,9 +50,9 @@ def dry_run(snakemake):
     return run
 
 
-def run_snakemake(start, folder, config, *words, profile=None, **values):
+def run_snakemake(start, folder, config, *words, profile=None, root=ROOT, **values):
     """Run Snakemake in a folder of its own, with the repository's default profile; `values` go to --config."""
-    command = [*start, "--snakefile", ROOT / "Snakefile", "--directory", folder, "--cores", 2, *words]
+    command = [*start, "--snakefile", root / "Snakefile", "--directory", folder, "--cores", 2, *words]
     command += ["--workflow-profile", ROOT / "profiles" / "default", *(["--profile", profile] if profile else [])]
     command += ["--config", f"dataset={config}", *(f"{key}={value}" for key, value in values.items())]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
@@ -148,6 +150,28 @@ def test_folds_stages_and_missing_steps(snakemake, config, tmp_path):
     code, output = snakemake(tmp_path, tmp_path / "folds.yaml", "--dry-run", "--printshellcmds")
     assert code == 0 and jobs_of(output) == {"slices": 1, "cell": 36, "tables": 1}
     assert "--folds 2 --contrasts dwi --init random --subjects-n 8 --only-repeats 1" in output
+
+
+def test_the_suite_and_its_work_may_lie_in_folders_with_spaces(snakemake, config, tmp_path):
+    suite, work = tmp_path / "my 'own' suite", tmp_path / "my work"
+    suite.mkdir()
+    shutil.copy(ROOT / "Snakefile", suite)
+    for path in [ROOT / "utils", ROOT / ".venv", *ROOT.glob("*.py")]:
+        (suite / path.name).symlink_to(path)
+    path = with_synthesis(config, tmp_path)
+    code, output = snakemake(tmp_path, path, "--dry-run", "--printshellcmds", root=suite, work_dir=work)
+    assert code == 0, output
+    lines = [line for line in output.splitlines() if "Command:" not in line]  # Snakemake's own
+    commands = [line for line in lines if ".py" in line and " --config " in line]
+    called = set()
+    for command in commands:
+        words = shlex.split(command)
+        place = next(n for n, word in enumerate(words) if word.endswith(".py"))
+        assert words[place - 1] == str(suite / ".venv/bin/python") and Path(words[place]).parent == suite
+        assert words[words.index("--work-dir") + 1] == str(work)
+        called.add(Path(words[place]).name)
+    steps = "generate_constraint_maps generate_h5_pretraining constrained_contrastive_learning finetune_segmentation "
+    assert called == {f"{step}.py" for step in (steps + "finetune_synthesis reproduce_tables").split()}
 
 
 SYNTHESIS = {

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 
-from data.identity import owners_of_images, refuse_same_scans
+from data.identity import of_scans, owners_of_images, refuse_same_scans
 from data.splits import annotated_subsets, hash_of_split
 from training.devices import data_parallel
 from training.tracking import tracked
@@ -32,10 +32,10 @@ class Grid:
             `cell_folder`; `names`, what metrics.json calls it; `inputs`, the input channels of its network;
             `hash_of_cell`, of what shapes its result; `seed_of`, of its order and augmentation, the same for every
             init. `trainer_key(cell)`, equal for cells that one trainer serves; `build_trainer(cell)`; `train(trainer,
-            cell, subjects, **run)`, which leaves the weights to keep in `trainer.network`; `score(network, cell,
-            folder)`, which predicts the subjects in `scored` and returns the rows of metrics.json; `judge(network,
-            cell)`, which returns what metrics.json says of the validation subjects; `describe_model(inputs, subjects)`,
-            for predict.py.
+            cell, subjects, **run)`, which leaves the weights to keep in `trainer.network`; `check_references()`, which
+            refuses references that changed since they were packed; `score(network, cell, folder)`, which predicts the
+            subjects in `scored` and returns the rows of metrics.json; `judge(network, cell)`, which returns what
+            metrics.json says of the validation subjects; `describe_model(inputs, subjects)`, for predict.py.
         trainers: Dictionary that all grids share: the key of the trainer in use to that trainer, so that a step is
             compiled once and one at a time takes memory.
 
@@ -66,6 +66,8 @@ class Grid:
         for folder in self.redone:
             with alone_in(folder):  # refused here, nothing is removed
                 pass
+        if self.todo:
+            self.work.check_references()
         if len(self.todo) < len(cells):
             log.info("%s: %d of %d cells were finished before", self.folder, len(cells) - len(self.todo), len(cells))
 
@@ -142,7 +144,8 @@ class Grid:
         }
 
     def _hashes(self, subjects):
-        return {subject: self.work.store.hashes[subject] for subject in subjects if subject in self.work.store.hashes}
+        known = self.work.store.hashes
+        return of_scans({subject: known[subject] for subject in subjects if subject in known})
 
     def run(self, cells, keep_going):
         """Run some of the unfinished cells; returns one line for each that failed."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from utils.checks import InputError
 from utils.config import explain
@@ -30,6 +30,17 @@ class _Slices(_Lenient):
     pixel_size: PositiveFloat | None
 
 
+Ends = tuple[PositiveFloat, PositiveFloat]
+
+
+class _Field(_Lenient):
+    """What the scans of training were like; see `data.field_of_view`."""
+
+    pixel_mm: Ends | None = None
+    slice_mm: Ends | None = None
+    foreground_outside: float | None = Field(None, ge=0, le=1)
+
+
 class _Model(_Lenient):
     """What both tasks need; models of earlier versions lack what has a default."""
 
@@ -42,6 +53,8 @@ class _Model(_Lenient):
     mask: PathPattern | None
     percentiles: Percentiles
     slices: _Slices
+    field: _Field | None = None
+    volumes: dict[Name, tuple[NonNegativeInt, PositiveInt]] = {}
 
 
 class _SegmentationModel(_Model):
@@ -91,7 +104,7 @@ def check_agreement(models):
     Raises:
         InputError: One line for each model that differs from the first.
     """
-    (first, expected), *others = ((name, _what_must_agree(model)) for name, model in models.items())
+    (first, expected), *others = ((name, what_must_agree(model)) for name, model in models.items())
     lines = []
     for name, found in others:
         differing = [key for key in expected.keys() | found.keys() if found.get(key) != expected.get(key)]
@@ -102,7 +115,8 @@ def check_agreement(models):
         raise InputError(lines)
 
 
-def _what_must_agree(model):
+def what_must_agree(model):
+    """Return what models that are used as one must share: how a scan reaches them, and what their outputs mean."""
     keys = ("contrasts", "labels", "targets", "voxel_size_known", "percentiles", "crop_size", "overlap")
     keys += ("resample_to", "bias_correction")
     slices = {key: model["slices"][key] for key in ("image_size", "pixel_size")}

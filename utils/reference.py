@@ -17,7 +17,8 @@ INTRODUCTION = """# Config reference
 
 Written from the classes in `utils/` by `python -m utils.reference > docs/configuration.md`; a test keeps the two equal.
 One YAML file per dataset holds everything that shapes a result. Unknown and repeated keys are errors. Any value can be
-replaced on the command line: `--set finetuning.repeats=5 data.root=/scans`.
+replaced on the command line: `--set finetuning.repeats=5 data.root=/scans`. In `work_dir`, `data.root`, `data.splits`
+and `warm_start` a leading `~` and `$NAME` mean what they mean in a shell; a variable that is not set is an error.
 """
 
 

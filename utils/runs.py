@@ -20,6 +20,7 @@ from pathlib import Path
 from utils.checks import InputError
 from utils.environment import backend_name, device_name, environment, git_state
 from utils.interrupts import listen, stop_if_asked
+from utils.texts import NotUtf8, read_text
 
 log = logging.getLogger("mrccl")
 
@@ -85,6 +86,14 @@ def remove_left_overs(found):
             path.unlink(missing_ok=True)
 
 
+def changed_since_step_2(subject, path):
+    """One line on a file whose voxels are not those that were packed."""
+    return (
+        f"{subject}: '{path}' changed since step 2 packed it, so scores would have another reference than training; "
+        "restore it, or run generate_h5_pretraining.py --overwrite and the steps after it again"
+    )
+
+
 def drop_checkpoint(folder):
     """Remove the checkpoint of a training whose result is written, or is to be made anew."""
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -99,11 +108,13 @@ def write_json(path, content):
 def read_json(path, cure="delete it and run the step again"):
     """Read a JSON file; a missing or broken one, or one with a repeated key, is an InputError that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_each_key_once)
+        return json.loads(read_text(path), object_pairs_hook=_each_key_once)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except NotUtf8 as error:
+        raise InputError(f"{path}: not readable as JSON: {error}") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets
         raise InputError(f"{path}: not readable as JSON ({error}); {cure}") from None
 
@@ -259,11 +270,11 @@ def open_run(folder, config, seed):
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         with atomic_path(folder / "resolved_config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(config, sort_keys=False))
+            temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         with atomic_path(folder / "command.txt") as temporary:
-            temporary.write_text(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
+            temporary.write_text(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n", encoding="utf-8")
         write_json(folder / "environment.json", record := environment() | {"seed": seed})
-        handler = logging.FileHandler(folder / "run.log")
+        handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
         started = time.monotonic()

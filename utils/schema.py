@@ -78,6 +78,9 @@ class Config(Section):
         if self.synthesis:
             used |= {"synthesis.inputs": self.synthesis.inputs, "synthesis.targets": self.synthesis.targets}
         for where, names in used.items():
+            channels = channel_names(self.data.contrasts, names)
+            for name in sorted({name for name in channels if channels.count(name) > 1}):
+                yield f"{where}: '{name}' is named twice; name each contrast once"
             for name in names:
                 if name not in known:
                     listed = ", ".join(sorted(known))
@@ -121,9 +124,6 @@ class Config(Section):
         }
         for name in sorted(set(channels["inputs"]) & set(channels["targets"])):
             yield f"synthesis.targets: '{name}' is among the inputs too; a contrast can be only one of them"
-        for key, names in channels.items():
-            for name in sorted({name for name in names if names.count(name) > 1}):
-                yield f"synthesis.{key}: '{name}' is named twice; name each contrast once"
 
     def _mistakes_of_augmentation(self):
         why = "slices.pixel_size is null" if self.data.voxel_size_known else "data.voxel_size_known is false"
@@ -171,7 +171,8 @@ class Config(Section):
                 yield f"pretraining.stages.{name}.space: '{stage.space}' is not one of constraint_maps.spaces ({known})"
 
     def _mistakes_of_slices(self):
-        if self.constraint_maps and "percentiles" in self.slices.model_fields_set:
+        is_set = self.constraint_maps and "percentiles" in self.slices.model_fields_set
+        if is_set and self.slices.percentiles != self.constraint_maps.percentiles:
             yield "slices.percentiles: constraint_maps.percentiles holds for both; delete this one"
         factor = 2 ** (len(self.network.filters) - 1)
         if self.network.rank == 2 and any(size % factor for size in self.slices.image_size):
@@ -181,8 +182,11 @@ class Config(Section):
             )
 
     def plain(self):
-        """Return the config as a dictionary of plain YAML types, defaults filled in."""
-        return self.model_dump(mode="json")
+        """Return the config as a dictionary of plain YAML types, defaults filled in; it loads again as this config."""
+        plain = self.model_dump(mode="json")
+        if self.constraint_maps and self.slices:
+            del plain["slices"]["percentiles"]  # those of constraint_maps hold for both
+        return plain
 
     def image_size(self):
         """Size of the images that networks are pretrained on: whole slices `(H, W)`, or crops `(h, w, d)`."""

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from utils.checks import whole_epochs
+from utils.paths import composed, expanded
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="letters, digits, - and _")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -37,8 +38,9 @@ def _printable(value):
     return value
 
 
-Location = Annotated[Path, AfterValidator(_printable)]
-PathPattern = Annotated[str, AfterValidator(_printable)]
+Location = Annotated[Path, AfterValidator(expanded), AfterValidator(_printable)]
+FileName = Annotated[str, AfterValidator(expanded), AfterValidator(_printable)]
+PathPattern = Annotated[str, AfterValidator(composed), AfterValidator(_printable)]
 Percentiles = Annotated[tuple[float, float], AfterValidator(_ascending)]
 ADDED = {"added": True}  # marks a key that came later: while it has its default, hashes are those of before
 
@@ -84,9 +86,9 @@ def drop_added_defaults(section, plain):
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if field.json_schema_extra == ADDED and value == field.default:
-            del plain[name]
+            plain.pop(name, None)
             continue
-        parts, plain_parts = (v if isinstance(value, dict) else {"": v} for v in (value, plain[name]))
+        parts, plain_parts = (v if isinstance(value, dict) else {"": v} for v in (value, plain.get(name)))
         for key, part in parts.items():
             if isinstance(part, Section):
                 drop_added_defaults(part, plain_parts[key])
@@ -147,7 +149,7 @@ ContrastFile = Annotated[
     Annotated[PathPattern, Tag("<path>")] | Annotated[SeriesFile, Tag("<series>")], Discriminator(_kind_of_contrast)
 ]
 Splits = Annotated[
-    Annotated[PathPattern, Tag("<file>")]
+    Annotated[FileName, Tag("<file>")]
     | Annotated[SplitSizes, Tag("<sizes>")]
     | Annotated[SplitLists, Tag("<lists>")]
     | Annotated[CrossValidation, Tag("<folds>")],

@@ -63,6 +63,11 @@ class DataSection(Section):
     ignored_label_values: list[LabelValue] = Field(
         default_factory=list, description="label values that mean background"
     )
+    empty_labels: Literal["refuse", "allow"] = Field(
+        "refuse",
+        json_schema_extra=ADDED,
+        description="label maps without a labelled voxel; allow: healthy subjects, trained and scored as background",
+    )
     mask: PathPattern | None = Field(
         None, description="path of a foreground mask, with {subject}; null: found in the images"
     )
@@ -87,7 +92,7 @@ class DataSection(Section):
     def places(self):
         """What `data.layouts.find_subjects` needs, as keyword arguments."""
         keys = ["root", "layout", "contrasts", "label", "labels", "mask"]
-        keys += ["test_images", "resample_to", "bias_correction"]
+        keys += ["test_images", "resample_to", "bias_correction", "empty_labels"]
         plain = self.model_dump(mode="json", include=set(keys) | {"ignored_label_values"})
         return {key: plain[key] for key in keys} | {"ignored": plain["ignored_label_values"]}
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from utils.sections import ADDED, Name, Section, Share, TrainingSection
+from utils.sections import ADDED, FileName, Name, Section, Share, TrainingSection
 
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 IN_PLACE_OF = {"patch_mm": "patch_size", "nearest_share": "nearest_patches", "anchors_share": "anchors_per_slice"}
@@ -14,7 +14,7 @@ class RegressionStage(Section):
     """Restoring pixels that noise has replaced, single ones or whole blocks, with encoder and full decoder."""
 
     method: Literal["regression"] = Field(description="what kind of stage this is")
-    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    warm_start: FileName | None = Field(None, description="stage of this config, or a weights file")
     corrupted_share: float = Field(0.1, gt=0, le=1, description="share of the pixels replaced by noise")
     noise: PositiveFloat = Field(0.01, description="standard deviation of that noise, in units of the [0, 1] image")
     block_mm: PositiveFloat | None = Field(
@@ -36,7 +36,7 @@ class GlobalStage(Section):
     """Global contrast on the encoder: SimCLR, or the anatomical contrast of Chaitanya et al. (G^D-)."""
 
     method: Literal["global"] = Field(description="what kind of stage this is")
-    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    warm_start: FileName | None = Field(None, description="stage of this config, or a weights file")
     temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
     features: PositiveInt = Field(128, description="size of the projected representation")
     crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.6, 1.0), description="share of the field of view kept")
@@ -60,7 +60,7 @@ class LocalStage(Section):
     """Local contrast on the decoder: regions of two intensity-augmented views (Chaitanya et al., L^R)."""
 
     method: Literal["local"] = Field(description="what kind of stage this is")
-    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    warm_start: FileName | None = Field(None, description="stage of this config, or a weights file")
     freeze_encoder: bool = Field(True, description="train the decoder only, as Chaitanya et al. do")
     decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
     region_size: PositiveInt = Field(3, description="edge of a region, pixels of the decoder's output")
@@ -77,7 +77,7 @@ class ConstrainedStage(Section):
     """Constrained contrastive learning (CCL) on encoder and decoder."""
 
     method: Literal["constrained"] = Field(description="what kind of stage this is")
-    warm_start: str | None = Field(None, description="stage of this config, or a weights file")
+    warm_start: FileName | None = Field(None, description="stage of this config, or a weights file")
     decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
     patch_size: PositiveInt | None = Field(
         4, description="patch edge, in pixels of the decoder's output; null where patch_mm is given"

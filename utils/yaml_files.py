@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from utils.checks import InputError
+from utils.texts import NotUtf8, read_text
 
 # A megabyte of YAML takes ten seconds to read; the largest config here, with 1,251 subjects by name, has 30 KB.
 LARGEST_BYTES = 256 * 1024
@@ -80,10 +81,9 @@ def _text_of(path):
         if (size := path.stat().st_size) > LARGEST_BYTES:
             limit = f"{LARGEST_BYTES // 1024} KiB"
             raise InputError(f"{path}: has {size / 1024:.0f} KiB, expected a config of at most {limit}")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
-        raise InputError(f"{path}: not a readable YAML file: {found} is not UTF-8; save it as UTF-8") from None
+        return read_text(path)
+    except NotUtf8 as error:
+        raise InputError(f"{path}: not a readable YAML file: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:

@@ -69,7 +69,7 @@ def test_a_bad_constraint_map_is_refused(name, cohort):
 
 TABLES = {
     "cut off": (lambda content: content[:-50], "rows differ in length"),
-    "not text": (lambda content: b"\x00\xff" * 40, "'utf-8' codec can't decode <any>"),
+    "not text": (lambda content: b"\x00\xff" * 40, "byte 0xff at position 2 is not UTF-8; save it as UTF-8"),
     "another table": (lambda content: b"a,b\n1,2\n", "'config_hash'"),
     "an endless field": (
         lambda content: b"subject,config_hash,seed\n" + b"x" * 200_000 + b",a,b\n",
@@ -228,7 +228,7 @@ def test_a_model_that_asks_for_an_unknown_contrast_is_refused(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.json").write_text(json.dumps(MODEL | {"contrasts": ["t3"]}))
     words = ["--model", tmp_path / "model", "--input", tmp_path / "data", "--output", tmp_path / "predictions"]
-    line = "contrast 't3' is not in data.contrasts; known: t1, t2"
+    line = "--model: contrast 't3' is not in 'files' of model.json; known: t1, t2; run the cell again"
     assert_refused(tmp_path, "predict", words, [line])
 
 

@@ -121,7 +121,7 @@ def test_mistakes_with_msd(tmp_path):
         with pytest.raises(InputError, match=f"dataset.json: {line}"):
             find_subjects(tmp_path, MSD, layout="msd")
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(InputError, match="dataset.json: is no JSON"):
+    with pytest.raises(InputError, match="dataset.json: not readable as JSON .*; mend it, or copy it again"):
         find_subjects(tmp_path, MSD, layout="msd")
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(InputError, match="data.root: no readable '.*dataset.json'; set data.root to the folder"):

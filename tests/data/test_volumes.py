@@ -139,7 +139,10 @@ def spoil_echo(files):
         (lambda f: save(f.label, image(1, 2)), "label.nii.gz' is (7, 6, 5, 2), expected 3 axes; a label map is one"),
         (lambda f: save(f.mask, np.zeros(SHAPE, np.uint8)), "mask.nii.gz' is empty; a mask needs foreground"),
         (lambda f: save(f.mask, np.full(SHAPE, np.nan)), "mask.nii.gz' holds NaN or infinite values"),
-        (lambda f: save(f.mask, label_map()[1:]), "mask.nii.gz' is (6, 6, 5) but 't1.nii.gz' is (7, 6, 5)"),
+        (
+            lambda f: save(f.mask, np.uint8(label_map()[1:] > 0)),
+            "mask.nii.gz' is (6, 6, 5) but 't1.nii.gz' is (7, 6, 5)",
+        ),
         (lambda f: save(f.mask, image(1, 2)), "mask.nii.gz' is (7, 6, 5, 2), expected 3 axes; a mask is one"),
     ],
 )

@@ -172,6 +172,7 @@ def test_without_a_voxel_size_nothing_is_said_in_mm_or_ml():
     assert row == {
         "label": "lesion", "dice": 1.0, "hd95_mm": None, "surface_dice": None, "volume_ml": None,
         "volume_ml_reference": None,
+        "voxels_reference": 64,
     }  # fmt: skip
 
 

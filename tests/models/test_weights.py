@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import keras
 import numpy as np
@@ -36,6 +37,34 @@ def test_a_file_gives_back_every_weight_and_the_metadata(model, tmp_path):
     assert load_weights(other, tmp_path / "weights.npz") == metadata
     for key, array in weights_of(other).items():
         np.testing.assert_array_equal(array, weights_of(model)[key])
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "what"),
+    [
+        (7e4, True, "reaches 7e+04, beyond float16"),
+        (-7e4, True, "reaches 7e+04, beyond float16"),
+        (np.inf, True, "holds NaN or infinite weights"),
+        (np.nan, True, "holds NaN or infinite weights"),
+        (-np.inf, False, "holds NaN or infinite weights"),
+        (7e4, False, None),
+        (65504, True, None),
+    ],
+)
+def test_weights_of_a_training_that_diverged_are_not_written(model, tmp_path, value, half, what):
+    path, before = tmp_path / "weights.npz", model.get_weights()
+    key = next(iter(weights_of(model)))
+    try:
+        model.set_weights([np.full_like(before[0], value), *before[1:]])
+        if what is None:
+            save_weights(model, path, half=half)
+            assert read_weights(path)[0][key].max() == np.float32(value)
+            return
+        with pytest.raises(InputError, match=re.escape(f"{path}: not written, because {key} {what}: the training has")):
+            save_weights(model, path, half=half)
+        assert not list(tmp_path.iterdir())
+    finally:
+        model.set_weights(before)
 
 
 def test_half_precision_halves_the_file_and_is_read_as_float32(model, tmp_path):

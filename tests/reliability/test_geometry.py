@@ -171,6 +171,7 @@ def test_predict_writes_the_very_label(packed, tmp_path, monkeypatch):
     model |= {"labels": {name: number for number, name in enumerate(VALUES, start=1)}, "voxel_size_known": True}
     model |= {"mask": plain["data"]["mask"], "percentiles": [0, 100], "slices": plain["slices"]}
     write_json(tmp_path / "model" / "model.json", model)
+    (tmp_path / "model" / "weights.npz").write_bytes(b"of the stand-in")
     monkeypatch.setattr(portable, "load_network", lambda folder, model: Seer())
     words = ["--model", tmp_path / "model", "--input", packed.parent / "data", "--output", tmp_path / "out"]
     outcome = run("predict", *words)

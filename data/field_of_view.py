@@ -1,0 +1,58 @@
+"""How much of the tissue the slices show, and on which voxels a network was trained."""
+
+import logging
+
+from data.geometry import SliceGrid
+
+log = logging.getLogger("mrccl")
+
+WARN_FROM = 0.01  # share of the foreground outside the slices: 1 % is hands, an ear, noise at the edge
+NAMES_SHOWN = 5
+
+
+def note_of_outside(shares):
+    """Say how much of the foreground of some subjects lies outside their slices.
+
+    Args:
+        shares: Subject -> share of its foreground that no slice shows, from 0 to 1.
+
+    Returns:
+        One sentence; None where every subject is below `WARN_FROM`.
+    """
+    much = sorted(((share, name) for name, share in shares.items() if share >= WARN_FROM), reverse=True)
+    if not much:
+        return None
+    shown = ", ".join(f"{name} {share:.1%}" for share, name in much[:NAMES_SHOWN])
+    shown += ", ..." if len(much) > NAMES_SHOWN else ""
+    return (
+        f"of {len(much)} of {len(shares)} subjects some of the foreground lies outside the slices ({shown}); slices "
+        "are cut about the middle of the scan: enlarge slices.image_size, or pixel_size, unless nothing needed is lost"
+    )
+
+
+def field_of_training(grids, *, is_size_known, foreground_outside):
+    """Describe the voxels that a network was trained on, for model.json.
+
+    Args:
+        grids: `SliceGrid`s of the subjects that it was trained on.
+        is_size_known: False where the headers of the scans give no real voxel size: nothing is said of it.
+        foreground_outside: Largest share of the foreground outside the slices among the packed subjects, or None.
+
+    Returns:
+        `{"pixel_mm": [smallest, largest] or None, "slice_mm": likewise, "foreground_outside": share or None}`; rows and
+        columns of a slice both count as pixels.
+    """
+    grids = list(grids)
+    pixels = [length for grid in grids for length in grid.pixel_spacing]
+    slices = [grid.slice_spacing for grid in grids]
+    known = is_size_known and grids
+    ends = {
+        name: [round(min(found), 4), round(max(found), 4)] if known else None
+        for name, found in (("pixel_mm", pixels), ("slice_mm", slices))
+    }
+    return ends | {"foreground_outside": foreground_outside}
+
+
+def share_outside(mask, affine, pixel_size, image_size):
+    """Share of a mask `(X, Y, Z)` that slices cut about the centre do not show; see `SliceGrid`."""
+    return SliceGrid(mask.shape, affine, pixel_size, image_size).share_outside(mask)

@@ -1,0 +1,134 @@
+"""A plain folder of scans, and single 4D files, for models with one input contrast: each file is a subject."""
+
+import json
+import logging
+import re
+from collections import defaultdict
+
+import numpy as np
+
+from data.layout_files import SUFFIXES, problem_of_path, stem_of
+from data.layouts import SubjectFiles, file_pattern, series_length
+from data.nifti import read_image
+from utils.checks import InputError
+
+log = logging.getLogger("mrccl")
+
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case_0000 is the first channel of a case
+MOST_CLASSES = 32  # whole numbers, and no more different ones: a label map
+NAMES_SHOWN = 5
+
+
+def scans_in(folder, contrast, model):
+    """Take every NIfTI file directly in a folder as a scan, called by its name.
+
+    Args:
+        folder: Path.
+        contrast: The one contrast whose file the model needs.
+        model: Content of model.json.
+
+    Returns:
+        Subject -> `SubjectFiles`; empty where there is no NIfTI file. What else lies there is a warning. In layout
+        nnunet names lose the number of their channel.
+
+    Raises:
+        InputError: Two files would have one name, one is a label map, or nothing says which channel the model needs.
+    """
+    everything = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    scans = [path for path in everything if path.name.endswith(SUFFIXES)]
+    if not scans:
+        return {}
+    if others := [path.name for path in everything if path not in scans and path.name != "dataset.json"]:
+        shown = ", ".join(others[:NAMES_SHOWN]) + (", ..." if len(others) > NAMES_SHOWN else "")
+        log.warning("--input %s: taken as a plain folder of scans; not read, because they are none: %s", folder, shown)
+    named = _by_channel(folder, scans, contrast, model) if model["layout"] == "nnunet" else _by_name(scans)
+    problems, names_in, folded = [], {}, defaultdict(list)
+    for subject, path in named:
+        folded[subject.casefold()].append(path.name)
+        problem = problem_of_path(path, names_in)
+        problems += [f"{subject}: {problem}"] if problem else _no_scan(subject, path)
+    for files in folded.values():
+        if len(files) > 1 and not problems:
+            problems.append(f"--input {folder}: {' and '.join(files)} would have results of one name; rename one")
+    problems += [
+        f"{name!r}: has characters that cannot be printed; rename it" for name, _ in named if not name.isprintable()
+    ]
+    if problems:
+        raise InputError(problems)
+    return {subject: files_of_scan(subject, path, contrast, model) for subject, path in named}
+
+
+def files_of_scan(subject, path, contrast, model):
+    """Describe one file as the scan of one contrast; of a Decathlon file the model's own volume is taken."""
+    chosen = _volume_of(path, contrast, model)
+    return SubjectFiles(
+        subject,
+        {contrast: path},
+        volumes={contrast: chosen} if chosen else {},
+        bias_correction=tuple(model["bias_correction"]),
+    )
+
+
+def _by_name(scans):
+    return [(stem_of(path), path) for path in scans]
+
+
+def _by_channel(folder, scans, contrast, model):
+    """Pair scans with the names of their cases; of several channels those that the model needs are taken."""
+    matches = {path: CHANNEL.fullmatch(stem_of(path)) for path in scans}
+    numbers = sorted({match[2] for match in matches.values() if match})
+    if len(numbers) > 1:
+        known = _channels_near(folder)
+        wanted = known.get(file_pattern(model["files"][contrast]).casefold())
+        if wanted is None:
+            raise InputError(
+                f"--input {folder}: holds the channels {', '.join(numbers)}, of which the model needs '{contrast}'; no "
+                "dataset.json there or above says which that is; give a folder with the files of this channel only"
+            )
+        matches = {path: match for path, match in matches.items() if not match or int(match[2]) == wanted}
+    return [(match[1] if match else stem_of(path), path) for path, match in matches.items()]
+
+
+def _volume_of(path, contrast, model):
+    """Return `(which volume, of how many)` of a 4D file that holds several contrasts; None for other files."""
+    if model["layout"] != "msd" or series_length(model["files"][contrast]):
+        return None
+    image, problems = read_image(path, contrast)
+    if problems or len(image.shape) != 4:
+        return None  # what is wrong with it, the check of the scan says
+    if contrast in model["volumes"]:
+        return tuple(model["volumes"][contrast])
+    known = _channels_near(path.parent)
+    if file_pattern(model["files"][contrast]).casefold() in known:
+        return known[file_pattern(model["files"][contrast]).casefold()], len(known)
+    raise InputError(
+        f"{stem_of(path)}: '{path}' holds {image.shape[3]} volumes, of which the model needs '{contrast}', and neither "
+        "model.json nor a dataset.json there or above says which that is; give this volume as a 3D file"
+    )
+
+
+def _channels_near(folder):
+    """Return the channels that dataset.json in a folder or above it names, `{name in lower case: number}`."""
+    for place in (folder, folder.resolve().parent):
+        try:
+            content = json.loads((place / "dataset.json").read_text(encoding="utf-8-sig"))
+            channels = content.get("channel_names") or content["modality"]
+            return {str(name).casefold(): int(number) for number, name in channels.items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            continue
+    return {}
+
+
+def _no_scan(subject, path):
+    """Say that a file is a label map, and would be segmented like a scan."""
+    image, problems = read_image(path, subject)
+    values = image.values if image else np.empty(0)
+    if problems or not values.size or not 0 <= values.min() <= values.max() < 2**16:
+        return []  # the check of the scan says what is wrong
+    if values.dtype.kind == "f" and not (values == np.rint(values)).all():
+        return []
+    classes = np.flatnonzero(np.bincount(values.astype(np.int64).ravel()))
+    if not 1 < len(classes) <= MOST_CLASSES:
+        return []
+    few = f"only {len(classes)} different whole numbers"
+    return [f"{subject}: '{path}' holds {few}, as a label map or a mask, and no scan; move it away"]
