@@ -67,8 +67,10 @@ def generate_constraint_maps(config, options, failures):
         for space, files in maps:  # maps without a row were made otherwise, or not to the end
             map_of(config, files.subject, space).unlink(missing_ok=True)
         made = in_order(functools.partial(attempt, config, options.keep_going), maps, options.jobs)
-        for space, row, problems in progress(made, "Constraint maps", len(maps)):
+        for space, row, problems, notes in progress(made, "Constraint maps", len(maps)):
             accept(problems, options.keep_going, failures)
+            for line in notes:
+                log.warning("%s", line)
             if row:
                 rows[space][row["subject"]] = row
                 write_summary(summary_of(config, space), rows[space])
@@ -178,21 +180,23 @@ def check_subject(config, files):
 
 
 def attempt(config, keep_going, job):
-    """Return `(space, row, problems)` of one map; a fault of the suite counts as a problem under --keep-going only."""
+    """Return `(space, row, problems, notes)` of one map; under --keep-going a fault of the suite is a problem too."""
     space, files = job
     try:
-        return space, map_subject(config, space, files), []
+        row, notes = map_subject(config, space, files)
+        return space, row, [], notes
     except InputError as error:
         lines = error.lines
     except Exception as error:
         if not keep_going:
             raise
         lines = [f"{type(error).__name__}: {error} (without --keep-going the full report is shown)"]
-    return space, None, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines]
+    return space, None, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines], []
 
 
 def map_subject(config, space, files):
-    """Make map and picture of one subject in one contrast space and return its row of the summary."""
+    """Make map and picture of one subject in one contrast space; returns its row of the summary, and warnings."""
+    from data.air import notes_on_air
     from data.constraint_maps import describe_constraint_map
     from data.volumes import read_contrasts, read_mask, write_nifti
     from evaluation.quality_control import draw_constraint_map
@@ -203,6 +207,7 @@ def map_subject(config, space, files):
     clock = [time.perf_counter()]
     volume, affine = read_contrasts(files, names, contrasts)
     mask = read_mask(files, volume.shape, affine)
+    notes = notes_on_air(subject, volume, channel_names(contrasts, names), affine) if mask is None else []
     clock.append(time.perf_counter())
     recipe = section.model_dump(exclude={"contrasts", "spaces"})
     seed = child_seed(config.seed, "constraint_map", subject, *([space] if space else []))
@@ -216,7 +221,7 @@ def map_subject(config, space, files):
     clock.append(time.perf_counter())
     reading, _, picture, writing = (after - before for before, after in zip(clock, clock[1:], strict=False))
     seconds = {"reading": reading, **details.seconds, "picture": picture, "writing": writing}
-    return summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]})
+    return summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]}), notes
 
 
 def summary_row(config, subject, details, seconds):

@@ -143,9 +143,14 @@ def _distance_from_air(volume):
 
 def _air_level(contrast):
     """Median of the four in-plane corners."""
+    return np.median(corners_of(contrast))
+
+
+def corners_of(contrast):
+    """The voxels of a contrast `(X, Y, Z)` in the four in-plane corners, a tenth of its width and height each."""
     width, height = (max(1, size // 10) for size in contrast.shape[:2])
     ends = np.concatenate([contrast[:width], contrast[-width:]])
-    return np.median(np.concatenate([ends[:, :height], ends[:, -height:]], axis=1))
+    return np.concatenate([ends[:, :height], ends[:, -height:]], axis=1)
 
 
 def _box_around(masks):
