@@ -70,8 +70,10 @@ def generate_constraint_maps(config, options, failures):
             map_of(config, files.subject, space).unlink(missing_ok=True)
         made = in_order(functools.partial(attempt, config, options.keep_going), maps, options.jobs)
         outside = {}
-        for space, row, share, problems in progress(made, "Constraint maps", len(maps)):
+        for space, row, share, problems, notes in progress(made, "Constraint maps", len(maps)):
             accept(problems, options.keep_going, failures)
+            for line in notes:
+                log.warning("%s", line)
             if row:
                 outside[row["subject"]] = share
                 rows[space][row["subject"]] = row
@@ -199,24 +201,26 @@ def check_subject(config, files):
 
 
 def attempt(config, keep_going, job):
-    """Return `(space, row, share outside the slices, problems)` of one map.
+    """Return `(space, row, share outside the slices, problems, notes)` of one map.
 
-    A fault of the suite counts as a problem under --keep-going only.
+    Under --keep-going a fault of the suite is a problem too.
     """
     space, files = job
     try:
-        return space, *map_subject(config, space, files), []
+        row, share, notes = map_subject(config, space, files)
+        return space, row, share, [], notes
     except InputError as error:
         lines = error.lines
     except Exception as error:
         if not keep_going:
             raise
         lines = [f"{type(error).__name__}: {error} (without --keep-going the full report is shown)"]
-    return space, None, 0.0, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines]
+    return space, None, 0.0, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines], []
 
 
 def map_subject(config, space, files):
-    """Make map and picture of one subject in one space; returns its row and its `outside_slices`."""
+    """Make map and picture of one subject in one space; returns its row, its `outside_slices` and warnings."""
+    from data.air import notes_on_air
     from data.constraint_maps import describe_constraint_map
     from data.identity import note_of_files
     from data.volumes import read_contrasts, read_mask, write_nifti
@@ -228,6 +232,7 @@ def map_subject(config, space, files):
     clock = [time.perf_counter()]
     volume, affine = read_contrasts(files, names, contrasts)
     mask = read_mask(files, volume.shape, affine)
+    notes = notes_on_air(subject, volume, channel_names(contrasts, names), affine) if mask is None else []
     clock.append(time.perf_counter())
     recipe = section.model_dump(exclude={"contrasts", "spaces"})
     seed = child_seed(config.seed, "constraint_map", subject, *([space] if space else []))
@@ -243,7 +248,7 @@ def map_subject(config, space, files):
     seconds = {"reading": reading, **details.seconds, "picture": picture, "writing": writing}
     row = summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]})
     row["files"] = note_of_files(files, names, contrasts)  # which step 2 compares
-    return row, outside_slices(config, details.classes > 0, affine)
+    return row, outside_slices(config, details.classes > 0, affine), notes
 
 
 def outside_slices(config, foreground, affine):

@@ -248,12 +248,14 @@ class Prepared:
     foreground: object  # (n,) share of foreground pixels
     cut_label: float  # share of labelled voxels outside the slices
     outside: float  # share of the foreground outside the slices
+    notes: list[str]  # warnings
 
 
 def prepare_subject(config, files):
     """Read one subject, scale its intensities and cut it into slices."""
     import numpy as np
 
+    from data.air import notes_on_air
     from data.geometry import SliceGrid
     from data.h5_store import SubjectSlices
     from data.identity import hashes_of_subject
@@ -268,6 +270,7 @@ def prepare_subject(config, files):
     maps = maps or {None: find_foreground(volume, mask, affine).astype(np.uint8)}
     # Each contrast by its own foreground, unless a mask is given: predict.py sees single contrasts and must agree.
     ranges, names = intensity_ranges(volume, mask, config.percentiles(), affine), channel_names(data.contrasts)
+    notes = notes_on_air(files.subject, volume, names, affine) if mask is None else []
     label, cut = None, 0.0
     reading = (data.labels, data.ignored_label_values, grid.shape, affine)
     on_disk = read_label(files, *reading) if files.label else None
@@ -281,7 +284,7 @@ def prepare_subject(config, files):
     images = grid.to_slices(scaled).astype(np.float16)
     intensities = dict(zip(names, ranges.tolist(), strict=True))
     slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label, intensities, hashes)
-    return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut, outside)
+    return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut, outside, notes)
 
 
 def find_foreground(volume, mask, affine):
@@ -302,6 +305,8 @@ def write_stores(config, plans, prepared, subjects, hashes):
         stores = [(plan, stack.enter_context(plan.writer(*form))) for plan in plans]
         for subject in prepared:
             hashes[subject.slices.subject], outside[subject.slices.subject] = subject.slices.hashes, subject.outside
+            for line in subject.notes:
+                log.warning("%s", line)
             if subject.cut_label:
                 cut = f"{subject.slices.subject}: {subject.cut_label:.2%} of the labelled voxels"
                 log.warning("%s lie outside slices.image_size; enlarge it, or pixel_size", cut)

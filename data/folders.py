@@ -18,6 +18,7 @@ from data.scans import Grid, grid_problems
 from utils.checks import InputError, counted
 
 SERIES = "0020|000e"  # DICOM tag of the series
+INVERTED = "0028|0004", "MONOCHROME1"  # the tag that says what a large value means, and where it means black
 EVEN = 0.02  # largest difference of two gaps between slices, as a share of a gap: positions are rounded to 0.01 mm
 STRAIGHT_MM = 0.1  # largest step of a slice within its plane
 GREYS = {63: (55, 70), 126: (110, 135), 189: (175, 200), 252: (240, 255)}  # code of a CHAOS mask: greys that mean it
@@ -112,6 +113,12 @@ def _slices_in(folder, where):
         slices.append(reader)
     if not slices:
         raise InputError(f"{where} holds no DICOM slices; {AGAIN}")
+    for path, reader in zip(paths, slices, strict=True):
+        if len(reader.GetSize()) > 2 and reader.GetSize()[2] > 1:
+            frames = f"'{path.name}' is a multi-frame file of {reader.GetSize()[2]} slices"
+            raise InputError(f"{where}: {frames}; convert it to NIfTI (dcm2niix)")
+        if reader.HasMetaDataKey(INVERTED[0]) and reader.GetMetaData(INVERTED[0]).strip() == INVERTED[1]:
+            raise InputError(f"{where}: '{path.name}' shows bright as dark ({INVERTED[1]}); convert it")
     series = {reader.GetMetaData(SERIES) for reader in slices if reader.HasMetaDataKey(SERIES)}
     if len(series) > 1:
         raise InputError(f"{where} holds {len(series)} series; keep the slices of one")
@@ -149,17 +156,24 @@ def _gap(origins, turn, names, where, thickness):
 
 def _read_series(folder, subject):
     paths, shape, affine = _geometry(folder, subject)
-    reader = SimpleITK.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(path) for path in paths])
+    # Slice by slice, each by its own slope: a series reader rounds and cuts all to the type of the first slice.
+    parts = [_read_slice(path, subject) for path in paths]
+    values = np.empty(shape, np.result_type(*parts))
+    for number, part in enumerate(parts):
+        values[..., number] = part
+    return Image(values, affine)
+
+
+def _read_slice(path, subject):
+    """Read one DICOM slice, `(column, row)`, scaled by its own slope and intercept, in a type that holds it."""
     try:
-        image = reader.Execute()
+        image = SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{subject}: '{folder}' cannot be read ({reason}); {AGAIN}") from None
+        raise InputError(f"{subject}: '{path.parent}' cannot be read ({reason}); {AGAIN}") from None
     if image.GetNumberOfComponentsPerPixel() > 1:
-        raise InputError(f"{subject}: '{folder}' holds colours; export it as grey values")
-    return Image(np.ascontiguousarray(SimpleITK.GetArrayFromImage(image).T.reshape(shape)), affine)
+        raise InputError(f"{subject}: '{path.parent}' holds colours; export it as grey values")
+    return SimpleITK.GetArrayFromImage(image)[0].T
 
 
 def _series_of_masks(folder, subject):

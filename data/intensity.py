@@ -10,6 +10,7 @@ from utils.checks import InputError, check_axes
 
 BRIGHT_PERCENTILE = 99.5  # of a contrast's distance from air; the very brightest voxels are vessels and spikes
 NOISE_PERCENTILE = 99.5  # of the score in air: ghosts and ringing count as air, single sparks do not
+SMALLEST_SPAN = 1e-30  # of intensities, below which they are scaled in 64 bits
 STEP = 7  # every seventh voxel is enough for these two percentiles, and odd: no column is missed
 MARGIN_VOXELS = 3  # in-plane distance from the bright tissue beyond which a voxel counts as air
 HISTOGRAM_BINS = 256
@@ -107,6 +108,9 @@ def scale_between(volume, ranges):
     scaled = np.empty(volume.shape, np.float32)
     for c, (bottom, top) in enumerate(ranges):
         span = top - bottom
+        if 0 < span < SMALLEST_SPAN:  # whose inverse 32-bit floats do not hold
+            scaled[..., c] = np.clip((volume[..., c].astype(np.float64) - bottom) / span, 0, 1)
+            continue
         np.subtract(volume[..., c], np.float32(bottom), out=scaled[..., c])
         scaled[..., c] *= np.float32(1 / span if span > 0 else 0)
     return np.clip(scaled, 0, 1, out=scaled)
@@ -143,9 +147,14 @@ def _distance_from_air(volume):
 
 def _air_level(contrast):
     """Median of the four in-plane corners."""
+    return np.median(corners_of(contrast))
+
+
+def corners_of(contrast):
+    """The voxels of a contrast `(X, Y, Z)` in the four in-plane corners, a tenth of its width and height each."""
     width, height = (max(1, size // 10) for size in contrast.shape[:2])
     ends = np.concatenate([contrast[:width], contrast[-width:]])
-    return np.median(np.concatenate([ends[:, :height], ends[:, -height:]], axis=1))
+    return np.concatenate([ends[:, :height], ends[:, -height:]], axis=1)
 
 
 def _box_around(masks):

@@ -37,7 +37,7 @@ def correct_bias(values, affine):
     """Remove a smooth bias field by N4, estimated on a smaller copy inside Otsu's threshold.
 
     Args:
-        values: `(X, Y, Z)`, not negative.
+        values: `(X, Y, Z)`, not negative; of a single slice the field is estimated in its plane.
         affine: `(4, 4)`.
 
     Returns:
@@ -52,14 +52,24 @@ def correct_bias(values, affine):
     if float(values.min()) < 0:
         raise ValueError("has negative values, of which N4 cannot take the logarithm")
     image = _to_image(np.asarray(values, np.float32), affine)
+    if values.shape.count(1) == 1:
+        image = _plane_of(values, affine)  # an edge of one voxel has no splines
     mask = SimpleITK.OtsuThreshold(image, 0, 1, HISTOGRAM_BINS)
-    factors = [max(1, round(length / LONGEST_EDGE)) for length in values.shape]
+    factors = [max(1, round(length / LONGEST_EDGE)) for length in image.GetSize()]
     corrector = SimpleITK.N4BiasFieldCorrectionImageFilter()
     corrector.SetNumberOfThreads(1)
     corrector.SetMaximumNumberOfIterations(ITERATIONS)
     corrector.Execute(SimpleITK.Shrink(image, factors), SimpleITK.Shrink(mask, factors))
-    field = SimpleITK.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T
+    field = SimpleITK.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T.reshape(values.shape)
     return np.asarray(values, np.float32) / np.exp(field)
+
+
+def _plane_of(values, affine):
+    """Make a two-dimensional SimpleITK image of a volume that is one voxel thick."""
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(np.squeeze(np.asarray(values, np.float32)).T))
+    spacing = np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0)
+    image.SetSpacing([float(length) for length, size in zip(spacing, values.shape, strict=True) if size > 1])
+    return image
 
 
 def _to_image(values, affine):

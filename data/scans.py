@@ -14,6 +14,8 @@ from utils.checks import InputError, counted
 # store float32, and quaternion and matrix forms of the same geometry differ by about 1e-4.
 GRID_TOLERANCE = 1e-3
 LARGEST_VALUE = float(np.finfo(np.float32).max)
+SMALLEST_SCALE = 1e-30  # of values, and its inverse the largest: beyond, products and quotients leave 32-bit floats
+FEWEST_STEPS = 256  # of 32-bit floats between the lowest and the highest value of a scan
 ONE_GRID = 'all files of a subject must share one grid, or set data.resample_to (README, "Preparing data")'
 SAMPLES = 12  # places along each axis at which two grids are compared
 
@@ -61,8 +63,15 @@ def is_folder(path):
     return not Path(path).name.endswith(SUFFIXES) and Path(path).is_dir()
 
 
-def value_problems(subject, where, values):
-    """Say what is wrong with the intensities of one volume, one line at most."""
+def value_problems(subject, where, values, corrected=None):
+    """Say what is wrong with the intensities of one volume, one line at most.
+
+    Args:
+        subject: Identifier, for messages.
+        where: The file, and which volume of it.
+        values: `(X, Y, Z)`.
+        corrected: Contrast whose bias field is to be removed, or None.
+    """
     # Smallest and largest value pass NaN and Inf on, so that the sound case costs no boolean copy of the volume.
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -71,8 +80,18 @@ def value_problems(subject, where, values):
         return [f"{subject}: {where} has {broken} NaN or infinite; export it again or set them to 0"]
     if max(-low, high) > LARGEST_VALUE:
         return [f"{subject}: {where} has values from {low:g} to {high:g}, beyond 32-bit floats; mend its scl_slope"]
-    if np.float32(low) == np.float32(high):
+    if low != high and not SMALLEST_SCALE < max(-low, high) < 1 / SMALLEST_SCALE:
+        size = "small" if max(-low, high) < 1 else "large"
+        what = f"has values from {low:g} to {high:g}, too {size} to calculate with in 32-bit floats"
+        return [f"{subject}: {where} {what}; mend its scl_slope"]
+    if low != high and high - low < FEWEST_STEPS * np.spacing(np.float32(max(-low, high))):
+        what = f"has values from {low:.9g} to {high:.9g}, which 32-bit floats hardly tell apart"
+        return [f"{subject}: {where} {what}; subtract an offset"]
+    if low == high:
         return [f"{subject}: {where} is constant ({low:g} everywhere); replace the file"]
+    if corrected and (low < 0 or values.shape.count(1) > 1):
+        why = "has negative values" if low < 0 else "is a single line of voxels"
+        return [f"{subject}: {where} {why}; take '{corrected}' out of data.bias_correction"]
     return []
 
 

@@ -246,9 +246,7 @@ def _checked_contrast(files, name, contrasts, grid, read):
     parts = [image.values] if image.values.ndim == 3 else np.moveaxis(image.values, 3, 0)
     for number, part in enumerate(parts, start=1 if chosen is None else chosen + 1):
         where = f"'{path}'" if volumes is None else f"'{path}', volume {number},"
-        problems += value_problems(subject, where, part)
-        if name in files.bias_correction and part.min() < 0:
-            problems.append(f"{subject}: {where} has negative values; take '{name}' out of data.bias_correction")
+        problems += value_problems(subject, where, part, name if name in files.bias_correction else None)
     return image, problems
 
 

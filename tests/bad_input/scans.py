@@ -248,3 +248,28 @@ def another_origin_in_t2(path):
 def mirrored_affine_in_t2(path):
     mirrored = AFFINE @ np.diag([-1.0, 1, 1, 1])
     save(path, t1(), mirrored)
+
+
+def scaled(path, factor, offset=0.0):
+    """Store a scan in 64 bits with other numbers."""
+    save(path, t1().astype(np.float64) * factor + offset)
+
+
+@bad("'{path}' has values from <any> to 6.<any>e-40, too small to calculate with in 32-bit floats; mend its scl_slope")
+def subnormal(path):
+    scaled(path, 1e-42)
+
+
+@bad("'{path}' has values from <any> to 6.<any>e-58, too small to calculate with in 32-bit floats; mend its scl_slope")
+def smaller_than_any_32_bit_float(path):
+    scaled(path, 1e-60)
+
+
+@bad("'{path}' has values from <any> to 6.<any>e+34, too large to calculate with in 32-bit floats; mend its scl_slope")
+def near_the_largest_32_bit_float(path):
+    scaled(path, 1e32)
+
+
+@bad("'{path}' has values from 1<any> to 1<any>, which 32-bit floats hardly tell apart; subtract an offset")
+def small_differences_of_large_numbers(path):
+    scaled(path, 1e-3, 1e10)

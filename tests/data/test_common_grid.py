@@ -135,3 +135,21 @@ def test_only_the_named_contrasts_are_corrected(tmp_path):
     save(paths["t2"], shaded - 100)
     [line] = problems_of_subject(SubjectFiles("a", paths, bias_correction=("t2",)), CONTRASTS, ["t1", "t2"])
     assert line.endswith("t2.nii.gz' has negative values; take 't2' out of data.bias_correction")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_n4_corrects_a_single_slice_in_its_plane(axis):
+    """Whichever axis of the file the slices lie along."""
+    shaded, outer, inner = (np.moveaxis(array[..., 14:15], 2, axis) for array in shaded_ball())
+    corrected = correct_bias(shaded, np.diag([2.0, 2.0, 2.0, 1.0]))
+    assert corrected.shape == shaded.shape and corrected.dtype == np.float32
+    before, after = (image[outer].std() / image[outer].mean() for image in (shaded, corrected))
+    assert after < before / 3
+    assert corrected[inner].mean() > 1.5 * corrected[outer].mean()
+
+
+def test_n4_of_a_line_of_voxels_is_refused_before_work_starts(tmp_path):
+    save(tmp_path / "t2.nii.gz", np.arange(9, dtype=np.float32).reshape(1, 9, 1))
+    files = SubjectFiles("a", {"t2": tmp_path / "t2.nii.gz"}, bias_correction=("t2",))
+    [line] = problems_of_subject(files, {"t2": "t2.nii.gz"})
+    assert line.endswith("t2.nii.gz' is a single line of voxels; take 't2' out of data.bias_correction")

@@ -224,3 +224,19 @@ def test_masks_grow_within_slices_as_by_scipy(voxels):
     expected = ndimage.binary_dilation(mask, intensity.IN_PLANE, iterations=voxels)
     assert mask.sum() < expected.sum() < mask.size
     np.testing.assert_array_equal(intensity._grown(mask, voxels), expected)
+
+
+@pytest.mark.parametrize("factor", [1e-29, 1.0, 1e29])
+def test_intensities_of_any_size_are_scaled_alike(factor):
+    volume = np.random.default_rng(0).uniform(0, 900, (9, 9, 4, 2))
+    mask = np.ones(volume.shape[:3], bool)
+    expected = scale_intensities(volume.astype(np.float32), mask)
+    scaled = scale_intensities((volume * factor).astype(np.float32), mask)
+    np.testing.assert_allclose(scaled, expected, atol=2e-6)
+
+
+def test_a_small_spread_beside_one_bright_voxel_is_scaled():
+    volume = np.random.default_rng(0).uniform(0, 1e-38, (20, 20, 4, 1)).astype(np.float32)
+    volume[0, 0, 0] = 1
+    scaled = scale_intensities(volume, np.ones(volume.shape[:3], bool))
+    assert np.isfinite(scaled).all() and 0.4 < np.median(scaled) < 0.6

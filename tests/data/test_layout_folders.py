@@ -1,12 +1,15 @@
 """CHAOS as released (DICOM and PNG) and the form of the renal group: shape, order, left and right."""
 
 import locale
+import struct
 
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
 from data.layouts import find_subjects
+from data.scans import read_scan
 from data.volumes import grid_of_subject, problems_of_subject, read_contrasts, read_label, write_nifti
 from tests.layouts import (
     AFFINE,
@@ -195,3 +198,57 @@ def test_a_map_of_a_dicom_scan_is_written_in_mm(tmp_path):
     assert image.header.get_xyzt_units()[0] == "mm" and int(image.header["sform_code"]) == 1
     np.testing.assert_allclose(image.affine, CHAOS_AFFINE, atol=1e-5)
     assert CHAOS_GREYS == (63, 126, 189, 252)
+
+
+def scaled(path, slope, intercept=0):
+    """Give a DICOM file a slope and an intercept of its own, as scanners do that fill 16 bits slice by slice."""
+    content, tags = path.read_bytes(), b""
+    for element in (0x1052, 0x1053, 0x1054):  # GDCM writes its own once it has read any file
+        if (place := content.find(struct.pack("<HH", 0x0028, element))) > 0:
+            [length] = struct.unpack("<I", content[place + 4 : place + 8])
+            content = content[:place] + content[place + 8 + length :]
+    for element, value in ((0x1052, intercept), (0x1053, slope)):
+        text = f"{value:g}".encode()
+        text += b" " * (len(text) % 2)
+        tags += struct.pack("<HHI", 0x0028, element, len(text)) + text
+    pixels = content.index(struct.pack("<HHI", 0x7FE0, 0x0010, 2 * 6 * 5))
+    path.write_bytes(content[:pixels] + tags + content[pixels:])
+
+
+@pytest.mark.parametrize(
+    "slopes",
+    [(1, 1, 1, 1), (0.5, 0.5, 0.5, 0.5), (1, 0.5, 0.25, 2), (0.5, 1, 1, 1), (1, 1, 1, 40), (1, 1, 1, 0.0078125)],
+    ids=["none", "one for all", "each its own", "the first", "beyond 16 bits", "a fraction at the end"],
+)
+def test_every_slice_has_its_own_slope(slopes, tmp_path):
+    """The type of the first slice must not round or cut the others; files are named against their order."""
+    stored = np.random.default_rng(0).integers(0, 60_000, (6, 5, 4)).astype(np.uint16)
+    write_dicom(tmp_path, stored, np.diag([-2.0, -2, 3, 1]), ["d", "b", "c", "a"])
+    for name, slope in zip("dbca", slopes, strict=True):
+        scaled(tmp_path / f"{name}.dcm", slope, intercept=-3 if slope != 1 else 0)
+    image, problems = read_scan(tmp_path, "sub-1")
+    assert problems == []
+    expected = stored * np.array(slopes, np.float64) - 3 * (np.array(slopes) != 1)
+    np.testing.assert_array_equal(image.values, expected)
+    assert image.affine[2, 3] == 0 and image.affine[2, 2] == 3
+
+
+def test_slices_twice_many_in_one_file_or_inverted_are_refused(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 900, (6, 5, 4))
+    write_dicom(tmp_path / "twice", stored, np.diag([-2.0, -2, 3, 1]), "abcd")
+    (tmp_path / "twice" / "e.dcm").write_bytes((tmp_path / "twice" / "b.dcm").read_bytes())
+    assert "'b.dcm' and 'e.dcm' lie at the same place; keep one" in read_scan(tmp_path / "twice", "s")[1][0]
+
+    (tmp_path / "frames").mkdir()
+    before = locale.setlocale(locale.LC_ALL)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(stored.astype(np.uint16)), tmp_path / "frames" / "all.dcm")
+    locale.setlocale(locale.LC_ALL, before)
+    assert read_scan(tmp_path / "frames", "s") == (
+        None,
+        [f"s: '{tmp_path / 'frames'}': 'all.dcm' is a multi-frame file of 6 slices; convert it to NIfTI (dcm2niix)"],
+    )
+
+    write_dicom(tmp_path / "inverted", stored, np.diag([-2.0, -2, 3, 1]), "abcd")
+    for path in (tmp_path / "inverted").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"MONOCHROME2", b"MONOCHROME1"))
+    assert "'a.dcm' shows bright as dark (MONOCHROME1); convert it" in read_scan(tmp_path / "inverted", "s")[1][0]

@@ -1,0 +1,49 @@
+"""Whether the corners of a scan are air, from which the foreground is told."""
+
+import numpy as np
+
+from data.geometry import axial_turns
+from data.intensity import STEP, corners_of
+
+RANGE = (0.5, 99.5)  # percentiles of a contrast taken as its darkest and brightest
+# Shares of that range. In 40 scans of heads and abdomens the corners lie below 0.05 and spread over less than 0.04.
+BRIGHTEST_AIR, WIDEST_AIR = 0.2, 0.15
+
+
+def notes_on_air(subject, volume, names, affine):
+    """Say of which contrasts the corners are no air, so that the foreground found in them is wrong.
+
+    Air is dark in magnitude images; in signed ones it may be grey, but it is even.
+
+    Args:
+        subject: Identifier.
+        volume: `(X, Y, Z, C)`, as read.
+        names: C names.
+        affine: `(4, 4)`, voxel to world.
+
+    Returns:
+        A list of one line, or of none.
+    """
+    turn, _ = axial_turns(affine)
+    found = [
+        f"{name} {values}"
+        for name, part in zip(names, np.moveaxis(volume, -1, 0), strict=True)
+        if (values := _not_air(turn(part)))
+    ]
+    if not found:
+        return []
+    cure = "where tissue reaches the edge of the field of view, no foreground is found without data.mask; give one"
+    return [f"{subject}: the corners seem to be no air ({'; '.join(found)}); {cure}"]
+
+
+def _not_air(contrast):
+    """Return the numbers that speak against air in the corners, or an empty text."""
+    darkest, brightest = np.percentile(contrast.flat[::STEP], RANGE)
+    quarter, middle, three_quarters = np.percentile(corners_of(contrast), (25, 50, 75))
+    span = brightest - darkest
+    if span <= 0:
+        return ""
+    is_bright = contrast.min() >= 0 and middle - darkest > BRIGHTEST_AIR * span
+    if is_bright or three_quarters - quarter > WIDEST_AIR * span:
+        return f"{middle:.3g}, half of them {quarter:.3g} to {three_quarters:.3g}, all {darkest:.3g} to {brightest:.3g}"
+    return ""
