@@ -36,8 +36,8 @@ def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_m
 
     Returns:
         List of dicts in the order of the classes or regions, with the keys `label`, `dice`, `hd95_mm`,
-        `surface_dice`, `volume_ml`, `volume_ml_reference`, `voxels_reference`; NaN and None as the module's docstring
-        says.
+        `surface_dice`, `volume_ml`, `volume_ml_reference`, without a voxel size also `voxels_reference`; NaN and None
+        as the module's docstring says.
 
     Raises:
         InputError: For different shapes, a class index without a name, or a region of unknown classes.
@@ -51,8 +51,9 @@ def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_m
         predicted, true = np.isin(prediction, indices), np.isin(reference, indices)
         row = {"label": label, "dice": dice(predicted, true)}
         row |= dict.fromkeys(("hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference"))
-        row["voxels_reference"] = int(true.sum())
-        if spacing_mm is not None:
+        if spacing_mm is None:
+            row["voxels_reference"] = int(true.sum())  # tells a reference from another one where there is no volume
+        else:
             each = math.prod(spacing_mm) / MM3_PER_ML if voxel_ml is None else voxel_ml
             diagonal = math.hypot(*(n * mm for n, mm in zip(shape, spacing_mm, strict=True)))
             agreement = surface_agreement(predicted, true, spacing_mm, surface_tolerance_mm, diagonal)

@@ -113,6 +113,8 @@ def read_prediction(path, shape, *, is_label=False):
     A label map comes as whole numbers, also where an editor has saved it as floats.
     """
     subject, again = path.name.split(".nii")[0], "run step 4 again with --overwrite"
+    if not path.exists():
+        raise InputError(f"{path}: not readable, because it does not exist; {again}")
     image, problems = (read_label_map(path, subject, LARGEST_CLASS), []) if is_label else read_image(path, subject)
     if problems:
         raise InputError([f"{line}; {again}" for line in problems])

@@ -15,7 +15,7 @@ from utils.checks import InputError
 from utils.runs import read_json
 
 METRICS = ("dice", "hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference")
-REFERENCES = ("volume_ml_reference", "voxels_reference")  # the second came later, and is there without a voxel size
+REFERENCES = ("volume_ml_reference", "voxels_reference")  # the second where there is no voxel size
 VOLUME_ERROR = "volume_error_ml"
 OF_A_CELL = ("annotated_available", "duration_s", "compile_s", "n_selecting")
 CELL = ["contrasts", "init", "n_annotated"]

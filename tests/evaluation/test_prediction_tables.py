@@ -24,7 +24,7 @@ def test_rows_that_another_run_adds_meanwhile_stay(add, tmp_path, monkeypatch):
     """The first run pauses between reading and writing the table; the second comes in between."""
     add(tmp_path, "sub-1")
     reading, go_on = threading.Event(), threading.Event()
-    write = prediction_tables._write_rows
+    write = prediction_tables.write_rows
 
     def pause(*words):
         if threading.current_thread().name == "first":
@@ -32,7 +32,7 @@ def test_rows_that_another_run_adds_meanwhile_stay(add, tmp_path, monkeypatch):
             go_on.wait(30)
         write(*words)
 
-    monkeypatch.setattr(prediction_tables, "_write_rows", pause)
+    monkeypatch.setattr(prediction_tables, "write_rows", pause)
     first = threading.Thread(target=functools.partial(add, tmp_path, "sub-2"), name="first")
     second = threading.Thread(target=functools.partial(add, tmp_path, "sub-3"), name="second")
     first.start()
