@@ -237,12 +237,12 @@ class Segmentations:
             raise InputError(changed_since_step_2(subject, files.label))
         return classes
 
-    def describe_model(self, inputs, subjects):
+    def describe_model(self, cell, subjects):
         plain = self.config.plain()
         return {
             "name": self.config.name,
             "simulated": plain["data"]["simulated"],
-            "contrasts": inputs,
+            "contrasts": self.inputs(*cell),
             "files": plain["data"]["contrasts"],
             **self.config.reading(),
             "mask": plain["data"]["mask"],
@@ -251,7 +251,7 @@ class Segmentations:
             "percentiles": list(self.config.percentiles()),
             "slices": plain["slices"],
             "filters": self.config.network.filters,
-            "head_block": self.config.finetuning.head_block,
+            "head_block": self.settings_of(self.config, *cell).head_block,
             "field": self.field_of(subjects),
             "volumes": {name: list(found) for name, found in self.files[subjects[0]].volumes.items()},
             "trained_on": subjects,
@@ -281,8 +281,7 @@ class Trials(Segmentations):
         return self.folder / "trials" / trial / contrasts / init / f"n{n:02d}" / f"r{repeat}"
 
     def names(self, trial, *cell):
-        training = self.settings_of(self.config, trial, *cell).training.model_dump()
-        kept = training.get("keep", "best")  # the epoch whose weights are scored
+        kept = self.settings_of(self.config, trial, *cell).training.keep  # the epoch whose weights are scored
         return {"trial": trial, **super().names(*cell), "scored_on": "validation", "weights_kept": kept}
 
     def inputs(self, trial, *cell):

@@ -187,13 +187,13 @@ class Syntheses:
             if not is_unchanged(volume[..., number], affine, noted.get(target)):
                 raise InputError(changed_since_step_2(files.subject, files.contrasts[name]))
 
-    def describe_model(self, inputs, subjects):
+    def describe_model(self, cell, subjects):
         plain = self.config.plain()
         intensities = {subject: self.store.intensities(subject) for subject in subjects}
         return {
             "name": self.config.name,
             "simulated": plain["data"]["simulated"],
-            "contrasts": inputs,
+            "contrasts": self.inputs(*cell),
             "targets": self.targets,
             "target_intensities": {
                 target: {subject: ranges[target] for subject, ranges in intensities.items()} for target in self.targets

@@ -234,9 +234,10 @@ def pixel_table(rows, parts, labels, note=""):
     scores = pandas.DataFrame(rows)
     columns = [*dict.fromkeys(level for level in scores["level"] if level != TOGETHER), TOGETHER]
     text = []
-    for name, part in scores.groupby("representation", sort=False):
+    # A stage may be called as what needs no network is: `position`.
+    for (name, pretrained), part in scores.groupby(["representation", "pretrained"], sort=False):
         cells = {level: _cell(part[part["level"] == level]["value"].to_numpy()) for level in columns}
-        text.append({"Representation": name, "Pretrained": part["pretrained"].iloc[0]} | cells)
+        text.append({"Representation": name, "Pretrained": pretrained} | cells)
     chance = 1 / len(np.unique(parts[0].label))
     numbers = with_spread(scores).assign(chance=chance)
     caption = _caption(parts, ["other foreground", *labels], chance, note)

@@ -203,8 +203,9 @@ def probe_table(rows, caption):
 
     scores = pandas.DataFrame(rows)
     columns, text = dict.fromkeys(zip(scores["measure"], scores["target"], strict=True)), []
-    for name, part in scores.groupby("representation", sort=False):
-        row = {"Representation": name, "Pretrained": part["pretrained"].iloc[0], "Features": part["features"].iloc[0]}
+    # A stage may be called as what needs no network is: `intensity`.
+    for (name, pretrained), part in scores.groupby(["representation", "pretrained"], sort=False):
+        row = {"Representation": name, "Pretrained": pretrained, "Features": part["features"].iloc[0]}
         for measure, target in columns:
             draws = part[(part["measure"] == measure) & (part["target"] == target)]
             row[f"{measure} {target}"] = _cell(draws["value"].to_numpy(), draws["each"].tolist())

@@ -15,6 +15,7 @@ import yaml
 import finetune_segmentation
 from data.h5_store import SliceStore
 from data.layouts import find_subjects
+from data.splits import make_splits
 from data.volumes import read_label
 from evaluation.results import files_of
 from evaluation.trials import TRIALS
@@ -151,6 +152,25 @@ def test_whoever_reads_the_spoilt_test_subject_is_stopped(cohort):
         store.labels(store.rows_of([TEST]))
     with pytest.raises(InputError, match=TEST):
         read_label(files[TEST], config.data.labels, (), None, None)
+
+
+def test_a_model_is_described_by_the_settings_that_it_was_trained_with(cohort):
+    trials = json.dumps({"plain": {}, "deeper": {"head_block": True}})
+    config = load_config(cohort, [f"finetuning.trials={trials}", "finetuning.chosen={global: deeper}"])
+    files = find_subjects(**config.data.places())
+    (split,) = make_splits(config.plain()["data"]["splits"], config.data.root, files, config.seed)
+    trained = finetune_segmentation.Trials(config, split, files)
+    chosen = finetune_segmentation.Segmentations(config, split, files)
+    for work, cell, expected in (
+        (trained, ("plain", "t1", "random", 1, 0), False),
+        (trained, ("deeper", "t1", "random", 1, 0), True),
+        (chosen, ("t1", "random", 1, 0), False),
+        (chosen, ("t1", "global", 1, 0), True),
+    ):
+        described = work.describe_model(cell, split.train)
+        assert (described["head_block"], described["contrasts"]) == (expected, ["t1"])
+        layers = {layer.name for layer in work.build_trainer(cell).network.layers}
+        assert any(name.startswith("segmentation_") and name != "segmentation_conv" for name in layers) == expected
 
 
 def test_the_tables_say_what_is_best_and_what_to_do_next(finished):

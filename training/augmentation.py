@@ -6,12 +6,15 @@ arrays (noise alone is as large as the images); the device only computes (`train
 would have had.
 """
 
+import logging
+
 import numpy as np
 from keras import ops
 
 from data.geometry import SLICE_AXES
 from training.warping import sampling_positions
-from utils.runs import log
+
+log = logging.getLogger("mrccl")
 
 MIRRORS = ("anterior_posterior", "left_right", "inferior_superior")
 # Rows of a packed slice run to posterior, columns to the patient's left, slices upwards.

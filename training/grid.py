@@ -35,7 +35,7 @@ class Grid:
             cell, subjects, **run)`, which leaves the weights to keep in `trainer.network`; `check_references()`, which
             refuses references that changed since they were packed; `score(network, cell, folder)`, which predicts the
             subjects in `scored` and returns the rows of metrics.json; `judge(network, cell)`, which returns what
-            metrics.json says of the validation subjects; `describe_model(inputs, subjects)`, for predict.py.
+            metrics.json says of the validation subjects; `describe_model(cell, subjects)`, for predict.py.
         trainers: Dictionary that all grids share: the key of the trainer in use to that trainer, so that a step is
             compiled once and one at a time takes memory.
 
@@ -189,7 +189,7 @@ class Grid:
             times = {"duration_s": round(time.monotonic() - started, 1), "compile_s": round(trainer.compile_s, 2)}
             times["updates"] = trainer.updates
             times["augmentation_px"] = trainer.augmentation  # what is in mm in the config is in pixels here
-            model = self.work.describe_model(inputs, origin["train_subjects"]) | made
+            model = self.work.describe_model(cell, origin["train_subjects"]) | made
             write_json(folder / "model.json", model)
             # Written last: a folder with metrics.json is a finished cell.
             write_json(folder / "metrics.json", origin | about | times | {"per_subject": rows})

@@ -168,6 +168,15 @@ def test_every_level_and_all_decoder_levels_together_are_probed(parts):
     assert alone["value"] == rows[2]["value"] and alone["pixels"] == 400 and len(alone["each"]) == 2
 
 
+def test_a_stage_called_as_a_baseline_has_a_row_of_its_own(parts):
+    stage = {"representation": "position", "pretrained": "encoder", "level": TOGETHER, "features": 8, "draw": 0}
+    stage |= {"penalty": USUAL, "pixels": 400, "each": np.array([0.1, 0.2]), "value": 0.15}
+    baselines = [*without_network(*parts)]
+    text = pixel_table([*baselines, stage], parts, ["one", "two", "three"]).text
+    found = text[text["Representation"] == "position"].set_index("Pretrained")[TOGETHER]
+    assert found.to_dict() == {"-": f"{baselines[1]['value']:.3f}", "encoder": "0.150"}
+
+
 def test_the_table_has_a_column_for_each_level_and_says_what_chance_is(parts):
     rows = [*without_network(*parts)]
     about = {"representation": "random", "pretrained": "nothing", "level": "decoder level 1", "features": 8}
