@@ -21,6 +21,7 @@ from snakemake.exceptions import WorkflowError
 from utils.checks import InputError
 from utils.config import load_config
 from utils.schema import fingerprint
+from utils.work_dir import METRICS
 
 
 def read_config():
@@ -37,8 +38,18 @@ def read_config():
     return dataset, shlex.join(map(str, [*words, *(["--set", *overrides] if overrides else [])]))
 
 
+def of(split):
+    """Paths of a split, whose name ends in a slash where there are folds."""
+    return PATHS.of(split.rstrip("/"))
+
+
+def of_any_split(path):
+    """The pattern of a path that each split has."""
+    return f"{WORK}/{{split}}{path.relative_to(WORK).as_posix()}"
+
+
 DATASET, OPTIONS = read_config()
-WORK, HERE = DATASET.work_dir, Path(workflow.basedir)
+PATHS, WORK, HERE = DATASET.work, DATASET.work_dir, Path(workflow.basedir)
 PYTHON = HERE / ".venv" / "bin" / "python"
 PYTHON = shlex.quote(str(PYTHON)) if PYTHON.exists() else "python"
 SCRIPTS = shlex.quote(str(HERE))  # for the shell; a folder may have spaces
@@ -46,8 +57,12 @@ STAGES = DATASET.pretraining.stages if DATASET.pretraining else {}
 # Without cross-validation the one split lies in the work dir itself.
 SPLITS = [f"fold{number}/" for number in range(getattr(DATASET.data.splits, "folds", 0))] or [""]
 STORES = ["pretrain_train", "pretrain_val", *(["annotated"] if DATASET.data.labels else [])]
-STORES = [f"{WORK}/{split}h5/{store}.h5" for split, store in itertools.product(SPLITS, STORES)]
-STORES += [f"{WORK}/h5/volumes.h5"] if DATASET.synthesis else []  # one for all folds
+STORES = [str(of(split).store(part)) for split, part in itertools.product(SPLITS, STORES)]
+STORES += [str(PATHS.volumes)] if DATASET.synthesis else []  # one for all folds
+
+MAPS, PAGE = str(PATHS.maps() / "command.txt"), PATHS.report / "index.html"
+CELL = PATHS.cell("finetuning", "{contrasts}", "{init}", n="{n}", repeat="{repeat}")
+SYNTHESIS = PATHS.cell("synthesis", "{init}", n="{n}", repeat="{repeat}")
 
 hash_of_stage = functools.cache(DATASET.hash_of_stage)
 hash_of_cell = functools.cache(DATASET.hash_of_cell)
@@ -64,7 +79,7 @@ def cells():
 
 
 def metrics(split, kind, init, n, repeat):
-    return f"{WORK}/{split}{kind}/{init}/n{n:02d}/r{repeat}/metrics.json"
+    return str(of(split).cell(*kind.split("/"), init, n=n, repeat=repeat) / METRICS)
 
 
 def hash_of(kind, init):
@@ -75,7 +90,7 @@ def hash_of(kind, init):
 
 
 def weights(split, stage):
-    return f"{WORK}/{split}pretraining/{stage}/weights.npz"
+    return str(of(split).stage_weights(stage))
 
 
 def weights_of(split, source):
@@ -94,8 +109,8 @@ def results():
     made = [metrics(*cell) for cell in cells()]
     made += [weights(split, stage) for split, stage in itertools.product(SPLITS, STAGES)]
     if DATASET.finetuning or DATASET.synthesis:
-        return [f"{WORK}/report/index.html", *made]
-    return made or (STORES if DATASET.slices else f"{WORK}/constraint_maps/command.txt")
+        return [str(PAGE), *made]
+    return made or (STORES if DATASET.slices else MAPS)
 
 
 def refuse_cells_made_otherwise():
@@ -139,13 +154,13 @@ if DATASET.constraint_maps:
         # command.txt stands for the maps: summary.csv lists the finished ones, which a stopped job must find again.
         # Maps of other settings are refused by the script, so they are overwritten.
         output:
-            f"{WORK}/constraint_maps/command.txt",
+            MAPS,
         params:
             made_from=DATASET.hash_of_maps(),
             seed=DATASET.seed,
-            summary=f"{WORK}/constraint_maps/summary.csv",
+            summary=str(PATHS.map_summary()),
         log:
-            f"{WORK}/constraint_maps/snakemake.log",
+            str(PATHS.maps() / "snakemake.log"),
         threads: 16
         shell:
             "grep -qs ',{params.made_from},{params.seed},' {params.summary:q} || overwrite=--overwrite; "
@@ -157,14 +172,14 @@ if DATASET.slices:
 
     rule slices:
         input:
-            f"{WORK}/constraint_maps/command.txt" if DATASET.constraint_maps else [],
+            MAPS if DATASET.constraint_maps else [],
         output:
             STORES,
         params:
             made_from=DATASET.hash_of_slices(),
             seed=DATASET.seed,
         log:
-            f"{WORK}/h5/snakemake.log",
+            str(PATHS.volumes.with_name("snakemake.log")),
         threads: 16
         shell:
             "{PYTHON} {SCRIPTS}/generate_h5_pretraining.py {OPTIONS} --jobs {threads} 2> {log:q}"
@@ -172,17 +187,17 @@ if DATASET.slices:
 
 rule pretrain:
     input:
-        f"{WORK}/{{split}}h5/pretrain_train.h5",
-        f"{WORK}/{{split}}h5/pretrain_val.h5",
+        of_any_split(PATHS.store("pretrain_train")),
+        of_any_split(PATHS.store("pretrain_val")),
         lambda wildcards: weights_of(wildcards.split, STAGES[wildcards.stage].warm_start),
     output:
-        weights("{split}", "{stage}"),
+        of_any_split(PATHS.stage_weights("{stage}")),
     params:
         made_from=lambda wildcards: hash_of_stage(wildcards.stage),
         seed=DATASET.seed,
         fold=lambda wildcards: fold_option(wildcards.split),
     log:
-        f"{WORK}/{{split}}pretraining/{{stage}}/snakemake.log",
+        of_any_split(PATHS.stage("{stage}") / "snakemake.log"),
     threads: 8
     resources:
         gpu=1,
@@ -193,17 +208,17 @@ rule pretrain:
 
 rule cell:
     input:
-        f"{WORK}/{{split}}h5/annotated.h5",
+        of_any_split(PATHS.store("annotated")),
         lambda wildcards: weights_of(wildcards.split, wildcards.init),
     output:
-        f"{WORK}/{{split}}finetuning/{{contrasts}}/{{init}}/n{{n}}/r{{repeat}}/metrics.json",
+        of_any_split(CELL / METRICS),
     params:
         made_from=lambda wildcards: hash_of_cell(wildcards.contrasts, wildcards.init),
         seed=DATASET.seed,
         fold=lambda wildcards: fold_option(wildcards.split),
         n=lambda wildcards: int(wildcards.n),
     log:
-        f"{WORK}/{{split}}finetuning/{{contrasts}}/{{init}}/n{{n}}/r{{repeat}}/snakemake.log",
+        of_any_split(CELL / "snakemake.log"),
     threads: 1
     resources:
         gpu=1,
@@ -215,17 +230,17 @@ rule cell:
 
 rule synthesis:
     input:
-        f"{WORK}/h5/volumes.h5",
+        str(PATHS.volumes),
         lambda wildcards: weights_of(wildcards.split, wildcards.init),
     output:
-        f"{WORK}/{{split}}synthesis/{{init}}/n{{n}}/r{{repeat}}/metrics.json",
+        of_any_split(SYNTHESIS / METRICS),
     params:
         made_from=lambda wildcards: hash_of_synthesis(wildcards.init),
         seed=DATASET.seed,
         fold=lambda wildcards: fold_option(wildcards.split),
         n=lambda wildcards: int(wildcards.n),
     log:
-        f"{WORK}/{{split}}synthesis/{{init}}/n{{n}}/r{{repeat}}/snakemake.log",
+        of_any_split(SYNTHESIS / "snakemake.log"),
     threads: 1
     resources:
         gpu=1,
@@ -238,7 +253,7 @@ rule tables:
     input:
         [metrics(*cell) for cell in cells()],
     output:
-        f"{WORK}/report/index.html",
+        str(PAGE),
     params:
         made_from=fingerprint(DATASET.paper, sorted(DATASET.data.labels), list(cells())),
     shell:

@@ -20,6 +20,7 @@ from utils.config import add_training_options, chosen_sinks, from_command_line, 
 from utils.environment import make_deterministic
 from utils.runs import child_seed, drop_checkpoint, exit_code_of, open_run, write_json
 from utils.schema import channel_names, fingerprint
+from utils.work_dir import WEIGHTS
 
 log = logging.getLogger("mrccl")
 
@@ -41,7 +42,6 @@ def main(arguments=None):
     for name in options.method or ():
         if name not in config.pretraining.stages:
             raise InputError(f"--method {name}: not one of the stages {', '.join(config.pretraining.stages)}")
-    from data.h5_store import packed_folders
     from data.splits import chosen_folds
     from training.devices import check_batch_sizes, data_parallel
 
@@ -49,41 +49,39 @@ def main(arguments=None):
     stages = [name for name in config.pretraining.stages if not options.method or name in options.method]
     sizes = {name: config.pretraining.stages[name].training.batch_size for name in stages}
     check_batch_sizes(options.devices, {f"pretraining.stages.{name}.training": size for name, size in sizes.items()})
-    folders = chosen_folds(packed_folders(config.work_dir, "pretrain_train.h5"), options.folds)
+    splits = chosen_folds(config.work.splits_with("pretrain_train"), options.folds)
     sinks = chosen_sinks(options)
     with data_parallel(options.devices):
-        for folder, name in itertools.product(folders, stages):
-            pretrain(config, name, folder, options.overwrite, **sinks)
+        for work, name in itertools.product(splits, stages):
+            pretrain(config, name, work, options.overwrite, **sinks)
     script = "segmentation" if config.finetuning or not config.synthesis else "synthesis"
     log.info("next: python finetune_%s.py %s", script, options.again)
 
 
-def pretrain(config, name, folder, overwrite, **sinks):
-    """Train one stage in one work folder, unless it is finished."""
+def pretrain(config, name, work, overwrite, **sinks):
+    """Train one stage of one split, unless it is finished."""
     from evaluation.figures import save_training_curves
     from models.weights import save_weights
     from training.devices import use_precision
     from training.tracking import tracked
 
-    stage, target = config.pretraining.stages[name], folder / "pretraining" / name
-    stores = open_stores(config, folder)
-    subjects = {part: store.subjects for part, store in stores.items()}
+    stage, target = config.pretraining.stages[name], work.stage(name)
+    stores = open_stores(config, work)
     contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
     # A network that saw the contrasts one by one has an input of no particular contrast.
     inputs = contrasts if config.pretraining.contrasts_as == "channels" else None
-    origin = {"config_hash": config.hash_of_stage(name), "seed": config.seed, "subjects": subjects}
-    origin |= scans_of(stores)
-    if is_finished(target / "weights.npz", origin, overwrite):
+    made_from = provenance(config, name, stores)
+    if is_finished(target, made_from, overwrite):
         return
-    earlier = read_earlier(config, stage.warm_start, folder, scans_of(stores))
-    send = tracked(target, config.plain(), origin["config_hash"], sinks.get("with_mlflow"))
+    earlier = read_earlier(config, stage.warm_start, work, made_from.scans)
+    send = tracked(target, config.plain(), made_from.config_hash, sinks.get("with_mlflow"))
     with open_run(target, config.plain(), config.seed), send:
-        if (target / "weights.npz").exists():  # what is redone must not count as finished if it is interrupted
+        if (target / WEIGHTS).exists():  # what is redone must not count as finished if it is interrupted
             drop_checkpoint(target)
-            (target / "weights.npz").unlink()
+            (target / WEIGHTS).unlink()
         if earlier:
             log.info("warm start from %s", stage.warm_start)
-        write_json(target / "subjects.json", subjects)
+        write_json(target / "subjects.json", made_from.others["subjects"])
         use_precision(stage.training.mixed_precision)
         network, history = train(
             config,
@@ -93,106 +91,101 @@ def pretrain(config, name, folder, overwrite, **sinks):
             seed=child_seed(config.seed, "pretraining", name),
             warm_start=lambda network: start_from(earlier, network, inputs),
             folder=target,
-            tag=json.dumps(origin),
-            name=str(target.relative_to(config.work_dir)),
+            tag=json.dumps(made_from.as_dict()),
+            name=work.name_of(target),
             **sinks,
         )
         shown = {"contrasts": inputs} | ({"contrasts_one_by_one": contrasts} if inputs is None else {})
         note = "Simulated scans. " if config.data.simulated else ""
         save_training_curves(history, target / "curves.png", title=f"{note}{config.name}: {name}")
         # Written last: a folder with weights.npz is a finished stage.
-        save_weights(network, target / "weights.npz", **seen_by(stores, earlier), **shown, **origin)
+        save_weights(network, target / WEIGHTS, **seen_by(stores, earlier), **shown, **made_from.as_dict())
         drop_checkpoint(target)
     log.info("wrote %s", target)
 
 
-def is_finished(weights, origin, overwrite):
-    """True when a stage is done; InputError when it comes from another config, seed or set of subjects."""
-    from models.weights import read_weights
+def provenance(config, name, stores):
+    """What a stage is made from."""
+    from data.identity import of_scans
+    from data.splits import hash_of_split
+    from utils.provenance import Provenance
 
-    if overwrite or not weights.exists():
+    hashes, split = of_scans(hashes_of(stores)), stores["train"].attributes.get("split")
+    return Provenance(
+        config.hash_of_stage(name),
+        config.seed,
+        hash_of_split(split) if split else None,
+        fingerprint(hashes) if hashes else None,
+        {"subjects": {part: store.subjects for part, store in stores.items()}},
+    )
+
+
+def is_finished(folder, made_from, overwrite):
+    """True when a stage is done; InputError when it comes from another config, seed or set of subjects."""
+    from models.weights import Pretrained
+
+    if overwrite or not (folder / WEIGHTS).exists():
         return False
-    drop_checkpoint(weights.parent)  # a kill may have left it: a run anew must not go on from there
-    found = read_weights(weights)[1]
-    differing = [key for key, value in origin.items() if key in found and found[key] != value]
-    if differing:
-        what = {"scans": "from other scans"}.get(differing[0], f"with another {differing[0].replace('_', ' ')}")
-        raise InputError(f"{weights.parent}: made {what}; give --overwrite, or another --work-dir")
-    log.info("%s: finished before, skipped", weights.parent)
+    drop_checkpoint(folder)  # a kill may have left it: a run anew must not go on from there
+    made_from.refuse_other(Pretrained.read(folder / WEIGHTS).made_from, folder)
+    log.info("%s: finished before, skipped", folder)
     return True
 
 
-def open_stores(config, folder):
-    """Open the packed slices of a work folder; refuse those of another config, seed or split, and one scan in both."""
+def open_stores(config, work):
+    """Open the packed slices of a split; refuse those of another config, seed or split, and one scan in both."""
     from data.h5_store import SliceStore
     from data.identity import refuse_same_scans
 
-    stores = {part: SliceStore(folder / "h5" / f"pretrain_{part}.h5") for part in ("train", "val")}
+    stores = {part: SliceStore(work.store(f"pretrain_{part}")) for part in ("train", "val")}
     for store in stores.values():
         store.check_hash(config.hash_of_slices())
         store.check_origin(seed=config.seed, split=stores["train"].attributes.get("split"))
     parts = {part: store.subjects for part, store in stores.items()}
-    refuse_same_scans(parts, stores["train"].hashes | stores["val"].hashes)
+    refuse_same_scans(parts, hashes_of(stores))
     return stores
 
 
-def scans_of(stores):
-    """Hash of all scans and constraint maps in the stores; nothing where these are from before it was written."""
-    from data.identity import of_scans
-
-    hashes = of_scans(stores["train"].hashes | stores["val"].hashes)
-    return {"scans": fingerprint(hashes)} if hashes else {}
+def hashes_of(stores):
+    """Hashes of the files of all subjects."""
+    return stores["train"].hashes | stores["val"].hashes
 
 
 def seen_by(stores, earlier):
-    """Subjects, scans and split that weights have seen, those of earlier stages too: no test subject may be there."""
+    """Subjects and scans that weights have seen, those of earlier stages too: no test subject may be among them."""
     from data.identity import owners_of_images
-    from data.splits import hash_of_split
 
-    before = earlier[1] if earlier else {}
-    scans = before.get("seen_scans", {}) | owners_of_images(stores["train"].hashes | stores["val"].hashes)
-    lists = {part: store.subjects for part, store in stores.items()}
-    names = flat(lists | {"earlier": before.get("subjects", {}), "before": before.get("seen", [])})
-    split = stores["train"].attributes.get("split")
-    return {"seen": names, "seen_scans": scans} | ({"split_hash": hash_of_split(split)} if split else {})
+    seen = {subject for store in stores.values() for subject in store.subjects} | (earlier.seen if earlier else set())
+    scans = (dict(earlier.seen_scans) if earlier else {}) | owners_of_images(hashes_of(stores))
+    return {"seen": sorted(seen), "seen_scans": scans}
 
 
-def read_earlier(config, source, folder, scans):
-    """Read the weights that a stage starts from, of an earlier stage or a file: `(arrays, metadata)`, or None.
+def read_earlier(config, source, work, scans):
+    """Read the weights that a stage starts from, of an earlier stage or a file; None if from none.
 
-    An earlier stage of this config must have been trained on the same scans, as `scans_of` returns them.
+    An earlier stage of this config must have been trained on the same scans, whose hash is given.
     """
-    from models.weights import read_weights
+    from models.weights import Pretrained
 
     if source is None:
         return None
     is_stage = source in config.pretraining.stages
-    path = folder / "pretraining" / source / "weights.npz" if is_stage else Path(source)
+    path = work.stage_weights(source) if is_stage else Path(source)
     if not path.exists():
         cure = "run that stage first" if is_stage else "name a stage of this config, or a weights.npz"
         raise InputError(f"warm_start: {path} does not exist; {cure}")
-    arrays, metadata = read_weights(path)
-    if is_stage and metadata.get("config_hash") != config.hash_of_stage(source):
+    found = Pretrained.read(path)
+    if is_stage and found.made_from.get("config_hash") != config.hash_of_stage(source):
         raise InputError(f"warm_start: {path} was made with another config; run stage '{source}' with --overwrite")
-    if is_stage and metadata.get("scans", scans.get("scans")) != scans.get("scans"):
+    if is_stage and found.made_from.get("scans") != scans:
         raise InputError(f"warm_start: {path} was made from other scans; run stage '{source}' with --overwrite")
-    return arrays, metadata
+    return found
 
 
 def start_from(earlier, network, inputs):
     """Move earlier weights into a network whose input channels have these names, or none."""
-    from models.weights import transfer
-
     if earlier:
-        arrays, metadata = earlier
-        report = transfer(arrays, network, source_contrasts=metadata.get("contrasts"), target_contrasts=inputs)
-        log.info("%s", report.summary())
-
-
-def flat(subjects):
-    """All subject names in a nested dictionary of lists, sorted."""
-    lists = [flat(part) if isinstance(part, dict) else part for part in subjects.values()]
-    return sorted({subject for part in lists for subject in part})
+        log.info("%s", earlier.move_into(network, inputs).summary())
 
 
 def train(config, stage, stores, contrasts, **run):

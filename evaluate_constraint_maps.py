@@ -266,7 +266,7 @@ def write_report(config, subjects):
 
 
 def report_of(config):
-    return config.work_dir / "report" / "constraint_maps"
+    return config.work.report / "constraint_maps"
 
 
 def result_of(config, subject):

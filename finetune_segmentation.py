@@ -21,11 +21,12 @@ import functools
 import itertools
 import logging
 
+from training.cells import Cell, CellTask
 from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.environment import make_deterministic
 from utils.parallel import in_threads
-from utils.runs import changed_since_step_2, child_seed, exit_code_of, progress
+from utils.runs import changed_since_step_2, child_seed, exit_code_of
 from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
@@ -50,15 +51,14 @@ def main(arguments=None):
     from training.grid import Grid, run_grids
 
     trials = chosen_trials(config, options)
-    cells = cells_of_grid(config, options)
-    cells = [(trial, *cell) for trial in trials for cell in cells] if trials else cells
-    work = Trials if trials else Segmentations
+    cells = cells_of_grid(config, options, trials or [""])
+    task = Trials if trials else Segmentations
     check_batch_sizes(options.devices, batch_sizes(config, trials, options.init or config.finetuning.inits))
     data = config.plain()["data"]
     files = find_subjects(**config.data.places())
     splits = chosen_folds(make_splits(data["splits"], config.data.root, files, config.seed), options.folds)
     trainers = {}  # all cells and folds of one shape and the same settings share a compiled step
-    grids = [Grid(config, split, work(config, split, files), trainers) for split in splits]
+    grids = [Grid(task(config, split, files), trainers) for split in splits]
     finish = functools.partial(compare_trials, config, options, cells, [split.name for split in splits])
     return run_grids(grids, cells, options, finish if trials else None)
 
@@ -80,14 +80,15 @@ def chosen_trials(config, options):
     return [name for name in known if name in (options.trial or known)]
 
 
-def cells_of_grid(config, options):
-    """List `(contrasts, init, n, repeat)` of the grid, in the order in which they run."""
+def cells_of_grid(config, options, trials):
+    """List the cells of the grid in the order in which they run, trial after trial."""
     grid = config.finetuning
     for name in options.contrasts or ():
         if name not in grid.contrasts:
             raise InputError(f"--contrasts {name}: not one of finetuning.contrasts ({', '.join(grid.contrasts)})")
     axes = chosen_axes(grid, config.pretraining.stages if config.pretraining else (), options)
-    return list(itertools.product(options.contrasts or grid.contrasts, *axes))
+    order = itertools.product(trials, options.contrasts or grid.contrasts, *axes)
+    return [Cell(init, n, repeat, contrasts, trial) for trial, contrasts, init, n, repeat in order]
 
 
 def batch_sizes(config, trials, inits):
@@ -100,8 +101,8 @@ def batch_sizes(config, trials, inits):
     }
 
 
-class Segmentations:
-    """What `training.grid.Grid` asks of cells `(contrasts, init, n, repeat)`; N counts annotated subjects."""
+class Segmentations(CellTask):
+    """Cells that segment slices; N counts annotated subjects."""
 
     sizes_key, scored_part = "finetuning.subjects_n", "test"
 
@@ -109,8 +110,8 @@ class Segmentations:
         from data.h5_store import SliceStore
 
         self.config, self.split, self.files = config, split, files
-        self.folder, self.labels = split.folder(config.work_dir), list(config.data.labels)
-        self.store = SliceStore(self.folder / "h5" / "annotated.h5")
+        self.work, self.labels = config.work.of(split.name), list(config.data.labels)
+        self.store = SliceStore(self.work.store("annotated"))
         self.store.check_hash(config.hash_of_slices())
         self.store.check_origin(split=split.to_dict(), seed=config.seed, labels=self.labels)
         annotated = {part: [s for s in getattr(split, part) if files[s].label] for part in ("train", "val", "test")}
@@ -120,84 +121,75 @@ class Segmentations:
         empty = [part for part in annotated if part in needed and not annotated[part]]
         if empty:
             raise InputError(f"data.splits: no subject of {split.name or 'the split'}/{empty[0]} has a label map")
-        self.subjects, self.made_of = list(annotated.values()), {"labels": self.labels}
-        self.scored = annotated[self.scored_part]
-        self.rows = self.store.rows_of([*annotated["train"], *annotated["val"]])  # training reads no others
+        self.train_subjects, self.val_subjects, self.test_subjects = annotated.values()
+        self.scored, self.made_of = annotated[self.scored_part], {"labels": self.labels}
+        self.rows = self.store.rows_of([*self.train_subjects, *self.val_subjects])  # training reads no others
 
-    def cell_folder(self, contrasts, init, n, repeat):
-        return self.folder / "finetuning" / contrasts / init / f"n{n:02d}" / f"r{repeat}"
+    def folder(self, cell):
+        return self.work.cell("finetuning", cell.contrasts, cell.init, n=cell.n, repeat=cell.repeat)
 
-    def names(self, contrasts, init, n, repeat):
-        return {"contrasts": contrasts, "init": init, "n_annotated": n, "repeat": repeat}
+    def names(self, cell):
+        return {"contrasts": cell.contrasts, "init": cell.init, "n_annotated": cell.n, "repeat": cell.repeat}
 
-    def inputs(self, contrasts, init, n, repeat):
-        return channel_names(self.config.data.contrasts, self.config.finetuning.contrasts[contrasts])
+    def inputs(self, cell):
+        return channel_names(self.config.data.contrasts, self.config.finetuning.contrasts[cell.contrasts])
 
-    def hash_of_cell(self, contrasts, init, n, repeat):
-        return self.config.hash_of_cell(contrasts, init)
+    def hash_of(self, cell):
+        return self.config.hash_of_cell(cell.contrasts, cell.init, cell.trial or None)
 
-    @staticmethod
-    def settings_of(config, contrasts, init, n, repeat):
-        return config.finetuning.settings_of(init)
+    def settings_of(self, cell):
+        return self.config.finetuning.settings_of(cell.init, cell.trial or None)
 
     def trainer_key(self, cell):
-        return len(self.inputs(*cell)), self.settings_of(self.config, *cell).model_dump_json()
+        return len(self.inputs(cell)), self.settings_of(cell).model_dump_json()
 
     def build_trainer(self, cell):
-        return build_trainer(self.config, len(self.inputs(*cell)), self.settings_of(self.config, *cell))
+        return build_trainer(self.config, len(self.inputs(cell)), self.settings_of(cell))
 
-    def seed_of(self, contrasts, init, n, repeat):
-        return child_seed(self.config.seed, "finetuning", self.split.name, contrasts, n, repeat)
+    def seed_of(self, cell):
+        return child_seed(self.config.seed, "finetuning", self.split.name, cell.contrasts, cell.n, cell.repeat)
 
     def train(self, trainer, cell, subjects, **run):
         from data.slices import in_memory_if, some_rows, stored_images, stored_labels
         from training.devices import free_bytes
 
-        channels = self.inputs(*cell)
+        channels = self.inputs(cell)
         if trainer.source != (self.store.path, channels):  # the same slices serve all cells that see these contrasts
             arrays = [stored_images(self.store, channels), stored_labels(self.store)]
             arrays = [some_rows(array, self.rows) for array in arrays]
             trainer.use(*in_memory_if(arrays, self.config.data.resident, free_bytes() // 2))
             trainer.source = (self.store.path, channels)
         names = [self.store.subjects[number] for number in self.store.subject_index[self.rows]]
-        rows = (self.rows.searchsorted(self.store.rows_of(chosen)) for chosen in (subjects, self.subjects[1]))
+        rows = (self.rows.searchsorted(self.store.rows_of(chosen)) for chosen in (subjects, self.val_subjects))
         trainer.train(*rows, subjects=(names, names), **run)
 
-    def score(self, network, cell, folder):
-        """Predict every subject that is scored on its own grid; returns the rows of metrics.json."""
+    def predicted(self, network, cell, subjects):
+        """Yield each subject with the class probabilities of its slices, `(D, H, W, K)`."""
         from evaluation.inference import predict_slices
 
-        channels, batch_size = self.inputs(*cell), self.settings_of(self.config, *cell).training.batch_size
+        channels, batch_size = self.inputs(cell), self.settings_of(cell).training.batch_size
+        for subject in subjects:
+            yield (
+                subject,
+                predict_slices(network, self.store.images(channels, self.store.rows_of([subject])), batch_size),
+            )
 
-        def predicted():
-            for subject in self.scored:
-                images = self.store.images(channels, self.store.rows_of([subject]))
-                yield subject, self.store.grid(subject), predict_slices(network, images, batch_size)
-
-        finished = in_threads(functools.partial(self._score_subject, folder), predicted())
+    def score(self, network, cell, folder):
+        finished = in_threads(
+            functools.partial(self._score_subject, folder), self.predicted(network, cell, self.scored)
+        )
         return [row for rows in finished for row in rows]
 
     def judge(self, network, cell):
-        """Find dead classes on the validation subjects; returns what metrics.json says of these."""
         from evaluation.dead_classes import DEAD, dead_labels, pooled_dice
-        from evaluation.inference import predict_slices
 
-        channels, batch_size = self.inputs(*cell), self.settings_of(self.config, *cell).training.batch_size
-        places = map(self.store.rows_of, ([subject] for subject in self.subjects[1]))
-        dice = pooled_dice(
-            (
-                (
-                    predict_slices(network, self.store.images(channels, rows), batch_size).argmax(-1),
-                    self.store.labels(rows),
-                )
-                for rows in places
-            ),
-            self.labels,
-        )
+        predicted = self.predicted(network, cell, self.val_subjects)
+        pairs = ((found.argmax(-1), self.store.labels(self.store.rows_of([subject]))) for subject, found in predicted)
+        dice = pooled_dice(pairs, self.labels)
         for label in dead_labels(dice):
             text = "%s: class '%s' is dead: Dice %.2f over the validation subjects, below %g; train for more updates"
-            log.warning(text, self.cell_folder(*cell), label, dice[label], DEAD)
-        return {"validation_dice": dice} if self.subjects[1] else {}
+            log.warning(text, self.folder(cell), label, dice[label], DEAD)
+        return {"validation_dice": dice} if self.val_subjects else {}
 
     def _score_subject(self, folder, item):
         """Write and score the label map of one subject; what the network is not needed for."""
@@ -206,27 +198,17 @@ class Segmentations:
         from evaluation.inference import label_map
         from evaluation.metrics import score_subject
 
-        subject, grid, probabilities = item
+        subject, probabilities = item
+        grid = self.store.grid(subject)
         prediction = label_map(probabilities, grid)
         write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
         spacing = tuple(grid.spacing) if self.config.data.voxel_size_known else None
         tolerance, regions = self.config.evaluation.surface_tolerance_mm, self.config.evaluation.regions
-        reference, voxel = self._read_reference(subject), {"voxel_ml": voxel_ml(grid.affine)}
+        reference, voxel = self.read_reference(subject), {"voxel_ml": voxel_ml(grid.affine)}
         scores = score_subject(prediction, reference, spacing, self.labels, tolerance, regions, **voxel)
         return [{"subject": subject} | score for score in scores]
 
-    def check_references(self):
-        """Refuse label maps of scored subjects that are others than those that step 2 packed, before any training."""
-        problems = []
-        for subject in progress(self.scored, "Checking references"):
-            try:
-                self._read_reference(subject)
-            except InputError as error:
-                problems += error.lines
-        if problems:
-            raise InputError(problems)
-
-    def _read_reference(self, subject):
+    def read_reference(self, subject):
         from data.identity import is_unchanged
         from data.volumes import read_label
 
@@ -238,64 +220,28 @@ class Segmentations:
         return classes
 
     def describe_model(self, cell, subjects):
-        plain = self.config.plain()
-        return {
-            "name": self.config.name,
-            "simulated": plain["data"]["simulated"],
-            "contrasts": self.inputs(*cell),
-            "files": plain["data"]["contrasts"],
-            **self.config.reading(),
-            "mask": plain["data"]["mask"],
+        return self.describe_data(cell, subjects) | {
             "labels": {name: index for index, name in enumerate(self.labels, start=1)},
-            "voxel_size_known": plain["data"]["voxel_size_known"],
-            "percentiles": list(self.config.percentiles()),
-            "slices": plain["slices"],
-            "filters": self.config.network.filters,
-            "head_block": self.settings_of(self.config, *cell).head_block,
-            "field": self.field_of(subjects),
-            "volumes": {name: list(found) for name, found in self.files[subjects[0]].volumes.items()},
-            "trained_on": subjects,
+            "voxel_size_known": self.config.data.voxel_size_known,
+            "head_block": self.settings_of(cell).head_block,
         }
-
-    def field_of(self, subjects):
-        """What predict.py compares new scans with."""
-        from data.field_of_view import field_of_training
-
-        return field_of_training(
-            map(self.store.grid, subjects),
-            is_size_known=self.config.data.voxel_size_known,
-            foreground_outside=self.store.attributes.get("foreground_outside"),
-        )
 
 
 class Trials(Segmentations):
-    """Cells `(trial, contrasts, init, n, repeat)`, scored on the annotated validation subjects."""
+    """Cells of trials, scored on the annotated validation subjects."""
 
     scored_part = "val"
 
     def __init__(self, config, split, files):
         super().__init__(config, split, files)
-        self.subjects[2] = list(split.test)  # with or without a label: no stage may have been pretrained on them
+        self.test_subjects = list(split.test)  # with or without a label: no stage may have been pretrained on them
 
-    def cell_folder(self, trial, contrasts, init, n, repeat):
-        return self.folder / "trials" / trial / contrasts / init / f"n{n:02d}" / f"r{repeat}"
+    def folder(self, cell):
+        return self.work.cell("trials", cell.trial, cell.contrasts, cell.init, n=cell.n, repeat=cell.repeat)
 
-    def names(self, trial, *cell):
-        kept = self.settings_of(self.config, trial, *cell).training.keep  # the epoch whose weights are scored
-        return {"trial": trial, **super().names(*cell), "scored_on": "validation", "weights_kept": kept}
-
-    def inputs(self, trial, *cell):
-        return super().inputs(*cell)
-
-    def hash_of_cell(self, trial, contrasts, init, n, repeat):
-        return self.config.hash_of_cell(contrasts, init, trial)
-
-    def seed_of(self, trial, *cell):
-        return super().seed_of(*cell)
-
-    @staticmethod
-    def settings_of(config, trial, contrasts, init, n, repeat):
-        return config.finetuning.settings_of(init, trial)
+    def names(self, cell):
+        kept = self.settings_of(cell).training.keep  # the epoch whose weights are scored
+        return {"trial": cell.trial, **super().names(cell), "scored_on": "validation", "weights_kept": kept}
 
 
 def compare_trials(config, options, cells, splits):
@@ -311,12 +257,12 @@ def compare_trials(config, options, cells, splits):
         found = metrics["config_hash"], metrics.get("seed")
         return found == (config.hash_of_cell(contrasts, init, trial), config.seed)
 
-    settings, folder = config.finetuning, config.work_dir / "trials"
+    settings, folder = config.finetuning, config.work.trials
     results, outdated = collect_trials(config.work_dir, is_current)
     again = f"python finetune_segmentation.py {options.again}"
     if results is None:
         return f"{again} --score-on validation (no trial is finished)"
-    asked = [(*cell, split) for cell in cells for split in splits]
+    asked = [(c.trial, c.contrasts, c.init, c.n, c.repeat, split) for c in cells for split in splits]
     comparison = compare(results, asked, settings.inits, list(settings.trials), outdated)
     write_trials(comparison, folder)
     print_table(comparison.table)

@@ -13,11 +13,12 @@ Next    python reproduce_tables.py --config FILE
 import functools
 import itertools
 
+from training.cells import Cell, CellTask
 from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.environment import make_deterministic
 from utils.parallel import in_threads
-from utils.runs import changed_since_step_2, child_seed, exit_code_of, progress
+from utils.runs import changed_since_step_2, child_seed, exit_code_of
 from utils.schema import channel_names
 
 
@@ -32,21 +33,21 @@ def main(arguments=None):
     from training.grid import Grid, run_grids
 
     stages = config.pretraining.stages if config.pretraining else ()
-    cells = list(itertools.product(*chosen_axes(config.synthesis, stages, options)))
+    cells = list(itertools.starmap(Cell, itertools.product(*chosen_axes(config.synthesis, stages, options))))
     check_batch_sizes(options.devices, {"synthesis.training": config.synthesis.training.batch_size})
     data = config.plain()["data"]
     files = find_subjects(**config.data.places())
     splits = chosen_folds(make_splits(data["splits"], config.data.root, files, config.seed), options.folds)
-    store = SliceStore(config.work_dir / "h5" / "volumes.h5")
+    store = SliceStore(config.work.volumes)
     store.check_hash(config.hash_of_slices())
     store.check_origin(seed=config.seed)
     trainers = {}  # all cells and folds share one compiled step
-    grids = [Grid(config, split, Syntheses(config, split, files, store), trainers) for split in splits]
+    grids = [Grid(Syntheses(config, split, files, store), trainers) for split in splits]
     return run_grids(grids, cells, options)
 
 
-class Syntheses:
-    """What `training.grid.Grid` asks of cells `(init, n, repeat)`; N counts subjects with all contrasts."""
+class Syntheses(CellTask):
+    """Cells that synthesise contrasts; N counts subjects with all contrasts."""
 
     sizes_key = "synthesis.subjects_n"
 
@@ -55,12 +56,11 @@ class Syntheses:
 
         contrasts = config.data.contrasts
         self.config, self.split, self.files, self.store = config, split, files, store
-        self.folder = split.folder(config.work_dir)
+        self.work = config.work.of(split.name)
         self.channels = channel_names(contrasts, config.synthesis.inputs)
         self.targets = channel_names(contrasts, config.synthesis.targets)
-        self.subjects = [list(getattr(split, part)) for part in ("train", "val", "test")]
-        self.scored = self.subjects[2]
-        self.made_of = {"inputs": self.channels, "targets": self.targets}
+        self.train_subjects, self.val_subjects, self.test_subjects = map(list, (split.train, split.val, split.test))
+        self.scored, self.made_of = self.test_subjects, {"inputs": self.channels, "targets": self.targets}
         # Every subject is opened at the start, so that one into which no crop fits is named now.
         size = [*config.crops.size, 1][:3]
         subjects = [*split.train, *split.val]
@@ -68,21 +68,21 @@ class Syntheses:
         self.volumes = dict(zip(subjects, opened, strict=True))
         store.rows_of(split.test)  # names those that are not there
 
-    def cell_folder(self, init, n, repeat):
-        return self.folder / "synthesis" / init / f"n{n:02d}" / f"r{repeat}"
+    def folder(self, cell):
+        return self.work.cell("synthesis", cell.init, n=cell.n, repeat=cell.repeat)
 
-    def names(self, init, n, repeat):
+    def names(self, cell):
         mask = "given" if self.config.data.mask else "found"
-        return {"init": init, "n_annotated": n, "repeat": repeat, "mask": mask}
+        return {"init": cell.init, "n_annotated": cell.n, "repeat": cell.repeat, "mask": mask}
 
-    def inputs(self, init, n, repeat):
+    def inputs(self, cell):
         return self.channels
 
-    def hash_of_cell(self, init, n, repeat):
-        return self.config.hash_of_synthesis(init)
+    def hash_of(self, cell):
+        return self.config.hash_of_synthesis(cell.init)
 
-    def seed_of(self, init, n, repeat):
-        return child_seed(self.config.seed, "synthesis", self.split.name, n, repeat)
+    def seed_of(self, cell):
+        return child_seed(self.config.seed, "synthesis", self.split.name, cell.n, cell.repeat)
 
     def trainer_key(self, cell):
         return "all cells"
@@ -91,7 +91,7 @@ class Syntheses:
         return build_trainer(self.config, len(self.channels))
 
     def train(self, trainer, cell, subjects, **run):
-        names = (subjects, self.split.val)
+        names = (subjects, self.val_subjects)
         trainer.train(*map(self.crops, names), subjects=names, **run)
 
     def crops(self, subjects):
@@ -110,13 +110,12 @@ class Syntheses:
         )
 
     def score(self, network, cell, folder):
-        """Synthesise the contrasts of every test subject on its own grid; returns the rows of metrics.json."""
         from evaluation.synthesis import synthesise_subject
 
         windows = {"overlap": self.config.synthesis.overlap, "batch_size": self.config.synthesis.training.batch_size}
 
         def synthesised():
-            for subject in self.split.test:
+            for subject in self.scored:
                 grid, images = self.store.grid(subject), self.store.images(self.channels, self.store.rows_of([subject]))
                 yield subject, grid, synthesise_subject(network, images, grid, self.config.crops.size, **windows)
 
@@ -124,8 +123,7 @@ class Syntheses:
         return [row for rows in finished for row in rows]
 
     def judge(self, network, cell):
-        """What metrics.json says of the validation subjects: nothing, since no class can be dead."""
-        return {}
+        return {}  # no class can be dead
 
     def _score_subject(self, folder, item):
         """Write and score the contrasts of one subject; what the network is not needed for."""
@@ -163,17 +161,6 @@ class Syntheses:
             mask = self.store.grid(subject).to_volume((classes > 0).astype(np.uint8), order=0) > 0
         return scale_between(volume, np.array([ranges[target] for target in self.targets])), mask
 
-    def check_references(self):
-        """Refuse targets of test subjects that are others than those that step 2 packed, before any training."""
-        problems = []
-        for subject in progress(self.scored, "Checking references"):
-            try:
-                self.read_reference(subject)
-            except InputError as error:
-                problems += error.lines
-        if problems:
-            raise InputError(problems)
-
     def _refuse_changed(self, files, volume, affine):
         from data.identity import is_unchanged
         from data.layouts import file_of_channel
@@ -188,38 +175,15 @@ class Syntheses:
                 raise InputError(changed_since_step_2(files.subject, files.contrasts[name]))
 
     def describe_model(self, cell, subjects):
-        plain = self.config.plain()
-        intensities = {subject: self.store.intensities(subject) for subject in subjects}
-        return {
-            "name": self.config.name,
-            "simulated": plain["data"]["simulated"],
-            "contrasts": self.inputs(*cell),
+        ranges = {subject: self.store.intensities(subject) for subject in subjects}
+        return self.describe_data(cell, subjects) | {
             "targets": self.targets,
             "target_intensities": {
-                target: {subject: ranges[target] for subject, ranges in intensities.items()} for target in self.targets
+                target: {subject: found[target] for subject, found in ranges.items()} for target in self.targets
             },
-            "files": plain["data"]["contrasts"],
-            **self.config.reading(),
-            "mask": plain["data"]["mask"],
-            "percentiles": list(self.config.percentiles()),
-            "slices": plain["slices"],
             "crop_size": list(self.config.crops.size),
             "overlap": self.config.synthesis.overlap,
-            "filters": self.config.network.filters,
-            "field": self.field_of(subjects),
-            "volumes": {name: list(found) for name, found in self.files[subjects[0]].volumes.items()},
-            "trained_on": subjects,
         }
-
-    def field_of(self, subjects):
-        """What predict.py compares new scans with."""
-        from data.field_of_view import field_of_training
-
-        return field_of_training(
-            map(self.store.grid, subjects),
-            is_size_known=self.config.data.voxel_size_known,
-            foreground_outside=self.store.attributes.get("foreground_outside"),
-        )
 
 
 def build_trainer(config, channels):

@@ -44,7 +44,7 @@ def main(arguments=None):
     generate_constraint_maps(config, options, failures)
     for line in failures:
         log.warning("failed: %s", line)
-    log.info("look at %s, then: python generate_h5_pretraining.py %s", maps_of(config) / "qc", options.again)
+    log.info("look at %s, then: python generate_h5_pretraining.py %s", config.work.map_pictures(), options.again)
     return 1 if failures else 0
 
 
@@ -63,11 +63,11 @@ def generate_constraint_maps(config, options, failures):
     if not sound:
         return
     maps = [(space, files) for files in sound for space in todo[files.subject]]
-    with open_run(maps_of(config), config.plain(), config.seed):
+    with open_run(config.work.maps(), config.plain(), config.seed):
         for space in rows:
-            write_summary(summary_of(config, space), rows[space])
+            write_summary(config.work.map_summary(space), rows[space])
         for space, files in maps:  # maps without a row were made otherwise, or not to the end
-            map_of(config, files.subject, space).unlink(missing_ok=True)
+            config.work.map_of(files.subject, space).unlink(missing_ok=True)
         made = in_order(functools.partial(attempt, config, options.keep_going), maps, options.jobs)
         outside = {}
         for space, row, share, problems, notes in progress(made, "Constraint maps", len(maps)):
@@ -77,21 +77,20 @@ def generate_constraint_maps(config, options, failures):
             if row:
                 outside[row["subject"]] = share
                 rows[space][row["subject"]] = row
-                write_summary(summary_of(config, space), rows[space])
+                write_summary(config.work.map_summary(space), rows[space])
                 point_out(row, config.constraint_maps.clusters, space)
         if note := note_of_outside(outside):
             log.warning("%s", note)
     for space in rows:
-        log.info(
-            "%s: %d of %d subjects have a constraint map", summary_of(config, space), len(rows[space]), len(everyone)
-        )
+        found = len(rows[space]), len(everyone)
+        log.info("%s: %d of %d subjects have a constraint map", config.work.map_summary(space), *found)
 
 
 def finished_rows(config, space, everyone, wanted, overwrite):
     """Return the rows of one contrast space's summary whose maps are finished and stay."""
     from data.map_summary import read_summary, refuse_other_settings
 
-    summary = summary_of(config, space)
+    summary = config.work.map_summary(space)
     rows = {name: row for name, row in read_summary(summary).items() if name in everyone}
     rows = {name: row for name, row in rows.items() if is_finished(config, name, space)}
     if overwrite:
@@ -172,24 +171,8 @@ def point_out(row, clusters, space):
         log.warning("%s: %.1f %% of the volume is foreground; look at its picture in qc/", where, share)
 
 
-def maps_of(config, space=None):
-    return config.work_dir / "constraint_maps" / (space or "")
-
-
-def summary_of(config, space):
-    return maps_of(config, space) / "summary.csv"
-
-
-def map_of(config, subject, space):
-    return maps_of(config, space) / f"{subject}.nii.gz"
-
-
-def picture_of(config, subject, space):
-    return maps_of(config, space) / "qc" / f"{subject}.png"
-
-
 def is_finished(config, subject, space):
-    return map_of(config, subject, space).is_file() and picture_of(config, subject, space).is_file()
+    return config.work.map_of(subject, space).is_file() and config.work.map_picture(subject, space).is_file()
 
 
 def check_subject(config, files):
@@ -238,11 +221,11 @@ def map_subject(config, space, files):
     seed = child_seed(config.seed, "constraint_map", subject, *([space] if space else []))
     details = describe_constraint_map(volume, mask, **recipe, seed=seed, affine=affine)
     clock.append(time.perf_counter())
-    picture = picture_of(config, subject, space)
+    picture = config.work.map_picture(subject, space)
     draw_constraint_map(picture, volume, channel_names(contrasts, names), details, affine, title)
     clock.append(time.perf_counter())
     header_of = next(iter(files.contrasts.values()))
-    write_nifti(map_of(config, subject, space), details.classes, affine, header_of=header_of)
+    write_nifti(config.work.map_of(subject, space), details.classes, affine, header_of=header_of)
     clock.append(time.perf_counter())
     reading, _, picture, writing = (after - before for before, after in zip(clock, clock[1:], strict=False))
     seconds = {"reading": reading, **details.seconds, "picture": picture, "writing": writing}

@@ -62,7 +62,7 @@ def check_maps(config, subjects):
 
     noted = {}
     for space in config.spaces():
-        summary = maps_of(config, space) / "summary.csv"
+        summary = config.work.map_summary(space)
         rows = read_summary(summary)
         refuse_other_settings(summary, rows, config.hash_of_maps(), config.seed)
         refuse_unlisted(summary, rows, subjects)
@@ -113,7 +113,7 @@ def pack(config, plans, subjects, jobs, hashes, noted):
     problems = [line for lines in progress(checked, "Checking scans", len(wanted)) for line in lines]
     if problems:
         raise InputError(problems)
-    with open_run(config.work_dir / "h5", config.plain(), config.seed):
+    with open_run(config.work.volumes.parent, config.plain(), config.seed):
         prepared = in_order(functools.partial(prepare_subject, config), wanted, jobs)
         write_stores(config, plans, progress(prepared, "Packing slices", len(wanted)), subjects, hashes)
 
@@ -157,10 +157,10 @@ class PlannedStore:
 def plan_stores(config, split, subjects):
     """List the files of one split."""
     attributes = attributes_of(config, split.to_dict())
-    folder, enough = split.folder(config.work_dir) / "h5", config.slices.min_foreground
+    work, enough = config.work.of(split.name), config.slices.min_foreground
     plans = [
-        PlannedStore(folder / "pretrain_train.h5", split.train, attributes, enough),
-        PlannedStore(folder / "pretrain_val.h5", split.val, attributes, enough),
+        PlannedStore(work.store("pretrain_train"), split.train, attributes, enough),
+        PlannedStore(work.store("pretrain_val"), split.val, attributes, enough),
     ]
     if config.data.labels:
         everyone = sorted((*split.train, *split.val, *split.test))
@@ -171,15 +171,16 @@ def plan_stores(config, split, subjects):
             )
         if len(annotated) < len(everyone):
             missing = ", ".join(subject for subject in everyone if subject not in annotated)
-            log.warning("%s: not in annotated.h5, because they have no label file: %s", folder, missing)
-        plans.append(PlannedStore(folder / "annotated.h5", annotated, attributes, min_foreground=0, has_labels=True))
+            log.warning("%s: not in annotated.h5, because they have no label file: %s", work.folder / "h5", missing)
+        path = work.store("annotated")
+        plans.append(PlannedStore(path, annotated, attributes, min_foreground=0, has_labels=True))
     return plans
 
 
 def plan_volumes(config, splits):
     """The file that holds the whole volumes of all subjects; who trains and who is tested is decided in step 4."""
     members = sorted({subject for split in splits for subject in (*split.train, *split.val, *split.test)})
-    path = config.work_dir / "h5" / "volumes.h5"
+    path = config.work.volumes
     return PlannedStore(path, tuple(members), attributes_of(config, {"all": members}), min_foreground=0)
 
 
@@ -227,16 +228,11 @@ def files_that_changed(config, noted, files):
     return list(dict.fromkeys(problems))
 
 
-def maps_of(config, space):
-    """Return the folder of a contrast space's maps."""
-    return config.work_dir / "constraint_maps" / (space or "")
-
-
 def read_map(config, space, subject, shape, affine):
     """Read the constraint map of one subject in one contrast space."""
     from data.volumes import read_constraint_map
 
-    path = maps_of(config, space) / f"{subject}.nii.gz"
+    path = config.work.map_of(subject, space)
     return read_constraint_map(path, subject, shape, affine, config.constraint_maps.clusters)
 
 

@@ -56,12 +56,11 @@ def main(arguments=None):
         raise InputError(
             f"{options.config}: needs data.labels or synthesis, because without them no subjects are kept for testing"
         )
-    from data.h5_store import packed_folders
     from data.splits import chosen_folds
 
-    name = "annotated.h5" if config.data.labels else "pretrain_train.h5"
-    folders = chosen_folds(packed_folders(config.work_dir, name), options.folds)
-    splits = [RepresentedSplit(config, folder, options.init) for folder in folders]  # every mistake comes to light here
+    works = config.work.splits_with("annotated" if config.data.labels else "pretrain_train")
+    works = chosen_folds(works, options.folds)
+    splits = [RepresentedSplit(config, work, options.init) for work in works]  # every mistake comes to light here
     for split in splits:
         for write in split.deeds(options.only):
             table, target = write()
@@ -77,31 +76,37 @@ def print_table(table):
     print(to_markdown(table))
 
 
-def open_split(config, folder):
-    """Open the file that holds test subjects too; returns it, and the subjects of each part that it holds."""
-    from data.h5_store import SliceStore
+def open_split(config, work):
+    """Open the file that holds test subjects too.
 
-    store = SliceStore(folder / "h5" / "annotated.h5" if config.data.labels else config.work_dir / "h5" / "volumes.h5")
+    Returns:
+        The `SliceStore`, the subjects of each part that it holds, and the hash of the split.
+    """
+    from data.h5_store import SliceStore
+    from data.splits import hash_of_split
+
+    store = SliceStore(work.store("annotated") if config.data.labels else work.volumes)
     # volumes.h5 serves all folds; who trains and who is tested stands beside it.
-    told = store if config.data.labels else SliceStore(folder / "h5" / "pretrain_train.h5")
+    told = store if config.data.labels else SliceStore(work.store("pretrain_train"))
     for file in (store, told):
         file.check_hash(config.hash_of_slices())
         file.check_origin(seed=config.seed, labels=list(config.data.labels))
     split = told.attributes["split"]
-    return store, {part: [s for s in members if s in store.subjects] for part, members in split.items()}
+    subjects = {part: [s for s in members if s in store.subjects] for part, members in split.items()}
+    return store, subjects, hash_of_split(split)
 
 
 class RepresentedSplit:
     """One split: its slices, its pretrained networks, its folder in the report."""
 
-    def __init__(self, config, folder, inits=None):
+    def __init__(self, config, work, inits=None):
         from data.layouts import find_subjects
         from evaluation.patches import find_truth
 
-        self.config, self.folder, self.rank = config, folder, config.network.rank
-        self.name = "" if folder == config.work_dir else folder.name  # of the fold
-        self.target = config.work_dir / "report" / "representations" / self.name
-        self.store, self.subjects = open_split(config, folder)
+        self.config, self.work, self.rank = config, work, config.network.rank
+        self.name = work.split
+        self.target = work.report / "representations" / self.name
+        self.store, self.subjects, self.split_hash = open_split(config, work)
         self.targets = channel_names(config.data.contrasts, config.synthesis.targets) if config.synthesis else []
         self.contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
         # What a network sees at once, as channels of the images: all contrasts, or one after the other.
@@ -127,25 +132,26 @@ class RepresentedSplit:
         """Read the weights of all stages that have any, or of those that are wanted.
 
         Returns:
-            Initialisation to `(arrays, contrasts)`, and the stages without weights.
+            Initialisation to its `Pretrained`, None for random weights, and the stages without weights.
 
         Raises:
             InputError: Test subjects that were pretrained on, weights of another config, wanted weights not there.
         """
-        from models.weights import read_weights
+        from data.identity import owners_of_images
+        from models.weights import Pretrained
 
+        tested = {
+            subject: owners_of_images({subject: self.store.hashes.get(subject, {})})
+            for subject in self.subjects["test"]
+        }
         pretrained, missing, mistakes = {}, [], []
         for init in dict.fromkeys(wanted or ("random", *self.config.pretraining.stages)):
-            path = self.folder / "pretraining" / init / "weights.npz"
+            path = self.work.stage_weights(init)
             if init == "random":
-                pretrained[init] = None, None
+                pretrained[init] = None
             elif path.exists():
-                arrays, metadata = read_weights(path)
-                pretrained[init] = arrays, metadata.get("contrasts")
-                leaked = sorted({*metadata.get("seen", ())} & {*self.subjects["test"]})
-                mistakes += [f"{subject}: test subject, but '{init}' was pretrained on it" for subject in leaked]
-                if metadata.get("config_hash") != self.config.hash_of_stage(init):
-                    mistakes.append(f"{path}: made with another config; run step 3 again with --overwrite")
+                pretrained[init] = found = Pretrained.read(path)
+                mistakes += found.mistakes(init, self.config.hash_of_stage(init), self.split_hash, tested)
             elif wanted:
                 mistakes.append(f"{path}: no such file; run constrained_contrastive_learning.py first")
             else:

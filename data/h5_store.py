@@ -286,13 +286,3 @@ class SliceStore:
 
 def _maps_of(space):
     return f"param_{space}" if space else "param"
-
-
-def packed_folders(work_dir, name):
-    """Return the folders whose `h5/` holds a store of this name: the work dir, or its `fold0`, `fold1`, ..."""
-    files = [*Path(work_dir).glob(f"h5/{name}"), *Path(work_dir).glob(f"fold*/h5/{name}")]
-    if not files:
-        raise InputError(f"{work_dir}: no h5/{name}; run generate_h5_pretraining.py first")
-    folders = [file.parent.parent for file in files]
-    # By number: fold10 comes behind fold2.
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("fold")) if folder != Path(work_dir) else -1)

@@ -25,10 +25,6 @@ class Split:
     val: tuple[str, ...]
     test: tuple[str, ...]
 
-    def folder(self, work_dir):
-        """Return the folder below `work_dir` that holds what was made with this split."""
-        return Path(work_dir) / self.name
-
     def to_dict(self):
         """Return `{"train": [...], "val": [...], "test": [...]}`."""
         return {name: list(getattr(self, name)) for name in SETS}

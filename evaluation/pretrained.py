@@ -2,8 +2,6 @@
 
 import logging
 
-from models.weights import transfer
-
 log = logging.getLogger("mrccl")
 
 
@@ -13,8 +11,7 @@ def filled_networks(pretrained, build, draws, target_contrasts):
     What pretraining left untrained is drawn several times: representations depend on it a good deal.
 
     Args:
-        pretrained: Initialisation to `(arrays, contrasts)`, as `models.weights.read_weights` gives them; arrays None:
-            random weights.
+        pretrained: Initialisation to its `models.weights.Pretrained`; None: random weights.
         build: Function from the number of a draw to a network with random weights.
         draws: How often untrained layers are drawn.
         target_contrasts: Contrasts of the network's input channels; None where it sees them one by one.
@@ -24,16 +21,16 @@ def filled_networks(pretrained, build, draws, target_contrasts):
     """
     drawn = [build(draw) for draw in range(draws)]
     network, untrained = drawn[0], [one.get_weights() for one in drawn]
-    for init, (arrays, contrasts) in pretrained.items():
+    for init, weights_of_init in pretrained.items():
         parts = "nothing"
         for draw, weights in enumerate(untrained):
             network.set_weights(weights)
-            if arrays:
-                report = transfer(arrays, network, source_contrasts=contrasts, target_contrasts=target_contrasts)
+            if weights_of_init:
+                report = weights_of_init.move_into(network, target_contrasts)
                 parts = _describe(report)
             log.info("%s, draw %d, pretrained: %s", init, draw, parts)
             yield {"representation": init, "draw": draw, "pretrained": parts}, network
-            if arrays and not report.left:
+            if weights_of_init and not report.left:
                 break
 
 

@@ -8,8 +8,10 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -123,6 +125,67 @@ def read_weights(path):
     return {key: _checked_array(path, key, array) for key, array in arrays.items()}, metadata
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights of an earlier training, what they were made from and whom they have seen.
+
+    Attributes:
+        path: The file.
+        arrays: `layer/variable` -> float32 array.
+        contrasts: Names of the input channels; None where they have none, as those of a network which saw its
+            contrasts one by one.
+        made_from: What the file says of it: `config_hash`, `split_hash`, `scans`, ...
+        seen: Subjects that these weights, or weights that they started from, were trained on.
+        seen_scans: Hash of each image that they saw -> its subject.
+    """
+
+    path: Path
+    arrays: Mapping[str, np.ndarray]
+    contrasts: Sequence[str] | None = None
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    seen: frozenset[str] = frozenset()
+    seen_scans: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Pretrained":
+        """Read a file of `save_weights`; see `read_weights` for errors."""
+        arrays, found = read_weights(path)
+        seen, scans = frozenset(found.get("seen", ())), found.get("seen_scans", {})
+        return cls(Path(path), arrays, found.get("contrasts"), found, seen, scans)
+
+    def move_into(self, network: keras.Model, contrasts: Sequence[str] | None, stay: Iterable[str] = ()):
+        """Move the weights into another network, see `transfer`; returns a `TransferReport`."""
+        return transfer(self.arrays, network, source_contrasts=self.contrasts, target_contrasts=contrasts, stay=stay)
+
+    def mistakes(
+        self, init: str, config_hash: str, split_hash: str | None, tested: Mapping[str, Iterable[str]]
+    ) -> Iterator[str]:
+        """Say why these weights cannot be used: leaks first, then another config or split.
+
+        Args:
+            init: Name of the stage, for the messages.
+            config_hash: Hash that the stage has in the current config.
+            split_hash: Hash of the current split; None where it is not compared.
+            tested: Test subject -> hashes of its images.
+
+        Yields:
+            One line for each mistake.
+        """
+        for subject in sorted(tested.keys() & self.seen):
+            yield f"{subject}: test subject, but '{init}' was pretrained on it"
+        for subject in sorted(tested.keys() - self.seen):
+            for owner in sorted({self.seen_scans[digest] for digest in tested[subject] if digest in self.seen_scans}):
+                yield (
+                    f"{subject}: test subject, but '{init}' was pretrained on the same scan under the name {owner}; "
+                    "take it out of the test set, or pretrain without it"
+                )
+        again = "run step 3 again with --overwrite"
+        if split_hash and self.made_from.get("split_hash") != split_hash:
+            yield f"{self.path}: made with another split; {again}"
+        if self.made_from.get("config_hash") != config_hash:
+            yield f"{self.path}: made with another config; {again}"
+
+
 def load_weights(model, path):
     """Load a file of `save_weights` into a model of the same build, heads included.
 
@@ -197,7 +260,7 @@ def _variables(model):
 
 
 def _arrays_of(source):
-    if isinstance(source, dict):
+    if isinstance(source, Mapping):
         return source
     return weights_of(source) if isinstance(source, keras.Model) else read_weights(source)[0]
 

@@ -70,7 +70,6 @@ LONG = (
     "tests/reliability/test_changed_inputs.py::test_measures_of_maps_are_made_again_of_a_label_that_changed",
     "tests/reliability/test_two_runs.py::test_a_second_run_that_is_to_redo_all_removes_nothing",
     "tests/reliability/test_two_runs.py::test_a_checkpoint_beside_a_finished_result_goes_and_is_not_resumed",
-    "tests/reliability/test_leaks.py::test_work_from_before_hashes_goes_on",
     "tests/reliability/test_security.py::test_the_report_shows_names_and_runs_none",
     "tests/data/test_air.py::test_steps_1_and_2_warn_unless_a_mask_is_given",
     "tests/test_predict_fields.py::test_steps_1_and_2_tell_what_slices_do_not_show_and_step_4_notes_it",

@@ -99,7 +99,7 @@ def given(packed, monkeypatch):
 
     def run(stage, contrasts_as, *overrides):
         config = load_config(make_config(packed, contrasts_as=contrasts_as), overrides)
-        stores = script.open_stores(config, config.work_dir)
+        stores = script.open_stores(config, config.work)
         with pytest.raises(InputError, match="recorded"):
             script.train(config, config.pretraining.stages[stage], stores, ["flair", "t1"])
         return calls[config.pretraining.stages[stage].method]
@@ -204,7 +204,7 @@ def test_a_crop_deeper_than_a_run_of_packed_slices_is_refused(packed, given):
     config = load_config(make_config(packed), [*VOLUMES, "crops.size=[8, 12, 8]"])
     with pytest.raises(InputError, match=r"sub-1: a crop of \(8, 12, 8\) does not fit into \(16, 16\) pixels and 6"):
         script.train(
-            config, config.pretraining.stages["regression"], script.open_stores(config, config.work_dir), ["flair"]
+            config, config.pretraining.stages["regression"], script.open_stores(config, config.work), ["flair"]
         )
 
 

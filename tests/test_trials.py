@@ -22,6 +22,7 @@ from evaluation.trials import TRIALS
 from models.weights import read_weights, save_weights
 from tests.bad_input.harness import run
 from tests.cohort import CONFIG, write_cohort, write_config
+from training.cells import Cell
 from training.grid import Grid
 from utils.checks import InputError
 from utils.config import load_config
@@ -162,10 +163,10 @@ def test_a_model_is_described_by_the_settings_that_it_was_trained_with(cohort):
     trained = finetune_segmentation.Trials(config, split, files)
     chosen = finetune_segmentation.Segmentations(config, split, files)
     for work, cell, expected in (
-        (trained, ("plain", "t1", "random", 1, 0), False),
-        (trained, ("deeper", "t1", "random", 1, 0), True),
-        (chosen, ("t1", "random", 1, 0), False),
-        (chosen, ("t1", "global", 1, 0), True),
+        (trained, Cell("random", 1, 0, "t1", "plain"), False),
+        (trained, Cell("random", 1, 0, "t1", "deeper"), True),
+        (chosen, Cell("random", 1, 0, "t1"), False),
+        (chosen, Cell("global", 1, 0, "t1"), True),
     ):
         described = work.describe_model(cell, split.train)
         assert (described["head_block"], described["contrasts"]) == (expected, ["t1"])
@@ -237,7 +238,7 @@ def test_trials_of_other_settings_are_left_out_and_counted(finished, tmp_path):
     text = (work / "trials" / "table.md").read_text()
     assert "| faster |" not in text and "Left out, because another config or seed made them: 2 cells." in text
     outcome = run(*trials(*words, "--trial", "faster"))
-    assert outcome.code == 2 and "made with another config hash; give --overwrite" in outcome.said[0]
+    assert outcome.code == 2 and "made with another config; give --overwrite" in outcome.said[0]
 
 
 def test_a_stage_pretrained_on_a_test_subject_is_refused(cohort, tmp_path):

@@ -12,6 +12,7 @@ import generate_h5_pretraining
 import simulate_cohort
 import visualize_representations
 from data.h5_store import SliceStore
+from data.splits import hash_of_split
 from models.unet import build_encoder, build_unet
 from models.weights import save_weights
 from utils.checks import InputError
@@ -56,8 +57,10 @@ def make_config(folder):
 
 
 def write_weights(config, stage, network, **changes):
-    subjects = {"contrasts": ["t1w"], "seen": ["sub-001", "sub-002"], "config_hash": config.hash_of_stage(stage)}
-    save_weights(network, config.work_dir / "pretraining" / stage / "weights.npz", **subjects | changes)
+    split = SliceStore(config.work.store("pretrain_train")).attributes["split"]
+    known = {"contrasts": ["t1w"], "seen": ["sub-001", "sub-002"], "config_hash": config.hash_of_stage(stage)}
+    known |= {"split_hash": hash_of_split(split)}
+    save_weights(network, config.work.stage_weights(stage), **known | changes)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +222,7 @@ def test_pixels_are_probed_in_validation_subjects_and_test_subjects_stay_unseen(
 
 def test_without_labels_there_are_no_pixels_to_probe(packed, caplog):
     path, config = packed
-    split = visualize_representations.RepresentedSplit(config, config.work_dir, ["random"])
+    split = visualize_representations.RepresentedSplit(config, config.work, ["random"])
     assert len(split.deeds(None)) == 2 and split.deeds("patches") == [split.write]
     split.subjects["val"] = []
     assert split.deeds(None) == [split.write] and "labels of pixels are not probed" in caplog.text
@@ -286,7 +289,7 @@ def test_contrasts_that_were_shown_one_by_one_are_represented_one_by_one(work):
     assert about.loc["constrained", "pretrained"] == "encoder, decoder"
     text = (config.work_dir / "report" / "representations" / "probe.md").read_text()
     assert "(input: t1w, t2w, one by one, their features side by side)" in text
-    split = visualize_representations.RepresentedSplit(config, config.work_dir, ["constrained"])
+    split = visualize_representations.RepresentedSplit(config, config.work, ["constrained"])
     part, network = split.sample("test"), build_unet((40, 48, 1), filters=FILTERS, decoder_levels=1, head=None, seed=2)
     for channel, found in enumerate(split.feature_maps(network, part)):
         maps = network.predict(part.images[..., channel : channel + 1], verbose=0)

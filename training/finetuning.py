@@ -4,12 +4,13 @@ import collections
 import functools
 import statistics
 import time
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from models.unet import build_unet
-from models.weights import HEADS, transfer
+from models.weights import HEADS, Pretrained
 from training.augmentation import describe_changes, draw_changes, moves
 from training.batches import Batches, Rows, in_memory, size_of
 from training.checkpoints import fit
@@ -47,19 +48,19 @@ class Trainer:
         self.task = make_task(self.network).ready(training["learning_rate"], is_layerwise=is_layerwise)
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: build(seed=seed).get_weights())
 
-    def start_from(self, seed, pretrained=None, **contrasts):
+    def start_from(self, seed: int, pretrained: Pretrained | None = None, contrasts: Sequence[str] | None = None):
         """Set the weights at which a cell starts.
 
         Args:
             seed: Seed of the random weights; two cells that share it differ only by what is pretrained.
-            pretrained: Weights file of a pretrained network; None: random initialisation.
-            **contrasts: `source_contrasts` and `target_contrasts` for the first convolution.
+            pretrained: Weights of a pretrained network; None: random initialisation.
+            contrasts: Names of the input channels, for the first convolution.
 
         Returns:
             `TransferReport`, or None for random initialisation.
         """
         self.network.set_weights(self._random_weights(seed))
-        report = transfer(pretrained, self.network, stay=self.stay, **contrasts) if pretrained else None
+        report = pretrained.move_into(self.network, contrasts, self.stay) if pretrained else None
         self.fresh = report.left if report else self._never_pretrained()
         return report
 

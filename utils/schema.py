@@ -22,6 +22,7 @@ from utils.sections_data import DataSection
 from utils.sections_finetuning import FinetuningSection, SynthesisSection
 from utils.sections_pretraining import PretrainingSection, mistakes_of_blocks
 from utils.trials import drop_grid_keys, mistakes_of_trials
+from utils.work_dir import WorkDir
 
 
 class Config(Section):
@@ -187,6 +188,11 @@ class Config(Section):
         if self.constraint_maps and self.slices:
             del plain["slices"]["percentiles"]  # those of constraint_maps hold for both
         return plain
+
+    @property
+    def work(self):
+        """Where everything below the work dir lies."""
+        return WorkDir(self.work_dir)
 
     def image_size(self):
         """Size of the images that networks are pretrained on: whole slices `(H, W)`, or crops `(h, w, d)`."""

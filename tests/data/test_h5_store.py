@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.geometry import SliceGrid
-from data.h5_store import SliceStore, StoreWriter, SubjectSlices, packed_folders
+from data.h5_store import SliceStore, StoreWriter, SubjectSlices
 from tests.stores import write_store
 from utils.checks import InputError
 
@@ -275,20 +275,3 @@ def test_unknown_contrasts_and_rows_and_other_configs(path):
     store.check_hash("abc")
     with pytest.raises(InputError, match="annotated.h5: made with another config; make it again"):
         store.check_hash("other")
-
-
-def test_folders_that_hold_a_store(tmp_path):
-    with pytest.raises(InputError, match="no h5/annotated.h5; run generate_h5_pretraining.py first"):
-        packed_folders(tmp_path, "annotated.h5")
-    for fold in ("fold1", "fold0"):
-        (tmp_path / fold / "h5").mkdir(parents=True)
-        (tmp_path / fold / "h5" / "annotated.h5").touch()
-    assert packed_folders(tmp_path, "annotated.h5") == [tmp_path / "fold0", tmp_path / "fold1"]
-
-
-def test_folds_come_in_the_order_of_their_numbers(tmp_path):
-    for number in (10, 2, 0):
-        (tmp_path / f"fold{number}" / "h5").mkdir(parents=True)
-        (tmp_path / f"fold{number}" / "h5" / "annotated.h5").touch()
-    names = [folder.name for folder in packed_folders(tmp_path, "annotated.h5")]
-    assert names == ["fold0", "fold2", "fold10"]

@@ -18,7 +18,6 @@ def test_lists_from_the_config_and_from_a_file(tmp_path):
     [inline] = make_splits(LISTS, tmp_path, SUBJECTS, seed=1)
     [from_file] = make_splits("splits.json", tmp_path, SUBJECTS, seed=2)
     assert inline == from_file == Split("", *(tuple(LISTS[name]) for name in ("train", "val", "test")))
-    assert inline.folder(tmp_path) == tmp_path
     assert inline.to_dict() == LISTS
 
 
@@ -27,7 +26,7 @@ def test_cross_validation_tests_everyone_once(tmp_path, folds):
     splits = make_splits({"folds": folds, "validation": 2}, tmp_path, SUBJECTS, seed=5)
     assert sorted(subject for split in splits for subject in split.test) == SUBJECTS
     for number, split in enumerate(splits):
-        assert split.folder(tmp_path) == tmp_path / f"fold{number}"
+        assert split.name == f"fold{number}"
         assert len(split.val) == 2
         assert sorted((*split.train, *split.val, *split.test)) == SUBJECTS
     sizes = [len(split.test) for split in splits]
@@ -73,7 +72,7 @@ def test_numbers_draw_labelled_subjects_and_the_others_train(tmp_path):
     drawn = set()
     for seed in range(20):
         [split] = make_splits({"train": 3, "val": 2, "test": 2}, tmp_path, FILES, seed)
-        assert split.name == "" and split.folder(tmp_path) == tmp_path
+        assert split.name == ""
         assert (len(split.val), len(split.test)) == (2, 2) and {*split.val, *split.test} <= {*LABELLED}
         annotated = [name for name in split.train if name in LABELLED]
         assert len(annotated) == 3 and {*split.train} - {*annotated} == {*SUBJECTS} - {*LABELLED}

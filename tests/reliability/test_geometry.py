@@ -12,6 +12,7 @@ import yaml
 from nibabel import orientations
 
 from tests.bad_input.harness import run
+from training.cells import Cell
 from utils.config import load_config
 
 SHAPE, SPACING = (13, 9, 6), (2.0, 3.0, 5.0)
@@ -150,7 +151,7 @@ def test_step_4_scores_and_writes_the_very_label(packed, tmp_path):
     config = load_config(packed)
     files = find_subjects(**config.data.places())
     (split,) = make_splits(config.plain()["data"]["splits"], config.data.root, files, config.seed)
-    rows = Segmentations(config, split, files).score(Seer(), ("both", "random", 1, 0), tmp_path)
+    rows = Segmentations(config, split, files).score(Seer(), Cell("random", 1, 0, "both"), tmp_path)
     assert [(row["subject"], row["label"]) for row in rows] == [(s, label) for s in TEST for label in VALUES]
     assert all(row["dice"] == 1 and row["hd95_mm"] == 0 for row in rows)
     sizes = {

@@ -202,21 +202,6 @@ def test_an_earlier_stage_from_other_scans_is_no_start(finished, work):
     )
 
 
-def test_work_from_before_hashes_goes_on(finished, work):
-    """HDF5 files, weights and metrics without hashes: nothing is compared, nothing is made again."""
-    for path in (work / "h5").glob("*.h5"):
-        change_hashes(path, lambda hashes: None)
-    change_weights(work / "pretraining" / "global" / "weights.npz", scans=None, seen_scans=None, split_hash=None)
-    for path in work.rglob("metrics.json"):
-        old = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("scans", "split_hash")}
-        path.write_text(json.dumps(old))
-    before = {path: path.read_bytes() for path in work.rglob("metrics.json")}
-    for step in FIRST_FOUR:
-        assert run(step, *command(finished, work)).code == 0
-    assert {path: path.read_bytes() for path in work.rglob("metrics.json")} == before
-    assert run("reproduce_tables", *command(finished, work)).code == 0
-
-
 def test_weights_pass_on_what_they_saw_before(finished, work):
     """A stage that starts from weights of elsewhere has seen what those saw, however long ago."""
     source = work.parent / "elsewhere.npz"

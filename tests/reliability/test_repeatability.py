@@ -108,12 +108,12 @@ CHANGED = [
     (
         "constrained_contrastive_learning",
         "pretraining.stages.global.temperature=0.3",
-        f"{{work}}/pretraining/global: made with another config hash; {CURE}",
+        f"{{work}}/pretraining/global: made with another config; {CURE}",
     ),
     (
         "finetune_segmentation",
         "finetuning.training.learning_rate=0.01",
-        f"{{work}}/finetuning/t1/random/n01/r0: made with another config hash; {CURE}",
+        f"{{work}}/finetuning/t1/random/n01/r0: made with another config; {CURE}",
     ),
 ]
 

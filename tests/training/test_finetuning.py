@@ -9,7 +9,7 @@ import pytest
 import finetune_segmentation
 from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, plain_cross_entropy
 from models.unet import build_unet
-from models.weights import save_weights, weights_of
+from models.weights import Pretrained, save_weights, weights_of
 from tests.training.small import FILTERS, settings
 from training.finetuning import CompileClock, SegmentationTrainer, last_decoder_levels
 from utils.checks import InputError
@@ -111,7 +111,7 @@ def test_pretrained_weights_reach_the_network_and_the_head_stays_random(tmp_path
     target = trainer()
     target.start_from(seed=7)
     random = {w.path: np.array(w) for w in target.network.weights}
-    report = target.start_from(seed=7, pretrained=tmp_path / "weights.npz")
+    report = target.start_from(seed=7, pretrained=Pretrained.read(tmp_path / "weights.npz"))
     assert "segmentation_conv" in report.left and not report.adapted
     moved = {layer.name for layer in pretrained.layers if layer.weights and not layer.name.startswith("projection")}
     assert set(report.moved) == moved
@@ -146,7 +146,7 @@ def test_what_is_not_pretrained_is_the_same_for_random_weights_as_far_as_can_be(
     weighted = {layer.name for layer in built.network.layers if layer.weights}
     assert report is None and set(built.fresh) & weighted == fresh
     pretrained = weights_of(build_unet((16, 16, 1), filters=[4, 8, 8], head=None, seed=5))
-    report = built.start_from(seed=0, pretrained=pretrained)
+    report = built.start_from(seed=0, pretrained=Pretrained(Path("weights.npz"), pretrained))
     assert set(report.left) == set(built.fresh) == fresh
     built.start_from(seed=0)  # what one cell transfers does not reach the next
     assert set(built.fresh) & weighted == fresh

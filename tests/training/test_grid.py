@@ -21,7 +21,7 @@ class Work:
 
 def grid_of(name, todo, trainers, log):
     grid = Grid.__new__(Grid)  # no config, no files
-    grid.work, grid.todo, grid.trainers, grid.name = Work(name, log), todo, trainers, name
+    grid.task, grid.todo, grid.trainers, grid.name = Work(name, log), todo, trainers, name
     return grid
 
 

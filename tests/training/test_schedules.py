@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.unet import build_unet
-from models.weights import read_weights, weights_of
+from models.weights import Pretrained, read_weights, weights_of
 from tests.training.small import settings
 from training import checkpoints
 from training.finetuning import SegmentationTrainer
@@ -138,7 +138,8 @@ def test_the_head_phase_trains_what_is_not_pretrained_and_nothing_else(slices, t
     read = lambda k: int(keras.ops.convert_to_numpy(k.task.optimizer.iterations))  # noqa: E731
     monkeypatch.setattr(checkpoints.Keeper, "_report", lambda k, *a: (iterations.append(read(k)), report(k, *a)))
     pretrained = weights_of(build_unet((16, 16, 1), filters=[4, 8], head=None, seed=9))
-    source = {name: array for name, array in pretrained.items() if name.startswith("encoder_")}
+    encoder = {name: array for name, array in pretrained.items() if name.startswith("encoder_")}
+    source = Pretrained(tmp_path / "weights.npz", encoder)
     shared, step = trainer(epochs=4, head_first=0.5, keep="last", schedule="cosine"), None
     for init, frozen in ((source, ("encoder_",)), (None, ("encoder_", "decoder_"))):
         states.clear()

@@ -1,0 +1,157 @@
+"""What a cell of step 4 is, and what each kind of cell must be able to do for `training.grid.Grid` to run it.
+
+No backend is loaded here, so that scripts can define their kinds of cells and still answer --help at once.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from utils.checks import InputError
+from utils.runs import progress
+
+if TYPE_CHECKING:
+    import keras
+
+    from data.h5_store import SliceStore
+    from data.layouts import SubjectFiles
+    from data.splits import Split
+    from training.finetuning import Trainer
+    from utils.schema import Config
+    from utils.work_dir import WorkDir
+
+log = logging.getLogger("mrccl")
+
+
+class Cell(NamedTuple):
+    """One network of the grid.
+
+    Attributes:
+        init: `random`, or a stage of pretraining.
+        n: Number of annotated subjects.
+        repeat: Number of the draw of annotated subjects, from 0.
+        contrasts: Name of the input set; empty where there is only one.
+        trial: Name of a trial of settings; empty where test subjects are scored.
+    """
+
+    init: str
+    n: int
+    repeat: int
+    contrasts: str = ""
+    trial: str = ""
+
+
+class CellTask(ABC):
+    """What the cells of one split train on, predict and write.
+
+    Attributes:
+        config: The `Config`.
+        split: The `Split`.
+        work: The `WorkDir` of the split.
+        files: Subject -> `SubjectFiles`.
+        store: The packed slices of the subjects.
+        train_subjects: Subjects to draw the annotated ones from.
+        val_subjects: Annotated validation subjects.
+        test_subjects: Subjects that no network may have seen.
+        scored: Subjects that cells predict.
+        made_of: More of what a cell is made from, written to metrics.json and compared before it is reused.
+        sizes_key: Key of the config that lists N.
+    """
+
+    config: "Config"
+    split: "Split"
+    work: "WorkDir"
+    files: "Mapping[str, SubjectFiles]"
+    store: "SliceStore"
+    train_subjects: list[str]
+    val_subjects: list[str]
+    test_subjects: list[str]
+    scored: list[str]
+    made_of: Mapping[str, Any]
+    sizes_key: str
+
+    @abstractmethod
+    def folder(self, cell: Cell) -> Path:
+        """Where a cell is written."""
+
+    @abstractmethod
+    def names(self, cell: Cell) -> dict[str, Any]:
+        """What metrics.json calls a cell."""
+
+    @abstractmethod
+    def inputs(self, cell: Cell) -> list[str]:
+        """Input channels of its network."""
+
+    @abstractmethod
+    def hash_of(self, cell: Cell) -> str:
+        """Hash of what shapes its result."""
+
+    @abstractmethod
+    def seed_of(self, cell: Cell) -> int:
+        """Seed of its order and augmentation, the same for every init."""
+
+    @abstractmethod
+    def trainer_key(self, cell: Cell) -> Any:
+        """Equal for cells that one trainer serves."""
+
+    @abstractmethod
+    def build_trainer(self, cell: Cell) -> "Trainer":
+        """Build the trainer of a cell."""
+
+    @abstractmethod
+    def train(self, trainer: "Trainer", cell: Cell, subjects: Sequence[str], **run: Any) -> None:
+        """Train on these subjects; leaves the weights to keep in `trainer.network`."""
+
+    @abstractmethod
+    def score(self, network: "keras.Model", cell: Cell, folder: Path) -> list[dict[str, Any]]:
+        """Predict the subjects in `scored` into a folder; returns the rows of metrics.json."""
+
+    @abstractmethod
+    def judge(self, network: "keras.Model", cell: Cell) -> dict[str, Any]:
+        """What metrics.json says of the validation subjects."""
+
+    @abstractmethod
+    def describe_model(self, cell: Cell, subjects: Sequence[str]) -> dict[str, Any]:
+        """What model.json says, for predict.py."""
+
+    @abstractmethod
+    def read_reference(self, subject: str) -> Any:
+        """Read what the prediction of a subject is compared with; InputError if it changed since step 2 packed it."""
+
+    def check_references(self) -> None:
+        """Before any training, refuse references of scored subjects that are not those that step 2 packed."""
+        problems: list[str] = []
+        for subject in progress(self.scored, "Checking references"):
+            try:
+                self.read_reference(subject)
+            except InputError as error:
+                problems += error.lines
+        if problems:
+            raise InputError(problems)
+
+    def describe_data(self, cell: Cell, subjects: Iterable[str]) -> dict[str, Any]:
+        """What model.json says of the data of any kind of cell, and what predict.py compares new scans with."""
+        from data.field_of_view import field_of_training
+
+        subjects, plain = list(subjects), self.config.plain()
+        field = field_of_training(
+            map(self.store.grid, subjects),
+            is_size_known=self.config.data.voxel_size_known,
+            foreground_outside=self.store.attributes.get("foreground_outside"),
+        )
+        return {
+            "name": self.config.name,
+            "simulated": plain["data"]["simulated"],
+            "contrasts": self.inputs(cell),
+            "files": plain["data"]["contrasts"],
+            **self.config.reading(),
+            "mask": plain["data"]["mask"],
+            "percentiles": list(self.config.percentiles()),
+            "slices": plain["slices"],
+            "filters": self.config.network.filters,
+            "field": field,
+            "volumes": {name: list(found) for name, found in self.files[subjects[0]].volumes.items()},
+            "trained_on": subjects,
+        }
