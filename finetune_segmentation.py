@@ -286,6 +286,7 @@ def build_trainer(config, channels, settings=None):
     return SegmentationTrainer(
         (*config.slices.image_size, channels),
         filters=config.network.filters,
+        remat=config.network.remat,
         classes=len(config.data.labels) + 1,
         loss=loss_name,
         cross_entropy_weight=loss.pop("cross_entropy_weight"),

@@ -38,6 +38,7 @@ LONG = (
     "tests/models/test_remat.py::test_a_compiled_step_needs_less_memory",
     "tests/models/test_remat.py::test_steps_compiled_by_xla_train_the_same_weights",
     "tests/training/test_pretraining_crops.py::test_every_method_learns_from_crops_and_resumes_to_the_bit",
+    "tests/training/test_finetuning.py::test_with_less_memory_the_weights_are_the_same",
     "tests/training/test_schedules.py::test_an_interrupted_schedule_ends_like_an_uninterrupted_one",
     "tests/training/test_tensorboard.py::test_an_encoder_alone_has_no_picture",
     "tests/training/test_synthesis.py::test_with_less_memory_the_weights_are_the_same",

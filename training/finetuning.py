@@ -29,6 +29,7 @@ class Trainer:
         training: Dictionary with `steps_per_epoch`, `batch_size` and what `training.schedules.Schedule` takes.
         evaluate_every: Epochs between two looks at the validation set.
         fresh_levels: So many of the last decoder levels stay random where pretrained weights have them, too.
+        remat: Compute activations twice instead of keeping them.
 
     Attributes:
         network: The `keras.Model` in training.
@@ -37,7 +38,7 @@ class Trainer:
         updates: Updates of its weights that the last cell has had in all.
     """
 
-    def __init__(self, build, make_task, *, augmentation, training, evaluate_every, fresh_levels=0):
+    def __init__(self, build, make_task, *, augmentation, training, evaluate_every, fresh_levels=0, remat=False):
         self.augmentation, self.training = augmentation, training
         self.evaluate_every, self.compile_s, self.updates = evaluate_every, 0.0, 0
         self.network = build(seed=0)
@@ -45,7 +46,8 @@ class Trainer:
         self.stay = last_decoder_levels(self.network, fresh_levels)
         self.schedule, self.fresh = Schedule.of(training), self._never_pretrained()
         is_layerwise = self.schedule.is_layerwise
-        self.task = make_task(self.network).ready(training["learning_rate"], is_layerwise=is_layerwise)
+        task = make_task(self.network).sparing_memory(remat)
+        self.task = task.ready(training["learning_rate"], is_layerwise=is_layerwise)
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: build(seed=seed).get_weights())
 
     def start_from(self, seed: int, pretrained: Pretrained | None = None, contrasts: Sequence[str] | None = None):
@@ -121,7 +123,7 @@ class SegmentationTrainer(Trainer):
         cross_entropy_weight: Weight of the cross-entropy that is added to it.
         cross_entropy: `balanced` or `plain`, the kind of cross-entropy.
         head_block: Give the network one more convolution before its last one.
-        **settings: `augmentation`, `training`, `evaluate_every` and `fresh_levels` of `Trainer`.
+        **settings: `augmentation`, `training`, `evaluate_every`, `fresh_levels` and `remat` of `Trainer`.
 
     Attributes:
         source: What the slices of `use` are, for the caller to remember.
@@ -190,15 +192,14 @@ class SynthesisTrainer(Trainer):
         filters: Filters per level.
         outputs: Number of contrasts K that are synthesised.
         loss_settings: Keyword arguments `name` and `ssim_weight` of `synthesis_loss`.
-        remat: Compute activations twice instead of keeping them.
-        **settings: `augmentation`, `training`, `evaluate_every` and `fresh_levels` of `Trainer`.
+        **settings: `augmentation`, `training`, `evaluate_every`, `fresh_levels` and `remat` of `Trainer`.
     """
 
-    def __init__(self, image_shape, *, filters, outputs, loss_settings, remat=False, **settings):
+    def __init__(self, image_shape, *, filters, outputs, loss_settings, **settings):
         shape = {"rank": len(image_shape) - 1, "filters": filters, "head": "synthesis", "outputs": outputs}
         super().__init__(
             functools.partial(build_unet, tuple(image_shape), **shape),
-            lambda network: Synthesis(network, loss_settings).sparing_memory(remat),
+            lambda network: Synthesis(network, loss_settings),
             **settings,
         )
 

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -156,6 +157,30 @@ def test_what_is_not_pretrained_is_the_same_for_random_weights_as_far_as_can_be(
 def test_the_last_decoder_levels_are_those_beside_the_head(count):
     network = build_unet((16, 16, 1), filters=[4, 8, 8], outputs=2)
     assert last_decoder_levels(network, count) == {0: (), 1: ("decoder_2_",), 2: ("decoder_1_", "decoder_2_")}[count]
+
+
+def test_with_less_memory_the_weights_are_the_same(slices, uncompiled, monkeypatch, tmp_path):
+    images, maps = slices
+    remat, levels, weights = keras.remat, [], []
+    monkeypatch.setattr(keras, "remat", lambda function: levels.append(1) or remat(function))
+    for asked in (False, True):
+        built = small_trainer(remat=asked, head_block=True, training=FIXED | {"epochs": 1, "steps_per_epoch": 2})
+        built.use(images, (maps == 3).astype("uint8"))
+        built.start_from(seed=0)
+        built.train(np.arange(16), np.arange(0), seed=0, folder=tmp_path / str(asked), tag="hash", name="cell")
+        weights.append(built.network.get_weights())
+        assert bool(levels) is asked
+    start = small_trainer(head_block=True)._random_weights(0)
+    for plain, sparing, before in zip(*weights, start, strict=True):
+        np.testing.assert_allclose(sparing, plain, atol=1e-5)
+        assert not np.array_equal(plain, before) or not before.size
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_network_remat_reaches_the_task(asked):
+    config = load_config(ROOT / "configs" / "renal_demo.yaml", ["network.filters=[4, 8]", f"network.remat={asked}"])
+    built = finetune_segmentation.build_trainer(config, channels=1)
+    assert (built.task._rematerialised is not None) is asked
 
 
 def test_a_fixed_schedule_trains_without_validation_subjects_and_to_the_same_weights(slices, fixed, tmp_path):
