@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 from data.layout_bids import parse_filter
+from utils.environment import project_version
 from utils.runs import atomic_path, write_json
 
 NAME = "mrccl"  # desc- of what this suite makes
@@ -37,7 +38,7 @@ def output_path(layout, folder, subject, what, entry=None):
     return place / f"{'_'.join([subject, *entities])}_desc-{NAME}_{suffix}.nii.gz"
 
 
-def describe_outputs(layout, folder, name, labels=None, channels=(), version="0.1.0"):
+def describe_outputs(layout, folder, name, labels=None, channels=()):
     """Write what readers of the results need beside them; nothing for other layouts.
 
     For nnunet `dataset.json` with the numbers of the classes; for bids `dataset_description.json`, which makes the
@@ -49,7 +50,6 @@ def describe_outputs(layout, folder, name, labels=None, channels=(), version="0.
         name: Name of the data set.
         labels: Class name -> number in the label maps; None for synthesised contrasts.
         channels: Names of the model's input contrasts.
-        version: Version of the suite.
     """
     folder = Path(folder)
     if layout == "nnunet" and labels:
@@ -59,7 +59,8 @@ def describe_outputs(layout, folder, name, labels=None, channels=(), version="0.
     if layout != "bids":
         return
     about = {"Name": f"{name}: predictions", "BIDSVersion": BIDS_VERSION, "DatasetType": "derivative"}
-    write_json(folder / "dataset_description.json", about | {"GeneratedBy": [{"Name": NAME, "Version": version}]})
+    made_by = {"Name": NAME, "Version": project_version()}
+    write_json(folder / "dataset_description.json", about | {"GeneratedBy": [made_by]})
     if labels:
         table = folder / f"desc-{NAME}_dseg.tsv"
         with atomic_path(table) as path, path.open("w", newline="", encoding="utf-8") as file:

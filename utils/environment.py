@@ -8,8 +8,10 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "scikit-learn", "scikit-image", "nibabel", "h5py")
 
 
@@ -30,6 +32,11 @@ def environment():
         "machine": platform.machine(),
         "git": git_state(),
     }
+
+
+def project_version():
+    """Return the version of this suite, which `pyproject.toml` states."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
 def backend_name():
@@ -84,10 +91,8 @@ def device_name():
 
 @functools.cache  # asked once, when a script starts: later the files may be newer than the code that runs
 def git_state():
-    here = Path(__file__).resolve().parent
-
     def git(*words):
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

@@ -1,15 +1,18 @@
 """Names of predictions, and the files that readers of them need."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from data.derivatives import describe_outputs, numbered_otherwise, output_path
 from data.layouts import find_subjects, needed_of, reading_of
 from data.volumes import read_label, write_nifti
 from tests.layouts import AFFINE, corner, ramp, save
+from utils.environment import ROOT, project_version
 
 FOLDER = Path("out")
 
@@ -38,11 +41,27 @@ def test_a_bids_derivative_is_read_again_as_labels(tmp_path):
     describe_outputs("bids", derivative, "test", labels)
     about = json.loads((derivative / "dataset_description.json").read_text())
     assert about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Name"] == "mrccl"
-    assert {"Name", "BIDSVersion"} <= about.keys()
+    assert {"Name", "BIDSVersion"} <= about.keys() and about["GeneratedBy"][0]["Version"] == project_version()
     [files] = find_subjects(
         tmp_path, {"t1": "T1w"}, "derivatives/mrccl/desc-mrccl_dseg", layout="bids", labels={"a": ["oedema", "core"]}
     ).values()
     np.testing.assert_array_equal(read_label(files, {"a": ["core"], "b": ["oedema"]}), corner([2, 1]))
+
+
+def test_the_version_is_stated_alike_wherever_it_is_stated():
+    version = project_version()
+    assert re.search(rf'(?m)^version = "{re.escape(version)}"$', (ROOT / "pyproject.toml").read_text())
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    released = re.findall(r"(?m)^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text())
+    assert released[0] == version
+
+
+def test_a_derivative_states_the_version_of_the_suite_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.environment.ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "7.8.9"\n')
+    describe_outputs("bids", tmp_path, "test")
+    about = json.loads((tmp_path / "dataset_description.json").read_text())
+    assert about["GeneratedBy"] == [{"Name": "mrccl", "Version": "7.8.9"}]
 
 
 def test_a_dataset_json_for_the_evaluator_of_nnunet(tmp_path):
