@@ -1,6 +1,5 @@
 """predict.py and scans as users have them: plain folders, nnU-Net's and Decathlon files, and messages without keys."""
 
-import ast
 import csv
 import json
 import re
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.volumes import write_nifti
-from tests.bad_input.harness import ROOT, listing, run
+from tests.bad_input.harness import ROOT, listing, messages_of, run
 from tests.test_predict_segmentation import AFFINE, BIDS, SHAPE, write_model, write_scan
 from utils.words_of_predict import for_prediction
 
@@ -180,20 +179,6 @@ def test_messages_of_predict_name_no_key_of_a_config(tmp_path, layout, given):
     outcome = predict(tmp_path, given=given)
     assert outcome.code == 2 and outcome.said
     assert not [line for line in outcome.said if KEY.search(line)], outcome.said
-
-
-def messages_of(path):
-    """Texts of a source file, with X for what is put into them; docstrings left out."""
-    tree = ast.parse(path.read_text())
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    docs = {
-        id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, documented) and isinstance(n.body[0], ast.Expr)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            yield "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
-            yield node.value
 
 
 SHARED = ["layouts", "layout_*", "scans", "volumes", "nifti", "folders", "common_grid", "resampling", "intensity"]

@@ -1,5 +1,6 @@
 """Run a script on bad input and look at everything it did: exit code, what it said, what it left behind."""
 
+import ast
 import contextlib
 import importlib
 import io
@@ -99,3 +100,17 @@ def assert_refused(folder, script, words, expected, **names):
     assert_lines(outcome.said, expected, **names)
     assert outcome.code == 2
     assert listing(folder) == before
+
+
+def messages_of(path):
+    """Texts of a source file, with X for what is put into them; docstrings left out."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docs = {
+        id(n.body[0].value) for n in ast.walk(tree) if isinstance(n, documented) and isinstance(n.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.value
