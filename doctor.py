@@ -21,6 +21,7 @@ from pathlib import Path
 
 from utils.checks import InputError
 from utils.environment import backend_name, device_name, tensorflow
+from utils.parallel import pool_of
 from utils.runs import exit_code_of
 
 ROOT = Path(__file__).resolve().parent
@@ -189,6 +190,9 @@ def machine():
         state = OK if free >= LITTLE_MEMORY_GB else NOTE
         advice = "" if state == OK else "; steps 1 and 2 take up to 1 GB a job: use few --jobs"
         yield state, f"{free:.1f} GB of memory free{advice}"
+    pool, trouble = pool_of(1)
+    if pool is None:
+        yield NOTE, f"--jobs works in one process: {trouble}"
     has_grid = (ROOT / ".venv-grid" / "bin" / "snakemake").exists() or shutil.which("snakemake")
     yield (OK, "Snakemake is there") if has_grid else (NOTE, "no Snakemake, for the grid; type: make install-grid")
 

@@ -2,6 +2,7 @@
 
 import collections
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from utils.checks import InputError
+
+log = logging.getLogger("mrccl")
 
 MOST_THREADS = 8  # each holds a subject or two
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
@@ -21,22 +24,41 @@ def in_order(function, items, jobs):
     Args:
         function: Function of one item, importable or a `functools.partial` of such a function.
         items: Iterable; it is read no faster than results are taken, and at most `jobs` + 1 results wait.
-        jobs: Number of processes; 1 works in this one.
+        jobs: Number of processes; 1 works in this one, and so does any number, with a warning, where the system has no
+            semaphores for several.
 
     Raises:
         InputError: `jobs` is below 1, or a process was killed, as happens when memory runs out.
     """
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: expected at least 1")
-    if jobs == 1:
+    pool, trouble = pool_of(jobs) if jobs > 1 else (None, None)
+    if trouble:
+        log.warning("--jobs %d: works in one process: %s", jobs, trouble)
+    if pool is None:
         yield from map(function, items)
         return
-    # Fresh processes: a fork would copy the locks of the progress bar's thread.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_follow_the_first) as pool:
+    with pool:
         try:
             yield from _in_order(pool, function, items, jobs)
         except BrokenProcessPool:
             raise InputError(f"a process was killed, most likely for lack of memory; try --jobs {jobs // 2}") from None
+
+
+def pool_of(jobs):
+    """Return `(pool, None)`, or `(None, why there is none and what to do)`.
+
+    Processes wait for one another at semaphores, which Linux keeps in /dev/shm: some containers and sandboxes have
+    none, a full one or one that is read only.
+    """
+    try:
+        # Fresh processes: a fork would copy the locks of the progress bar's thread.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(jobs, context, initializer=_follow_the_first), None
+    except (OSError, ImportError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        cure = "see that /dev/shm is there, writable and not full; Docker has --shm-size"
+        return None, f"the system gives no semaphores ({reason}); {cure}"
 
 
 def in_threads(function, items):

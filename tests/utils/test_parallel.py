@@ -1,7 +1,11 @@
 """Results in order from several processes, bounded waiting, and what happens when one fails or dies."""
 
 import ctypes
+import errno
+import logging
+import multiprocessing.synchronize
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+import doctor
 from utils.checks import InputError
-from utils.parallel import MOST_THREADS, in_order, in_threads
+from utils.parallel import MOST_THREADS, in_order, in_threads, pool_of
 
 ROOT = Path(__file__).resolve().parents[2]
+in_processes = pytest.mark.skipif(pool_of(1)[0] is None, reason=f"no processes: {pool_of(1)[1]}")
 
 
 def squared(number):
@@ -36,6 +42,7 @@ def test_results_come_in_the_order_of_the_items(jobs):
     assert list(in_order(squared, range(7), jobs)) == [n * n for n in range(7)]
 
 
+@in_processes
 def test_items_are_not_read_ahead_of_the_results():
     read = []
 
@@ -92,6 +99,7 @@ def test_a_failure_in_a_thread_reaches_the_caller_and_ends_the_others():
     assert {0, 1} <= set(done) and len(done) <= 2 * MOST_THREADS + 2
 
 
+@in_processes
 def test_a_killed_process_is_explained():
     with pytest.raises(InputError, match="lack of memory; try --jobs 1"):
         list(in_order(dying, range(3), 2))
@@ -100,6 +108,64 @@ def test_a_killed_process_is_explained():
 def test_jobs_must_be_positive():
     with pytest.raises(InputError, match="--jobs 0: expected at least 1"):
         list(in_order(squared, [1], 0))
+
+
+class Missing:
+    """The ways in which Python learns that there are no semaphores."""
+
+    @staticmethod
+    def refused(patch, number):
+        def fail(*arguments):
+            raise OSError(number, os.strerror(number))
+
+        patch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", fail)
+
+    @staticmethod
+    def not_built(patch, _):
+        for name, value in {"_system_limits_checked": False, "_system_limited": None}.items():  # what it remembers
+            patch.setattr(f"concurrent.futures.process.{name}", value)
+        patch.setitem(sys.modules, "multiprocessing.synchronize", None)
+
+    @staticmethod
+    def limited(patch, _):
+        def fail():
+            raise NotImplementedError("system provides too few semaphores (30 available, 256 necessary)")
+
+        patch.setattr("concurrent.futures.process._check_system_limits", fail)
+
+
+WAYS = [(Missing.refused, number) for number in (errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOSYS)]
+
+
+@pytest.mark.parametrize(("way", "number"), [*WAYS, (Missing.not_built, None), (Missing.limited, None)])
+def test_without_semaphores_one_process_does_the_work_and_says_so(way, number, monkeypatch, caplog):
+    way(monkeypatch, number)
+    monkeypatch.setattr(logging.getLogger("mrccl"), "propagate", True)
+    read = []
+    results = in_order(lambda item: read.append(item) or (item, os.getpid()), range(3), 2)
+    assert list(results) == [(item, os.getpid()) for item in read] and read == [0, 1, 2]
+    [line] = caplog.messages
+    assert line.startswith("--jobs 2: works in one process: the system gives no semaphores (")
+    assert line.endswith("; see that /dev/shm is there, writable and not full; Docker has --shm-size")
+    assert not number or f"({os.strerror(number)})" in line
+    assert any("--jobs works in one process" in line for state, line in doctor.machine() if state == doctor.NOTE)
+
+
+def test_doctor_is_silent_where_there_are_semaphores():
+    assert not [line for _, line in doctor.machine() if "semaphores" in line] or pool_of(1)[0] is None
+
+
+SQUARES = "from tests.utils.test_parallel import in_order, squared; print(list(in_order(squared, range(3), 2)))"
+
+
+def test_a_dev_shm_that_may_not_be_written_is_no_obstacle():
+    hide = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*hide, "true"], capture_output=True).returncode:
+        pytest.skip("needs 'unshare -rm mount', which is not permitted here")
+    command = [*hide, sys.executable, "-c", SQUARES]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[0, 1, 4]\n"
+    assert "works in one process: the system gives no semaphores (Read-only file system)" in done.stderr
 
 
 ORPHANS = """
@@ -126,6 +192,7 @@ def is_running(process):
         return False
 
 
+@in_processes
 def test_the_processes_of_a_killed_run_end_with_it(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(ORPHANS)
@@ -153,6 +220,7 @@ def faults_of_the_second_array(_):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+@in_processes
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="memory is kept with glibc only")
 def test_memory_that_was_freed_serves_again():
     fresh = list(in_order(faults_of_the_second_array, [0, 1], 2))
