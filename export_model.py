@@ -23,6 +23,7 @@ from pathlib import Path
 
 from utils.checks import InputError
 from utils.config import check_writable
+from utils.disk import results_go_to
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import atomic_path, exit_code_of, read_json, write_json
 from utils.yaml_files import read_yaml
@@ -40,6 +41,7 @@ FILES = {
 }
 
 
+@results_go_to("--output")
 def main(arguments=None):
     options = read_options(arguments)
     check_output(options)

@@ -31,6 +31,7 @@ from pathlib import Path, PurePosixPath
 from data.layout_files import SUFFIXES, stem_of
 from utils.checks import InputError, counted
 from utils.config import check_writable
+from utils.disk import results_go_to
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
 from utils.words_of_predict import in_words_of_predict
@@ -41,6 +42,7 @@ FLIPS = {"anterior_posterior": 1, "left_right": 2}  # axes of a batch of slices 
 SIDED = re.compile(r"(?i:^(left|right)|(^|[_-])(left|right|l|r)([_-]|$))|[a-z0-9](Left|Right|L|R)(?![a-z])")
 
 
+@results_go_to("--output")
 def main(arguments=None):
     options = read_options(arguments)
     is_scan = options.output.name.endswith(SUFFIXES)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from utils.checks import InputError, counted
 from utils.config import check_writable
+from utils.disk import results_go_to
 from utils.parallel import in_order
 from utils.runs import alone_in, atomic_path, exit_code_of, progress, read_json, write_json
 
@@ -40,6 +41,7 @@ true_tissue.nii.gz: the tissue that fills most of a voxel; {tissues}.
 """
 
 
+@results_go_to("--out")
 def main(arguments=None):
     options = parse(arguments)
     if options.subjects < 3:
@@ -74,7 +76,7 @@ def simulate_cohort(folder, number, anatomy, seed, shape, jobs):
 
     shape = check_shape(shape or ANATOMIES[anatomy].shape)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
+    with alone_in(folder, "--out"):
         write_cohort(folder, number, anatomy, seed, shape, jobs)
 
 

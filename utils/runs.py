@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import errno
 import fcntl
 import functools
 import hashlib
@@ -18,6 +17,7 @@ import traceback
 from pathlib import Path
 
 from utils.checks import InputError
+from utils.disk import trouble_with_disk
 from utils.environment import backend_name, device_name, environment, git_state
 from utils.interrupts import listen, stop_if_asked
 from utils.texts import NotUtf8, read_text
@@ -27,12 +27,6 @@ log = logging.getLogger("mrccl")
 TEMPORARY = ".tmp-"  # how the names of unfinished files begin
 SECONDS_BETWEEN_LINES = 10.0  # of progress, away from a terminal
 CHECKPOINT = "checkpoint.npz"  # of a training that is not finished
-CURES = {  # of the disk's troubles
-    errno.ENOSPC: "free some space and type the same command again: finished work is kept",
-    errno.EDQUOT: "free some of your quota and type the same command again: finished work is kept",
-    errno.EROFS: "give a --work-dir that can be written",
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "give a --work-dir that you may write, or mend the permissions"),
-}
 
 
 def child_seed(seed, *names):
@@ -226,24 +220,11 @@ def exit_code_of(main, arguments=None):
         print("interrupted; type the same command again to continue where it stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        if reason := _trouble_with_disk(error):
+        if reason := trouble_with_disk(error):
             print(reason, file=sys.stderr)
             return 2
         traceback.print_exc()  # reported in full: the last resort of a command-line program
         return 1
-
-
-def _trouble_with_disk(error):
-    """One line on a full or read-only disk, or a folder that may not be written; None for other errors."""
-    known = CURES
-    while error:
-        found = re.search(r"errno = (\d+)", str(error))  # HDF5 says it in its text only
-        if number := getattr(error, "errno", None) or (found and int(found[1])):
-            where = f"{error.filename}: " if getattr(error, "filename", None) else ""
-            return f"{where}{os.strerror(number).lower()}; {CURES[number]}" if number in known else None
-        # Some libraries stumble once more when they close what they could not write.
-        error, known = error.__context__, (errno.ENOSPC, errno.EDQUOT)
-    return None
 
 
 @contextlib.contextmanager
@@ -290,17 +271,21 @@ def open_run(folder, config, seed):
 
 
 @contextlib.contextmanager
-def alone_in(folder):
+def alone_in(folder, option="--work-dir"):
     """Keep other runs out of a folder until this one ends, however it ends; remove what a killed one left behind.
 
     The lock is on the folder itself and goes with the process, so nothing is left to be cleaned up by hand.
+
+    Args:
+        folder: Path of an existing folder.
+        option: How a user names another one.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            cure = "wait until it has ended, or give another --work-dir"
+            cure = f"wait until it has ended, or give another {option}"
             raise InputError(f"{folder}: another run is at work in this folder; {cure}") from None
         except OSError as error:  # some network file systems know no locks
             log.warning("%s: cannot be locked (%s); do not start a second run there", folder, error.strerror)
