@@ -245,6 +245,7 @@ class Prepared:
     cut_label: float  # share of labelled voxels outside the slices
     outside: float  # share of the foreground outside the slices
     notes: list[str]  # warnings
+    is_empty: bool  # whether it has a label map without a labelled voxel
 
 
 def prepare_subject(config, files):
@@ -270,6 +271,7 @@ def prepare_subject(config, files):
     label, cut = None, 0.0
     reading = (data.labels, data.ignored_label_values, grid.shape, affine)
     on_disk = read_label(files, *reading) if files.label else None
+    is_empty = on_disk is not None and not on_disk.any()
     hashes = hashes_of_subject(volume, names, affine, on_disk, maps, mask) | {"files": files_packed(config, files)}
     scaled = scale_between(volume, ranges)
     del volume  # a BraTS subject takes 140 MB
@@ -280,7 +282,7 @@ def prepare_subject(config, files):
     images = grid.to_slices(scaled).astype(np.float16)
     intensities = dict(zip(names, ranges.tolist(), strict=True))
     slices = SubjectSlices(files.subject, grid, np.arange(grid.slices), images, maps, label, intensities, hashes)
-    return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut, outside, notes)
+    return Prepared(slices, (maps[None] > 0).mean(axis=(1, 2)), cut, outside, notes, is_empty)
 
 
 def find_foreground(volume, mask, affine):
@@ -297,10 +299,12 @@ def write_stores(config, plans, prepared, subjects, hashes):
     from data.field_of_view import note_of_outside
 
     form, outside = (channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:]), {}
+    empty = []
     with contextlib.ExitStack() as stack:
         stores = [(plan, stack.enter_context(plan.writer(*form))) for plan in plans]
         for subject in prepared:
             hashes[subject.slices.subject], outside[subject.slices.subject] = subject.slices.hashes, subject.outside
+            empty += [subject.slices.subject] if subject.is_empty else []
             for line in subject.notes:
                 log.warning("%s", line)
             if subject.cut_label:
@@ -318,15 +322,35 @@ def write_stores(config, plans, prepared, subjects, hashes):
                     f"slices.min_foreground: no slice of {plan.path.name} has {plan.min_foreground:.2%} "
                     "foreground pixels; lower it"
                 )
+        if config.data.empty_labels == "warn":
+            judge_empty_labels(plans, empty)
         refuse_leaks(plans, hashes, subjects)
     if note := note_of_outside(outside):
         log.warning("%s", note)
+    report(stores)
+
+
+def report(stores):
+    """Say what was written and left out."""
     for plan, store in stores:
         held = f"{counted(store.slices, 'slice')} of {counted(len(store.subjects), 'subject')}"
         log.info("wrote %s: %s", plan.path, held)
         if number := store.attributes["slices_left_out"]:
             few = f"less than {100 * plan.min_foreground:g} % of their pixels are foreground"
             log.info("%s: %s left out, because %s", plan.path, counted(number, "slice"), few)
+
+
+def judge_empty_labels(plans, empty):
+    """Warn of label maps without a labelled voxel, and refuse a training set that has no other ones."""
+    for plan in plans:
+        train = [subject for subject in plan.attributes["split"].get("train", ()) if subject in plan.members]
+        if plan.has_labels and train and set(train) <= set(empty):
+            what = f"no training subject ({', '.join(train)}) has a labelled voxel, so there is nothing to learn"
+            raise InputError(f"{plan.path.name}: {what}; correct data.label or the label maps")
+    if empty:
+        text = "no labelled voxel in the label maps of %s: trained and scored as background throughout, like healthy "
+        text += "subjects; set data.empty_labels to allow if they are, or to refuse if all subjects should have labels"
+        log.warning(text, ", ".join(empty))
 
 
 def refuse_leaks(plans, hashes, subjects):

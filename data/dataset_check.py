@@ -87,7 +87,8 @@ def check_subject(files, contrasts, labels, ignored=(), *, whole=False):
             classes = read_label(files, labels, ignored, grid.shape, grid.affine)
             counts = np.bincount(classes.ravel(), minlength=len(labels) + 1)
             voxels = {name: int(counts[index]) for index, name in enumerate(labels, start=1)}
-            warnings += [f"no {name}" for name, count in voxels.items() if not count]
+            absent = [f"no {name}" for name, count in voxels.items() if not count]
+            warnings += absent if any(voxels.values()) else ["nothing labelled (data.empty_labels)"]
         except InputError as error:
             problems += error.lines
     if files.mask is not None and grid is not None:

@@ -39,7 +39,7 @@ class SubjectFiles:
         label_names: Name -> values that it means in this subject's label map.
         resample_to: Contrast whose grid all files are brought to; None: they must share one.
         bias_correction: Contrasts that are read with N4 bias correction.
-        empty_labels: `"allow"`: a label map may be background throughout; `"refuse"`: it is a mistake.
+        empty_labels: `"refuse"`: a label map that is background throughout is a mistake; else it may be.
     """
 
     subject: str
@@ -51,7 +51,7 @@ class SubjectFiles:
     label_names: dict[str, tuple[int, ...]] = field(default_factory=dict)
     resample_to: str | None = None
     bias_correction: tuple[str, ...] = ()
-    empty_labels: str = "refuse"
+    empty_labels: str = "warn"
 
 
 def file_pattern(entry):
@@ -77,7 +77,7 @@ def find_subjects(
     test_images=False,
     resample_to=None,
     bias_correction=(),
-    empty_labels="refuse",
+    empty_labels="warn",
 ):
     """Find every subject below a folder. A subject exists as soon as one contrast or the label of it exists.
 
@@ -99,7 +99,7 @@ def find_subjects(
         test_images: msd, nnunet: subjects of imagesTs too, without labels.
         resample_to: Contrast whose grid all files are brought to when they are read, or None.
         bias_correction: Contrasts that are read with N4 bias correction.
-        empty_labels: `"allow"` or `"refuse"`, as in `SubjectFiles`.
+        empty_labels: `"warn"`, `"allow"` or `"refuse"`, as in `SubjectFiles`.
 
     Returns:
         Subject identifier -> `SubjectFiles`, sorted by identifier.

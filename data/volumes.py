@@ -75,8 +75,8 @@ def read_label(files, labels, ignored=(), shape=None, affine=None):
         `(X, Y, Z)` uint8, 0 for background.
 
     Raises:
-        InputError: The file cannot be used, holds a value that no class names, or no labelled voxel (unless
-            `files.empty_labels` is `"allow"`).
+        InputError: The file cannot be used, holds a value that no class names, or no labelled voxel (if
+            `files.empty_labels` is `"refuse"`).
     """
     grid = grid_to_resample_to(files) if shape is None else Grid(None, tuple(shape[:3]), affine)
     classes, problems = _checked_label(files, labels, ignored, grid)
@@ -269,7 +269,7 @@ def _checked_label(files, labels, ignored, grid):
             classes[image.values == value] = known[meant]
     has_no_label, (classes, found) = not classes.any(), on_grid(files, path, classes, image.affine, grid)
     problems = [*found, *problems]
-    if not problems and has_no_label and files.empty_labels != "allow":
+    if not problems and has_no_label and files.empty_labels == "refuse":
         cure = "remove the file to use the subject as unlabelled, or set data.empty_labels: allow if all is background"
         problems.append(f"{subject}: '{path}' has no labelled voxel; {cure}")
     elif not problems and not has_no_label and not classes.any():

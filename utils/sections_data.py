@@ -63,10 +63,10 @@ class DataSection(Section):
     ignored_label_values: list[LabelValue] = Field(
         default_factory=list, description="label values that mean background"
     )
-    empty_labels: Literal["refuse", "allow"] = Field(
-        "refuse",
+    empty_labels: Literal["warn", "allow", "refuse"] = Field(
+        "warn",
         json_schema_extra=ADDED,
-        description="label maps without a labelled voxel; allow: healthy subjects, trained and scored as background",
+        description="label maps without a labelled voxel; unless refused, they are trained and scored as background",
     )
     mask: PathPattern | None = Field(
         None, description="path of a foreground mask, with {subject}; null: found in the images"

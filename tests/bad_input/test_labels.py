@@ -56,11 +56,6 @@ LABELS = {
         lambda p: save(p, np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)),
         f"'{{path}}' holds the values 3, 4, 5, 6, 7, 8, 9, 10, ..., {UNKNOWN}",
     ),
-    "nothing labelled": (
-        lambda p: save(p, label() * 0),
-        "'{path}' has no labelled voxel; remove the file to use the subject as unlabelled, or set "
-        "data.empty_labels: allow if all is background",
-    ),
     "4D": (
         lambda p: save(p, np.stack([label()] * 2, axis=-1)),
         "'{path}' is (16, 14, 4, 2), expected 3 axes; a label map is one 3D volume",
@@ -148,6 +143,42 @@ def test_a_mask_of_two_values_or_of_everything_is_read(levels, share, tmp_path):
     save(tmp_path / "mask.nii.gz", array)
     mask = read_mask(SubjectFiles("sub-1", {}, mask=tmp_path / "mask.nii.gz"), SHAPE)
     assert mask.mean() == (share or label().mean())
+
+
+NOTHING = "'{path}' has no labelled voxel; remove the file to use the subject as unlabelled, or set "
+NOTHING += "data.empty_labels: allow if all is background"
+
+
+@pytest.mark.parametrize("script", ["check_dataset", "generate_constraint_maps", "generate_h5_pretraining"])
+def test_a_label_map_of_nothing_is_refused_where_all_subjects_should_have_labels(script, tmp_path):
+    config = write_cohort(tmp_path)
+    save(path := tmp_path / "data" / "sub-2" / "label.nii.gz", label() * 0)
+    words = ["--config", config, "--set", "data.empty_labels=refuse", "constraint_maps=null", "pretraining=null"]
+    words = words if script == "generate_h5_pretraining" else words[:4]
+    words += ["finetuning.inits=[random]"] if len(words) > 4 else []
+    outcome = run(script, *words)
+    assert outcome.code == 2 and outcome.said == [f"sub-2: {NOTHING}".format(path=path)]
+
+
+def test_a_label_map_of_nothing_is_noticed_and_one_that_teaches_nothing_refused(tmp_path):
+    config = write_cohort(tmp_path)
+    words = ["--config", config, "--set", "constraint_maps=null", "pretraining=null", "finetuning.inits=[random]"]
+    save(tmp_path / "data" / "sub-3" / "label.nii.gz", label() * 0)
+    checked = run("check_dataset", *words)
+    assert checked.code == 0 and "nothing labelled" in (tmp_path / "work/check/subjects.csv").read_text()
+    outcome = run("generate_h5_pretraining", *words)
+    assert outcome.code == 0 and [line for line in outcome.logged if line.startswith(NOTICED.format("sub-3"))]
+    quiet = run("generate_h5_pretraining", *words, "data.empty_labels=allow", "--overwrite")
+    assert quiet.code == 0 and not [line for line in quiet.logged if "no labelled voxel" in line]
+    save(tmp_path / "data" / "sub-1" / "label.nii.gz", label() * 0)
+    refused = run("generate_h5_pretraining", *words, "--overwrite")
+    what = "no training subject (sub-1) has a labelled voxel, so there is nothing to learn"
+    assert refused.code == 2 and refused.said == [f"annotated.h5: {what}; correct data.label or the label maps"]
+
+
+NOTICED = (
+    "no labelled voxel in the label maps of {}: trained and scored as background throughout, like healthy subjects"
+)
 
 
 @pytest.mark.parametrize("subject", ["sub-1", "sub-3"])
