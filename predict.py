@@ -31,10 +31,10 @@ from pathlib import Path, PurePosixPath
 from data.layout_files import SUFFIXES, stem_of
 from utils.checks import InputError, counted
 from utils.config import check_writable
-from utils.disk import results_go_to
+from utils.disk import results_go_to, trouble_with_disk
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
-from utils.words_of_predict import in_words_of_predict
+from utils.words_of_predict import for_prediction, in_words_of_predict
 
 log = logging.getLogger("mrccl")
 FLIPS = {"anterior_posterior": 1, "left_right": 2}  # axes of a batch of slices (`data.geometry.SLICE_AXES`)
@@ -52,18 +52,33 @@ def main(arguments=None):
     check_agreement(models)
     model = models[options.model[0]]
     check_options(options, model)
+    failures = []
     with in_words_of_predict():
-        jobs = find_scans(options, model)
-        check_fields(jobs, list(models.values()))
-        predict(models, jobs, options)
+        jobs = check_fields(find_scans(options, model, failures), list(models.values()), options, failures)
+        predict(models, jobs, options, failures)
+    for line in failures:
+        log.error("failed: %s", for_prediction(line))
+    return 1 if failures else 0
 
 
-def check_fields(jobs, models):
+def check_fields(jobs, models, options, failures):
     """Refuse scans of which the models would see too little, or in another size than they were trained on."""
     from evaluation.field_checks import check_field
 
-    if problems := [line for _, files, _ in jobs for line in check_field(files, models)]:
-        raise InputError(problems)
+    return sound_ones(jobs, lambda files: check_field(files, models), options, failures)
+
+
+def sound_ones(jobs, problems_of, options, failures):
+    """Return the jobs without problems: under --keep-going these alone, with a line in `failures` for each problem."""
+    found = [problems_of(files) for _, files, _ in jobs]
+    sound = [job for job, problems in zip(jobs, found, strict=True) if not problems]
+    problems = [line for lines in found for line in lines]
+    if problems and sound and not options.keep_going:
+        log.info("--keep-going predicts the other %s", counted(len(sound), "scan"))
+    if not sound or (problems and not options.keep_going):
+        raise InputError(failures + problems)
+    failures += problems
+    return sound
 
 
 def read_options(arguments):
@@ -80,6 +95,8 @@ def read_options(arguments):
     parser.add_argument("--largest-component", nargs="*", metavar="LABEL", help=text)
     text = "remove connected components of a class that are smaller, in mL"
     parser.add_argument("--min-component-ml", type=float, metavar="ML", help=text)
+    text = "leave out scans that cannot be used; list them at the end (exit code 1)"
+    parser.add_argument("--keep-going", action="store_true", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
     return parser.parse_args(arguments)
 
@@ -111,17 +128,20 @@ def check_options(options, model):
         raise InputError(lines)
 
 
-def find_scans(options, model):
-    """List `(subject, SubjectFiles, {what: output path})`; every scan is read and checked once."""
+def find_scans(options, model, failures):
+    """List `(subject, SubjectFiles, {what: output path})`; every scan is read and checked once.
+
+    Under --keep-going scans with problems are left out, and `failures` gets a line for each problem.
+    """
     from data.volumes import problems_of_subject
 
     if not options.input.exists():
         raise InputError(f"--input {options.input}: no such file or folder")
-    jobs = scan_of_file(options, model) if options.input.is_file() else scans_of_folder(options, model)
-    problems = [line for _, files, _ in jobs for line in problems_of_subject(files, model["files"], files.contrasts)]
-    if problems:
-        raise InputError(problems)
-    return jobs
+    is_file, left_out = options.input.is_file(), failures if options.keep_going else None
+    jobs = scan_of_file(options, model) if is_file else scans_of_folder(options, model, left_out)
+    return sound_ones(
+        jobs, lambda files: problems_of_subject(files, model["files"], files.contrasts), options, failures
+    )
 
 
 def scan_of_file(options, model):
@@ -148,8 +168,11 @@ def scan_of_file(options, model):
     return [(subject, files, paths)]
 
 
-def scans_of_folder(options, model):
-    """All subjects of a folder, with the acquired contrasts among those that are to be made."""
+def scans_of_folder(options, model, left_out):
+    """All subjects of a folder, with the acquired contrasts among those that are to be made.
+
+    Given a list `left_out`, subjects with a problem are described there instead of raising.
+    """
     from data.layouts import find_subjects, needed_of, reading_of
 
     root, output = options.input, options.output
@@ -157,10 +180,12 @@ def scans_of_folder(options, model):
         raise InputError(f"--output {output}: for a folder of scans give a folder")
     new = {"test_images": True} if model["layout"] in ("msd", "nnunet") else {}
     try:
-        subjects = find_subjects(root, needed_of(model), mask=model["mask"], **reading_of(model), **new)
+        subjects = find_subjects(
+            root, needed_of(model), mask=model["mask"], left_out=left_out, **reading_of(model), **new
+        )
     except InputError as error:
         is_empty = error.lines[0].startswith("data.root: no ")  # file of this layout, dataset.json or folder
-        if subjects := scans_of_plain_folder(options, model) if is_empty else {}:
+        if subjects := scans_of_plain_folder(options, model, left_out) if is_empty else {}:
             model["layout"] = "pattern"  # of what is written, too
             return [(name, files, outputs_of(name, output, options, model)) for name, files in subjects.items()]
         raise
@@ -170,7 +195,7 @@ def scans_of_folder(options, model):
     return jobs
 
 
-def scans_of_plain_folder(options, model):
+def scans_of_plain_folder(options, model, left_out):
     """Every NIfTI file of a folder, for a model that needs one file of each subject; none for other models."""
     from data.layouts import needed_of
     from evaluation.plain_folder import scans_in
@@ -178,7 +203,7 @@ def scans_of_plain_folder(options, model):
     root, needed = options.input, needed_of(model)
     if len(needed) > 1 or model["mask"]:
         return {}
-    subjects = scans_in(root, *needed, model)
+    subjects = scans_in(root, *needed, model, left_out)
     if subjects and options.output.resolve() == root.resolve():
         raise InputError(f"--output {options.output}: is the folder of the scans; give another one")
     if subjects:
@@ -236,8 +261,8 @@ def refuse_places_of_contrasts(root, model, outputs):
             raise InputError(f"--output {path.parent}: scans are looked for below '{root}'; {cure}")
 
 
-def predict(models, jobs, options):
-    """Make what does not exist yet."""
+def predict(models, jobs, options, failures):
+    """Make what does not exist yet; under --keep-going `failures` gets a line for each scan that this failed for."""
     from evaluation.ensembles import Ensemble
     from evaluation.made_by import note
     from evaluation.new_scans import segment, synthesise
@@ -265,9 +290,26 @@ def predict(models, jobs, options):
             for path in paths.values():  # what is replaced must not be there under the name of what replaces it
                 path.unlink(missing_ok=True)
             note(folder, {(files.subject, what): made_by[files.subject, what] for what in paths})
-            make(network, model, files, paths)
+            if lines := attempt(options, functools.partial(make, network, model, files, paths), files.subject):
+                failures += lines
+                jobs, written = [job for job in jobs if job[0] != files.subject], written - len(paths)
     made = counted(written, what, several)
     log.info("wrote %s and %s", made, write_tables(folder, model, jobs, options.input.is_dir()))
+
+
+def attempt(options, make, subject):
+    """Make the results of one scan; returns what went wrong under --keep-going, where a fault of the suite counts."""
+    try:
+        make()
+    except InputError as error:
+        if not options.keep_going:
+            raise
+        return error.lines
+    except Exception as error:
+        if not options.keep_going or trouble_with_disk(error):
+            raise
+        return [f"{subject}: {type(error).__name__}: {error} (without --keep-going the full report is shown)"]
+    return []
 
 
 def what_to_make(models, jobs, folder, options):

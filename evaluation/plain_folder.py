@@ -19,13 +19,14 @@ MOST_CLASSES = 32  # whole numbers, and no more different ones: a label map
 NAMES_SHOWN = 5
 
 
-def scans_in(folder, contrast, model):
+def scans_in(folder, contrast, model, left_out=None):
     """Take every NIfTI file directly in a folder as a scan, called by its name.
 
     Args:
         folder: Path.
         contrast: The one contrast whose file the model needs.
         model: Content of model.json.
+        left_out: List, or None. Given a list, scans with a problem are described there instead of raising.
 
     Returns:
         Subject -> `SubjectFiles`; empty where there is no NIfTI file. What else lies there is a warning. In layout
@@ -42,20 +43,40 @@ def scans_in(folder, contrast, model):
         shown = ", ".join(others[:NAMES_SHOWN]) + (", ..." if len(others) > NAMES_SHOWN else "")
         log.warning("--input %s: taken as a plain folder of scans; not read, because they are none: %s", folder, shown)
     named = _by_channel(folder, scans, contrast, model) if model["layout"] == "nnunet" else _by_name(scans)
-    problems, names_in, folded = [], {}, defaultdict(list)
+    problems, subjects = _problems_of_names(folder, named), {}
     for subject, path in named:
-        folded[subject.casefold()].append(path.name)
+        try:
+            if path not in problems:
+                subjects[subject] = files_of_scan(subject, path, contrast, model)
+        except InputError as error:
+            problems[path] = " ".join(error.lines)
+    lines = list(dict.fromkeys(problems.values()))
+    if lines and left_out is None:
+        raise InputError(lines)
+    if lines:
+        left_out += lines
+    return subjects
+
+
+def _problems_of_names(folder, named):
+    """Return `{path: line}` of files that are no scans, or whose results could not be told apart."""
+    problems, names_in, folded = {}, {}, defaultdict(list)
+    for subject, path in named:
+        folded[subject.casefold()].append(path)
         problem = problem_of_path(path, names_in)
-        problems += [f"{subject}: {problem}"] if problem else _no_scan(subject, path)
-    for files in folded.values():
-        if len(files) > 1 and not problems:
-            problems.append(f"--input {folder}: {' and '.join(files)} would have results of one name; rename one")
-    problems += [
-        f"{name!r}: has characters that cannot be printed; rename it" for name, _ in named if not name.isprintable()
-    ]
-    if problems:
-        raise InputError(problems)
-    return {subject: files_of_scan(subject, path, contrast, model) for subject, path in named}
+        if lines := [f"{subject}: {problem}"] if problem else _no_scan(subject, path):
+            problems[path] = lines[0]
+    for paths in folded.values():
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
+            line = f"--input {folder}: {names} would have results of one name; rename one"
+            known = next((problems[path] for path in paths if path in problems), line)
+            problems = dict.fromkeys(paths, known) | problems
+    return {
+        path: f"{subject!r}: has characters that cannot be printed; rename it"
+        for subject, path in named
+        if not subject.isprintable()
+    } | problems
 
 
 def files_of_scan(subject, path, contrast, model):
