@@ -26,7 +26,7 @@ from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.environment import make_deterministic
 from utils.parallel import in_threads
-from utils.runs import changed_since_step_2, child_seed, exit_code_of
+from utils.runs import changed_since_step_2, child_seed, exit_code_of, lacks
 from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
@@ -45,8 +45,7 @@ def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "finetuning"))
     if options.deterministic:
         make_deterministic()
-    from data.layouts import find_subjects
-    from data.splits import chosen_folds, make_splits
+    from data.splits import chosen_folds, find_and_split
     from training.devices import check_batch_sizes
     from training.grid import Grid, run_grids
 
@@ -55,12 +54,13 @@ def main(arguments=None):
     task = Trials if trials else Segmentations
     check_batch_sizes(options.devices, batch_sizes(config, trials, options.init or config.finetuning.inits))
     data = config.plain()["data"]
-    files = find_subjects(**config.data.places())
-    splits = chosen_folds(make_splits(data["splits"], config.data.root, files, config.seed), options.folds)
+    failures = [] if options.keep_going else None
+    files, splits = find_and_split(config.data.places(), data["splits"], config.seed, failures)
+    splits = chosen_folds(splits, options.folds)
     trainers = {}  # all cells and folds of one shape and the same settings share a compiled step
     grids = [Grid(task(config, split, files), trainers) for split in splits]
     finish = functools.partial(compare_trials, config, options, cells, [split.name for split in splits])
-    return run_grids(grids, cells, options, finish if trials else None)
+    return run_grids(grids, cells, options, finish if trials else None, failures)
 
 
 def chosen_trials(config, options):
@@ -114,7 +114,8 @@ class Segmentations(CellTask):
         self.store = SliceStore(self.work.store("annotated"))
         self.store.check_hash(config.hash_of_slices())
         self.store.check_origin(split=split.to_dict(), seed=config.seed, labels=self.labels)
-        annotated = {part: [s for s in getattr(split, part) if files[s].label] for part in ("train", "val", "test")}
+        members = {part: getattr(split, part) for part in ("train", "val", "test")}
+        annotated = {part: [name for name in names if self._is_usable(name)] for part, names in members.items()}
         chosen = [config.finetuning.settings_of(init) for init in config.finetuning.inits]
         is_selecting = any(settings.training.needs_validation for settings in chosen)
         needed = {"train", self.scored_part} | ({"val"} if is_selecting else set())
@@ -124,6 +125,17 @@ class Segmentations(CellTask):
         self.train_subjects, self.val_subjects, self.test_subjects = annotated.values()
         self.scored, self.made_of = annotated[self.scored_part], {"labels": self.labels}
         self.rows = self.store.rows_of([*self.train_subjects, *self.val_subjects])  # training reads no others
+
+    def _is_usable(self, subject):
+        return subject in self.files and bool(self.files[subject].label) and subject in self.store.subjects
+
+    def absent(self):
+        for subject in (*self.split.train, *self.split.val, *self.split.test):
+            files, is_packed = self.files.get(subject), subject in self.store.subjects
+            if files and files.label and not is_packed:
+                yield lacks(self.store.path, subject)
+            elif files and is_packed and not files.label:
+                yield f"{subject}: has no label map any more, which step 2 packed; put it back"
 
     def folder(self, cell):
         return self.work.cell("finetuning", cell.contrasts, cell.init, n=cell.n, repeat=cell.repeat)

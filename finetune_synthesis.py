@@ -18,7 +18,7 @@ from utils.checks import InputError
 from utils.config import add_grid_options, chosen_axes, from_command_line
 from utils.environment import make_deterministic
 from utils.parallel import in_threads
-from utils.runs import changed_since_step_2, child_seed, exit_code_of
+from utils.runs import changed_since_step_2, child_seed, exit_code_of, lacks
 from utils.schema import channel_names
 
 
@@ -27,8 +27,7 @@ def main(arguments=None):
     if options.deterministic:
         make_deterministic()
     from data.h5_store import SliceStore
-    from data.layouts import find_subjects
-    from data.splits import chosen_folds, make_splits
+    from data.splits import chosen_folds, find_and_split
     from training.devices import check_batch_sizes
     from training.grid import Grid, run_grids
 
@@ -36,14 +35,15 @@ def main(arguments=None):
     cells = list(itertools.starmap(Cell, itertools.product(*chosen_axes(config.synthesis, stages, options))))
     check_batch_sizes(options.devices, {"synthesis.training": config.synthesis.training.batch_size})
     data = config.plain()["data"]
-    files = find_subjects(**config.data.places())
-    splits = chosen_folds(make_splits(data["splits"], config.data.root, files, config.seed), options.folds)
+    failures = [] if options.keep_going else None
+    files, splits = find_and_split(config.data.places(), data["splits"], config.seed, failures)
+    splits = chosen_folds(splits, options.folds)
     store = SliceStore(config.work.volumes)
     store.check_hash(config.hash_of_slices())
     store.check_origin(seed=config.seed)
     trainers = {}  # all cells and folds share one compiled step
     grids = [Grid(Syntheses(config, split, files, store), trainers) for split in splits]
-    return run_grids(grids, cells, options)
+    return run_grids(grids, cells, options, failures=failures)
 
 
 class Syntheses(CellTask):
@@ -59,14 +59,22 @@ class Syntheses(CellTask):
         self.work = config.work.of(split.name)
         self.channels = channel_names(contrasts, config.synthesis.inputs)
         self.targets = channel_names(contrasts, config.synthesis.targets)
-        self.train_subjects, self.val_subjects, self.test_subjects = map(list, (split.train, split.val, split.test))
+        self.train_subjects, self.val_subjects, self.test_subjects = (
+            [name for name in part if name in files and name in store.subjects]
+            for part in (split.train, split.val, split.test)
+        )
         self.scored, self.made_of = self.test_subjects, {"inputs": self.channels, "targets": self.targets}
         # Every subject is opened at the start, so that one into which no crop fits is named now.
         size = [*config.crops.size, 1][:3]
-        subjects = [*split.train, *split.val]
+        subjects = [*self.train_subjects, *self.val_subjects]
         opened = open_volumes(store, subjects, [*self.channels, *self.targets], size)
         self.volumes = dict(zip(subjects, opened, strict=True))
-        store.rows_of(split.test)  # names those that are not there
+
+    def absent(self):
+        everyone = (*self.split.train, *self.split.val, *self.split.test)
+        return [
+            lacks(self.store.path, name) for name in everyone if name in self.files and name not in self.store.subjects
+        ]
 
     def folder(self, cell):
         return self.work.cell("synthesis", cell.init, n=cell.n, repeat=cell.repeat)

@@ -17,7 +17,7 @@ import logging
 import shlex
 import time
 
-from utils.checks import InputError, counted
+from utils.checks import InputError, accept, counted
 from utils.config import from_command_line
 from utils.parallel import in_order
 from utils.paths import composed
@@ -150,13 +150,6 @@ def sound_subjects(config, options, subjects, failures):
     found = list(progress(checked, "Checking scans", len(subjects)))
     accept([line for problems in found for line in problems], options.keep_going, failures)
     return [files for files, problems in zip(subjects, found, strict=True) if not problems]
-
-
-def accept(problems, keep_going, failures):
-    """Add problems to the failures under --keep-going, and raise them as InputError otherwise."""
-    if problems and not keep_going:
-        raise InputError(problems)
-    failures += problems
 
 
 def point_out(row, clusters, space):

@@ -20,10 +20,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.checks import InputError, counted
+from utils.checks import InputError, accept, counted
 from utils.config import from_command_line
 from utils.parallel import in_order
-from utils.runs import exit_code_of, open_run, progress
+from utils.runs import exit_code_of, lacks, open_run, progress
 from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
@@ -31,26 +31,31 @@ log = logging.getLogger("mrccl")
 
 def add_options(parser):
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects prepared at a time (default: 1)")
+    parser.add_argument("--keep-going", action="store_true", help="leave out subjects that fail; list them at the end")
     parser.add_argument("--overwrite", action="store_true", help="write finished files again")
 
 
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("slices",))
-    from data.layouts import find_subjects
-    from data.splits import make_splits
+    from data.splits import find_and_split
 
-    data = config.plain()["data"]
-    subjects = find_subjects(**config.data.places())
-    splits = make_splits(data["splits"], config.data.root, subjects, config.seed)
+    failures, data = [], config.plain()["data"]
+    left_out = failures if options.keep_going else None
+    subjects, splits = find_and_split(config.data.places(), data["splits"], config.seed, left_out)
     plans = [plan for split in splits for plan in plan_stores(config, split, subjects)]
     plans += [plan_volumes(config, splits)] if config.synthesis else []
-    unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished()]
+    plans = [plan.without({*plan.members} - subjects.keys()) for plan in plans]
+    unfinished = [plan for plan in plans if options.overwrite or not plan.is_finished(left_out)]
     refuse_changed(config, [plan for plan in plans if plan not in unfinished], subjects)
     if unfinished:
         noted = check_maps(config, sorted({subject for plan in unfinished for subject in plan.members}))
         others = hashes_in([plan for plan in plans if plan not in unfinished])
-        pack(config, unfinished, subjects, options.jobs, others, noted)
+        unfinished = of_sound_subjects(config, unfinished, subjects, noted, options, failures)
+        pack(config, unfinished, subjects, options.jobs, others)
+    for line in dict.fromkeys(failures):
+        log.warning("failed: %s", line)
     log.info("next: python constrained_contrastive_learning.py %s", options.again)
+    return 1 if failures else 0
 
 
 def check_maps(config, subjects):
@@ -103,16 +108,29 @@ def files_packed(config, files):
     return note_of_files(files, list(contrasts), contrasts, {"label": files.label} if files.label else None)
 
 
-def pack(config, plans, subjects, jobs, hashes, noted):
-    """Check every subject, then write all files in one pass over them; `hashes` are those of other files.
+def files_of(plans, subjects):
+    """The files of all subjects that are to be packed."""
+    return [subjects[subject] for subject in sorted({subject for plan in plans for subject in plan.members})]
+
+
+def of_sound_subjects(config, plans, subjects, noted, options, failures):
+    """Check every subject; returns the files to write, under --keep-going without the subjects that have problems.
 
     `noted` is what step 1 noted of the scans.
     """
-    wanted = [subjects[subject] for subject in sorted({subject for plan in plans for subject in plan.members})]
-    checked = in_order(functools.partial(check_subject, config, noted), wanted, jobs)
-    problems = [line for lines in progress(checked, "Checking scans", len(wanted)) for line in lines]
-    if problems:
-        raise InputError(problems)
+    wanted = files_of(plans, subjects)
+    checked = in_order(functools.partial(check_subject, config, noted), wanted, options.jobs)
+    found = list(progress(checked, "Checking scans", len(wanted)))
+    accept([line for lines in found for line in lines], options.keep_going, failures)
+    bad = {files.subject for files, lines in zip(wanted, found, strict=True) if lines}
+    if len(bad) == len(wanted):
+        raise InputError(failures)
+    return [plan.without(bad) for plan in plans]
+
+
+def pack(config, plans, subjects, jobs, hashes):
+    """Write all files in one pass over the subjects; `hashes` are those of other files."""
+    wanted = files_of(plans, subjects)
     with open_run(config.work.volumes.parent, config.plain(), config.seed):
         prepared = in_order(functools.partial(prepare_subject, config), wanted, jobs)
         write_stores(config, plans, progress(prepared, "Packing slices", len(wanted)), subjects, hashes)
@@ -128,8 +146,15 @@ class PlannedStore:
     min_foreground: float  # share of foreground pixels below which a slice is left out
     has_labels: bool = False
 
-    def is_finished(self):
-        """Tell whether the file exists; one that broke or was made otherwise is an InputError."""
+    def without(self, subjects):
+        """The same file without some subjects."""
+        return dataclasses.replace(self, members=tuple(name for name in self.members if name not in subjects))
+
+    def is_finished(self, failures=None):
+        """Tell whether the file exists; one that broke or was made otherwise is an InputError.
+
+        So is one that lacks subjects, which `failures` (under --keep-going) gets a line for instead.
+        """
         from data.h5_store import SliceStore
 
         if not self.path.exists():
@@ -137,6 +162,8 @@ class PlannedStore:
         store = SliceStore(self.path)
         store.check_hash(self.attributes["config_hash"])
         store.check_origin(**{name: self.attributes[name] for name in ("split", "seed", "labels")})
+        if absent := [lacks(self.path, subject) for subject in self.members if subject not in store.subjects]:
+            accept(absent, failures is not None, failures)
         log.info("%s: finished before, skipped", self.path)
         return True
 
@@ -164,6 +191,7 @@ def plan_stores(config, split, subjects):
     ]
     if config.data.labels:
         everyone = sorted((*split.train, *split.val, *split.test))
+        everyone = [subject for subject in everyone if subject in subjects]
         annotated = tuple(subject for subject in everyone if subjects[subject].label)
         if not annotated:
             raise InputError(

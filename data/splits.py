@@ -1,11 +1,13 @@
 """Which subjects train, validate and test, and which of them are annotated. Always by subject, always by name."""
 
+import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data.layouts import find_subjects
 from data.persons import people_of, split_by_person
 from utils.checks import InputError, counted
 from utils.paths import composed
@@ -30,6 +32,26 @@ class Split:
         return {name: list(getattr(self, name)) for name in SETS}
 
 
+def find_and_split(places, splits, seed, failures=None):
+    """Find the subjects of a data set and make the splits of a config.
+
+    Args:
+        places: Keyword arguments of `data.layouts.find_subjects`.
+        splits: As in `make_splits`.
+        seed: As there.
+        failures: List, or None. Given a list, subjects that lack files are left out and described there.
+
+    Returns:
+        `(subject -> SubjectFiles, list of Split)`. Lists of a split name those that were left out nevertheless: what
+        was made with them is compared by the split.
+    """
+    subjects = find_subjects(**places, left_out=failures)
+    if failures and not subjects:
+        raise InputError(failures)
+    missing = {line.split(":")[0] for line in failures or ()} - subjects.keys()
+    return subjects, make_splits(splits, places["root"], subjects, seed, missing)
+
+
 def hash_of_split(lists):
     """Hash of who trains, validates and tests, whatever the order of the names.
 
@@ -39,7 +61,7 @@ def hash_of_split(lists):
     return fingerprint({name: sorted(lists[name]) for name in SETS})
 
 
-def make_splits(splits, root, subjects, seed):
+def make_splits(splits, root, subjects, seed, missing=()):
     """Turn the config's `data.splits` into lists of names.
 
     Args:
@@ -51,6 +73,7 @@ def make_splits(splits, root, subjects, seed):
         subjects: Subjects that exist: identifier -> `SubjectFiles`. Only numbers ask who has a label; for the other
             kinds of splits the identifiers alone do. Sessions of one person stay together (`data.persons`).
         seed: Seed of the config; cross-validation and numbers draw.
+        missing: Subjects that lists may name although they do not exist.
 
     Returns:
         List of `Split`, one without cross-validation; with it every subject is tested in exactly one.
@@ -61,14 +84,14 @@ def make_splits(splits, root, subjects, seed):
     """
     splits = _composed_names(splits)
     if len(people := people_of(subjects)) < len(subjects):
-        return split_by_person(make_splits, splits, root, subjects, people, seed)
+        return split_by_person(functools.partial(make_splits, missing=missing), splits, root, subjects, people, seed)
     if not isinstance(splits, str) and "folds" in splits:
         return _folds(sorted(subjects), splits["folds"], splits["validation"], seed)
     where, lists = ("data.splits", splits) if not isinstance(splits, str) else _from_file(Path(root) / splits)
     if not isinstance(splits, str) and isinstance(splits["train"], int):
         lists = _drawn(splits, subjects, seed)
     lists = _composed_names(lists)
-    problems = _problems_of_lists(where, lists, set(subjects))
+    problems = _problems_of_lists(where, lists, {*subjects, *missing})
     if problems:
         raise InputError(problems)
     split = Split("", *(tuple(lists[name]) for name in SETS))

@@ -368,7 +368,7 @@ def test_a_test_subject_that_is_not_packed_is_named_before_anything_is_trained(p
     shutil.copytree(packed / "work3" / "constraint_maps", tmp_path / "work" / "constraint_maps")
     generate_h5_pretraining.main(["--config", str(config), "--work-dir", str(tmp_path / "work"), *settings])
     lists.write_text(json.dumps(SPLIT))
-    with pytest.raises(InputError, match="sub-006: is not in .*volumes.h5; make it again"):
+    with pytest.raises(InputError, match="sub-006: is not in .*volumes.h5; run generate_h5_pretraining.py --overwrite"):
         run(config, *words, *settings)
     assert not (tmp_path / "work" / "synthesis").exists()
 

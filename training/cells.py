@@ -3,14 +3,10 @@
 No backend is loaded here, so that scripts can define their kinds of cells and still answer --help at once.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from utils.checks import InputError
-from utils.runs import progress
 
 if TYPE_CHECKING:
     import keras
@@ -21,8 +17,6 @@ if TYPE_CHECKING:
     from training.finetuning import Trainer
     from utils.schema import Config
     from utils.work_dir import WorkDir
-
-log = logging.getLogger("mrccl")
 
 
 class Cell(NamedTuple):
@@ -120,16 +114,9 @@ class CellTask(ABC):
     def read_reference(self, subject: str) -> Any:
         """Read what the prediction of a subject is compared with; InputError if it changed since step 2 packed it."""
 
-    def check_references(self) -> None:
-        """Before any training, refuse references of scored subjects that are not those that step 2 packed."""
-        problems: list[str] = []
-        for subject in progress(self.scored, "Checking references"):
-            try:
-                self.read_reference(subject)
-            except InputError as error:
-                problems += error.lines
-        if problems:
-            raise InputError(problems)
+    @abstractmethod
+    def absent(self) -> Iterable[str]:
+        """One line for each subject that should be packed and is not, or the other way round."""
 
     def describe_data(self, cell: Cell, subjects: Iterable[str]) -> dict[str, Any]:
         """What model.json says of the data of any kind of cell, and what predict.py compares new scans with."""

@@ -12,7 +12,7 @@ from models.weights import Pretrained, load_weights, save_weights
 from training.cells import Cell, CellTask
 from training.devices import data_parallel
 from training.tracking import tracked
-from utils.checks import InputError
+from utils.checks import InputError, accept
 from utils.config import chosen_sinks
 from utils.provenance import Provenance
 from utils.runs import alone_in, child_seed, drop_checkpoint, open_run, progress, read_json, write_json
@@ -44,8 +44,14 @@ class Grid:
         self.redone: list[Path] = []
         self.sinks: dict[str, bool] = {}
 
-    def check(self, cells: list[Cell], overwrite: bool) -> None:
-        """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs."""
+    def check(self, cells: list[Cell], overwrite: bool, keep_going: bool = False) -> list[str]:
+        """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs.
+
+        Returns:
+            Under `keep_going` a line for each subject that cannot be used and is left out.
+        """
+        failures: list[str] = []
+        accept(list(self.task.absent()), keep_going, failures)
         sizes, repeats = sorted({cell.n for cell in cells}), 1 + max(cell.repeat for cell in cells)
         drawn = (sizes, repeats, self.config.seed, self.task.sizes_key)
         self.subsets = annotated_subsets(self.task.train_subjects, *drawn)
@@ -59,11 +65,23 @@ class Grid:
             with alone_in(folder):  # refused here, nothing is removed
                 pass
         if self.todo:
-            self.task.check_references()
-        if len(self.todo) < len(cells):
-            log.info(
-                "%s: %d of %d cells were finished before", self.work.folder, len(cells) - len(self.todo), len(cells)
-            )
+            self._check_references(keep_going, failures)
+        if before := len(cells) - len(self.todo):
+            log.info("%s: %d of %d cells were finished before", self.work.folder, before, len(cells))
+        return failures
+
+    def _check_references(self, keep_going, failures):
+        """Refuse references of scored subjects that are not those that step 2 packed, or do not score them."""
+        problems = {}
+        for subject in progress(self.task.scored, "Checking references"):
+            try:
+                self.task.read_reference(subject)
+            except InputError as error:
+                problems[subject] = error.lines
+        accept([line for lines in problems.values() for line in lines], keep_going, failures)
+        self.task.scored = [subject for subject in self.task.scored if subject not in problems]
+        if not self.task.scored:
+            raise InputError(failures)
 
     def clear(self, cells: list[Cell]) -> None:
         """Remove checkpoints beside scores, and the scores of cells that are about to be redone.
@@ -192,7 +210,7 @@ class Grid:
         log.info("%s: %s", self.task.folder(cell), report.summary() if report else "random initialisation")
 
 
-def run_grids(grids, cells, options, finish=None):
+def run_grids(grids, cells, options, finish=None, failures=None):
     """Check all grids, then run them on the devices asked for; returns the exit code of the script.
 
     Args:
@@ -200,16 +218,18 @@ def run_grids(grids, cells, options, finish=None):
         cells: The cells that each of them should have.
         options: Command line with the options of `utils.config.add_grid_options`.
         finish: Function called at the end, which says what to type next; None: step 5.
+        failures: Lines on subjects that were left out before, under --keep-going.
     """
     sinks = chosen_sinks(options)
+    failed = [] if failures is None else failures
     for grid in grids:
-        grid.check(cells, options.overwrite)
+        failed += grid.check(cells, options.overwrite, options.keep_going)
         grid.sinks = sinks
     for grid in grids:  # once all of them are sound
         grid.clear(cells)
     with data_parallel(options.devices):
-        failed = [name for grid, part in by_trainer(grids) for name in grid.run(part, options.keep_going)]
-    for line in failed:
+        failed += [name for grid, part in by_trainer(grids) for name in grid.run(part, options.keep_going)]
+    for line in dict.fromkeys(failed):
         log.error("failed: %s", line)
     log.info("next: %s", finish() if finish else f"python reproduce_tables.py {options.again}")
     return 1 if failed else 0

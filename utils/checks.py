@@ -20,6 +20,13 @@ class InputError(ValueError):
         super().__init__("\n".join(self.lines))
 
 
+def accept(problems, keep_going, failures):
+    """Add problems to the failures under --keep-going, and raise them as InputError otherwise."""
+    if problems and not keep_going:
+        raise InputError(problems)
+    failures += problems
+
+
 def counted(number, one, several=None):
     """Say how many there are: `1 grid`, `2 grids`; `several` where the plural is not `one` with an s."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"

@@ -88,6 +88,14 @@ def changed_since_step_2(subject, path):
     )
 
 
+def lacks(path, subject):
+    """One line on a subject that step 2 left out of a file."""
+    return (
+        f"{subject}: is not in {path}; run generate_h5_pretraining.py --overwrite once its files are sound, or go on "
+        "without it: --keep-going"
+    )
+
+
 def drop_checkpoint(folder):
     """Remove the checkpoint of a training whose result is written, or is to be made anew."""
     (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -1,12 +1,20 @@
 """One spoiled or missing file stops its subject, not everyone: with --keep-going the rest goes on, and exit code 1."""
 
 import csv
+import json
 
 import pytest
 
 import evaluation.new_scans
+from data.h5_store import SliceStore
 from tests.bad_input.harness import run
+from tests.cohort import CONFIG, FIRST_FOUR, MODEL, save, volumes, write_cohort
 from tests.test_predict_segmentation import write_model, write_scan
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
+FINETUNING = CONFIG["finetuning"] | {"inits": ["random"]}
+SLICES, CELLS = FIRST_FOUR[1], FIRST_FOUR[3]
+SUBJECTS = [f"sub-{number}" for number in range(1, 6)]
 
 
 def truncate(path):
@@ -35,8 +43,10 @@ def subjects(folder):
         return {row["subject"] for row in csv.DictReader(file)}
 
 
-@pytest.mark.parametrize("spoiler", SPOILERS)
-@pytest.mark.parametrize("is_plain", [False, True])
+@pytest.mark.parametrize(
+    ("spoiler", "is_plain"),
+    [("truncated", False), ("missing", False), ("a folder", False), ("empty", True), ("missing", True)],
+)
 def test_predict_goes_on_with_the_other_scans_of_a_folder(tmp_path, spoiler, is_plain):
     write_model(tmp_path / "model", **({} if is_plain else {"contrasts": ["t1", "t2"]}))
     names = ["{}.nii.gz"] if is_plain else ["{}/t1.nii.gz", "{}/t2.nii.gz"]
@@ -103,3 +113,82 @@ def test_two_files_of_one_name_are_both_left_out(tmp_path):
     outcome = predict(tmp_path, "--keep-going")
     assert outcome.code == 1 and results(tmp_path) == ["c.nii.gz"]
     assert any("A.nii.gz and a.nii.gz would have results of one name" in line for line in outcome.logged)
+
+
+def spoil_in(folder, subject, name, spoiler):
+    SPOILERS[spoiler][0](path := folder / f"data/{subject}/{name}.nii.gz")
+    return path
+
+
+@pytest.fixture
+def four(tmp_path):
+    """A cohort of four subjects, two of which train."""
+    data = CONFIG["data"] | {"root": str(tmp_path / "data")}
+    data["splits"] = {"train": ["sub-1", "sub-4"], "val": ["sub-2"], "test": ["sub-3", "sub-5"]}
+    for seed, subject in ((7, "sub-4"), (8, "sub-5")):
+        for name, array in volumes(seed).items():
+            save(tmp_path / "data" / subject / f"{name}.nii.gz", array)
+    return write_cohort(tmp_path, data=data, pretraining=None, finetuning=FINETUNING, constraint_maps=None)
+
+
+def test_step_2_packs_the_others_and_says_so_again(tmp_path, four):
+    spoil_in(tmp_path, "sub-4", "t1", "truncated")
+    for _ in range(2):  # packed, and kept
+        outcome = run(SLICES, "--config", four, "--keep-going")
+        assert outcome.code == 1 and any(line.startswith("failed: sub-4: ") for line in outcome.logged)
+    assert SliceStore(tmp_path / "work/h5/pretrain_train.h5").subjects == ["sub-1"]
+    assert SliceStore(tmp_path / "work/h5/annotated.h5").attributes["split"]["train"] == ["sub-1", "sub-4"]
+
+
+@pytest.mark.parametrize("spoiler", ["truncated", "missing"])
+@pytest.mark.parametrize("subject", ["sub-4", "sub-5"])
+def test_steps_2_and_4_go_on_without_a_subject(tmp_path, four, subject, spoiler):
+    whole = (tmp_path / f"data/{subject}/t2.nii.gz").read_bytes()
+    path = spoil_in(tmp_path, subject, "t2", spoiler)
+    refused = run(SLICES, "--config", four)
+    assert refused.code == 2 and len(refused.said) == 1 and not (tmp_path / "work/h5/annotated.h5").exists()
+    outcome = run(SLICES, "--config", four, "--keep-going")
+    assert outcome.code == 1, outcome.said
+    assert [line for line in outcome.logged if line.startswith("failed: ")] == [f"failed: {refused.said[0]}"]
+    store = SliceStore(tmp_path / "work/h5/annotated.h5")
+    assert store.subjects == [name for name in SUBJECTS if name != subject]
+    assert run(CELLS, "--config", four).code == 2
+    outcome = run(CELLS, "--config", four, "--keep-going")
+    assert outcome.code == 1, outcome.said
+    assert any(line.startswith(f"failed: {subject}: ") for line in outcome.logged)
+    rows = json.loads((tmp_path / "work" / MODEL / "metrics.json").read_text())["per_subject"]
+    assert {row["subject"] for row in rows} == {"sub-3", "sub-5"} - {subject}
+    path.write_bytes(whole)  # mended: what lacks the subject does not pass for complete
+    assert run(SLICES, "--config", four).said[0].startswith(f"{subject}: is not in ")
+    assert run(SLICES, "--config", four, "--overwrite").code == 0
+    assert SliceStore(tmp_path / "work/h5/annotated.h5").subjects == SUBJECTS
+    again = run(CELLS, "--config", four)
+    assert again.code == (2 if subject == "sub-5" else 0)  # sub-4 was not drawn
+    assert not again.said or again.said[0].endswith("give --overwrite, or another --work-dir")
+
+
+@pytest.mark.parametrize("spoiler", ["truncated", "missing"])
+def test_step_4_scores_the_others_where_a_reference_is_spoiled(tmp_path, four, spoiler):
+    assert run(SLICES, "--config", four).code == 0
+    spoil_in(tmp_path, "sub-5", "label", spoiler)
+    refused = run(CELLS, "--config", four)
+    assert refused.code == 2 and refused.said[0].startswith("sub-5: ") and not (tmp_path / "work" / MODEL).exists()
+    outcome = run(CELLS, "--config", four, "--keep-going")
+    assert outcome.code == 1 and f"failed: {refused.said[0]}" in outcome.logged
+    rows = json.loads((tmp_path / "work" / MODEL / "metrics.json").read_text())["per_subject"]
+    assert {row["subject"] for row in rows} == {"sub-3"}
+
+
+def test_step_4_draws_no_other_subjects_where_a_label_map_is_gone(tmp_path, four):
+    """Without a word, another subject would have trained in its place."""
+    assert run(SLICES, "--config", four).code == 0
+    spoil_in(tmp_path, "sub-4", "label", "missing")
+    line = "sub-4: has no label map any more, which step 2 packed; put it back"
+    assert run(CELLS, "--config", four).said == [line]
+
+
+def test_where_no_subject_is_sound_keep_going_refuses(tmp_path, four):
+    for subject in SUBJECTS:
+        spoil_in(tmp_path, subject, "t1", "truncated")
+    outcome = run(SLICES, "--config", four, "--keep-going")
+    assert outcome.code == 2 and len(outcome.said) == len(SUBJECTS)
