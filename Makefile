@@ -55,6 +55,7 @@ test-all: install-grid
 test test-all: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIER)
 
 test-backends: install

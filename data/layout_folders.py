@@ -13,7 +13,12 @@ CHAOS_LABELS = {"T1DUAL": "T1DUAL/Ground", "T2SPIR": "T2SPIR/Ground"}
 CHAOS_NAMES = {"liver": (63,), "right_kidney": (126,), "left_kidney": (189,), "spleen": (252,)}
 CHAOS_PLACES = ("*", "MR/*", "*/MR/*", "*/*/MR/*")  # of the folders of subjects, below data.root
 # Values that `data.folders` gives to the masks of a labelsTr folder; a kidney is its cortex and what lies within.
-RENAL_NAMES = {"left_cortex": (1,), "right_cortex": (2,), "left_medulla": (3,), "right_medulla": (4,)}
+RENAL_NAMES: dict[str, tuple[int, ...]] = {
+    "left_cortex": (1,),
+    "right_cortex": (2,),
+    "left_medulla": (3,),
+    "right_medulla": (4,),
+}
 RENAL_NAMES |= {"left_kidney": (1, 3), "right_kidney": (2, 4)}
 
 

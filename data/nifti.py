@@ -27,7 +27,7 @@ HEADER_BYTES, LOOKED_AT = 348, 1024  # nibabel guesses the format from 1024 byte
 # would fill the memory.
 LARGEST_COMPRESSION = 1032
 BLOCK_BYTES = 1 << 20
-TOLD = []  # the file that was the first to say nothing about its orientation: whole data sets are like that
+TOLD: list[str] = []  # the first file without orientation: whole data sets are like that
 NO_MM = {1: "metres", 3: "micron"}  # codes of xyzt_units; a code for nothing is common, and taken for mm
 # Two affines of one file may differ by a registration, not by a swap of axes or by the size of a voxel.
 LARGEST_TURN_DEGREES = 45

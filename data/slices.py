@@ -1,6 +1,7 @@
 """Packed slices as arrays that stay in their file: they are read when they are asked for, or all at once."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ class StoredArray:
         dtype: In which `whole` keeps it in memory.
     """
 
-    read: callable
+    read: Callable[[np.ndarray], np.ndarray]
     shape: tuple[int, ...]
     dtype: np.dtype
 

@@ -5,7 +5,7 @@ import math
 from utils.checks import InputError
 
 # Where scores can lie, by the beginning of their names; SSIM of opposite images is negative.
-LIMITS = {"dice": (0, 1), "surface_dice": (0, 1), "ssim": (-1, 1)}
+LIMITS: dict[str, tuple[float, float]] = {"dice": (0, 1), "surface_dice": (0, 1), "ssim": (-1, 1)}
 LIMITS |= dict.fromkeys(("hd95_mm", "volume_ml", "mse"), (0, math.inf))
 ROUNDING = 1e-6
 SAME_REFERENCE = 1e-5  # relative; a volume from the lengths of voxels and one from the determinant differ by less

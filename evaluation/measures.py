@@ -1,6 +1,7 @@
 """What is measured: how a measure is written, which way it is better, and of what part of a volume it is taken."""
 
 import dataclasses
+from typing import Any
 
 MASK, WHOLE = "mask", "whole volume"
 REGIONS = {MASK: "_mask", WHOLE: ""}  # region: what its columns in metrics.json end with
@@ -32,7 +33,7 @@ class Measure:
 
 
 DICE = Measure("dice", "Dice (0 to 1)")
-OF_SYNTHESIS = {"subjects": "finetuning", "panel": "{label} from {contrasts}"}
+OF_SYNTHESIS: dict[str, Any] = {"subjects": "finetuning", "panel": "{label} from {contrasts}"}
 SYNTHESIS_MEASURES = (
     Measure("ssim", "SSIM", **OF_SYNTHESIS),
     Measure("mse", "MSE", "lower", digits=5, **OF_SYNTHESIS),

@@ -26,8 +26,9 @@ OTHER_FORMATS = {b"\x89HDF": "a Keras HDF5 file (.h5)", b"\x80": "a pickle file"
 
 AGAIN = "delete it and run the step again"
 # All that zip, numpy and JSON raise on bytes that are not what they say.
-DAMAGE = (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError, OverflowError, RuntimeError)
-DAMAGE += (SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError)
+DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError)
+DAMAGE += (OverflowError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error)
+DAMAGE += (pickle.UnpicklingError,)
 LINES_SHOWN = 12  # differences between a file and a network
 LARGEST_BYTES = 4 << 30  # of all weights together, in memory
 

@@ -1,5 +1,6 @@
 """Crops to batches: which volume, which place, which random changes, all fixed by seed, epoch and step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ class Crops:
     volumes: list
     size: tuple[int, ...]
     inputs: list[str]
-    targets: list[str] = ()
+    targets: Sequence[str] = ()
     min_foreground: float = 0.25
     per_volume: int = 1
     space: str | None = None

@@ -10,7 +10,14 @@ import keras
 from utils.runs import read_json
 
 LONGEST = 500  # characters of a parameter, the least that servers take
-FILES = ("resolved_config.yaml", "environment.json", "command.txt", "subjects.json", "history.csv", "curves.png")
+FILES: tuple[str, ...] = (
+    "resolved_config.yaml",
+    "environment.json",
+    "command.txt",
+    "subjects.json",
+    "history.csv",
+    "curves.png",
+)
 FILES += ("model.json", "metrics.json")
 
 

@@ -2,7 +2,7 @@
 
 import signal
 
-_stops = []  # what arrived since the script began
+_stops: list[int] = []  # what arrived since the script began
 
 
 def listen():

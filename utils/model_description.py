@@ -8,7 +8,7 @@ from utils.checks import InputError
 from utils.config import explain
 from utils.runs import read_json
 from utils.sections import ContrastFile, Name, PathPattern, Percentiles, Section
-from utils.sections_data import DataSection
+from utils.sections_data import Layout
 
 AGAIN = "run the cell again"
 
@@ -45,7 +45,7 @@ class _Model(_Lenient):
     """What both tasks need; models of earlier versions lack what has a default."""
 
     contrasts: list[Name] = Field(min_length=1)
-    layout: DataSection.model_fields["layout"].annotation = "pattern"
+    layout: Layout = "pattern"
     resample_to: Name | None = None
     bias_correction: list[Name] = []
     files: dict[Name, ContrastFile] = Field(min_length=1)

@@ -5,7 +5,7 @@ The scans are in `sections_data.py`; single steps in `sections_pretraining.py` a
 
 import typing
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -42,7 +42,9 @@ Location = Annotated[Path, AfterValidator(expanded), AfterValidator(_printable)]
 FileName = Annotated[str, AfterValidator(expanded), AfterValidator(_printable)]
 PathPattern = Annotated[str, AfterValidator(composed), AfterValidator(_printable)]
 Percentiles = Annotated[tuple[float, float], AfterValidator(_ascending)]
-ADDED = {"added": True}  # marks a key that came later: while it has its default, hashes are those of before
+ADDED: dict[str, Any] = {
+    "added": True
+}  # marks a key that came later: while it has its default, hashes are those of before
 
 
 def _truths_among_numbers(value, annotation):
@@ -128,7 +130,7 @@ class SplitSizes(Section):
 
 
 # Which of several kinds an entry is, so that a mistake in it is reported for that kind only.
-KINDS = {"<path>": None, "<series>": SeriesFile, "<file>": None}
+KINDS: dict[str, type[Section] | None] = {"<path>": None, "<series>": SeriesFile, "<file>": None}
 KINDS |= {"<folds>": CrossValidation, "<lists>": SplitLists, "<sizes>": SplitSizes}
 KINDS |= {"<number>": None, "<name>": None}
 

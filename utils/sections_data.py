@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from utils.sections import ADDED, ContrastFile, Location, Name, PathPattern, Section, Splits
 
 MOST_CLASSES = 255
+Layout = Literal["pattern", "brats", "msd", "nnunet", "bids", "chaos", "renal"]
 FINDS_LABELS = ("brats", "msd", "nnunet", "chaos", "renal")  # layouts that know where label maps lie
 
 
@@ -48,7 +49,7 @@ class DataSection(Section):
     """Where the scans lie and what they are called; docs/data.md has each layout with an example."""
 
     root: Location = Field(description="folder of the dataset")
-    layout: Literal["pattern", "brats", "msd", "nnunet", "bids", "chaos", "renal"] = Field(
+    layout: Layout = Field(
         "pattern", json_schema_extra=ADDED, description="how the files are arranged; pattern: as the paths here say"
     )
     contrasts: Contrasts = Field(
