@@ -1,4 +1,4 @@
-"""The config reference and the JSON Schema for editors, both written from the classes of a config.
+"""The config reference and the JSON Schema for editors, both generated from the config classes.
 
 python -m utils.reference > docs/configuration.md
 python -m utils.reference schema > configs/schema.json
@@ -15,10 +15,10 @@ from utils.sections import ADDED, Section
 
 INTRODUCTION = """# Config reference
 
-Written from the classes in `utils/` by `python -m utils.reference > docs/configuration.md`; a test keeps the two equal.
-One YAML file per dataset holds everything that shapes a result. Unknown and repeated keys are errors. Any value can be
-replaced on the command line: `--set finetuning.repeats=5 data.root=/scans`. In `work_dir`, `data.root`, `data.splits`
-and `warm_start` a leading `~` and `$NAME` mean what they mean in a shell; a variable that is not set is an error.
+Generated from the classes in `utils/` by `python -m utils.reference > docs/configuration.md`; a test checks it. One
+YAML file per dataset holds every value that affects a result. Unknown and repeated keys are errors. Any value can be
+overridden on the command line: `--set finetuning.repeats=5 data.root=/scans`. In `work_dir`, `data.root`, `data.splits`
+and `warm_start`, a leading `~` and `$NAME` are expanded as in a shell; a variable that is not set is an error.
 """
 
 
@@ -34,12 +34,12 @@ def reference():
 
 
 def json_schema():
-    """Return the JSON Schema of a config as text; editors complete and check YAML files by it."""
+    """Return the JSON Schema of a config as text; editors complete and check YAML files with it."""
     return json.dumps(_without_titles(Config.model_json_schema()), indent=1, ensure_ascii=False) + "\n"
 
 
 def _without_titles(schema):
-    """Leave out the titles, which repeat the keys, and what marks keys that came later."""
+    """Remove the titles, which repeat the keys, and the marks of keys that were added later."""
     if isinstance(schema, list):
         return [_without_titles(part) for part in schema]
     if not isinstance(schema, dict):
@@ -81,14 +81,14 @@ def _row(key, field):
 
 
 def _plain(value):
-    """A value as it stands in a YAML file."""
+    """Return a value as it is written in a YAML file."""
     if isinstance(value, float):
         value = round(value, 4)
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def _type(annotation):
-    """A type in the words of a config file."""
+    """Return a type in the words of a config file."""
     origin, inner = typing.get_origin(annotation), [a for a in typing.get_args(annotation) if not _is_constraint(a)]
     if annotation is typing.Any:
         return "any value"

@@ -1,4 +1,4 @@
-"""A whole config: its sections together, what they say against one another, and the hashes that tell results apart."""
+"""The complete config: all sections, checks across sections, and the hashes that identify results."""
 
 import difflib
 import hashlib
@@ -26,12 +26,12 @@ from utils.work_dir import WorkDir
 
 
 class Config(Section):
-    """One dataset, from scans to tables."""
+    """The config of one dataset, from scans to tables."""
 
-    name: Name = Field(description="name of the dataset, the same as the file's")
-    seed: NonNegativeInt = Field(0, description="the only source of chance: folds, clustering, weights, anchors, ...")
-    work_dir: Location = Field(description="folder for everything that is written; --work-dir replaces it")
-    paper: Name | None = Field(None, description="entry of papers/expected.yaml whose numbers stand beside ours")
+    name: Name = Field(description="name of the dataset, as in the file name")
+    seed: NonNegativeInt = Field(0, description="seed of all random numbers: folds, clustering, weights, anchors, ...")
+    work_dir: Location = Field(description="folder for all output; --work-dir overrides it")
+    paper: Name | None = Field(None, description="entry of papers/expected.yaml to compare with")
     data: DataSection = Field(description="the scans")
     constraint_maps: ConstraintMapSection | None = Field(None, description="step 1")
     slices: SliceSection | None = Field(None, description="step 2")
@@ -44,7 +44,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def check_sections(self):
-        """Raise ValueError when sections contradict one another; pydantic calls it."""
+        """Raise ValueError if sections contradict one another; called by pydantic."""
         mistakes = [*self._mistakes_of_contrasts(), *self._mistakes_of_finetuning(), *self._mistakes_of_spaces()]
         mistakes += [*self._mistakes_of_synthesis(), *self._mistakes_of_rank(), *self._mistakes_of_augmentation()]
         mistakes += [

@@ -1,6 +1,6 @@
-"""The sections of a config that several steps share: every key, its type, default and meaning.
+"""The config sections that several steps share: every key with its type, default and meaning.
 
-The scans are in `sections_data.py`; single steps in `sections_pretraining.py` and `sections_finetuning.py`.
+Scans are in `sections_data.py`, single steps in `sections_pretraining.py` and `sections_finetuning.py`.
 """
 
 import typing
@@ -42,13 +42,12 @@ Location = Annotated[Path, AfterValidator(expanded), AfterValidator(_printable)]
 FileName = Annotated[str, AfterValidator(expanded), AfterValidator(_printable)]
 PathPattern = Annotated[str, AfterValidator(composed), AfterValidator(_printable)]
 Percentiles = Annotated[tuple[float, float], AfterValidator(_ascending)]
-ADDED: dict[str, Any] = {
-    "added": True
-}  # marks a key that came later: while it has its default, hashes are those of before
+# Marks a key that was added later: with its default value, the hashes do not change.
+ADDED: dict[str, Any] = {"added": True}
 
 
 def _truths_among_numbers(value, annotation):
-    """The true and false inside a list or dictionary that holds numbers, at most two of them."""
+    """Return the booleans inside a list or dictionary that should hold numbers."""
     leaves = _leaves(annotation)
     if not leaves & {int, float} or any(isinstance(leaf, type) and issubclass(leaf, BaseModel) for leaf in leaves):
         return set()
@@ -58,7 +57,7 @@ def _truths_among_numbers(value, annotation):
 
 
 def _leaves(annotation):
-    """The plain types that a type such as `dict[str, list[int]]` is made of."""
+    """Return the plain types that a type such as `dict[str, list[int]]` consists of."""
     parts = typing.get_args(annotation)
     return set().union(*map(_leaves, parts)) if parts else {annotation if isinstance(annotation, type) else None}
 
@@ -71,12 +70,12 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _yes_and_no_are_no_numbers(cls, values):
-        """YAML reads `yes` and `no` as true and false, which Python would take for 1 and 0."""
+        """Refuse `yes` and `no` for numbers: YAML reads them as true and false, and Python treats these as 1 and 0."""
         fields = cls.model_fields
         for key, value in values.items() if isinstance(values, dict) else ():
             if key not in fields or fields[key].annotation is bool:
                 continue
-            # Sections inside this one look at their own values.
+            # Nested sections check their own values.
             found = {value} if isinstance(value, bool) else _truths_among_numbers(value, fields[key].annotation)
             for truth in found:
                 raise ValueError(f"{key}: found {'yes' if truth else 'no'} (true or false), expected another value")
@@ -84,7 +83,7 @@ class Section(BaseModel):
 
 
 def drop_added_defaults(section, plain):
-    """Remove the keys that came later and have their default, from a section and all sections inside it."""
+    """Remove keys added later that have their default value, from a section and all sections inside it."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if field.json_schema_extra == ADDED and value == field.default:
@@ -97,39 +96,39 @@ def drop_added_defaults(section, plain):
 
 
 class SeriesFile(Section):
-    """A contrast series in one 4D file; its channels are called `<name>_1`, `<name>_2`, ..."""
+    """A series of images in one 4D file; its channels are called `<name>_1`, `<name>_2`, ..."""
 
     file: PathPattern = Field(description="path below data.root, with {subject}")
     volumes: PositiveInt = Field(description="number of volumes that every file must have")
 
 
 class CrossValidation(Section):
-    """Every subject is tested once; each fold is pretrained and finetuned without its test subjects."""
+    """Every subject is a test subject once; each fold is pretrained and finetuned without its test subjects."""
 
     folds: int = Field(ge=2, description="number of folds")
-    validation: PositiveInt = Field(description="subjects of each fold kept for validation")
+    validation: PositiveInt = Field(description="validation subjects in each fold")
 
 
 class SplitLists(Section):
-    """Subjects by name."""
+    """The subjects of each set by name."""
 
-    train: list[str] = Field(description="pretraining without labels; annotated subjects are drawn from these")
+    train: list[str] = Field(description="used for pretraining without labels; annotated subjects are drawn from these")
     val: list[str] = Field(description="validation of pretraining and finetuning")
-    test: list[str] = Field(description="never seen in training")
+    test: list[str] = Field(description="never used in training")
 
 
 class SplitSizes(Section):
-    """How many labelled subjects go where, drawn by the seed; subjects without a label train as well.
+    """Numbers of labelled subjects per set, drawn by the seed; unlabelled subjects are used for pretraining as well.
 
-    In a data set without labels (contrast synthesis) the numbers are of all subjects, and the others are unused.
+    In a dataset without labels (contrast synthesis), the numbers refer to all subjects, and the rest is not used.
     """
 
-    train: PositiveInt = Field(description="labelled subjects to train on")
+    train: PositiveInt = Field(description="labelled subjects for training")
     val: PositiveInt = Field(description="labelled subjects for validation")
-    test: PositiveInt = Field(description="labelled subjects never seen in training")
+    test: PositiveInt = Field(description="labelled subjects never used in training")
 
 
-# Which of several kinds an entry is, so that a mistake in it is reported for that kind only.
+# The kind of an entry, so that a mistake in it is reported for that kind only.
 KINDS: dict[str, type[Section] | None] = {"<path>": None, "<series>": SeriesFile, "<file>": None}
 KINDS |= {"<folds>": CrossValidation, "<lists>": SplitLists, "<sizes>": SplitSizes}
 KINDS |= {"<number>": None, "<name>": None}
@@ -160,24 +159,32 @@ Splits = Annotated[
 
 
 class ConstraintMapSection(Section):
-    """Step 1."""
+    """Constraint maps (step 1)."""
 
-    contrasts: list[Name] = Field(min_length=1, description="the contrast space, at least two channels")
-    spaces: dict[Name, list[Name]] = Field(
-        {}, json_schema_extra=ADDED, description="more contrast spaces, each with maps of its own; name: its contrasts"
+    contrasts: list[Name] = Field(
+        min_length=1, description="the contrast space: the contrasts that are clustered, at least two channels"
     )
-    clusters: PositiveInt = Field(20, description="k-means classes; 20 to 30 do best (results/constraint_maps)")
+    spaces: dict[Name, list[Name]] = Field(
+        {}, json_schema_extra=ADDED, description="further contrast spaces, each with its own maps; name: its contrasts"
+    )
+    clusters: PositiveInt = Field(
+        20, description="number of k-means classes; 20 to 30 are best (results/constraint_maps)"
+    )
     components: PositiveInt = Field(4, description="principal components kept, at most the number of contrasts")
     tv_weight: PositiveFloat = Field(40.0, description="weight of total-variation denoising (higher: less smoothing)")
     percentiles: Percentiles = Field((1.0, 99.0), description="intensities inside the mask mapped to 0 and 1")
 
 
 class SliceSection(Section):
-    """Step 2."""
+    """Slices (step 2)."""
 
     image_size: tuple[PositiveInt, PositiveInt] = Field(description="rows and columns of a slice, pixels")
-    pixel_size: PositiveFloat | None = Field(None, description="in-plane resampling, in the affine's unit; null: keep")
-    min_foreground: Share = Field(0.05, description="slices with a smaller share of foreground pixels are left out")
+    pixel_size: PositiveFloat | None = Field(
+        None, description="in-plane pixel size, in the unit of the affine; null: no resampling"
+    )
+    min_foreground: Share = Field(
+        0.05, description="slices with a smaller share of foreground pixels are excluded from pretraining"
+    )
     percentiles: Percentiles = Field(
         (1.0, 99.0), json_schema_extra=ADDED, description="as in constraint_maps, for configs without that section"
     )
@@ -187,43 +194,49 @@ class NetworkSection(Section):
     """The U-Net."""
 
     filters: list[PositiveInt] = Field([16, 32, 64, 128, 128, 128], min_length=2, description="filters per level")
-    rank: Literal[2, 3] = Field(
-        2, json_schema_extra=ADDED, description="2: slices; 3: volumes, which the network sees in crops"
-    )
+    rank: Literal[2, 3] = Field(2, json_schema_extra=ADDED, description="2: slices; 3: crops of volumes")
     remat: bool = Field(
-        False, json_schema_extra=ADDED, description="compute activations twice instead of keeping them: memory for time"
+        False,
+        json_schema_extra=ADDED,
+        description="recompute activations instead of storing them: less memory, more time",
     )
 
 
 class CropSection(Section):
-    """Crops of volumes, or of slices: for networks of rank 3, and for synthesis."""
+    """Crops of volumes or slices, for networks of rank 3 and for synthesis."""
 
     size: list[PositiveInt] = Field(
-        min_length=2, max_length=3, description="rows, columns and, with network.rank 3, slices; pixels as packed"
+        min_length=2, max_length=3, description="rows, columns and, with network.rank 3, slices; in packed pixels"
     )
-    min_foreground: Share = Field(0.25, description="crops with a smaller share of foreground are drawn again")
-    validation: PositiveInt = Field(4, description="crops of each validation subject, drawn once")
+    min_foreground: Share = Field(0.25, description="crops with a smaller share of foreground are redrawn")
+    validation: PositiveInt = Field(4, description="number of crops per validation subject, drawn once")
 
 
 class TrainingSection(Section):
     """How one network is trained."""
 
-    epochs: PositiveInt = Field(description="epochs in all")
-    steps_per_epoch: PositiveInt | None = Field(None, description="null: as many as cover the training slices once")
+    epochs: PositiveInt = Field(description="total number of epochs")
+    steps_per_epoch: PositiveInt | None = Field(
+        None, description="steps per epoch; null: as many as cover the training slices once"
+    )
     batch_size: PositiveInt = Field(description="slices per step")
-    learning_rate: PositiveFloat = Field(description="of Adam, at the start")
-    plateau_epochs: PositiveInt = Field(10, description="epochs without improvement that halve the learning rate")
-    mixed_precision: bool = Field(False, description="16-bit arithmetic in the network; losses stay in float32")
+    learning_rate: PositiveFloat = Field(description="initial learning rate of Adam")
+    plateau_epochs: PositiveInt = Field(
+        10, description="number of epochs without improvement after which the learning rate is halved"
+    )
+    mixed_precision: bool = Field(False, description="16-bit arithmetic in the network; losses are computed in float32")
     schedule: Literal["plateau", "cosine", "poly"] = Field(
         "plateau",
         json_schema_extra=ADDED,
-        description="plateau: halved where plateau_epochs say so; cosine: falls to 0; poly: (1 - t)^0.9, as in nnU-Net",
+        description="plateau: rate halved after plateau_epochs; cosine: decays to 0; poly: (1 - t)^0.9, as in nnU-Net",
     )
     warm_up: Share = Field(
-        0.0, json_schema_extra=ADDED, description="share of the epochs in which the rate rises linearly"
+        0.0,
+        json_schema_extra=ADDED,
+        description="share of the epochs during which the learning rate increases linearly",
     )
     keep: Literal["best", "last"] = Field(
-        "best", json_schema_extra=ADDED, description="weights of the lowest validation loss, or of the last epoch"
+        "best", json_schema_extra=ADDED, description="weights with the lowest validation loss, or of the last epoch"
     )
 
     @model_validator(mode="after")
@@ -238,27 +251,27 @@ class TrainingSection(Section):
 
     @property
     def needs_validation(self):
-        """Whether validation subjects choose weights or learning rates."""
+        """Whether validation subjects select weights or control learning rates."""
         return self.keep == "best" or self.schedule == "plateau"
 
 
 class FinetuningTrainingSection(TrainingSection):
-    """How one network is finetuned: as in pretraining, and how fast what is pretrained changes."""
+    """How one network is finetuned: as in pretraining, and the learning rates of pretrained layers."""
 
     head_first: Share = Field(
         0.0,
         json_schema_extra=ADDED,
-        description="share of the epochs, the first ones, in which only what is not pretrained is trained",
+        description="share of the epochs at the start that train only layers without pretrained weights",
     )
     head_learning_rate: PositiveFloat | None = Field(
-        None, json_schema_extra=ADDED, description="rate of these epochs; null: learning_rate"
+        None, json_schema_extra=ADDED, description="learning rate of these epochs; null: learning_rate"
     )
     layer_decay: float = Field(
         1.0,
         gt=0,
         le=1,
         json_schema_extra=ADDED,
-        description="factor of the rate from level to level, from the output back to the stem; 1: the same everywhere",
+        description="factor of the learning rate per level, from the output back to the input; 1: equal for all",
     )
 
     @model_validator(mode="after")
@@ -269,13 +282,13 @@ class FinetuningTrainingSection(TrainingSection):
 
 
 class EvaluationSection(Section):
-    """Step 5."""
+    """Scores and tables (steps 4 and 5)."""
 
     surface_tolerance_mm: PositiveFloat = Field(2.0, description="tolerance of the surface Dice")
     regions: dict[Name, list[Name]] = Field(
         {},
         json_schema_extra=ADDED,
-        description="name: classes of data.labels that it unites; scored in place of the classes, and may overlap",
+        description="name: classes of data.labels to merge; scored instead of the classes, may overlap",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Random changes of training images, sections of `finetuning:` and `synthesis:` in a config."""
+"""Augmentation: random changes of training images, in the sections `finetuning` and `synthesis` of a config."""
 
 import re
 from typing import Annotated, Literal
@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from utils.sections import ADDED, Section, Share
 
-IN_MM = {  # a length in mm, and the key whose place it takes
+IN_MM = {  # a length in mm, and the key that it replaces
     "translation_mm": "translation",
     "elastic_mm": "elastic_px",
     "elastic_grid_mm": "elastic_grid",
@@ -26,48 +26,57 @@ Limits = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascendin
 
 
 class AugmentationSection(Section):
-    """Largest random changes of a training slice; one displacement field for image and label.
+    """Largest random changes of a training slice; image and label share one displacement field.
 
-    Lengths are given in pixels (or as a share of the image), or in mm where the size of a pixel is known.
+    Lengths are given in pixels (or as a share of the image), or in mm if the pixel size is known.
     """
 
-    translation: Share | None = Field(0.1, description="share of the image size; null: see translation_mm")
+    translation: Share | None = Field(
+        0.1, description="largest translation, as a share of the image size; null: see translation_mm"
+    )
     translation_mm: PositiveFloat | None = Field(None, json_schema_extra=ADDED, description="instead of translation")
-    rotation_degrees: float = Field(15.0, ge=0, le=180, description="either way")
-    scale: Share = Field(0.15, description="relative enlargement or shrinkage")
+    rotation_degrees: float = Field(15.0, ge=0, le=180, description="largest rotation, in both directions")
+    scale: Share = Field(0.15, description="largest relative enlargement or reduction")
     elastic_px: Annotated[float, Field(ge=0)] | None = Field(
         1.5, description="standard deviation of the elastic displacement, pixels; null: see elastic_mm"
     )
     elastic_mm: PositiveFloat | None = Field(None, json_schema_extra=ADDED, description="instead of elastic_px")
     elastic_grid: PositiveInt | None = Field(
-        48, description="edge of the coarse grid of displacements, pixels; a fine grid folds images (8: 2 % of them)"
+        48,
+        description="spacing of the coarse grid of displacements, pixels; a fine grid folds the image (8: 2 % of it)",
     )
     elastic_grid_mm: PositiveFloat | None = Field(None, json_schema_extra=ADDED, description="instead of elastic_grid")
     brightness: float = Field(0.1, ge=0, description="largest shift, in units of the [0, 1] image")
     contrast: Share = Field(0.2, description="largest relative change of contrast")
     mirror: list[Literal["left_right", "anterior_posterior", "inferior_superior"]] = Field(
-        [], json_schema_extra=ADDED, description="axes along which every second image is mirrored"
+        [], json_schema_extra=ADDED, description="axes along which an image is mirrored, each with probability 0.5"
     )
     gamma: Limits | None = Field(
         None,
         json_schema_extra=ADDED,
-        description="smallest and largest exponent of the [0, 1] image; nnU-Net: 0.7, 1.5",
+        description="smallest and largest exponent applied to the [0, 1] image; nnU-Net: 0.7, 1.5",
     )
     gamma_probability: Share = Field(0.3, json_schema_extra=ADDED, description="share of images; nnU-Net: 0.3")
     bias_field: float = Field(
-        0.0, ge=0, json_schema_extra=ADDED, description="standard deviation of the logarithm of a smooth factor"
+        0.0,
+        ge=0,
+        json_schema_extra=ADDED,
+        description="standard deviation of the logarithm of a smooth multiplicative field",
     )
     bias_field_nodes: int = Field(
-        4, ge=2, json_schema_extra=ADDED, description="its independent places along each axis"
+        4, ge=2, json_schema_extra=ADDED, description="number of independent nodes of the field along each axis"
     )
     bias_field_probability: Share = Field(0.3, json_schema_extra=ADDED, description="share of images")
     blur_px: Limits | None = Field(
-        None, json_schema_extra=ADDED, description="smallest and largest sd of a Gaussian, pixels; nnU-Net: 0.5, 1"
+        None, json_schema_extra=ADDED, description="smallest and largest sd of the Gaussian, pixels; nnU-Net: 0.5, 1"
     )
     blur_mm: Limits | None = Field(None, json_schema_extra=ADDED, description="instead of blur_px")
     blur_probability: Share = Field(0.2, json_schema_extra=ADDED, description="share of images; nnU-Net: 0.2")
     low_resolution: float = Field(
-        1.0, ge=1, json_schema_extra=ADDED, description="largest factor of the edge of a pixel; nnU-Net: 2"
+        1.0,
+        ge=1,
+        json_schema_extra=ADDED,
+        description="largest factor by which the pixel size is increased; nnU-Net: 2",
     )
     low_resolution_probability: Share = Field(
         0.25, json_schema_extra=ADDED, description="share of images; nnU-Net: 0.25"
@@ -80,7 +89,7 @@ class AugmentationSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_form_of_each_length(cls, values):
-        """A length in mm takes the place of the default of the other form, but not of a value that is given."""
+        """Let a length in mm replace the default in pixels, and refuse it beside a given value in pixels."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -102,7 +111,7 @@ class AugmentationSection(Section):
         return self
 
     def mistakes(self, where, rank, pixel_mm, unknown_because, labels):
-        """Yield what does not fit the rest of the config, one line each.
+        """Yield one line per contradiction with the rest of the config.
 
         Args:
             where: Name of this section.
@@ -162,15 +171,17 @@ class AugmentationSection(Section):
 
 
 class SynthesisAugmentationSection(AugmentationSection):
-    """Largest random changes of a training crop: one displacement field for all contrasts, intensities of inputs.
+    """Largest random changes of a training crop: one displacement field for all contrasts, intensity changes of inputs.
 
-    Off by default: the random places of crops vary them already, and interpolation smooths the noise of what is trained
-    on, but not of what is synthesised from.
+    Off by default: crops already have random positions, and interpolation smooths the noise of training images, but not
+    of the scans to which the network is applied.
     """
 
-    translation: Share | None = Field(0.0, description="share of the crop's size; null: see translation_mm")
-    rotation_degrees: float = Field(0.0, ge=0, le=180, description="either way")
-    scale: Share = Field(0.0, description="relative enlargement or shrinkage")
+    translation: Share | None = Field(
+        0.0, description="largest translation, as a share of the crop size; null: see translation_mm"
+    )
+    rotation_degrees: float = Field(0.0, ge=0, le=180, description="largest rotation, in both directions")
+    scale: Share = Field(0.0, description="largest relative enlargement or reduction")
     elastic_px: Annotated[float, Field(ge=0)] | None = Field(
         0.0, description="standard deviation of the elastic displacement, pixels; null: see elastic_mm"
     )

@@ -1,4 +1,4 @@
-"""The section `data` of a config: where the scans lie, and what they and their labels are called."""
+"""The section `data` of a config: where the scans are, and the names of contrasts and labels."""
 
 import re
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from utils.sections import ADDED, ContrastFile, Location, Name, PathPattern, Sec
 
 MOST_CLASSES = 255
 Layout = Literal["pattern", "brats", "msd", "nnunet", "bids", "chaos", "renal"]
-FINDS_LABELS = ("brats", "msd", "nnunet", "chaos", "renal")  # layouts that know where label maps lie
+FINDS_LABELS = ("brats", "msd", "nnunet", "chaos", "renal")  # layouts that define where label maps are
 
 
 def _kind_of_label(value):
@@ -23,7 +23,7 @@ def _named_as_on_disk(value):
 
 
 def _lists_of_values(value):
-    """Read `[liver]` as `{liver: [liver]}`, and `{liver: liver}` too."""
+    """Read `[liver]` and `{liver: liver}` as `{liver: [liver]}`."""
     value = _named_as_on_disk(value)
     is_dict = isinstance(value, dict)
     return {name: [of] if isinstance(of, str) else of for name, of in value.items()} if is_dict else value
@@ -46,20 +46,21 @@ Labels = Annotated[
 
 
 class DataSection(Section):
-    """Where the scans lie and what they are called; docs/data.md has each layout with an example."""
+    """Where the scans are and how they are named; docs/data.md has an example of each layout."""
 
     root: Location = Field(description="folder of the dataset")
     layout: Layout = Field(
-        "pattern", json_schema_extra=ADDED, description="how the files are arranged; pattern: as the paths here say"
+        "pattern", json_schema_extra=ADDED, description="how the files are arranged; pattern: by the paths given here"
     )
     contrasts: Contrasts = Field(
-        description="contrast name: path with {subject}; in other layouts what the contrast is called there"
+        description="contrast name: path with {subject}, or in other layouts the name of the contrast there"
     )
     label: PathPattern | None = Field(
-        None, description="path of the label map, with {subject}; bids: its filter; chaos, renal: on which contrast"
+        None,
+        description="path of the label map, with {subject}; bids: its filter; chaos, renal: the contrast it belongs to",
     )
     labels: Labels = Field(
-        default_factory=dict, description="class name: its values in the label map, or the layout's names of them"
+        default_factory=dict, description="class name: its values in the label map, or their names in the layout"
     )
     ignored_label_values: list[LabelValue] = Field(
         default_factory=list, description="label values that mean background"
@@ -70,28 +71,30 @@ class DataSection(Section):
         description="label maps without a labelled voxel; unless refused, they are trained and scored as background",
     )
     mask: PathPattern | None = Field(
-        None, description="path of a foreground mask, with {subject}; null: found in the images"
+        None, description="path of a foreground mask, with {subject}; null: segmented from the images"
     )
     test_images: bool = Field(
-        False, json_schema_extra=ADDED, description="msd, nnunet: subjects of imagesTs too, without labels"
+        False, json_schema_extra=ADDED, description="msd, nnunet: also read the unlabelled subjects in imagesTs"
     )
     resample_to: Name | None = Field(
         None,
         json_schema_extra=ADDED,
-        description="contrast whose grid the others get; null: grids that differ are refused",
+        description="contrast to whose grid the others are resampled; null: differing grids are refused",
     )
     bias_correction: list[Name] = Field(
-        [], json_schema_extra=ADDED, description="contrasts that are read with N4 bias correction, seconds each"
+        [],
+        json_schema_extra=ADDED,
+        description="contrasts to which N4 bias correction is applied, which takes seconds each",
     )
-    voxel_size_known: bool = Field(True, description="false when the affine is nominal: then no mm and no mL")
-    splits: Splits = Field(description="file below root, sizes, lists of names, or folds")
+    voxel_size_known: bool = Field(True, description="false if the affine is nominal: no results in mm or mL")
+    splits: Splits = Field(description="file below root, sizes of the sets, lists of names, or folds")
     resident: Literal["auto", "always", "never"] = Field(
-        "auto", description="keep slices on the device in training; never: read each batch; auto: if they fit"
+        "auto", description="keep all slices on the device during training; never: read each batch; auto: if they fit"
     )
-    simulated: bool = Field(False, description="true for simulated scans; every table and figure says so")
+    simulated: bool = Field(False, description="true for simulated scans; every table and figure states it")
 
     def places(self):
-        """What `data.layouts.find_subjects` needs, as keyword arguments."""
+        """Return the keyword arguments of `data.layouts.find_subjects`."""
         keys = ["root", "layout", "contrasts", "label", "labels", "mask"]
         keys += ["test_images", "resample_to", "bias_correction", "empty_labels"]
         plain = self.model_dump(mode="json", include=set(keys) | {"ignored_label_values"})

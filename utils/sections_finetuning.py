@@ -1,4 +1,4 @@
-"""The sections `finetuning:` and `synthesis:` of a config: the grids of step 4."""
+"""The sections `finetuning` and `synthesis` of a config: the grids of step 4."""
 
 from typing import Any, Literal
 
@@ -10,24 +10,24 @@ from utils.trials import refuse_wrong_trials, with_changes
 
 
 class LossSection(Section):
-    """Focal Tversky or Dice loss, with cross-entropy if wanted, or cross-entropy alone."""
+    """Focal Tversky or Dice loss, optionally with cross-entropy, or cross-entropy alone."""
 
     name: Literal["focal_tversky", "dice", "cross_entropy"] = Field(
         "focal_tversky",
         json_schema_extra=ADDED,
-        description="with dice and cross_entropy the next three keys have no effect",
+        description="for dice and cross_entropy, the next three keys have no effect",
     )
     false_positive_weight: PositiveFloat = Field(0.3, description="weight of false positives in the Tversky index")
     false_negative_weight: PositiveFloat = Field(0.7, description="weight of false negatives")
-    focus: PositiveFloat = Field(4 / 3, description="exponent is 1 / focus")
-    cross_entropy_weight: float = Field(0.0, ge=0, description="weight of cross-entropy added to it; papers: 0")
+    focus: PositiveFloat = Field(4 / 3, description="the exponent is 1 / focus")
+    cross_entropy_weight: float = Field(0.0, ge=0, description="weight of the cross-entropy that is added; papers: 0")
     cross_entropy: Literal["balanced", "plain"] = Field(
         "balanced",
         json_schema_extra=ADDED,
-        description="balanced: every class counts the same; plain: every pixel does",
+        description="balanced: all classes have equal weight; plain: all pixels have equal weight",
     )
     class_weights: dict[Name, PositiveFloat] | None = Field(
-        None, description="class name: weight in the loss named above; null: all equal"
+        None, description="class name: its weight in the loss; null: all equal"
     )
 
     @model_validator(mode="after")
@@ -48,30 +48,34 @@ class FinetuningSection(Section):
     """Step 4: the grid contrasts x init x N x repeat."""
 
     contrasts: dict[Name, list[Name]] = Field(min_length=1, description="name of an input set: its contrasts")
-    inits: list[Name] = Field(["random", "constrained"], min_length=1, description="random, or stages of pretraining")
+    inits: list[Name] = Field(
+        ["random", "constrained"], min_length=1, description="initialisations: random, or pretraining stages"
+    )
     subjects_n: list[PositiveInt] = Field(min_length=1, description="numbers of annotated subjects")
-    repeats: PositiveInt = Field(3, description="draws of annotated subjects")
+    repeats: PositiveInt = Field(3, description="number of draws of annotated subjects")
     loss: LossSection = Field(LossSection(), description="focal Tversky loss")
     augmentation: AugmentationSection = Field(AugmentationSection(), description="random changes of training slices")
     training: FinetuningTrainingSection = Field(description="epochs, batch, learning rate")
-    evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation set")
+    evaluate_every: PositiveInt = Field(1, description="number of epochs between two evaluations on the validation set")
     head_block: bool = Field(
         False,
         json_schema_extra=ADDED,
         description="one more 3 x 3 convolution, with normalisation and ReLU, before the last one (authors' code)",
     )
     fresh_levels: NonNegativeInt = Field(
-        0, json_schema_extra=ADDED, description="so many of the last decoder levels stay random in every init"
+        0,
+        json_schema_extra=ADDED,
+        description="number of last decoder levels that start from random weights in every init",
     )
     trials: dict[Name, dict[str, Any]] = Field(
         {},
         json_schema_extra=ADDED,
-        description="settings to choose from; name: {dotted key below finetuning: its value}, such as training.epochs",
+        description="settings to compare; name: {key below finetuning: its value}, such as training.epochs",
     )
     chosen: dict[Name, Name] = Field(
         {},
         json_schema_extra=ADDED,
-        description="init: the trial whose settings it is finetuned with; others: the section as it stands",
+        description="init: the trial whose settings it uses; other inits use the section as it is",
     )
 
     @model_validator(mode="after")
@@ -86,7 +90,7 @@ class FinetuningSection(Section):
         return self
 
     def settings_of(self, init, trial=None):
-        """Return the settings of a cell: of the trial, else of the one chosen for the init, else as they stand here.
+        """Return the settings of a cell: of the trial, else of the trial chosen for the init, else of this section.
 
         Args:
             init: Its initialisation.
@@ -100,30 +104,38 @@ class FinetuningSection(Section):
 
 
 class SynthesisLossSection(Section):
-    """Loss of synthesised contrasts; the poster names none."""
+    """Loss of synthesised contrasts; the poster does not name one."""
 
     name: Literal["l1", "mse", "l1_ssim"] = Field("l1", description="l1_ssim: L1 + ssim_weight (1 - SSIM)")
-    ssim_weight: PositiveFloat = Field(1.0, description="weight of 1 - SSIM; of l1_ssim only")
+    ssim_weight: PositiveFloat = Field(1.0, description="weight of 1 - SSIM, for l1_ssim only")
 
 
 class SynthesisSection(Section):
     """Step 4 for contrast synthesis: the grid init x N x repeat."""
 
     inputs: list[Name] = Field(min_length=1, description="contrasts that the network sees")
-    targets: list[Name] = Field(min_length=1, description="contrasts that it makes, all at once")
-    inits: list[Name] = Field(["random", "constrained"], min_length=1, description="random, or stages of pretraining")
+    targets: list[Name] = Field(min_length=1, description="contrasts that it synthesises, all at once")
+    inits: list[Name] = Field(
+        ["random", "constrained"], min_length=1, description="initialisations: random, or pretraining stages"
+    )
     subjects_n: list[PositiveInt] = Field(min_length=1, description="numbers of subjects with all contrasts")
-    repeats: PositiveInt = Field(3, description="draws of these subjects")
+    repeats: PositiveInt = Field(3, description="number of draws of these subjects")
     loss: SynthesisLossSection = Field(SynthesisLossSection(), description="L1, mean squared error, or L1 and SSIM")
     augmentation: SynthesisAugmentationSection = Field(
         SynthesisAugmentationSection(), description="random changes of training crops"
     )
     training: FinetuningTrainingSection = Field(description="epochs, batch, learning rate")
-    evaluate_every: PositiveInt = Field(1, description="epochs between two looks at the validation crops")
-    fresh_levels: NonNegativeInt = Field(
-        0, json_schema_extra=ADDED, description="so many of the last decoder levels stay random in every init"
+    evaluate_every: PositiveInt = Field(
+        1, description="number of epochs between two evaluations on the validation crops"
     )
-    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one overlaps at least")
+    fresh_levels: NonNegativeInt = Field(
+        0,
+        json_schema_extra=ADDED,
+        description="number of last decoder levels that start from random weights in every init",
+    )
+    overlap: float = Field(
+        0.5, ge=0, lt=1, description="smallest overlap of neighbouring windows, as a share of a window"
+    )
 
     @model_validator(mode="after")
     def _validation_is_looked_at(self):

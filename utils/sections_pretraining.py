@@ -1,4 +1,4 @@
-"""The section `pretraining:` of a config: its stages, every key with type, default and meaning."""
+"""The section `pretraining` of a config: its stages, every key with type, default and meaning."""
 
 from typing import Annotated, Literal
 
@@ -11,47 +11,49 @@ IN_PLACE_OF = {"patch_mm": "patch_size", "nearest_share": "nearest_patches", "an
 
 
 class RegressionStage(Section):
-    """Restoring pixels that noise has replaced, single ones or whole blocks, with encoder and full decoder."""
+    """Encoder and full decoder restore pixels, single ones or whole blocks, that were replaced by noise."""
 
-    method: Literal["regression"] = Field(description="what kind of stage this is")
-    warm_start: FileName | None = Field(None, description="stage of this config, or a weights file")
+    method: Literal["regression"] = Field(description="kind of stage")
+    warm_start: FileName | None = Field(None, description="stage to start from, or a weights file")
     corrupted_share: float = Field(0.1, gt=0, le=1, description="share of the pixels replaced by noise")
-    noise: PositiveFloat = Field(0.01, description="standard deviation of that noise, in units of the [0, 1] image")
+    noise: PositiveFloat = Field(0.01, description="standard deviation of the noise, in units of the [0, 1] image")
     block_mm: PositiveFloat | None = Field(
         None,
         json_schema_extra=ADDED,
-        description="edge of square blocks replaced as a whole, in the unit of slices.pixel_size; null: single pixels",
+        description="edge of square blocks that are replaced as a whole, in the unit of slices.pixel_size; null: none",
     )
     block_px: PositiveInt | None = Field(
-        None, json_schema_extra=ADDED, description="the same in pixels; give one of the two"
+        None, json_schema_extra=ADDED, description="the edge in pixels; give one of the two"
     )
     training: TrainingSection = Field(description="epochs, batch, learning rate")
 
     def block_edge(self, pixel_size):
-        """Edge of a block in pixels, at least one; None for single pixels. `block_mm` needs the size of a pixel."""
+        """Return the edge of a block in pixels, at least 1; None for single pixels. `block_mm` needs the pixel size."""
         return max(1, round(self.block_mm / pixel_size)) if self.block_mm else self.block_px
 
 
 class GlobalStage(Section):
     """Global contrast on the encoder: SimCLR, or the anatomical contrast of Chaitanya et al. (G^D-)."""
 
-    method: Literal["global"] = Field(description="what kind of stage this is")
-    warm_start: FileName | None = Field(None, description="stage of this config, or a weights file")
+    method: Literal["global"] = Field(description="kind of stage")
+    warm_start: FileName | None = Field(None, description="stage to start from, or a weights file")
     temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
     features: PositiveInt = Field(128, description="size of the projected representation")
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = Field((0.6, 1.0), description="share of the field of view kept")
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.6, 1.0), description="smallest and largest share of the field of view that a crop keeps"
+    )
     brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
     contrast: Share = Field(0.3, description="largest relative change of contrast")
     n_partitions: int | None = Field(
         None,
         ge=2,
         json_schema_extra=ADDED,
-        description="parts along the slice axis; slices of the same part never repel each other; null: SimCLR",
+        description="parts along the slice axis; slices of the same part do not repel each other; null: SimCLR",
     )
     partition_positives: bool = Field(
         False,
         json_schema_extra=ADDED,
-        description="with n_partitions, slices of the same part of different volumes attract each other",
+        description="with n_partitions: slices of the same part attract each other, across volumes",
     )
     training: TrainingSection = Field(description="epochs, batch, learning rate")
 
@@ -59,15 +61,17 @@ class GlobalStage(Section):
 class LocalStage(Section):
     """Local contrast on the decoder: regions of two intensity-augmented views (Chaitanya et al., L^R)."""
 
-    method: Literal["local"] = Field(description="what kind of stage this is")
-    warm_start: FileName | None = Field(None, description="stage of this config, or a weights file")
+    method: Literal["local"] = Field(description="kind of stage")
+    warm_start: FileName | None = Field(None, description="stage to start from, or a weights file")
     freeze_encoder: bool = Field(True, description="train the decoder only, as Chaitanya et al. do")
-    decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
-    region_size: PositiveInt = Field(3, description="edge of a region, pixels of the decoder's output")
-    regions: int = Field(13, ge=2, description="regions drawn in each slice")
-    negatives: PositiveInt = Field(5, description="other regions that each is contrasted with, in both views")
+    decoder_levels: PositiveInt | None = Field(None, description="number of decoder levels; null: the full decoder")
+    region_size: PositiveInt = Field(3, description="edge of a region, in pixels of the decoder's output")
+    regions: int = Field(13, ge=2, description="number of regions drawn in each slice")
+    negatives: PositiveInt = Field(
+        5, description="number of other regions with which each is contrasted, in both views"
+    )
     temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
-    features: PositiveInt = Field(64, description="features per pixel of the projected map")
+    features: PositiveInt = Field(64, description="number of features per pixel of the projected map")
     brightness: float = Field(0.3, ge=0, description="largest shift, in units of the [0, 1] image")
     contrast: Share = Field(0.3, description="largest relative change of contrast")
     training: TrainingSection = Field(description="epochs, batch, learning rate")
@@ -76,65 +80,72 @@ class LocalStage(Section):
 class ConstrainedStage(Section):
     """Constrained contrastive learning (CCL) on encoder and decoder."""
 
-    method: Literal["constrained"] = Field(description="what kind of stage this is")
-    warm_start: FileName | None = Field(None, description="stage of this config, or a weights file")
-    decoder_levels: PositiveInt | None = Field(None, description="decoder levels trained; null: the full decoder")
+    method: Literal["constrained"] = Field(description="kind of stage")
+    warm_start: FileName | None = Field(None, description="stage to start from, or a weights file")
+    decoder_levels: PositiveInt | None = Field(None, description="number of decoder levels; null: the full decoder")
     patch_size: PositiveInt | None = Field(
-        4, description="patch edge, in pixels of the decoder's output; null where patch_mm is given"
+        4, description="patch edge, in pixels of the decoder's output; null if patch_mm is given"
     )
     patch_mm: PositiveFloat | None = Field(
         None,
         json_schema_extra=ADDED,
-        description="patch edge in mm, in place of patch_size: the nearest number of pixels that divides the image",
+        description="patch edge in mm, instead of patch_size; rounded to pixels that divide the image",
     )
     space: Name | None = Field(
-        None, json_schema_extra=ADDED, description="one of constraint_maps.spaces; null: constraint_maps.contrasts"
+        None,
+        json_schema_extra=ADDED,
+        description="contrast space of the maps: one of constraint_maps.spaces; null: constraint_maps.contrasts",
     )
     temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
     nearest_patches: PositiveInt | None = Field(
-        100, description="patches of the slice that an anchor is compared with; null where nearest_share is given"
+        100,
+        description="number of most similar patches that an anchor is compared with; null if nearest_share is given",
     )
     nearest_share: PositiveShare | None = Field(
         None,
         json_schema_extra=ADDED,
-        description="in place of nearest_patches: as a share of the slice's foreground patches (authors: about 0.06)",
+        description="instead of nearest_patches: share of the slice's foreground patches (authors: about 0.06)",
     )
     anchors_per_slice: PositiveInt | None = Field(
-        20, description="anchors, drawn from the foreground in every epoch; null where anchors_share is given"
+        20, description="number of anchors, drawn from the foreground in every epoch; null if anchors_share is given"
     )
     anchors_share: PositiveShare | None = Field(
         None,
         json_schema_extra=ADDED,
-        description="in place of anchors_per_slice: as a share of the slice's foreground patches",
+        description="instead of anchors_per_slice: share of the slice's foreground patches",
     )
-    comparison: Literal["pairwise", "setwise"] = Field("pairwise", description="positives one by one, or together")
+    comparison: Literal["pairwise", "setwise"] = Field(
+        "pairwise", description="contrast positives one by one, or jointly"
+    )
     anchor_is_positive: bool = Field(True, description="count the anchor among its own positives")
     background_patches: bool = Field(
-        True, json_schema_extra=ADDED, description="compare anchors with patches of the background as well"
+        True, json_schema_extra=ADDED, description="also compare anchors with background patches"
     )
     positive_within_mm: PositiveFloat | None = Field(
         None,
         json_schema_extra=ADDED,
-        description="patches of the anchor's class that are farther away are no positives, and no negatives; null: any",
+        description="patches of the anchor's class farther away are neither positives nor negatives; null: no limit",
     )
-    features: PositiveInt = Field(64, description="size of a patch's representation")
+    features: PositiveInt = Field(64, description="number of features of a patch's representation")
     patch_representation: Literal["mean", "concatenation"] = Field(
-        "mean", json_schema_extra=ADDED, description="of the pixels of a patch; authors' code: concatenation"
+        "mean",
+        json_schema_extra=ADDED,
+        description="how the features of a patch's pixels are combined; authors' code: concatenation",
     )
     head_normalization: bool = Field(
         False,
         json_schema_extra=ADDED,
-        description="group normalisation between the convolutions of the projection head, which then have no bias",
+        description="group normalisation between the two convolutions of the projection head, which then have no bias",
     )
     projection_position: bool = Field(
-        False, json_schema_extra=ADDED, description="show the projection head row and column of each pixel"
+        False, json_schema_extra=ADDED, description="give the row and column of each pixel to the projection head"
     )
     training: TrainingSection = Field(description="epochs, batch, learning rate")
 
     @model_validator(mode="before")
     @classmethod
     def _one_of_two_keys(cls, values):
-        """Set a number to null where a length or a share stands in its place, so that a config says one thing."""
+        """Set a number to null if a length or a share is given instead, so that only one of them applies."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -152,15 +163,15 @@ Stage = Annotated[RegressionStage | GlobalStage | LocalStage | ConstrainedStage,
 
 
 class PretrainingSection(Section):
-    """Step 3: stages run in order; a stage's name is the name of the initialisation it gives."""
+    """Pretraining (step 3): stages run in order; the name of a stage is the name of the initialisation it provides."""
 
     contrasts: list[Name] = Field(min_length=1, description="input contrasts of the network")
     contrasts_as: Literal["channels", "samples"] = Field(
         "channels",
         json_schema_extra=ADDED,
-        description="one input with all contrasts as channels, or one channel that sees each contrast in turn",
+        description="channels: all contrasts form one input; samples: one input channel sees each contrast in turn",
     )
-    stages: dict[Name, Stage] = Field(min_length=1, description="stage name: its settings, in the order of running")
+    stages: dict[Name, Stage] = Field(min_length=1, description="stage name: its settings, in the order of execution")
 
     @model_validator(mode="after")
     def _stages_are_in_order(self):
@@ -181,7 +192,7 @@ class PretrainingSection(Section):
 
 
 def _mistakes_of_stage(stage):
-    """What two keys of one stage say against each other."""
+    """Yield contradictions between the keys of one stage."""
     if stage.method == "global" and not stage.crop_scale[0] <= stage.crop_scale[1]:
         yield f"crop_scale: {list(stage.crop_scale)} must ascend"
     if stage.method == "global" and stage.n_partitions and stage.training.batch_size % stage.n_partitions:
@@ -198,7 +209,7 @@ def _mistakes_of_stage(stage):
 
 
 def mistakes_of_blocks(stages, pixel_size, image_size):
-    """What is wrong with the blocks of masked stages, given the side of a pixel (None: unknown) and the image size."""
+    """Yield mistakes in the blocks of masked stages, given the pixel size (None: unknown) and the image size."""
     for name, stage in stages.items():
         where = f"pretraining.stages.{name}"
         if stage.method == "regression" and stage.block_mm and not pixel_size:
