@@ -7,16 +7,20 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+
+from utils.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 PLACES = ("*.md", "docs/*.md", "docs/tutorials/*.md", "benchmarks/*.md", "results/*/README.md")
+FOLDERS = "configs|docs|results|benchmarks|data|evaluation|losses|models|training|utils|papers|profiles|tests"
 PAGES = sorted(path for place in PLACES for path in ROOT.glob(place))
 
 
 def commands():
     texts = [(ROOT / "README.md").read_text(), *(path.read_text() for path in (ROOT / "results").glob("*/README.md"))]
-    texts += [path.read_text() for path in (ROOT / "docs" / "tutorials").glob("*.md")]
+    texts += [path.read_text() for path in (ROOT / "docs").rglob("*.md")]
     texts += [(ROOT / name).read_text().split('"""')[1] for name in SCRIPTS]
     return sorted({match[0].strip() for text in texts for match in re.finditer(r"\b\w+\.py( [^`\n|#)]*)?", text)})
 
@@ -74,7 +78,21 @@ def links(page):
     return [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not target.startswith("http")]
 
 
-def test_every_path_of_the_readme_exists():
-    text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"`((?:configs|docs|results|benchmarks)/[\w/.]+)`", text):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", ["README.md", "docs/running.md", "docs/configs.md", "docs/architecture.md"])
+def test_every_path_of_a_page_exists(page):
+    text = (ROOT / page).read_text()
+    paths = re.findall(rf"`((?:{FOLDERS})/[\w/.]*)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert paths
+
+
+def test_the_config_of_the_readme_is_complete():
+    block = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    config = Config.model_validate(yaml.safe_load(block))
+    assert config.pretraining and config.finetuning and config.constraint_maps and config.slices
+
+
+def test_the_readme_shows_what_the_demo_prints_early():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert lines.index("$ make demo") < lines.index("report: runs/renal_demo/report/index.html") < 50
+    assert len(lines) < 125
