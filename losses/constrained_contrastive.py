@@ -1,6 +1,6 @@
 """Constrained local contrast: patches of one constraint class attract, similar patches of other classes repel.
 
-For each anchor the nearest patches of the same slice are found in the space of representations. Those that share the
+For each anchor, the patches of the same slice with the most similar representations are found. Those that share the
 anchor's class in the constraint map are its positives, the others its negatives (Umapathy et al. 2024).
 """
 
@@ -10,9 +10,9 @@ from losses.health import masked_mean, uniformity
 from losses.similarity import unit_vectors
 from utils.checks import InputError, check_axes
 
-EXCLUDED = -1e9  # finite: an anchor with nothing to compare keeps a zero gradient
-ROUNDING = 1e-5  # of squared distances in float32: a patch at just the limit is within it
-FIRST = 4.0  # beyond every cosine similarity: sorts the anchor before all other patches
+EXCLUDED = -1e9  # finite, so that an anchor without comparisons has a zero gradient
+ROUNDING = 1e-5  # rounding of squared distances in float32: a patch exactly at the limit is within it
+FIRST = 4.0  # above every cosine similarity, so that the anchor sorts before all other patches
 
 
 def constrained_contrastive_loss(
@@ -39,16 +39,16 @@ def constrained_contrastive_loss(
     dissimilar (s = 0) to everything and has no gradient.
 
     Args:
-        representations: `(B, P, F)`, of any length; compared by direction only, in float32.
+        representations: `(B, P, F)`, of any norm; only directions are compared, in float32.
         patch_classes: Class of each patch in the constraint map, integer `(B, P)`; background is a class as well.
             Patches of a negative class are not compared with anything.
         anchors: Patch index of each anchor, integer `(B, A)`, in [0, P); -1 where a slice has fewer anchors.
         temperature: Positive float, dimensionless.
-        nearest_patches: How many patches beside the anchor itself are compared with it; all if there are fewer. One
-            number, or one for each slice, integer `(B,)`; 0 leaves nothing but the anchor.
+        nearest_patches: Number of patches, besides the anchor, that are compared with it; all if there are fewer. One
+            number, or one for each slice, integer `(B,)`; 0 leaves only the anchor.
         most_nearest: With one number for each slice: the largest of them, known before there is a batch; larger ones
             count as this one. None: all patches.
-        positions: Where the patches lie, `(P, axes)`; needed with `positive_within`.
+        positions: Positions of the patches, `(P, axes)`; required with `positive_within`.
         positive_within: Largest distance of a positive from the anchor, in the unit of `positions`. Nearest patches of
             the anchor's class that lie farther away are neither positive nor negative. None: any distance.
         comparison: `"pairwise"` or `"setwise"`.
@@ -58,7 +58,7 @@ def constrained_contrastive_loss(
         Loss per slice, `(B,)` float32; 0 for a slice without anchors.
 
     Raises:
-        InputError: For shapes that do not fit, or an impossible setting.
+        InputError: For shapes that do not match, or an invalid setting.
 
     Reference:
         Umapathy et al., Med. Phys. 2024;51:2707; the selection follows the authors' code.
@@ -85,7 +85,7 @@ def anchor_health(
     positions=None,
     positive_within=None,
 ):
-    """Describe what the anchors of a batch have to learn from, for the log of a training.
+    """Describe the positives and negatives of the anchors of a batch, for the training log.
 
     Args:
         representations: `(B, P, F)`.
@@ -119,7 +119,7 @@ def anchor_health(
     }
     has_direction = similarity[..., :1] > 0  # the anchor with itself: 1, or 0 for a zero vector
     is_pair = ops.logical_and(is_positive, ops.logical_and(has_direction, is_anchor[..., None]))
-    # Anchors, not all patches: much of a slice is background, whose patches are all alike in a healthy training too.
+    # Anchors, not all patches: much of a slice is background, whose patches are alike even in a healthy training.
     own = ops.take_along_axis(representations, ops.maximum(anchors, 0)[..., None], axis=1)
     return {name: masked_mean(value, is_anchor) for name, value in values.items()} | {
         "alignment": masked_mean(ops.maximum(2 - 2 * similarity, 0.0), is_pair),
@@ -145,7 +145,7 @@ def pairwise_contrast(logits, is_positive, is_negative):
 
 
 def setwise_contrast(logits, is_positive, is_negative):
-    """Cost of an anchor's positives together against all its negatives; arguments as for `pairwise_contrast`."""
+    """Compute the loss of all positives of an anchor jointly; arguments as for `pairwise_contrast`."""
     positives, negatives = (
         ops.logsumexp(ops.where(mask, logits, EXCLUDED), axis=-1) for mask in (is_positive, is_negative)
     )
@@ -165,15 +165,15 @@ def _nearest(
     patch_classes, anchors = (ops.cast(indices, "int32") for indices in (patch_classes, anchors))
     index = ops.maximum(anchors, 0)
     similarity = ops.matmul(ops.take_along_axis(vectors, index[..., None], axis=1), ops.transpose(vectors, (0, 2, 1)))
-    # Identical patches tie with the anchor and a zero vector has no similarity even to itself: lift the anchor to the
-    # front, where the selection cannot lose it. The choice of patches is a constant for the gradient.
+    # Identical patches tie with the anchor, and a zero vector has no similarity even to itself: move the anchor to the
+    # front, so that it is always selected. The selection of patches is constant for the gradient.
     order = ops.stop_gradient(similarity) + FIRST * ops.one_hot(index, patches, dtype="float32")
     order = ops.where(patch_classes[:, None, :] < 0, -FIRST, order)  # after all others; masked below if still chosen
     _, nearest = ops.top_k(order, min(most + 1, patches))
     similarity = ops.take_along_axis(similarity, nearest, axis=-1)
     classes = ops.take_along_axis(patch_classes[:, None, :], nearest, axis=-1)
     is_compared = classes >= 0
-    if _is_per_slice(nearest_patches):  # as many for all slices were selected, most similar first: cut off by rank
+    if _is_per_slice(nearest_patches):  # selected: the same number for all slices, most similar first
         wanted = ops.cast(nearest_patches, "int32")[:, None, None]
         is_compared = ops.logical_and(is_compared, ops.arange(nearest.shape[-1], dtype="int32") <= wanted)
     is_positive = ops.logical_and(classes == classes[..., :1], is_compared)

@@ -1,11 +1,11 @@
-"""Global contrast: whole images whose representations should agree, or not."""
+"""Global contrast: representations of whole images that should agree or differ."""
 
 from keras import ops
 
 from losses.similarity import unit_vectors
 from utils.checks import InputError, check_axes
 
-EXCLUDED = -1e9  # finite: nothing to compare with gives a zero gradient
+EXCLUDED = -1e9  # finite, so that a view without comparisons has a zero gradient
 
 
 def simclr_loss(view_a, view_b, *, temperature=0.1):
@@ -52,14 +52,14 @@ def anatomical_contrastive_loss(views, partitions, *, temperature=0.1, same_part
         views: Representations of V >= 2 views of each slice, `(V, B, F)`.
         partitions: Which part of its volume each slice comes from, integer `(B,)`.
         temperature: Positive float t, dimensionless.
-        same_part_attracts: Whether a slice's views are positives of those of all slices of its part.
+        same_part_attracts: Whether the views of all slices of a part are positives of one another.
 
     Returns:
         Loss per slice, the mean over the ordered pairs whose first view is one of its V, `(B,)` float32; 0 for a slice
         without negatives.
 
     Raises:
-        InputError: For shapes that do not fit, a single view, or a temperature that is not positive.
+        InputError: For shapes that do not match, a single view, or a temperature that is not positive.
 
     Reference:
         Chaitanya et al., NeurIPS 2020, Eq. 1 with the negatives of variant G^{D-}; with `same_part_attracts` the pairs

@@ -1,7 +1,7 @@
-"""Health of representations: do positives agree, and do all others still differ?
+"""Health of representations: whether positives agree and all others differ.
 
-Nothing here is trained on. The values are measured on the fixed validation images, for the log of a training. All of
-them look at directions only, in float32; a zero vector has none and stays at the origin.
+None of these values is a training loss. They are measured on the fixed validation images, for the training log. All
+use directions only, in float32; a zero vector has no direction and stays at the origin.
 """
 
 from keras import ops
@@ -25,7 +25,7 @@ def view_health(view_a, view_b, is_counted=None):
         [0, 4], 0 if nothing is counted; `uniformity` and `feature_spread`, each the mean over both views.
 
     Raises:
-        InputError: For shapes that do not fit.
+        InputError: For shapes that do not match.
 
     Reference:
         Alignment: Wang & Isola, ICML 2020, Sec. 4.1, alpha = 2.
@@ -45,8 +45,8 @@ def uniformity(vectors, is_counted=None):
 
     log( mean over all pairs i != j of exp(-t |u_i - u_j|^2) ), u unit vectors, t = 2
 
-    It is 0 where all point the same way and about -4 where they point everywhere; a few vectors that avoid one another
-    reach lower values, two opposite ones -8.
+    It is 0 if all point in the same direction and about -4 if they are uniformly distributed; a few vectors that repel
+    one another reach lower values, two opposite ones -8.
 
     Args:
         vectors: `(..., N, F)`, one set for each of the leading axes; pairs are formed within a set only.
@@ -68,7 +68,7 @@ def uniformity(vectors, is_counted=None):
     distances = ops.maximum(squares[..., :, None] + squares[..., None, :] - 2 * products, 0.0)
     is_pair = weight[..., :, None] * weight[..., None, :] * (1 - ops.eye(ops.shape(vectors)[-2], dtype="float32"))
     has_pair = ops.any(is_pair > 0, axis=(-2, -1))
-    # Squared distances lie in [0, 4]: neither the exponential nor its logarithm can leave the range of a float.
+    # Squared distances are in [0, 4]: neither the exponential nor its logarithm can overflow.
     potential = masked_mean(ops.exp(-SHARPNESS * distances), is_pair, axis=(-2, -1))
     return masked_mean(ops.log(ops.where(has_pair, potential, 1.0)), has_pair)
 
@@ -76,9 +76,9 @@ def uniformity(vectors, is_counted=None):
 def feature_spread(vectors, is_counted=None):
     """Measure how much the unit vectors of a set differ: the standard deviation of a feature, times sqrt(F).
 
-    It is 1 for directions without preference and 0 where all point the same way. Where all features vary alike, the
-    mean cosine similarity of two vectors is 1 - spread^2. Vectors that share a line, but not its sign, count as spread;
-    `uniformity` tells them apart.
+    It is 1 for isotropic directions and 0 if all point in the same direction. If all features vary equally, the mean
+    cosine similarity of two vectors is 1 - spread^2. Vectors that are parallel or antiparallel count as spread;
+    `uniformity` distinguishes these.
 
     Args:
         vectors: `(..., N, F)`, one set for each of the leading axes.
@@ -118,7 +118,7 @@ def _weight(vectors, is_counted):
 
 
 def _check_alike(name, shape, expected):
-    """Raise InputError unless two shapes are equal as far as they are known."""
+    """Raise InputError if the known sizes of two shapes differ."""
     sizes = zip(shape, expected, strict=False)
     if len(shape) != len(expected) or any(len({*pair} - {None}) > 1 for pair in sizes):
         raise InputError(f"{name}: shape {tuple(shape)}, expected {tuple(expected)}")

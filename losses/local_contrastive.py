@@ -6,21 +6,21 @@ from keras import ops
 from losses.similarity import unit_vectors
 from utils.checks import InputError
 
-EXCLUDED = -1e9  # finite: a region with nothing to compare keeps a zero gradient
+EXCLUDED = -1e9  # finite, so that a region without comparisons has a zero gradient
 
 
 def local_contrastive_loss(map_a, map_b, *, region_size=3, regions=13, negatives=5, temperature=0.1, seed):
     """Compute local contrast between two intensity-augmented views of the same slices.
 
-    Draws regions and their negatives from `seed` and returns `region_contrast`. A training that wants new regions in
-    every step calls the two parts itself.
+    Draws regions and their negatives from `seed` and returns `region_contrast`. To draw new regions in every step, call
+    the two functions separately.
 
     Args:
         map_a: Feature maps of the first views, `(B, H, W, F)` (or `(B, H, W, D, F)`).
         map_b: Feature maps of the second views, same shape.
         region_size: Edge of a region, pixels of the feature map.
         regions: Regions R drawn in each slice.
-        negatives: Other regions of the slice that each region is contrasted with, in both views.
+        negatives: Number of other regions of the slice with which each is contrasted, in both views.
         temperature: Positive float t, dimensionless.
         seed: Integer; equal seeds draw equal regions, on every backend.
 
@@ -28,7 +28,7 @@ def local_contrastive_loss(map_a, map_b, *, region_size=3, regions=13, negatives
         Loss per slice, `(B,)` float32.
 
     Raises:
-        InputError: For shapes that differ, or an impossible setting.
+        InputError: For shapes that differ, or an invalid setting.
 
     Reference:
         Chaitanya et al., NeurIPS 2020, L^R.
@@ -39,7 +39,7 @@ def local_contrastive_loss(map_a, map_b, *, region_size=3, regions=13, negatives
 
 
 def draw_regions(count, map_size, generator, region_size=3, regions=13, negatives=5):
-    """Draw regions that do not overlap, and for each the regions it is contrasted with.
+    """Draw regions that do not overlap, and the negatives of each.
 
     Each slice is covered by a grid of regions with a random offset; `regions` of its cells are drawn.
 
@@ -62,7 +62,7 @@ def draw_regions(count, map_size, generator, region_size=3, regions=13, negative
     corners = np.full((count, regions, len(map_size)), -1, "int32")
     is_negative = np.zeros((count, regions, regions), bool)
     for slice_corners, slice_negatives in zip(corners, is_negative, strict=True):
-        # Where the size is no multiple of the region the grid may begin a few pixels later.
+        # If the size is not a multiple of the region, the grid may begin a few pixels later.
         offset = [generator.integers(length % region_size + 1) for length in map_size]
         cells = [length // region_size for length in map_size]
         drawn = generator.permutation(int(np.prod(cells)))[:regions]
@@ -80,7 +80,7 @@ def region_contrast(map_a, map_b, corners, is_negative, *, region_size=3, temper
 
         cost(r) = -log( exp(s(r, r') / t) / (exp(s(r, r') / t) + sum_n exp(s(r, n) / t)) )
 
-    s is the cosine similarity of all features of a region, its pixels side by side.
+    s is the cosine similarity of the concatenated features of a region's pixels.
 
     Args:
         map_a: `(B, H, W[, D], F)`.
@@ -95,7 +95,7 @@ def region_contrast(map_a, map_b, corners, is_negative, *, region_size=3, temper
         without negatives costs 0 and counts in the mean.
 
     Raises:
-        InputError: For shapes that do not fit, or a temperature that is not positive.
+        InputError: For shapes that do not match, or a temperature that is not positive.
 
     Reference:
         Chaitanya et al., NeurIPS 2020, L^R; negatives from both views as in their code.
@@ -122,7 +122,7 @@ def regions_of(feature_map, corners, region_size):
         region_size: Edge of a region, pixels.
 
     Returns:
-        `(B, R, region_size**rank * F)`, the features of a region's pixels side by side, in row-major order.
+        `(B, R, region_size**rank * F)`, the concatenated features of a region's pixels, in row-major order.
     """
     corners = ops.cast(corners, "int32")
     *size, features = feature_map.shape[1:]

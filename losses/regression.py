@@ -10,8 +10,8 @@ def masked_l1(reconstruction, image, corrupted):
 
     loss = sum |M * reconstruction - M * image| / sum M, with M = 1 at corrupted pixels
 
-    The paper writes the sum; the mean differs from it by the number of corrupted values, so that the size of the loss
-    does not depend on the size of the image (docs/deviations.md).
+    The paper writes the sum; the mean differs from it by the number of corrupted values, so that the loss
+    does not depend on the image size (docs/deviations.md).
 
     Args:
         reconstruction: Output of the network, `(B, H, W[, D], C)`.
@@ -23,7 +23,7 @@ def masked_l1(reconstruction, image, corrupted):
         Loss per image, `(B,)` float32; 0 for an image without corrupted pixels.
 
     Raises:
-        InputError: For shapes that do not fit.
+        InputError: For shapes that do not match.
 
     Reference:
         arXiv 2205.13109, Sec. II.B, second equation.
@@ -37,7 +37,7 @@ def masked_l1(reconstruction, image, corrupted):
         )
     reconstruction, image, weight = (ops.cast(tensor, "float32") for tensor in (reconstruction, image, corrupted))
     axes = tuple(range(1, len(shapes[1])))
-    # Selecting, not multiplying: what the network puts beside the corrupted pixels, finite or not, has no effect.
+    # Select instead of multiply: values outside the corrupted pixels, finite or not, must have no effect.
     error = ops.where(weight > 0, ops.abs(ops.where(weight > 0, reconstruction, image) - image), 0.0)
     count = ops.sum(weight, axis=axes) * (shapes[1][-1] // shapes[2][-1])
     return ops.sum(error, axis=axes) / ops.maximum(count, 1.0)

@@ -9,7 +9,7 @@ from keras import ops
 from utils.checks import InputError
 
 ABSENT = 1e-6  # pixels; a class with less than this in target and prediction together is absent
-SMALLEST = 1e-7  # probability; where a softmax in float32 ends
+SMALLEST = 1e-7  # probability; the resolution of a softmax in float32
 NEAR_PERFECT = 1e-7  # Tversky cost below which the focal power is replaced by its chord
 
 
@@ -57,8 +57,8 @@ def focal_tversky_loss(
 ):
     """Compute sum_k w_k (1 - TI_k)^(1 / focus), with TI_k = TP / (TP + a FP + b FN) of soft counts.
 
-    The slope of that power is infinite at a perfect class when focus > 1; below 1 - TI = 1e-7 the straight line to
-    the origin takes its place, so that the gradient stays finite.
+    For focus > 1, the slope of that power is infinite at a perfect class; below 1 - TI = 1e-7 it is replaced by the
+    straight line to the origin, so that the gradient stays finite.
 
     Args:
         target: Class index, integer `(B, H, W[, D])`, or one-hot `(B, H, W[, D], K)`; the number of axes decides.
@@ -74,7 +74,7 @@ def focal_tversky_loss(
         Scalar float32; `(B,)` with `reduce="image"`.
 
     Raises:
-        InputError: For shapes, class weights or a focus that do not fit.
+        InputError: For mismatched shapes or class weights, or an invalid focus.
 
     Reference:
         Abraham and Khan, ISBI 2019, Eq. 4 with gamma = focus = 4/3.
@@ -91,8 +91,8 @@ def focal_tversky_loss(
 def balanced_cross_entropy(target, probabilities, *, class_weights=None):
     """Compute the mean over classes of the mean over their pixels of -log(probability of the class).
 
-    The Tversky index of a class that the network has given up has no slope; this cost has one, and the same for a
-    small organ as for the background. Classes absent from the target do not count.
+    The Tversky index of a class that the network no longer predicts has no gradient; this cost does, and it is equal
+    for a small organ and the background. Classes absent from the target do not count.
 
     Args:
         target: As for `focal_tversky_loss`.
@@ -103,7 +103,7 @@ def balanced_cross_entropy(target, probabilities, *, class_weights=None):
         Scalar float32, over the whole batch.
 
     Raises:
-        InputError: For shapes or class weights that do not fit.
+        InputError: For mismatched shapes or class weights.
 
     Reference:
         Ours; class-balanced cross-entropy as in Xie and Tu, ICCV 2015, for K classes.
@@ -114,7 +114,7 @@ def balanced_cross_entropy(target, probabilities, *, class_weights=None):
 
 
 def plain_cross_entropy(target, probabilities, *, class_weights=None):
-    """Compute the mean over pixels of -log(probability of the pixel's class): a class counts by its size.
+    """Compute the mean over pixels of -log(probability of the pixel's class): classes count in proportion to size.
 
     cost = sum_i w_k(i) * -log p_i,k(i) / sum_i w_k(i), with k(i) the class of pixel i
 
@@ -127,10 +127,10 @@ def plain_cross_entropy(target, probabilities, *, class_weights=None):
         Scalar float32, over the whole batch.
 
     Raises:
-        InputError: For shapes or class weights that do not fit.
+        InputError: For mismatched shapes or class weights.
 
     Reference:
-        Ronneberger et al., MICCAI 2015, Eq. 1, with weights by class instead of by pixel, and the mean for the sum.
+        Ronneberger et al., MICCAI 2015, Eq. 1, with weights by class, not by pixel, and the mean, not the sum.
     """
     costs, pixels = _log_costs(target, probabilities)
     weights = ops.convert_to_tensor(_weights(class_weights, costs.shape[-1]))

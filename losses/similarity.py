@@ -2,7 +2,7 @@
 
 from keras import ops
 
-SHORTEST = 1e-16  # squared length; below it a vector counts as zero and keeps a zero gradient
+SHORTEST = 1e-16  # squared length; shorter vectors count as zero and have a zero gradient
 
 
 def unit_vectors(vectors):
@@ -17,5 +17,5 @@ def unit_vectors(vectors):
     vectors = ops.cast(vectors, "float32")
     squares = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     is_zero = squares < SHORTEST
-    # The inner `where` keeps the gradient of the branch that is not taken finite.
+    # The inner `where` keeps the gradient of the unused branch finite.
     return vectors * ops.where(is_zero, 0.0, ops.rsqrt(ops.where(is_zero, 1.0, squares)))

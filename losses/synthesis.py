@@ -1,7 +1,7 @@
-"""Contrast synthesis: how far synthesised contrasts are from the acquired ones.
+"""Losses for contrast synthesis: differences between synthesised and acquired contrasts.
 
-The poster names no loss, so every choice here is ours: L1 (the default elsewhere in the field), the mean squared
-error, which is one of its three measures, and L1 with the structural similarity, another of them.
+The poster does not name its loss, so every choice here is ours: L1 (the usual choice in the field), the mean squared
+error, which is one of the poster's three measures, and L1 with the structural similarity, which is another.
 """
 
 import numpy as np
@@ -25,14 +25,14 @@ def synthesis_loss(target, prediction, *, name="l1", ssim_weight=1.0, mask=None,
         prediction: Synthesised contrasts, `(B, H, W[, D], C)`.
         name: `"l1"`, `"mse"` or `"l1_ssim"`.
         ssim_weight: Weight of 1 - SSIM, not negative.
-        mask: Voxels that count, boolean or 0 and 1, `(B, H, W[, D])`, a channel axis of 1 behind it or not; None: all.
-        data_range: Largest minus smallest possible value; of the SSIM only.
+        mask: Voxels that count, boolean or 0 and 1, `(B, H, W[, D])`, optionally with a channel axis of 1; None: all.
+        data_range: Largest minus smallest possible value; used by the SSIM only.
 
     Returns:
         Loss per image, `(B,)` float32; 0 for an image whose mask is empty.
 
     Raises:
-        InputError: For an unknown name, a negative weight, or shapes that do not fit.
+        InputError: For an unknown name, a negative weight, or mismatched shapes.
 
     Reference:
         Umapathy et al., "Learning contrast synthesis in MRI using a constrained contrastive learning approach"
@@ -63,27 +63,27 @@ def mse_loss(target, prediction, *, mask=None):
 
 
 def ssim_loss(target, prediction, *, mask=None, data_range=1.0):
-    """Compute 1 - the mean structural similarity per image; each contrast has a similarity of its own.
+    """Compute 1 - the mean structural similarity per image, over the similarities of the contrasts.
 
     SSIM = (2 m_t m_p + c1) (2 v_tp + c2) / ((m_t^2 + m_p^2 + c1) (v_t + v_p + c2)),
     with local means m, variances v and covariance v_tp under a Gaussian window of sigma 1.5, 11 wide along each of
     the two or three axes, c1 = (0.01 data_range)^2 and c2 = (0.03 data_range)^2.
 
-    The mean runs over the voxels whose window lies within the image, as in Wang et al. Along an axis of fewer than
-    11 voxels the window is the largest odd number of voxels that fits. With a mask it runs over the voxels of the
-    mask among those; their windows reach up to five voxels beyond the mask.
+    The mean is taken over the voxels whose window lies within the image, as in Wang et al., and with a mask over those
+    of them in the mask; their windows reach up to five voxels beyond it. Along an axis of fewer than 11 voxels, the
+    width of the window is the largest odd number that fits.
 
     Args:
         target: As for `synthesis_loss`.
         prediction: As for `synthesis_loss`.
         mask: As for `synthesis_loss`.
-        data_range: As for `synthesis_loss`; values much larger than it lose precision.
+        data_range: As for `synthesis_loss`; much larger values lose precision.
 
     Returns:
         Loss per image, `(B,)` float32, in [0, 2]; 0 where no voxel counts.
 
     Raises:
-        InputError: For a data range that is not positive, or shapes that do not fit.
+        InputError: For a data range that is not positive, or mismatched shapes.
 
     Reference:
         Wang et al., IEEE Trans. Image Process. 2004, Eq. 13; population, not sample, variances, as there.
@@ -116,8 +116,8 @@ def _similarity(target, prediction, widths, data_range):
 def _local_means(images, widths):
     """Means under the Gaussian window, axis by axis and channel by channel, where the window fits.
 
-    As sums of shifted images: convolutions and matrix products round their factors to ten bits on recent GPUs (TF32),
-    which is more than the variance of smooth tissue.
+    Computed as sums of shifted images: on recent GPUs, convolutions and matrix products round their factors to ten bits
+    (TF32), and this error exceeds the variance of smooth tissue.
     """
     for axis, width in enumerate(widths, start=1):
         kept, half = images.shape[axis] - width + 1, width // 2
@@ -132,12 +132,12 @@ def _local_means(images, widths):
 
 
 def _inside(prediction, target, mask):
-    """The prediction, and the target where it does not count: what stands there, finite or not, has no effect."""
+    """Return the prediction, replaced by the target outside the mask, so that values there have no effect."""
     return prediction if mask is None else ops.where(mask > 0, prediction, target)
 
 
 def _mean(cost, mask):
-    """Mean of `(B, ..., C)` per image over the voxels of a mask `(B, ..., 1)`, or over all."""
+    """Return the mean of `(B, ..., C)` per image over the voxels of a mask `(B, ..., 1)`, or over all."""
     axes = tuple(range(1, len(cost.shape)))
     if mask is None:
         return ops.mean(cost, axis=axes)

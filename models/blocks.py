@@ -16,7 +16,7 @@ class HeNormal(keras.initializers.Initializer):
     """Normal weights of variance 2 / fan-in, drawn by numpy and therefore equal on every Keras backend.
 
     Args:
-        seed: Integer; give every layer a seed of its own.
+        seed: Integer; every layer needs its own seed.
 
     Reference:
         He et al., ICCV 2015, Eq. 10. Not truncated, unlike the Keras initializer of that name (ours).
@@ -32,12 +32,12 @@ class HeNormal(keras.initializers.Initializer):
         return keras.ops.convert_to_tensor(values.astype("float32"), dtype=dtype)
 
     def get_config(self):
-        """Return what rebuilds this initializer."""
+        """Return the arguments that rebuild this initializer."""
         return {"seed": self.seed}
 
 
 def convolution(rank, filters, kernel_size, name, seed, **options):
-    """Build a convolution that keeps the image size, with initial weights that only this layer has.
+    """Build a convolution that keeps the image size, with initial weights of its own.
 
     Args:
         rank: 2 for images, 3 for volumes.
@@ -53,7 +53,7 @@ def convolution(rank, filters, kernel_size, name, seed, **options):
 
 
 def groups_of(filters):
-    """Number of groups in which so many filters are normalised: of four channels each, where that divides them."""
+    """Return the number of normalisation groups: four channels each, if that divides the number of filters."""
     return math.gcd(filters, max(1, filters // CHANNELS_PER_GROUP))
 
 
@@ -68,7 +68,7 @@ def conv_norm_relu(x, rank, filters, kernel_size, part, seed, number=None):
         rank: 2 or 3.
         filters: Number of output channels.
         kernel_size: Edge of the kernel in pixels.
-        part: Beginning of the layer names, such as `encoder_3`.
+        part: Prefix of the layer names, such as `encoder_3`.
         seed: Integer seed of the network.
         number: Which convolution of its level this is; None for the one after upsampling, named `<part>_up`.
 

@@ -1,7 +1,7 @@
-"""Networks as files: read from a model folder, and as plain Keras models, which load without this suite.
+"""Networks as files: reading from a model folder, and plain Keras models that load without this suite.
 
-The suite's networks differ from plain Keras in one thing, how initial weights are drawn (`models.blocks.HeNormal`);
-with trained weights they do without.
+The suite's networks differ from plain Keras only in how initial weights are drawn (`models.blocks.HeNormal`), which
+is irrelevant once they have trained weights.
 """
 
 import keras
@@ -20,14 +20,14 @@ def load_network(folder, model):
 
     Args:
         folder: Its path.
-        model: What its model.json says, from `utils.model_description.read_model_description`.
+        model: Content of its model.json, from `utils.model_description.read_model_description`.
 
     Returns:
         A `keras.Model` from images `(B, H, W[, D], C)` to `(B, H, W[, D], K)`: probabilities of background and
         classes, or synthesised contrasts.
 
     Raises:
-        InputError: The file is missing, damaged, would run code of its own, or holds another network.
+        InputError: The file is missing, corrupt, would run its own code, or holds a different network.
     """
     if "targets" in model:
         size = model["crop_size"]
@@ -46,23 +46,23 @@ def load_network(folder, model):
 
 
 def read_keras(path):
-    """Read a .keras file; nothing in it is run as code (Keras' `safe_mode`)."""
+    """Read a .keras file without running code from it (Keras' `safe_mode`)."""
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (*DAMAGE, KeyError, ImportError) as error:
-        # Keras says what is wrong in the first line, and what it was reading in the others.
+        # Keras states the error in the first line, and what it was reading in the others.
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise InputError(f"{path}: cannot be read as a Keras model ({reason[:200]}); {AGAIN}") from None
 
 
 def write_keras(network, path):
-    """Write a .keras file, complete or not at all."""
+    """Write a .keras file atomically."""
     with atomic_path(path) as temporary:
         network.save(temporary)
 
 
 def portable(network, image_shape=None):
-    """Copy a network into layers that Keras alone can load; layer names and weights stay.
+    """Copy a network into layers that Keras alone can load, keeping layer names and weights.
 
     Args:
         network: A `keras.Model` of `models.unet` with one input.
@@ -79,7 +79,7 @@ def portable(network, image_shape=None):
 
 
 def mean_of(networks):
-    """Join networks of one shape into one, whose output is the mean of theirs.
+    """Combine networks of the same shape into one that averages their outputs.
 
     Args:
         networks: `keras.Model`s with the same input and output shape; from `portable`, if the result is to be.
@@ -121,7 +121,7 @@ def pretrained_encoder(arrays, channels, *, rank, filters):
 def _plain_layer(layer):
     settings = layer.get_config()
     if "kernel_initializer" in settings:
-        settings["kernel_initializer"] = "zeros"  # Keras knows it, and it takes no time
+        settings["kernel_initializer"] = "zeros"  # known to Keras, and fast
     return type(layer).from_config(settings)
 
 

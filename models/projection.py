@@ -1,4 +1,4 @@
-"""Projection heads: layers of the pretraining networks that finetuning throws away."""
+"""Projection heads: layers of the pretraining networks that finetuning discards."""
 
 import keras
 import numpy as np
@@ -53,7 +53,7 @@ def project_patches(
         seed: Integer seed of the network.
         patch_representation: `"mean"` over the pixels of a patch, or their `"concatenation"` in row-major order.
         head_normalization: Normalise in groups between the two convolutions, which then have no bias.
-        projection_position: Show the head where each pixel lies.
+        projection_position: Give the head the position of each pixel.
 
     Returns:
         Representations, `(B, P, F)` float32, not normalised: the loss does that. Concatenated, a patch of n pixels has
@@ -76,7 +76,7 @@ def project_patches(
     else:
         x = convolution(rank, features, 1, "projection_conv_1", seed, activation="relu")(x)
     if patch_size > 1 and patch_representation == "mean":
-        # Averaging before the last convolution gives what averaging after it would (both are linear), at 1/16 the cost.
+        # Averaging before the last convolution equals averaging after it (both are linear), at 1/16 of the cost.
         pool = {2: layers.AveragePooling2D, 3: layers.AveragePooling3D}[rank]
         x = pool(patch_size, dtype="float32", name="projection_average")(x)
     x = convolution(rank, features, 1, "projection_conv_2", seed, use_bias=not head_normalization)(x)
@@ -86,7 +86,7 @@ def project_patches(
 
 
 def _side_by_side(x, rank, patch_size):
-    """Move the pixels of each patch behind one another, `(B, h, w[, d], edge, edge[, edge], F)`."""
+    """Gather the pixels of each patch, `(B, h, w[, d], edge, edge[, edge], F)`."""
     *sizes, features = x.shape[1:]
     split = [part for size in sizes for part in (size // patch_size, patch_size)]
     x = layers.Reshape((*split, features), name="projection_split")(x)
@@ -96,7 +96,7 @@ def _side_by_side(x, rank, patch_size):
 
 @keras.saving.register_keras_serializable(package="mrccl")
 class Coordinates(layers.Layer):
-    """Add to a feature map `(B, H, W[, D], channels)` one channel per axis: where a pixel lies, from -1 to 1."""
+    """Add to a feature map `(B, H, W[, D], channels)` one channel per axis: the position of a pixel, from -1 to 1."""
 
     def call(self, x):
         """Return `(B, H, W[, D], channels + axes)`; -1 and 1 are the borders of the map, pixels have centres."""

@@ -1,4 +1,4 @@
-"""Gradient checkpointing by levels: less memory per training step, for computing every level twice."""
+"""Gradient checkpointing by levels: less memory per training step, at the cost of computing every level twice."""
 
 import re
 
@@ -8,21 +8,21 @@ from utils.checks import InputError
 
 
 def rematerialised(network):
-    """Let a network keep only the inputs of its levels for the backward pass, and compute the rest again there.
+    """Make a network store only the inputs of its levels for the backward pass, and recompute the rest there.
 
-    A level is one of the encoder, one of the decoder, or the head. The values of the largest one still exist at once:
-    in three dimensions that is the last decoder level, whose maps are as large as the image.
+    A level is one of the encoder, one of the decoder, or the head. All activations of the largest level
+    are still in memory at once: in three dimensions the last decoder level, whose maps are as large as the image.
 
     Args:
         network: A model of `build_unet` or `build_encoder`. Its layers must neither draw random numbers nor change
-            state, which the second computation would repeat.
+            state, because the second computation would repeat this.
 
     Returns:
-        Function `(image, training=None) -> output` of the same values and gradients, on the network's own layers. On
-        JAX it saves nothing on a CPU, where XLA merges the second computation with the first.
+        Function `(image, training=None) -> output` with the same values and gradients, on the same layers. With
+        JAX on a CPU it saves nothing, because XLA merges the second computation with the first.
 
     Raises:
-        InputError: For a network that is not built of levels.
+        InputError: For a network that does not consist of levels.
 
     Reference:
         Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174.
@@ -59,7 +59,7 @@ def rematerialised(network):
 
 
 def _synthesis_head(network):
-    """Return the head that sees the image as well, layer by layer: as a `keras.Model` it would change the network."""
+    """Return the head that also receives the image, layer by layer: a `keras.Model` would change the network."""
     layers = [layer for layer in network.layers if layer.name.startswith("synthesis")]
 
     def call(maps, training=None):
@@ -72,10 +72,10 @@ def _synthesis_head(network):
 
 
 def _compute(level, training, *maps):
-    """Apply a level to feature maps and remember these alone."""
+    """Apply a level to feature maps and store only these."""
 
-    # A new function each time: JAX would answer for a known one with the weights that it had before. `training` is no
-    # argument of it: TensorFlow takes no keyword arguments there, and as a tensor it would be no Python value.
+    # A new function each time: for a known one, JAX would use the previous weights. `training` is not an argument,
+    # because TensorFlow accepts no keyword arguments there, and as a tensor it would not be a Python value.
     def compute(*maps):
         return level(maps if len(maps) > 1 else maps[0], training=training)
 

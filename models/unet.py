@@ -33,7 +33,7 @@ def build_encoder(image_shape, *, rank=2, filters=FILTERS, head="projection", fe
         of the deepest level.
 
     Raises:
-        InputError: For sizes the levels cannot halve, or an unknown head.
+        InputError: For sizes that the levels cannot halve, or an unknown head.
     """
     _check(image_shape, rank, filters)
     _check_choice("head", head, ("projection", None))
@@ -85,7 +85,7 @@ def build_unet(
         segmentation), or representations `(B, P, F)` float32 of patches in row-major order.
 
     Raises:
-        InputError: For sizes the levels or patches do not divide, or an impossible choice.
+        InputError: For sizes that the levels or patches do not divide, or an invalid choice.
     """
     _check(image_shape, rank, filters)
     _check_choice("head", head, (*OUTPUT_ACTIVATIONS, "projection", None))
@@ -111,7 +111,7 @@ def build_unet(
 
 
 def feature_levels(network):
-    """Return the same network with other outputs: features of its deepest encoder level and of each decoder level.
+    """Return the same network with different outputs: features of the deepest encoder level and each decoder level.
 
     Args:
         network: From `build_unet`; layers and weights are shared with it.
@@ -134,13 +134,13 @@ def _encode(image, rank, filters, seed):
 
 
 def _join_image(x, image, rank, seed):
-    """Show the image itself to the head that synthesises: normalisation has taken absolute intensities away."""
+    """Give the synthesis head the image itself, because normalisation removes absolute intensities."""
     x = layers.Concatenate(name="synthesis_skip")([x, image])
     return convolution(rank, SYNTHESIS_FILTERS, 1, "synthesis_hidden", seed, activation="relu")(x)
 
 
 def _output(x, rank, head, channels, seed):
-    # float32 under mixed precision too: half-precision probabilities would round the loss and its gradient.
+    # float32 also under mixed precision: half-precision probabilities would round the loss and its gradient.
     x = convolution(rank, channels, 1, f"{head}_conv", seed, dtype="float32")(x)
     return layers.Activation(OUTPUT_ACTIVATIONS[head], dtype="float32", name=head)(x)
 
