@@ -1,0 +1,171 @@
+"""The cure that a message advises works: it is typed, and what it is typed with exists in the script that is named."""
+
+import argparse
+import importlib
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.bad_input.harness import ROOT, messages_of, run
+from tests.bad_input.test_configs import CASES as CONFIGS
+from tests.bad_input.test_configs import SOUND
+from tests.cohort import AFFINE, save, volumes, write_cohort
+from utils.checks import InputError
+from utils.config import load_config
+
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+ROOMS = ["data", "evaluation", "losses", "models", "training", "utils"]
+SHARED = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+COMMAND = re.compile(r"(?<![%X/\w])([a-z_0-9]+)\.py((?: (?:--[a-z-]+|X|%s|\w+/))*)")
+# Of Docker, Slurm, nvidia-smi, XLA and git.
+OF_OTHERS = {"--gpus", "--gres", "--shm-size", "--query-gpu", "--format", "--xla", "--porcelain"}
+OF_A_STEP = re.compile(r"run step \d again with --overwrite")
+
+
+class Parsed(Exception):
+    """Raised in place of parsing a command line."""
+
+
+def options_of(script):
+    """The options that a script knows, from its parser."""
+
+    def stop(parser, *_, **__):
+        raise Parsed(list(parser._option_string_actions))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Parsed) as caught:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        importlib.import_module(script).main([])
+    return {name for name in caught.value.args[0] if name.startswith("--")}
+
+
+@pytest.fixture(scope="module")
+def options():
+    return {script: options_of(script) for script in SCRIPTS}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_names_options_that_it_has(script, options):
+    texts = [OF_A_STEP.sub("", COMMAND.sub("", text)) for text in messages_of(ROOT / f"{script}.py")]
+    named = {option for text in texts for option in OPTION.findall(text)} - OF_OTHERS
+    assert named <= (set().union(*options.values()) if script == "doctor" else options[script])
+
+
+def test_shared_messages_name_options_that_some_script_has(options):
+    known = set().union(*options.values()) | OF_OTHERS
+    named = {option: path for path in SHARED for text in messages_of(path) for option in OPTION.findall(text)}
+    assert len(named) > 5 and not {option: path for option, path in named.items() if option not in known}
+
+
+def test_commands_in_messages_exist_with_their_options(options):
+    files = [*SHARED, *(ROOT / f"{script}.py" for script in SCRIPTS)]
+    found = [match for path in files for text in messages_of(path) for match in COMMAND.findall(text)]
+    assert len(found) > 20
+    for script, words in found:
+        assert script in options, script
+        assert set(OPTION.findall(words)) <= options[script], (script, words)
+
+
+SUGGESTIONS = {name: case for name, case in CONFIGS.items() if "did you mean '" in case[1]}
+
+
+@pytest.mark.parametrize("name", SUGGESTIONS)
+def test_a_suggested_key_is_one_that_is_read(name, tmp_path):
+    text = SUGGESTIONS[name][0](SOUND.format(work=tmp_path / "work", data=tmp_path))
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "c.yaml")
+    wrong, right = re.search(r"(\w+): unknown key; did you mean '(\w+)'", caught.value.lines[0]).groups()
+    content = yaml.safe_load(text)
+    rename(content, wrong, right)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    assert load_config(tmp_path / "c.yaml").name == "tiny"
+
+
+def rename(content, wrong, right):
+    for key, value in list(content.items()):
+        if isinstance(value, dict):
+            rename(value, wrong, right)
+        if key == wrong:
+            content[right] = content.get(right) or content[key]
+            del content[key]
+
+
+def with_value_7(folder):
+    label = volumes(1)["label"]
+    label[8, 7, 2] = 7
+    save(folder / "sub-2/label.nii.gz", label)
+
+
+def label_of_fewer_slices(folder):
+    save(folder / "sub-2/label.nii.gz", volumes(1)["label"][..., :3])
+
+
+def scan_of_fewer_slices(folder):
+    save(folder / "sub-2/t2.nii.gz", volumes(1)["t2"][..., :3])
+
+
+def nothing_labelled(folder):
+    save(folder / "sub-2/label.nii.gz", volumes(1)["label"] * 0)
+
+
+def series(folder):
+    for number in (1, 2, 3):
+        pair = [volumes(number)["t2"], volumes(number)["t1"]]
+        save(folder / f"sub-{number}/t2.nii.gz", np.stack(pair, axis=-1) + 1)
+
+
+def below_zero(folder):
+    save(folder / "sub-2/t2.nii.gz", volumes(1)["t2"] - 100)
+
+
+def off_by_millimetres(folder):
+    moved = AFFINE.copy()
+    moved[0, 3] += 1.0
+    save(folder / "sub-2/t2.nii.gz", volumes(1)["t2"], moved)
+
+
+# What is wrong, options that show it, words of the message, and what it tells to type (None: takes the option away).
+CURES = [
+    (with_value_7, [], "list them in data.ignored_label_values", ["data.ignored_label_values=[7]"]),
+    (with_value_7, [], "name them, or", ["data.labels.lesion=[7]"]),
+    (label_of_fewer_slices, [], "or set data.resample_to", ["data.resample_to=t1"]),
+    (scan_of_fewer_slices, [], "or set data.resample_to", ["data.resample_to=t1"]),
+    (off_by_millimetres, [], "or set data.resample_to", ["data.resample_to=t1"]),
+    (nothing_labelled, ["data.empty_labels=refuse"], "set data.empty_labels: allow", ["data.empty_labels=allow"]),
+    (
+        series,
+        [],
+        "list it as {file: ..., volumes: n} if it is a series",
+        ["data.contrasts.t2={file: '{subject}/t2.nii.gz', volumes: 2}"],
+    ),
+    (below_zero, ["data.bias_correction=[t2]"], "take 't2' out of data.bias_correction", ["data.bias_correction=[]"]),
+]
+
+
+@pytest.mark.parametrize(("spoil", "shown", "text", "cure"), CURES)
+def test_the_cure_of_a_scan_or_label_map_works(spoil, shown, text, cure, tmp_path):
+    config = write_cohort(tmp_path, constraint_maps=None, pretraining=None, finetuning=None)
+    spoil(tmp_path / "data")
+    words = ["--config", config, "--set"]
+    refused = run("generate_h5_pretraining", *words, *(shown or ["seed=3"]))
+    assert refused.code == 2 and text in refused.said[0], refused.said
+    assert run("generate_h5_pretraining", *words, *cure).code == 0
+
+
+NUMBERS = [
+    ("finetuning.subjects_n=[9]", r"choose at most (\d+)", "finetuning.subjects_n=[{}]"),
+    ("data.splits={{folds: 3, validation: 2}}", r"choose at most (\d+)", "data.splits={{folds: 3, validation: {}}}"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "pattern", "cure"), NUMBERS)
+def test_the_number_that_a_message_advises_is_taken(wrong, pattern, cure, tmp_path):
+    config = write_cohort(tmp_path)
+    words = ["--config", config, "--set"]
+    refused = run("generate_constraint_maps", *words, wrong.format())
+    assert refused.code == 2, refused
+    number = re.search(pattern, " ".join(refused.said))[1]
+    assert run("generate_constraint_maps", *words, cure.format(number)).code == 0
