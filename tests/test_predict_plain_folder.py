@@ -186,6 +186,9 @@ SHARED = ["layouts", "layout_*", "scans", "volumes", "nifti", "folders", "common
 
 def test_every_message_that_steps_and_predict_share_is_said_without_keys():
     files = [path for name in SHARED for path in Path(ROOT, "data").glob(f"{name}.py")]
+    files += [ROOT / "models" / f"{name}.py" for name in ("unet", "weights", "portable")]
+    files += [ROOT / "evaluation" / f"{name}.py" for name in ("field_checks", "made_by", "new_scans", "plain_folder")]
+    files += [ROOT / "predict.py", ROOT / "data" / "derivatives.py", ROOT / "evaluation" / "prediction_tables.py"]
     found = {text for path in files for text in messages_of(path) if KEY.search(text)}
     assert len(found) > 10
     labels = {text for text in found if "data.label" in text or "ignored_label" in text}  # which are never read here
@@ -197,3 +200,13 @@ def test_every_message_that_steps_and_predict_share_is_said_without_keys():
 )
 def test_names_of_files_stay_as_they_are(line):
     assert for_prediction(line) == line
+
+
+def test_a_model_whose_sizes_do_not_fit_is_described_without_keys(tmp_path):
+    write_model(tmp_path / "model")
+    content = json.loads((tmp_path / "model/model.json").read_text())
+    content["slices"]["image_size"] = [23, 24]
+    (tmp_path / "model/model.json").write_text(json.dumps(content))
+    write_scan(tmp_path / "scans/a.nii.gz")
+    outcome = predict(tmp_path)
+    assert outcome.code == 2 and "filters of model.json" in outcome.said[0] and not KEY.search(outcome.said[0])

@@ -34,6 +34,7 @@ RULES = (
     ),
 )
 KEYS = "|".join(DataSection.model_fields)
+OF_NETWORKS = re.compile(r"(?<![\w/'.-])(?:network|slices)\.(\w+)(?![/\w])")
 KEY = re.compile(rf"(?<![\w/'.-])data\.({KEYS})\b((?:\.\w+)?)(?![/\w])")
 
 
@@ -42,6 +43,7 @@ def for_prediction(line):
     for pattern, meaning in RULES:
         line = re.sub(pattern, meaning, line)
     line = re.sub(r"(?<![\w/'.-])data\.root\b", "--input", line)
+    line = OF_NETWORKS.sub(r"\1 of model.json", line)
     return KEY.sub(lambda match: f"{'files' if match[1] == 'contrasts' else match[1]}{match[2]} of model.json", line)
 
 
