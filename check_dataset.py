@@ -53,10 +53,10 @@ def main(arguments=None):
     problems += problems_of_splits(config, subjects) if not problems else []
     sound = [subjects[each.subject] for each in checks if not each.problems]
     if sound:
-        draw(config, folder / "montage.png", sound, options.pictures)
+        problems += draw(config, folder / "montage.png", sound, options.pictures)
     summarise(config, checks, subjects)
     if problems:
-        raise InputError(problems)
+        raise InputError(list(dict.fromkeys(problems)))
     log.info("next: python generate_constraint_maps.py %s", options.again)
 
 
@@ -117,26 +117,41 @@ def write_rows(path, rows):
 
 
 def draw(config, path, files, number):
-    """Draw the montage of subjects spread over the data set, those with a label first."""
-    from data.volumes import read_contrasts, read_label
+    """Draw the montage of subjects spread over the data set, those with a label first; returns what was wrong then.
+
+    Here some scans are read whole, which headers looked sound of.
+    """
     from evaluation.dataset_montage import draw_montage
 
     data = config.plain()["data"]
     labelled, others = [e for e in files if e.label], [e for e in files if not e.label]
     chosen = labelled[:: max(1, len(labelled) // number)][:number]
     chosen += others[: number - len(chosen)]
-    pictures = []
+    pictures, problems = [], []
     for each in progress(chosen, "Drawing"):
-        # The field that N4 removes takes seconds to find, and a montage does not need it.
-        volume, affine = read_contrasts(dataclasses.replace(each, bias_correction=()), None, data["contrasts"])
-        label = None
-        if each.label and data["labels"]:
-            label = read_label(each, data["labels"], data["ignored_label_values"], volume.shape, affine)
-        pictures.append((each.subject, volume, label, affine))
+        try:
+            pictures.append(picture_of(each, data))
+        except InputError as error:
+            problems += error.lines
+    if not pictures:
+        return problems
     note = "Simulated scans. " if config.data.simulated else ""
-    title = f"{note}{config.name}: {len(chosen)} of {len(files)} subjects; the patient's right is on the left"
+    title = f"{note}{config.name}: {len(pictures)} of {len(files)} subjects; the patient's right is on the left"
     draw_montage(path, pictures, channel_names(config.data.contrasts), list(data["labels"]), title)
     log.info("wrote %s", path)
+    return problems
+
+
+def picture_of(files, data):
+    """Read what the montage shows of a subject: `(name, volume, label, affine)`."""
+    from data.volumes import read_contrasts, read_label
+
+    # The field that N4 removes takes seconds to find, and a montage does not need it.
+    volume, affine = read_contrasts(dataclasses.replace(files, bias_correction=()), None, data["contrasts"])
+    label = None
+    if files.label and data["labels"]:
+        label = read_label(files, data["labels"], data["ignored_label_values"], volume.shape, affine)
+    return files.subject, volume, label, affine
 
 
 def summarise(config, checks, subjects):

@@ -131,6 +131,14 @@ def four(tmp_path):
     return write_cohort(tmp_path, data=data, pretraining=None, finetuning=FINETUNING, constraint_maps=None)
 
 
+def test_check_dataset_lists_every_bad_subject_and_draws_the_others(tmp_path, four):
+    spoil_in(tmp_path, "sub-4", "t2", "truncated")  # its header is sound: only the montage notices
+    spoil_in(tmp_path, "sub-5", "t2", "missing")
+    outcome = run("check_dataset", "--config", four)
+    assert outcome.code == 2 and sorted(line[:6] for line in outcome.said) == ["sub-4:", "sub-5:"]
+    assert (tmp_path / "work/check/montage.png").exists()
+
+
 def test_step_2_packs_the_others_and_says_so_again(tmp_path, four):
     spoil_in(tmp_path, "sub-4", "t1", "truncated")
     for _ in range(2):  # packed, and kept
