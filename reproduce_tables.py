@@ -1,18 +1,23 @@
 """Step 5 of 5: from the metrics of all cells to tables, figures and one HTML page.
 
     python reproduce_tables.py --config configs/lgg_tcga.yaml
+    python reproduce_tables.py --scores results/lgg_tcga/scores.csv
 
 Reads   finetuning/<contrasts>/<init>/n<NN>/r<K>/ and synthesis/<init>/n<NN>/r<K>/, metrics.json and predictions/ of
         each (step 4), pretraining/<stage>/history.csv (step 3), the images and labels of the test subjects, with
         cross-validation those of all folds; and, where the config names a paper, its numbers in papers/expected.yaml.
-Writes  report/tables/*.{csv,md,tex}, report/figures/*.{png,pdf} and report/index.html in the work dir.
+        With --scores none of these: the scores alone, and config.yaml beside them.
+Writes  report/tables/*.{csv,md,tex}, report/figures/*.{png,pdf} and report/index.html in the work dir;
+        with --scores beside the file (or in --work-dir), without what needs scans, predictions or curves.
 Takes   seconds to a minute. Nothing is trained; every call writes the report anew. Missing cells are named, not hidden.
 Next    open report/index.html in a browser, or: python predict.py --help
 """
 
+import dataclasses
 import functools
 import logging
 import shutil
+from pathlib import Path
 
 from utils.checks import InputError
 from utils.config import from_command_line
@@ -20,18 +25,21 @@ from utils.runs import exit_code_of, open_run
 from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
+ALONE = "Made from the scores alone: no pictures of test subjects and no curves of pretraining."
+
+
+def add_options(parser):
+    text = "a scores.csv of a report: tables and figures are made from it, with the config.yaml beside it"
+    parser.add_argument("--scores", type=Path, metavar="FILE", help=text)
 
 
 def main(arguments=None):
-    config, options = from_command_line(__doc__, arguments)
+    config, options = from_command_line(__doc__, arguments, add_options, beside="scores")
     # Deferred so that --help and config mistakes answer before pandas and matplotlib are loaded.
     from evaluation.formats import print_table
-    from evaluation.results import SEGMENTATION, SYNTHESIS, collect_tasks
+    from evaluation.measures import SEGMENTATION, SYNTHESIS
 
-    tasks = [task for task in (SEGMENTATION, SYNTHESIS) if getattr(config, task.folder) is not None]
-    if not tasks:
-        raise InputError(f"{options.config}: this step needs the section 'finetuning:' or 'synthesis:'")
-    found, notes = collect_tasks(config.work_dir, tasks)
+    found, notes = read_tasks(config, options)
     folder = config.work_dir / "report"
     with open_run(folder, config.plain(), config.seed):
         for part in ("tables", "figures"):  # written anew, so that nothing outdated stays beside the new
@@ -43,94 +51,130 @@ def main(arguments=None):
     print(f"report: {(folder / 'index.html').resolve()}")
 
 
-def write_report_of(config, results, synthesis, notes, folder):
+def read_tasks(config, options):
+    """Read the scores of the tasks of a config: `{task: Scores}`, and a sentence on what is not there.
+
+    Raises:
+        InputError: When no task has a finished cell, or as the functions that read.
+    """
+    from evaluation.measures import SEGMENTATION, SYNTHESIS
+    from evaluation.scores import files_of, nothing_of, read_scores
+    from evaluation.scores_csv import read_scores_csv
+
+    tasks = [task for task in (SEGMENTATION, SYNTHESIS) if getattr(config, task.folder) is not None]
+    if not tasks:
+        raise InputError(f"{options.config}: this step needs the section 'finetuning:' or 'synthesis:'")
+    if options.scores:
+        scores = read_scores_csv(options.scores)
+        if scores.task not in tasks:
+            raise InputError(f"{options.config}: no section '{scores.task.folder}:', of which {options.scores} is")
+        return {scores.task: dataclasses.replace(scores, **about(config, scores.task))}, [ALONE]
+    missing = {task: nothing_of(config.work_dir, task) for task in tasks if not files_of(config.work_dir, task)}
+    if len(missing) == len(tasks):
+        raise InputError(list(missing.values()))
+    found = {task: read_scores(config.work_dir, task, **about(config, task)) for task in tasks if task not in missing}
+    return found, list(missing.values())
+
+
+def about(config, task):
+    """What tables and figures must know of the scores of a task."""
+    return {
+        "inits": tuple(getattr(config, task.folder).inits),
+        "is_simulated": config.data.simulated,
+        "surface_tolerance_mm": config.evaluation.surface_tolerance_mm,
+    }
+
+
+def write_report_of(config, segmentation, synthesis, notes, folder):
     """Write tables, figures and page of segmentation, of synthesis, or of both; returns the tables."""
-    from evaluation.results import dead_notes
+    from evaluation.gaps import dead_notes
+    from evaluation.segmentation_report import draw_galleries
 
     tables, figures, galleries = [], [], []
-    if results is not None:
-        results = in_config_order(config, results)
-        tables += make_tables(config, results, folder / "tables")
-        figures, figure_notes = make_figures(config, results, folder / "figures")
-        galleries, gallery_notes = make_galleries(config, results)
-        notes = notes + grid_gaps(config, results) + dead_notes(results) + figure_notes + gallery_notes
+    if segmentation is not None:
+        segmentation = in_config_order(config, segmentation)
+        tables += make_tables(config, segmentation, folder / "tables")
+        figures, figure_notes = make_figures(config, segmentation, folder / "figures")
+        if segmentation.work_dir:
+            galleries, gallery_notes = draw_galleries(segmentation, scans_of(config))
+            figure_notes += gallery_notes
+        notes = notes + grid_gaps(config, segmentation) + dead_notes(segmentation) + figure_notes
     if synthesis is not None:
         tables += make_synthesis_tables(config, synthesis, folder / "tables")
         more_figures, more_notes = make_synthesis_figures(config, synthesis, folder / "figures")
         figures += more_figures
         notes = notes + synthesis_gaps(config, synthesis) + more_notes
     figures += draw_training_curves(config, folder / "figures")
-    write_page(config, results, tables, figures, galleries, notes, folder / "index.html", synthesis)
+    write_page(config, segmentation, tables, figures, galleries, notes, folder / "index.html", synthesis)
     return tables
 
 
-def in_config_order(config, results):
+def in_config_order(config, scores):
     """Sort the rows by contrasts as the config lists them, so that figures show them in that order."""
     order = {name: place for place, name in enumerate(config.finetuning.contrasts)}
-    return results.sort_values("contrasts", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+    rows = scores.frame.sort_values("contrasts", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+    return dataclasses.replace(scores, frame=rows)
 
 
-def make_tables(config, results, folder):
+def make_tables(config, scores, folder):
     """Write all tables; returns those that a reader should see, the paper's numbers and the Dice first."""
     from evaluation.agreement import bland_altman_table
     from evaluation.savings import savings_table
-    from evaluation.tables import TITLES, difference_table, duration_table, score_table
+    from evaluation.tables import difference_table, duration_table, score_table
 
-    note, inits = simulated_note(config), config.finetuning.inits
-    known = [metric for metric in TITLES if results[metric].notna().any()]
-    tolerance = {"surface_dice": f"{note} Tolerance {config.evaluation.surface_tolerance_mm:g} mm.".strip()}
-    dice, *others = [score_table(results, metric, inits, tolerance.get(metric, note)) for metric in known]
+    scored = [score_table(scores, measure) for measure in scores.measures]
     tables = [
-        paper_table(config, results, is_synthesis=False),
-        dice,
-        difference_table(results, inits, note),
-        savings_table(results, inits, note),
-        difference_table(results, inits, note, by_label=True),
-        *others,
-        bland_altman_table(results, inits, note),
-        duration_table(results, inits, note),
+        paper_table(config, scores),
+        *scored[:1],
+        difference_table(scores),
+        savings_table(scores),
+        difference_table(scores, by_label=True),
+        *scored[1:],
+        bland_altman_table(scores),
+        duration_table(scores),
     ]
-    return write_tables(config, tables, results, folder, "scores.csv")
+    return write_tables(tables, scores, folder, "scores.csv")
 
 
 def make_synthesis_tables(config, synthesis, folder):
     """Write all tables of synthesis; returns those that there are, the paper's numbers first."""
     from evaluation.synthesis_tables import synthesis_tables
 
-    tables = [paper_table(config, synthesis, is_synthesis=True)]
-    tables += synthesis_tables(synthesis, config.synthesis.inits, simulated_note(config))
-    return write_tables(config, tables, synthesis, folder, "synthesis_scores.csv")
+    tables = [paper_table(config, synthesis), *synthesis_tables(synthesis)]
+    return write_tables(tables, synthesis, folder, "synthesis_scores.csv")
 
 
-def paper_table(config, results, is_synthesis):
+def paper_table(config, scores):
     """The paper's numbers and ours; None where the config names no paper, or one on the other task."""
     from evaluation.expected import expected_table, read_expected
+    from evaluation.measures import SYNTHESIS
 
     entry = read_expected(config.paper) if config.paper else None
-    if entry is None or entry.is_about_synthesis() != is_synthesis:
+    if entry is None or entry.is_about_synthesis() != (scores.task is SYNTHESIS):
         return None
-    return expected_table(results, entry, simulated_note(config))
+    return expected_table(scores, entry)
 
 
-def write_tables(config, tables, results, folder, scores):
+def write_tables(tables, scores, folder, name):
     """Write the tables that there are, and every single score; returns the tables."""
+    from evaluation.scores_csv import write_scores
     from evaluation.tables import write_table
 
     tables = [table for table in tables if table]
     for table in tables:
         write_table(table, folder)
-    folders = [str(cell.relative_to(config.work_dir)) for cell in results["folder"]]
-    results.assign(folder=folders).to_csv(folder / scores, index=False)
+    write_scores(scores, folder / name)
     return tables
 
 
-def make_figures(config, results, folder):
+def make_figures(config, scores, folder):
     """Draw all figures; returns them for the page, and notes on those that could not be drawn."""
-    from evaluation.segmentation_report import draw_agreement
+    from evaluation.segmentation_report import draw_agreement, draw_dice, draw_overlay_figures
 
-    agreement = draw_agreement(results, config.finetuning.inits, simulated_note(config), folder)
-    overlays, notes = draw_overlay_figures(config, results, folder)
-    figures = [*draw_dice_figures(config, results, folder), *agreement, *overlays]
+    figures, notes = [*draw_dice(scores, folder), *draw_agreement(scores, folder)], []
+    if scores.work_dir:
+        overlays, notes = draw_overlay_figures(scores, scans_of(config), folder)
+        figures += overlays
     if not config.data.voxel_size_known:
         notes = [*notes, "The voxel size is not known: no distances in mm, no volumes in mL, no Bland-Altman plots."]
     return figures, notes
@@ -140,72 +184,19 @@ def make_synthesis_figures(config, synthesis, folder):
     """Draw SSIM, MSE and PSNR against N and error maps; returns them, and notes on those that are not possible."""
     from evaluation.synthesis_report import draw_error_figures, draw_scores_against_n
 
-    note, inits = simulated_note(config), config.synthesis.inits
+    against_n = draw_scores_against_n(synthesis, folder)
+    if synthesis.work_dir is None:
+        return against_n, []
     find_files, keys = files_and_keys(config)
-    errors, notes = draw_error_figures(synthesis, find_files, inits, note, folder, **keys)
-    return draw_scores_against_n(synthesis, inits, note, folder) + errors, notes
+    errors, notes = draw_error_figures(synthesis, find_files, folder, **keys)
+    return against_n + errors, notes
 
 
-def draw_dice_figures(config, results, folder):
-    """Dice against N, over labels and by label, and violins at the largest N."""
-    from evaluation.segmentation_report import draw_dice
-
-    return draw_dice(results, config.finetuning.inits, simulated_note(config), folder)
-
-
-def draw_overlay_figures(config, results, folder):
-    """Overlays at the smallest and the largest N of each input set, and notes on those that are not possible."""
-    from evaluation.figures import save_figure
-    from evaluation.overlays import RULE, draw_overlays, read_pictures
-    from evaluation.report import ReportFigure
-    from evaluation.results import in_grid_order, per_subject
-
-    pngs, notes = [], []
-    for contrasts, at_contrasts in results.groupby("contrasts", sort=False):
-        for n in sorted({at_contrasts["n_annotated"].min(), at_contrasts["n_annotated"].max()}):
-            cells = at_contrasts[at_contrasts["n_annotated"] == n]
-            inits = in_grid_order(set(cells["init"]), config.finetuning.inits)
-            try:
-                files, shown, keys = scans_of(config, contrasts)
-                pictures = read_pictures(cells, per_subject(cells), files, inits, shown, **keys)
-            except InputError as error:
-                notes.append(f"No overlay of {contrasts} at N = {n}: {error.lines[0]}")
-                continue
-            title = f"{simulated_note(config)} {contrasts} (image: {shown}), N = {n} annotated subjects".strip()
-            figure = draw_overlays(pictures, list(config.data.labels), title)
-            pngs.append(save_figure(figure, folder, f"overlay_{contrasts}_n{n:02d}"))
-    return [ReportFigure("Median and worst test subject", RULE, tuple(pngs))] if pngs else [], notes
-
-
-def make_galleries(config, results):
-    """Draw small pictures of all test subjects at the largest limited N of each input set; returns them and notes."""
-    from evaluation.report import Gallery
-    from evaluation.results import in_grid_order, per_subject
-    from evaluation.thumbnails import BUDGET_BYTES, draw_thumbnails
-
-    galleries, notes = [], []
-    for contrasts, cells in results.groupby("contrasts", sort=False):
-        limited = cells[~(cells["n_annotated"] >= cells["annotated_available"].min())]
-        n = (limited if len(limited) else cells)["n_annotated"].max()
-        cells = cells[cells["n_annotated"] == n]
-        inits, budget = in_grid_order(set(cells["init"]), config.finetuning.inits), BUDGET_BYTES
-        try:
-            files, shown, keys = scans_of(config, contrasts)
-        except InputError as error:
-            notes.append(f"No pictures of the test subjects of {contrasts}: {error.lines[0]}")
-            continue
-        budget //= results["contrasts"].nunique()
-        subjects, skipped = draw_thumbnails(cells, per_subject(cells), files, inits, shown, budget=budget, **keys)
-        galleries.append(Gallery(f"{contrasts} (image: {shown}), N = {n} annotated subjects", subjects))
-        notes += [f"{contrasts}, N = {n}: {line}" for line in skipped]
-    return galleries, notes
-
-
-def scans_of(config, contrasts):
-    """Find the scans behind an input set: files by subject, the contrast to show, and how to read them."""
+def scans_of(config):
+    """Return a function of an input set: files by subject, the contrast to show, and how to read them."""
     find_files, keys = files_and_keys(config)
-    shown = config.finetuning.contrasts.get(contrasts, list(keys["contrasts"]))[0]
-    return find_files(), shown, keys
+    chosen = config.finetuning.contrasts
+    return lambda contrasts: (find_files(), chosen.get(contrasts, list(keys["contrasts"]))[0], keys)
 
 
 def files_and_keys(config):
@@ -219,56 +210,51 @@ def files_and_keys(config):
 
 def draw_training_curves(config, folder):
     """Curves of the pretraining stages that have run, all folds in one panel."""
-    from evaluation.figures import save_figure, training_curves
+    from evaluation.figures import CURVES_SHOW, save_figure, training_curves
     from evaluation.report import ReportFigure, collect_histories
 
     histories = collect_histories(config.work_dir, config.pretraining.stages if config.pretraining else ())
     if not histories:
         return []
-    png = save_figure(training_curves(histories, simulated_note(config)), folder, "pretraining_curves")
-    caption = (
-        "Loss on training slices and on the fixed validation slices. Beside it, where a stage contrasts, the health of "
-        "its representations on the validation slices: spread (0: collapsed), anchors without positive or negative, "
-        "alignment and uniformity."
-    )
-    return [ReportFigure("Pretraining", caption, (png,))]
+    note = "Simulated scans." if config.data.simulated else ""
+    png = save_figure(training_curves(histories, note), folder, "pretraining_curves")
+    return [ReportFigure("Pretraining", CURVES_SHOW, (png,))]
 
 
-def write_page(config, results, tables, figures, galleries, notes, path, synthesis=None):
-    """Write the HTML page; `results` is None without segmentation, `synthesis` without synthesis."""
+def write_page(config, segmentation, tables, figures, galleries, notes, path, synthesis=None):
+    """Write the HTML page; `segmentation` and `synthesis` are None where there is none."""
     import yaml
 
+    from evaluation.measures import DICE, MASK, measures_in
     from evaluation.overlays import label_colour
     from evaluation.report import Report, collect_runs, page_facts, subject_grid, subtitle, write_report
-    from evaluation.results import per_subject
     from evaluation.thumbnails import RULE
 
     for line in notes:
         log.warning("%s", line)
     runs = collect_runs(config.work_dir)
-    ssim = None if synthesis is None else per_subject(synthesis, "ssim_mask")
     report = Report(
         title=config.name,
         is_simulated=config.data.simulated,
-        facts=page_facts(results, synthesis, runs, config.seed),
+        facts=page_facts(segmentation, synthesis, runs, config.seed),
         notes=notes,
         tables=tables,
         figures=figures,
-        subjects=None if results is None else subject_grid(per_subject(results), config.finetuning.inits),
+        subjects=None if segmentation is None else subject_grid(segmentation, DICE),
         galleries=galleries,
         gallery_rule=RULE,
         label_colours={label: label_colour(index) for index, label in enumerate(config.data.labels)},
         runs=runs,
         config_text=yaml.safe_dump(config.plain(), sort_keys=False),
-        subtitle=subtitle(results, synthesis),
-        synthesis_subjects=None if ssim is None else subject_grid(ssim, config.synthesis.inits),
+        subtitle=subtitle(segmentation, synthesis),
+        synthesis_subjects=None if synthesis is None else subject_grid(synthesis, measures_in(MASK)[0]),
     )
     write_report(path, report)
 
 
-def grid_gaps(config, results):
+def grid_gaps(config, scores):
     """Name what the config asks for and the work dir does not hold, and cells that another config made."""
-    return gaps_of(config, results, config.finetuning, config.finetuning.contrasts, config.hash_of_cell, "segmentation")
+    return gaps_of(config, scores, config.finetuning, config.finetuning.contrasts, config.hash_of_cell, "segmentation")
 
 
 def synthesis_gaps(config, synthesis):
@@ -278,20 +264,16 @@ def synthesis_gaps(config, synthesis):
     return gaps_of(config, synthesis, grid, [inputs], lambda _, init: hash_of(init), "synthesis")
 
 
-def gaps_of(config, results, grid, contrasts, hash_of, task):
+def gaps_of(config, scores, grid, contrasts, hash_of, task):
     """Name the gaps of one grid; `hash_of` gives the hash that cells of contrasts and init should have."""
-    from evaluation.results import missing_cells, outdated_cells
+    from evaluation.gaps import missing_cells, outdated_cells
 
     splits = config.plain()["data"]["splits"]
     folds = [f"fold{k}" for k in range(splits["folds"])] if isinstance(splits, dict) and "folds" in splits else [""]
     inits = ("random", *(config.pretraining.stages if config.pretraining else ()))
-    gaps = missing_cells(results, contrasts, grid.inits, grid.subjects_n, grid.repeats, folds)
+    gaps = missing_cells(scores, contrasts, grid.inits, grid.subjects_n, grid.repeats, folds)
     lines = [f"Missing: {gap}; run finetune_{task}.py" for gap in gaps]
-    return lines + outdated_cells(results, contrasts, inits, hash_of)
-
-
-def simulated_note(config):
-    return "Simulated scans." if config.data.simulated else ""
+    return lines + outdated_cells(scores, contrasts, inits, hash_of)
 
 
 if __name__ == "__main__":

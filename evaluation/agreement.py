@@ -2,18 +2,18 @@
 
 import dataclasses
 
-from evaluation.comparisons import cells_in_order
 from evaluation.formats import interval, number
-from evaluation.results import CELL, MEAN, per_subject
+from evaluation.measures import CELL, REFERENCE_VOLUME, VOLUME
+from evaluation.scores import MEAN
 from evaluation.statistics import bland_altman
 from evaluation.tables import Table
 
 
-def volumes(results):
+def volumes(scores):
     """Volume of every test subject and label, segmented (mean over repeats) and reference.
 
     Args:
-        results: From `collect_results`.
+        scores: A `Scores`.
 
     Returns:
         DataFrame: `contrasts`, `init`, `n_annotated`, `subject`, `label`, `measured` and `reference` in mL; NaN where
@@ -21,35 +21,34 @@ def volumes(results):
     """
     keys = [*CELL, "subject", "label"]
     measured, reference = (
-        per_subject(results, metric).set_index(keys)["value"] for metric in ("volume_ml", "volume_ml_reference")
+        scores.per_subject(measure).set_index(keys)["value"] for measure in (VOLUME, REFERENCE_VOLUME)
     )
     both = measured.rename("measured").to_frame().join(reference.rename("reference")).reset_index()
     return both[both["label"] != MEAN]
 
 
-def bland_altman_table(results, inits=(), note=""):
-    """Bias and limits of agreement of volumes, by contrasts, init, N and label.
-
-    Args as for `tables.score_table`.
+def bland_altman_table(scores):
+    """Bias and limits of agreement of the volumes of a `Scores`, by contrasts, init, N and label.
 
     Returns:
         A `Table`, or None when there are no volumes (voxel size not known).
     """
     import pandas
 
-    both = volumes(results)
+    both = volumes(scores)
     if both[["measured", "reference"]].isna().any(axis=1).all():
         return None
     rows = []
-    for key in cells_in_order(both, inits):
+    for key in scores.cells:
         cell = both[(both[CELL] == key).all(axis=1)]
-        for label in dict.fromkeys(both["label"]):
+        for label in scores.labels:
             part = cell[cell["label"] == label]
             agreement = bland_altman(part["measured"], part["reference"])
             rows.append(dict(zip(CELL, key, strict=True)) | {"label": label} | dataclasses.asdict(agreement))
     numbers = pandas.DataFrame(rows)
     caption = (
-        f"{note} Agreement of volumes [mL], segmented minus reference, across test subjects: bias and 95 % limits of "
+        f"{scores.note} "
+        f"Agreement of volumes [mL], segmented minus reference, across test subjects: bias and 95 % limits of "
         "agreement (bias ± 1.96 standard deviations of the differences), with 95 % CIs (Bland and Altman 1999). "
         "The segmented volume of a subject is the mean over its repeats; that of a single network scatters more. A "
         "label that was not segmented counts as 0 mL."

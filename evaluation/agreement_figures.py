@@ -4,7 +4,7 @@ import numpy as np
 
 from evaluation.comparisons import BASELINE
 from evaluation.figures import MARKERS, colour_of, in_report_style, panels, share_limits, style_numbers
-from evaluation.results import in_grid_order
+from evaluation.measures import DICE
 from evaluation.statistics import bland_altman, stars
 
 NARROW, WIDE = 3.4, 7.0  # inches: one column and two columns of a journal
@@ -34,18 +34,15 @@ def at_largest_n(values):
 
 
 @in_report_style
-def dice_violins(values, labels, inits=(), differences=None, note=""):
+def dice_violins(scores, differences=None):
     """Draw the distribution of the Dice over test subjects, one violin per initialisation, at the largest N.
 
     One panel per label (two a row where few violins stand in each), as `VIOLINS_SHOW` says.
 
     Args:
-        values: From `results.per_subject`.
-        labels: Class names, or `MEAN`, one panel each.
-        inits: Initialisations in the order of the legend.
+        scores: A `Scores` of segmentation.
         differences: DataFrame with `contrasts`, `init`, `n_annotated`, `label` and `p_bonferroni` of each
             initialisation against the baseline; significant ones get a bar with stars. None: no bars.
-        note: Beginning of the title, such as "Simulated scans.".
 
     Returns:
         A matplotlib `Figure`.
@@ -53,8 +50,8 @@ def dice_violins(values, labels, inits=(), differences=None, note=""):
     Reference:
         Ghoul et al., ISMRM 2024, Fig. 1. Points, medians and quartiles: ours.
     """
-    values = at_largest_n(values).dropna(subset="value")
-    order, styles = in_grid_order(set(values["init"]), inits), style_numbers(values["init"], inits)
+    values, labels = at_largest_n(scores.per_subject()).dropna(subset="value"), scores.labels
+    order, styles = [init for init in scores.present if init in set(values["init"])], style_numbers(scores)
     contrasts = list(dict.fromkeys(values["contrasts"]))
     width = np.clip(VIOLIN_INCHES * len(order) * len(contrasts) + 0.7, NARROW, WIDE)
     columns = 2 if len(labels) > 1 and width == NARROW else 1
@@ -73,8 +70,8 @@ def dice_violins(values, labels, inits=(), differences=None, note=""):
     for axis in axes.flat[: len(labels)]:
         _limit_dice(axis, lowest, max(tops))
     _add_legend(figure, order, styles)
-    if note:
-        figure.suptitle(note)
+    if scores.note:
+        figure.suptitle(scores.note)
     return figure
 
 
@@ -142,7 +139,7 @@ def _label_violin_axes(axis, panel, label, contrasts):
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(-0.5, len(contrasts) - 0.5)
     axis.grid(axis="y", alpha=0.3)
-    axis.set_ylabel("Dice (0 to 1)")
+    axis.set_ylabel(DICE.axis)
     axis.set_title(f"{label} ({panel['subject'].nunique()} test subjects)")
 
 
@@ -154,16 +151,15 @@ def _limit_dice(axis, lowest, top):
 
 
 @in_report_style
-def bland_altman_plots(both, label, inits=(), note=""):
+def bland_altman_plots(scores, both, label):
     """Draw the agreement of segmented and reference volumes of one label at the largest N.
 
     One panel per contrasts and initialisation, all with the same axes; what they show is in `AGREEMENT_SHOWS`.
 
     Args:
-        both: From `agreement.volumes`.
+        scores: A `Scores` of segmentation.
+        both: Its volumes, from `agreement.volumes`.
         label: Class name.
-        inits: Initialisations in the order of the panels.
-        note: Beginning of the title.
 
     Returns:
         A matplotlib `Figure`, or None when no subject has both volumes.
@@ -174,8 +170,8 @@ def bland_altman_plots(both, label, inits=(), note=""):
     both = at_largest_n(both[both["label"] == label]).dropna(subset=["measured", "reference"])
     if both.empty:
         return None
-    order, contrasts = in_grid_order(set(both["init"]), inits), list(dict.fromkeys(both["contrasts"]))
-    styles = style_numbers(order, inits)
+    order = [init for init in scores.present if init in set(both["init"])]
+    contrasts, styles = list(dict.fromkeys(both["contrasts"])), style_numbers(scores)
     places = _panel_places(len(contrasts), len(order))
     figure, axes = panels(*(1 + np.max(places, axis=(0, 1))), AGREEMENT_INCHES)
     for axis in axes.flat:
@@ -191,7 +187,7 @@ def bland_altman_plots(both, label, inits=(), note=""):
     share_limits(drawn, "xy")
     figure.supxlabel("mean of segmented and reference volume [mL]", fontsize=8)
     figure.supylabel("segmented \N{MINUS SIGN} reference volume [mL]", fontsize=8)
-    figure.suptitle(f"{note} {label} ({both['subject'].nunique()} test subjects)".strip())
+    figure.suptitle(f"{scores.note} {label} ({both['subject'].nunique()} test subjects)".strip())
     return figure
 
 

@@ -2,23 +2,21 @@
 
 import math
 
+from evaluation.measures import CELL
 from utils.checks import InputError
 
-# Where scores can lie, by the beginning of their names; SSIM of opposite images is negative.
-LIMITS: dict[str, tuple[float, float]] = {"dice": (0, 1), "surface_dice": (0, 1), "ssim": (-1, 1)}
-LIMITS |= dict.fromkeys(("hd95_mm", "volume_ml", "mse"), (0, math.inf))
 ROUNDING = 1e-6
 SAME_REFERENCE = 1e-5  # relative; a volume from the lengths of voxels and one from the determinant differ by less
 LINES_SHOWN = 8
 
 
-def checked_metrics(file, metrics, task):
-    """Return the content of metrics.json, if it can be believed.
+def check_metrics(file, metrics, task):
+    """Refuse the content of metrics.json if it cannot be believed.
 
     Args:
         file: Its path, for messages.
         metrics: What it holds.
-        task: The `evaluation.results.Task`.
+        task: The `measures.Task`.
 
     Raises:
         InputError: A key is missing or holds what it cannot, a score lies where none can lie, or a tested subject is
@@ -26,20 +24,21 @@ def checked_metrics(file, metrics, task):
     """
     kinds = dict(task.inputs) | {"init": str, "n_annotated": int, "repeat": int}
     kinds |= {"config_hash": str, **dict.fromkeys(task.words, str | None), "per_subject": list}
-    of_a_row = {"label": str, **dict.fromkeys(task.metrics, int | float | None)}
+    of_a_row = {"label": str, **dict.fromkeys(task.numbers, int | float | None)}
     kinds |= {key: int | float | None for key in task.of_a_cell if key in (metrics or ())}
     kinds |= {"validation_dice": dict} if "validation_dice" in (metrics or ()) else {}
     found = _mistake(metrics, kinds)
     if not found and "validation_dice" in metrics:
         found = _mistake(metrics["validation_dice"], dict.fromkeys(metrics["validation_dice"], int | float | None))
     rows = [] if found else metrics["per_subject"]
-    found = found or next(filter(None, (_mistake(row, of_a_row | {"subject": str}) for row in rows)), None)
+    optional = [measure.key for measure in task.measures if measure.is_optional]
+    of_a_row |= {"subject": str, **dict.fromkeys(optional, int | float | None)}
+    found = found or next(filter(None, (_mistake(row, of_a_row, optional) for row in rows)), None)
     if not found and not rows:
         found = "per_subject is empty"
-    found = found or next(filter(None, map(_impossible, rows)), None) or _leak(metrics, task)
+    found = found or next((one for row in rows if (one := impossible(row, task))), None) or _leak(metrics, task)
     if found:
         raise InputError(f"{file}: {found}; delete the cell's folder and run step 4 again")
-    return metrics
 
 
 def refuse_mixed_splits(cells, work_dir):
@@ -88,12 +87,40 @@ def refuse_other_references(cells, keys):
         raise InputError([*(f"{line}; {cure}" for line in lines[:LINES_SHOWN]), *more])
 
 
-def _impossible(row):
+def refuse_mixed_configs(frame):
+    """Raise InputError when another config made one run of a cell than another; `frame` is that of `Scores`."""
+    lines = []
+    for (contrasts, init, n), cell in frame.groupby(CELL):
+        if cell["config_hash"].nunique() > 1:
+            examples = cell.drop_duplicates("config_hash")
+            found = "; ".join(f"{row.config_hash} in {row.folder}" for row in examples.itertuples())
+            lines.append(
+                f"{contrasts}/{init}/n{n:02d}: made with different configs ({found}); "
+                "delete the outdated folders or run step 4 with --overwrite"
+            )
+    if lines:
+        raise InputError(lines)
+
+
+def refuse_repeated_subjects(frame):
+    """Raise InputError when a subject is tested twice in one repeat of a cell; `frame` is that of `Scores`."""
+    keys = [*CELL, "repeat", "subject", "label"]
+    repeated = frame[frame.duplicated(keys, keep=False)]
+    if len(repeated):
+        row = repeated.iloc[0].to_dict()
+        folders = ", ".join(sorted({str(folder) for folder in repeated["folder"]})[:2])
+        raise InputError(
+            f"{row['contrasts']}/{row['init']}/n{row['n_annotated']:02d}: subject {row['subject']} is tested more than "
+            f"once in repeat {row['repeat']} ({folders}); a subject belongs to one fold, delete the outdated ones"
+        )
+
+
+def impossible(row, task):
     """Say which score of a row lies where no such score can lie; None if all is well."""
-    for key, value in row.items():
-        low, high = next((ends for name, ends in LIMITS.items() if key.startswith(name)), (-math.inf, math.inf))
+    for measure in task.measures:
+        value, low, high = row.get(measure.key), measure.low, measure.high
         if isinstance(value, int | float) and not low - ROUNDING <= value <= high + ROUNDING:
-            return f"{key} of {row['subject']} is {value:g}, expected {low:g} to {high:g}"
+            return f"{measure.key} of {row['subject']} is {value:g}, expected {low:g} to {high:g}"
     return None
 
 
@@ -106,10 +133,12 @@ def _leak(metrics, task):
     return None
 
 
-def _mistake(values, kinds):
+def _mistake(values, kinds, optional=()):
     if not isinstance(values, dict):
         return f"holds {type(values).__name__}, expected keys with values"
     for key, kind in kinds.items():
+        if key not in values and key in optional:
+            continue
         if key not in values:
             return f"key '{key}' is missing"
         if not isinstance(values[key], kind) or isinstance(values[key], bool):

@@ -2,13 +2,14 @@
 
 import dataclasses
 
-from evaluation.results import CELL, MEAN, in_grid_order, per_subject, repeats_of
+from evaluation.measures import CELL, DICE
+from evaluation.scores import MEAN
 from evaluation.statistics import adjust_family, paired_comparison
 
 BASELINE = "random"
 
 
-def compare_inits(results, inits=(), baseline=BASELINE, by_label=False, metrics=None):
+def compare_inits(scores, by_label=False, measures=None, baseline=BASELINE):
     """Compare the scores of every init with those of the baseline, by contrasts and N.
 
     Two questions are answered, because either alone misleads. Across test subjects (paired t-test, as in the renal
@@ -17,26 +18,25 @@ def compare_inits(results, inits=(), baseline=BASELINE, by_label=False, metrics=
     the difference come back when other annotated subjects are drawn, with other random weights?
 
     Args:
-        results: From `collect_results`.
-        inits: Initialisations in the order of the rows.
-        baseline: The initialisation the others are compared with.
+        scores: A `Scores`.
         by_label: True: every label by itself. False: the mean over labels.
-        metrics: Columns of the results that make one family; None: the Dice alone.
+        measures: Measures that make one family; None: the Dice alone.
+        baseline: The initialisation the others are compared with.
 
     Returns:
-        DataFrame, one row per comparison: `metric` (where metrics are given), `contrasts`, `init`, `n_annotated`,
-        `label`, the fields of `PairedComparison` (repeats averaged per subject first; p values adjusted over all rows),
-        `repeats` (those that both have), `repeat_mean` and `repeat_sd` of the differences of single repeats,
-        `repeats_same_sign` (repeats whose difference has the sign of `repeat_mean`), and `note` (why there is no test;
-        subjects without a pair; repeats that only one of the two has). Empty when no init shares contrasts and N with
-        the baseline.
+        DataFrame, one row per comparison: `metric` (the key, where measures are given), `contrasts`, `init`,
+        `n_annotated`, `label`, the fields of `PairedComparison` (repeats averaged per subject first; p values adjusted
+        over all rows), `repeats` (those that both have), `repeat_mean` and `repeat_sd` of the differences of single
+        repeats, `repeats_same_sign` (repeats whose difference has the sign of `repeat_mean`), and `note` (why there is
+        no test; subjects without a pair; repeats that only one of the two has). Empty when no init shares contrasts
+        and N with the baseline.
     """
     import pandas
 
     found = [
-        (({"metric": metric} if metrics else {}) | key, comparison, rest)
-        for metric in metrics or ("dice",)
-        for key, comparison, rest in _comparisons(results, metric, inits, baseline, by_label)
+        (({"metric": measure.key} if measures else {}) | key, comparison, rest)
+        for measure in measures or (DICE,)
+        for key, comparison, rest in _comparisons(scores, measure, baseline, by_label)
     ]
     adjusted = adjust_family([comparison for _, comparison, _ in found])
     return pandas.DataFrame(
@@ -44,27 +44,26 @@ def compare_inits(results, inits=(), baseline=BASELINE, by_label=False, metrics=
     )
 
 
-def _comparisons(results, metric, inits, baseline, by_label):
-    """Yield, for each comparison of one metric, its key, the `PairedComparison`, and what the repeats say."""
-    values, runs = per_subject(results, metric), repeats_of(results)
-    labels = [label for label in dict.fromkeys(values["label"]) if (label != MEAN) == by_label]
-    for contrasts, init, n in cells_in_order(values, inits):
+def _comparisons(scores, measure, baseline, by_label):
+    """Yield, for each comparison of one measure, its key, the `PairedComparison`, and what the repeats say."""
+    values, runs, labels = scores.per_subject(measure), scores.runs, scores.labels if by_label else [MEAN]
+    for contrasts, init, n in scores.cells:
         if init == baseline or (contrasts, baseline, n) not in runs:
             continue
         cells = values[(values["contrasts"] == contrasts) & (values["n_annotated"] == n)]
-        single = results[(results["contrasts"] == contrasts) & (results["n_annotated"] == n)]
+        single = scores.of(contrasts=contrasts, n_annotated=n).frame
         for label in labels:
             both = cells[cells["label"] == label].pivot(index="subject", columns="init", values="value")
             comparison = paired_comparison(both[init], both[baseline])
             chosen = single if label == MEAN else single[single["label"] == label]
-            rest = _differences_of_repeats(chosen, metric, init, baseline)
+            rest = _differences_of_repeats(chosen, measure.key, init, baseline)
             rest["note"] = _note(comparison, runs[contrasts, init, n], runs[contrasts, baseline, n], init, baseline)
             yield dict(zip((*CELL, "label"), (contrasts, init, n, label), strict=True)), comparison, rest
 
 
-def _differences_of_repeats(results, metric, init, baseline):
+def _differences_of_repeats(rows, key, init, baseline):
     """Mean over subjects of the difference in every repeat; folds are pooled by subject, labels averaged first."""
-    both = results.groupby(["repeat", "subject", "init"])[metric].mean().unstack("init")
+    both = rows.groupby(["repeat", "subject", "init"])[key].mean().unstack("init")
     differences = (both[init] - both[baseline]).groupby("repeat").mean().dropna()
     mean = differences.mean()  # NaN without any repeat
     return {
@@ -84,7 +83,7 @@ def unequal_repeats(runs):
     """Name the runs that only one of two initialisations has; nothing when they have the same.
 
     Args:
-        runs: Mapping of two initialisations to their sets of runs, from `repeats_of`.
+        runs: Mapping of two initialisations to their sets of runs, from `Scores.runs`.
 
     Returns:
         Such as "unequal repeats: constrained 2, random 3 (only random: r2)", or "".
@@ -98,10 +97,3 @@ def unequal_repeats(runs):
         if alone
     ]
     return f"unequal repeats: {one} {len(its)}, {other} {len(others)} ({'; '.join(only)})"
-
-
-def cells_in_order(values, inits=()):
-    """List the cells of a table: by contrasts, then N, then init, so that what is compared stands together."""
-    present = set(values[CELL].itertuples(index=False, name=None))
-    order = in_grid_order({init for _, init, _ in present}, inits)
-    return sorted(present, key=lambda cell: (cell[0], cell[2], order.index(cell[1])))

@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from evaluation.figures import in_report_style, panels
+from evaluation.measures import MASK, measures_in
 from evaluation.overlays import choose_subjects, first_repeat, mark_right, read_prediction, slices_to_show
 from utils.checks import InputError
 
@@ -48,14 +49,12 @@ class ErrorMaps:
         return {init: np.abs(made - self.acquired[contrast]) for init, made in self.synthesised[contrast].items()}
 
 
-def read_error_maps(cells, values, files, inits, *, contrasts, labels, ignored=()):
+def read_error_maps(scores, files, *, contrasts, labels, ignored=()):
     """Choose the subjects of one figure and read what is drawn of them.
 
     Args:
-        cells: Rows of `collect_results`, of synthesis, one input set and one N.
-        values: From `results.per_subject` of these rows: SSIM inside the mask.
+        scores: A `Scores` of synthesis, one input set and one N.
         files: Mapping of subject to `SubjectFiles`.
-        inits: Initialisations to show, in this order.
         contrasts: `data.contrasts` of the config.
         labels: `data.labels` of the config; empty where there are none.
         ignored: Label values that count as background.
@@ -66,20 +65,22 @@ def read_error_maps(cells, values, files, inits, *, contrasts, labels, ignored=(
     Raises:
         InputError: When a scan or a prediction is missing or does not fit the others.
     """
+    ssim, *_ = measures_in(MASK)
     keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
     return [
-        _read_subject(f"{role}: {subject}", subject, cells, files, inits, **keys)
-        for role, subject in choose_subjects(values).items()
+        _read_subject(f"{role}: {subject}", subject, scores, files, **keys)
+        for role, subject in choose_subjects(scores.per_subject(ssim)).items()
     ]
 
 
-def _read_subject(title, subject, cells, files, inits, *, contrasts, labels, ignored):
+def _read_subject(title, subject, scores, files, *, contrasts, labels, ignored):
     from data.intensity import scale_between
     from data.volumes import read_contrasts
 
     if subject not in files:
         raise InputError(f"{subject}: was a test subject, but is not below data.root any more")
-    rows = {init: first_repeat(cells, subject, init).set_index("label") for init in inits}
+    inits = scores.present
+    rows = {init: first_repeat(scores, subject, init).set_index("label") for init in inits}
     targets = list(rows[inits[0]].index)
     volume, affine = read_contrasts(files[subject], targets, contrasts)
     reference = _reference(files[subject], volume, affine, labels, ignored)

@@ -6,9 +6,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from evaluation.formats import interval, number
-from evaluation.measures import REGIONS, SYNTHESIS_MEASURES
-from evaluation.results import CELL, MEAN, per_subject
-from evaluation.statistics import annotation_saved, mean_interval
+from evaluation.measures import CELL, DICE, MEASURES, REGIONS, SYNTHESIS_MEASURES
+from evaluation.scores import MEAN, mean_interval
+from evaluation.statistics import annotation_saved
 from evaluation.tables import Table
 from utils.checks import InputError
 from utils.config import read_yaml
@@ -16,7 +16,7 @@ from utils.sections import Section
 
 EXPECTED = Path(__file__).resolve().parent.parent / "papers" / "expected.yaml"
 SHARES = ("shortfall", "annotation_used", "annotation_saved")
-OF_SYNTHESIS = {measure.name.removesuffix("_db"): measure for measure in SYNTHESIS_MEASURES}  # quantity: measure
+OF_SYNTHESIS = {measure.name.lower(): measure.digits for measure in SYNTHESIS_MEASURES}  # quantity: decimal places
 MEANS_OF_SEGMENTATION = (
     "labels and repeats with the 95 % CI of the mean over subjects; shortfall: 1 - Dice / Dice of the baseline; "
     "annotation: tested N."
@@ -89,13 +89,12 @@ def read_expected(name, path=EXPECTED):
     return entries[name]
 
 
-def expected_table(results, entry, note=""):
+def expected_table(scores, entry):
     """Paper, ours, difference.
 
     Args:
-        results: From `collect_results`.
+        scores: A `Scores`.
         entry: From `read_expected`.
-        note: First words of the caption.
 
     Returns:
         A `Table` with one row per number of the paper and contrasts of the results, of synthesis one for each region
@@ -107,10 +106,10 @@ def expected_table(results, entry, note=""):
     rows = [
         {"what": stated.what, "contrasts": contrasts, "region": region, "paper": stated.value}
         | {"at_most": stated.at_most}
-        | _ours(results[results["contrasts"] == contrasts], stated.ours, region)
+        | _ours(of_contrasts, stated.ours, region)
         | {"place": stated.place, "quotation": stated.quotation, "note": stated.note}
         for stated in entry.numbers
-        for contrasts in sorted(set(results["contrasts"]))
+        for contrasts, of_contrasts in sorted(scores.by_contrasts().items())
         for region in _regions(stated.ours)
     ]
     if not rows:
@@ -120,8 +119,8 @@ def expected_table(results, entry, note=""):
     numbers = numbers if any(numbers["region"]) else numbers.drop(columns="region")
     means = MEANS_OF_SYNTHESIS if entry.is_about_synthesis() else MEANS_OF_SEGMENTATION
     caption = (
-        f"{note} Results that {entry.citation} states for its own subjects, and ours; difference: ours - paper. Ours: "
-        f"mean over test subjects, {means} -: these results hold no such cell. Place: where the paper states "
+        f"{scores.note} Results that {entry.citation} states for its own subjects, and ours; difference: ours - paper. "
+        f"Ours: mean over test subjects, {means} -: these results hold no such cell. Place: where the paper states "
         f"it; the quotations are in the CSV file. {entry.note}"
     ).strip()
     # Here and not in a column, because captions wrap in every format.
@@ -135,16 +134,15 @@ def _regions(ours):
     return REGIONS if ours and ours.quantity in OF_SYNTHESIS else ("",)
 
 
-def _ours(results, ours, region):
+def _ours(scores, ours, region):
     """Our value of one number from the results of one set of contrasts: a share, or a mean with its interval."""
     found = {"quantity": ours.quantity if ours else "", "ours": None, "ours_low": None, "ours_high": None, "status": ""}
     if ours is None:
         return found | {"status": "not compared"}
-    metric = OF_SYNTHESIS[ours.quantity].column(region) if region else ours.quantity
-    metric = "dice" if ours.quantity in SHARES else metric
-    if metric not in results:
+    measure = DICE if ours.quantity in SHARES else _measure_of(ours.quantity, region)
+    if measure is None or measure.key not in scores.frame:
         return found | {"status": "no such metric"}
-    values = per_subject(results, metric)
+    values = scores.per_subject(measure)
     values = values[values["label"] == ours.label]
     of_cells = {key[1:]: cell["value"] for key, cell in values.groupby(CELL) if cell["value"].notna().any()}
     means = {key: value.mean() for key, value in of_cells.items()}
@@ -165,10 +163,16 @@ def _ours(results, ours, region):
     return found | {"ours": mean, "ours_low": low, "ours_high": high}
 
 
+def _measure_of(quantity, region):
+    """The measure of a quantity, of synthesis in a region; None for a quantity that is no measure."""
+    inside = (measure for measure in SYNTHESIS_MEASURES if measure.region == region)
+    return MEASURES.get(quantity) if not region else next(one for one in inside if one.name.lower() == quantity)
+
+
 def _expected_text(row):
     is_share = row.quantity in SHARES
     paper = f"{100 * row.paper:g}%" if is_share else f"{row.paper:g}"
-    digits = OF_SYNTHESIS[row.quantity].digits if row.quantity in OF_SYNTHESIS else 3
+    digits = OF_SYNTHESIS.get(row.quantity, DICE.digits)
     difference = f"{100 * row.difference:+.1f} points" if is_share else f"{row.difference:+.{digits}f}"
     ours, is_found = number(row.ours, ".1%" if is_share else f".{digits}f"), row.ours == row.ours  # not NaN
     return {

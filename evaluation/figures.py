@@ -4,13 +4,13 @@ Colours (Okabe and Ito) stay apart in all common kinds of colour blindness; init
 """
 
 import functools
+import itertools
 
 import numpy as np
 
 from evaluation.comparisons import BASELINE
 from evaluation.measures import DICE
-from evaluation.results import all_labels, in_grid_order
-from evaluation.statistics import mean_interval
+from evaluation.scores import in_grid_order, mean_interval
 from utils.runs import atomic_path
 
 OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -36,6 +36,11 @@ AGAINST_N_SHOWS = (
     "Small points: single test subjects, repeats averaged. Lines: means over subjects; bars (and bands): 95 % "
     "confidence interval of the mean (t distribution). Dotted, where it was run: mean of random initialisation on all "
     "{subjects} subjects, the supervised baseline; random initialisation has a point there only beside others."
+)
+CURVES_SHOW = (
+    "Loss on training slices and on the fixed validation slices. Beside it, where a stage contrasts, the health of its "
+    "representations on the validation slices: spread (0: collapsed), anchors without positive or negative, alignment "
+    "and uniformity."
 )
 
 # The columns of panels of `training_curves`: {column of a history: (name in the legend, line style)}.
@@ -71,9 +76,9 @@ def drawn_with(style):
 in_report_style = drawn_with(STYLE)  # fonts and sizes are the same everywhere
 
 
-def style_numbers(present, inits=()):
+def style_numbers(scores):
     """Number the looks of the inits in a figure, `{init: number}`; those of the config keep theirs in all figures."""
-    return {init: number for number, init in enumerate(in_grid_order({*present, *inits}, inits))}
+    return {init: k for k, init in enumerate(in_grid_order({*scores.present, *scores.inits}, scores.inits))}
 
 
 def colour_of(number):
@@ -82,17 +87,16 @@ def colour_of(number):
 
 
 @in_report_style
-def dice_against_n(values, labels=(), inits=(), note="", all_subjects=None, measure=DICE):
-    """Draw Dice, or another measure, against the number of annotated subjects: what `AGAINST_N_SHOWS` says.
+def against_n(scores, measure=DICE, labels=()):
+    """Draw a measure against the number of annotated subjects: what `AGAINST_N_SHOWS` says.
+
+    Random initialisation on all annotated training subjects there are is the dotted line, and a point of its curve
+    where others have one there.
 
     Args:
-        values: From `results.per_subject`.
+        scores: A `Scores`.
+        measure: One of its measures.
         labels: One panel for each: class names or `MEAN`; none: all class names.
-        inits: Initialisations in the order of the legend.
-        note: Beginning of the title, such as "Simulated scans.".
-        all_subjects: Number of annotated training subjects there are; None when it is not known. Random
-            initialisation at this N is the dotted line, and a point of its curve where others have one there.
-        measure: What `values` holds, a `Measure`.
 
     Returns:
         A matplotlib `Figure`, two panels a row.
@@ -100,9 +104,8 @@ def dice_against_n(values, labels=(), inits=(), note="", all_subjects=None, meas
     Reference:
         The dotted line: Umapathy et al., arXiv 2205.13109, Figs. 3 and 5. Bands and points: ours.
     """
-    labels = labels or all_labels(values)
-    order, styles = in_grid_order(set(values["init"]), inits), style_numbers(values["init"], inits)
-    shown = [(contrasts, label) for contrasts in dict.fromkeys(values["contrasts"]) for label in labels]
+    values, order, styles = scores.per_subject(measure), scores.present, style_numbers(scores)
+    shown = list(itertools.product(dict.fromkeys(values["contrasts"]), labels or scores.labels))
     is_lone = len(shown) == 1 and len(order) > MOST_BANDS
     figure, axes = panels(-(-len(shown) // 2), min(2, len(shown)), LONE_PANEL_INCHES if is_lone else PANEL_INCHES)
     used, unused = np.split(axes.ravel(), [len(shown)])
@@ -110,16 +113,17 @@ def dice_against_n(values, labels=(), inits=(), note="", all_subjects=None, meas
         axis.set_axis_off()
     for axis, (contrasts, label) in zip(used, shown, strict=True):
         panel = values[(values["contrasts"] == contrasts) & (values["label"] == label)]
-        curves = _draw_panel(axis, panel, order, styles, all_subjects)
-        _label_axes(axis, curves, measure, measure.panel.format(contrasts=contrasts, label=label))
+        curves = _draw_panel(axis, panel, order, styles, scores.available)
+        _label_axes(axis, curves, scores.task.panel.format(contrasts=contrasts, label=label))
+        axis.set(xlabel=f"{scores.task.subjects} subjects N", ylabel=measure.axis)
     share_limits(used, "y")
-    if measure is DICE:
+    if (measure.low, measure.high) == (0, 1):
         lowest = used[0].get_ylim()[0]  # of points and intervals
         for axis in used:
             axis.set_ylim(max(-0.02, np.floor(10 * lowest) / 10 - 0.02), 1.02)
     _share_legend(figure, axes)
-    if note:
-        figure.suptitle(note)
+    if scores.note:
+        figure.suptitle(scores.note)
     return figure
 
 
@@ -181,14 +185,13 @@ def _draw_init(axis, values, init, number, place_of_count):
     axis.errorbar(x, mean, yerr=error, label=init, marker=marker, linestyle=line, markersize=5, capsize=2, **style)
 
 
-def _label_axes(axis, values, measure, title):
+def _label_axes(axis, values, title):
     numbers = sorted(values["n_annotated"].unique())
     subjects, absent = values["subject"].nunique(), int(values["missing"].sum())
     axis.set_xscale("log", base=2)
     axis.set_xticks(numbers, [str(n) for n in numbers])
     axis.set_xticks([], minor=True)
     axis.set_xlim(numbers[0] / 2**0.5, numbers[-1] * 2**0.5)
-    axis.set(xlabel=f"{measure.subjects} subjects N", ylabel=measure.title)
     axis.grid(axis="y", alpha=0.3)
     axis.set_title(f"{title} ({subjects} test subjects" + (f", {absent} NaN)" if absent else ")"))
 

@@ -3,11 +3,6 @@
 import math
 
 
-def mean_sd(row, digits):
-    """Write mean and standard deviation; a dash for what is not defined."""
-    return "-" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f} ± {number(row['sd'], f'.{digits}f')}"
-
-
 def from_to(fewest, most):
     """Write a range of counts; one number where both are equal."""
     return str(most) if fewest == most else f"{fewest} to {most}"

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from evaluation.results import MEAN
+from evaluation.scores import MEAN
 
 SAMPLE_VOXELS = 50_000  # of a subject, drawn once, for mutual information; everything else counts all voxels
 BY_TISSUE = "by the true tissue"

@@ -2,7 +2,7 @@
 
 from evaluation.figures import MARKERS, OKABE_ITO, in_report_style, panels
 from evaluation.map_tables import NO_MAP, REFERENCES, title_of
-from evaluation.results import MEAN
+from evaluation.scores import MEAN
 
 # title of a panel: the measures that share it
 PANELS = {

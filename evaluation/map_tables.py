@@ -3,7 +3,7 @@
 import math
 
 from evaluation.map_agreement import BY_TISSUE, SAMPLE_VOXELS, SHIFTED
-from evaluation.statistics import mean_interval
+from evaluation.scores import mean_interval
 from evaluation.tables import Table
 
 ENOUGH = 0.02  # distance from the best mean at which more classes are taken to bring nothing

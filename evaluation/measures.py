@@ -1,41 +1,153 @@
-"""What is measured: how a measure is written, which way it is better, and of what part of a volume it is taken."""
+"""What is measured in the two tasks of step 4: all that tables, figures and checks know of a measure stands here once.
+
+A new measure is one entry below and the line that computes it (`metrics.py`, `synthesis_metrics.py`).
+"""
 
 import dataclasses
-from typing import Any
+import math
 
 MASK, WHOLE = "mask", "whole volume"
-REGIONS = {MASK: "_mask", WHOLE: ""}  # region: what its columns in metrics.json end with
+REGIONS = {MASK: "_mask", WHOLE: ""}  # region: what the keys of its measures end with
+CELL = ["contrasts", "init", "n_annotated"]  # columns of the scores
+OF_A_CELL = ("annotated_available", "duration_s", "compile_s", "n_selecting")
+ABSENT = "NaN: scores without a value (label absent in reference and prediction), left out of the means."
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One measure as tables and figures show it.
+    """One measure of a prediction against its reference.
 
     Attributes:
-        name: Column of the results, for synthesis without the ending of a region.
-        title: Name with unit.
-        better: "higher" or "lower".
+        key: Key in the rows of metrics.json and column of the scores.
+        name: Name in tables and figures.
+        unit: Unit, or "" for a number without one.
+        better: "higher", "lower" or "nearer to 0"; "" for a quantity that does not rate a prediction.
         digits: Decimal places in tables.
+        low: Smallest possible value.
+        high: Largest possible value.
+        needs_voxel_size: Whether it has no value where the voxel size is not known.
+        is_optional: Whether a row of metrics.json may lack it, such as one from before the measure was added.
+        difference_of: Keys of the two columns whose difference it is; it is then not in metrics.json.
+        region: Part of the volume that it is of, a key of `REGIONS`; "" for measures of segmentation.
+        opening: First sentence of its table's caption, with the placeholder {surface_tolerance_mm}.
+        without_value: Sentence of the caption on what has no value, or on how signs average.
+        ending: Sentence of the caption on what a prediction without the label scores.
+    """
+
+    key: str
+    name: str
+    unit: str = ""
+    better: str = "higher"
+    digits: int = 3
+    low: float = 0.0
+    high: float = math.inf
+    needs_voxel_size: bool = False
+    is_optional: bool = False
+    difference_of: tuple[str, str] | None = None
+    region: str = ""
+    opening: str = ""
+    without_value: str = ABSENT
+    ending: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name with unit."""
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
+
+    @property
+    def axis(self) -> str:
+        """Name with unit or range, for axes."""
+        return f"{self.title} (0 to 1)" if (self.low, self.high) == (0, 1) else self.title
+
+
+DICE = Measure("dice", "Dice", high=1.0)
+HD95 = Measure(
+    "hd95_mm", "HD95", "mm", "lower", digits=1, needs_voxel_size=True,
+    ending="A label absent in one of the two counts as the image diagonal.",
+)  # fmt: skip
+SURFACE_DICE = Measure(
+    "surface_dice", "Surface Dice", high=1.0, needs_voxel_size=True, opening="Tolerance {surface_tolerance_mm:g} mm."
+)
+VOLUME = Measure("volume_ml", "Volume", "mL", better="", digits=1, needs_voxel_size=True)
+REFERENCE_VOLUME = dataclasses.replace(VOLUME, key="volume_ml_reference", name="Reference volume")
+VOLUME_ERROR = Measure(
+    "volume_error_ml", "Volume error", "mL", "nearer to 0", digits=1, low=-math.inf, needs_voxel_size=True,
+    difference_of=(VOLUME.key, REFERENCE_VOLUME.key),
+    without_value="Segmented minus reference volume, with its sign: errors of opposite sign cancel in the means.",
+)  # fmt: skip
+SEGMENTATION_MEASURES = (DICE, HD95, SURFACE_DICE, VOLUME, REFERENCE_VOLUME, VOLUME_ERROR)
+
+SSIM = Measure("ssim", "SSIM", low=-1.0, high=1.0)  # of opposite images it is negative
+MSE = Measure("mse", "MSE", better="lower", digits=5)
+PSNR = Measure("psnr_db", "PSNR", "dB", digits=2, low=-math.inf)
+SYNTHESIS_MEASURES = tuple(
+    dataclasses.replace(measure, key=measure.key + ending, region=region)
+    for region, ending in REGIONS.items()
+    for measure in (SSIM, MSE, PSNR)
+)
+MEASURES = {measure.key: measure for measure in (*SEGMENTATION_MEASURES, *SYNTHESIS_MEASURES)}
+
+
+def measures_in(region) -> list[Measure]:
+    """List the measures of synthesis that are taken of a region."""
+    return [measure for measure in SYNTHESIS_MEASURES if measure.region == region]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One of the two tasks of step 4: where and how its scores are kept, and what they are called.
+
+    Attributes:
+        folder: Folder below the work dir or a fold.
+        cells: Pattern of the folders of cells below it.
+        script: The script that makes them.
+        labels: Key of metrics.json that lists the labels in the order of the config.
+        measures: What its predictions are measured by.
+        references: Numbers of a row that describe the reference: one subject and label has one in all cells.
+        others: Further numbers of a row.
+        words: What else metrics.json says of a whole cell.
+        inputs: Key of metrics.json that names what networks see, and the kind of its value.
+        of_a_cell: Numbers that metrics.json may say of a whole cell.
+        untested: Keys of metrics.json that list subjects who must not be among those that are scored.
         subjects: What the N subjects that a network saw are called.
         panel: Title of a panel of figures, with {contrasts} and {label}.
     """
 
-    name: str
-    title: str
-    better: str = "higher"
-    digits: int = 3
+    folder: str
+    cells: str
+    script: str
+    labels: str
+    measures: tuple[Measure, ...]
+    references: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    inputs: tuple = (("contrasts", str),)
+    of_a_cell: tuple[str, ...] = OF_A_CELL
+    untested: tuple[str, ...] = ("train_subjects", "validation_subjects")
     subjects: str = "annotated"
     panel: str = "{contrasts}: {label}"
 
-    def column(self, region):
-        """Column of the results that holds this measure of a region."""
-        return self.name + REGIONS[region]
+    @property
+    def numbers(self) -> list[str]:
+        """Numbers that every row of metrics.json has."""
+        required = [one.key for one in self.measures if not one.difference_of and not one.is_optional]
+        return [*required, *self.others]
 
 
-DICE = Measure("dice", "Dice (0 to 1)")
-OF_SYNTHESIS: dict[str, Any] = {"subjects": "finetuning", "panel": "{label} from {contrasts}"}
-SYNTHESIS_MEASURES = (
-    Measure("ssim", "SSIM", **OF_SYNTHESIS),
-    Measure("mse", "MSE", "lower", digits=5, **OF_SYNTHESIS),
-    Measure("psnr_db", "PSNR [dB]", digits=2, **OF_SYNTHESIS),
-)
+SEGMENTATION = Task(
+    "finetuning", "*/*/n*/r*", "finetune_segmentation.py", "labels", SEGMENTATION_MEASURES,
+    ("volume_ml_reference", "voxels_reference"),  # the second where there is no voxel size
+)  # fmt: skip
+SYNTHESIS = Task(
+    "synthesis", "*/n*/r*", "finetune_synthesis.py", "targets", SYNTHESIS_MEASURES, ("intensity_low", "intensity_high"),
+    others=("data_range", "intensity_low", "intensity_high"), words=("mask",), inputs=(("inputs", list),),
+    subjects="finetuning", panel="{label} from {contrasts}",
+)  # fmt: skip
+
+
+def add_differences(frame, task):
+    """Add the columns that are differences of others to a DataFrame of scores."""
+    for measure in task.measures:
+        if measure.difference_of:
+            minuend, subtrahend = measure.difference_of
+            frame[measure.key] = frame[minuend] - frame[subtrahend]

@@ -16,6 +16,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from data.geometry import MM3_PER_ML
+from evaluation.measures import SEGMENTATION_MEASURES
 from utils.checks import InputError
 
 HD_PERCENTILE = 95
@@ -50,7 +51,7 @@ def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_m
     for label, indices in scored_structures(labels, regions).items():
         predicted, true = np.isin(prediction, indices), np.isin(reference, indices)
         row = {"label": label, "dice": dice(predicted, true)}
-        row |= dict.fromkeys(("hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference"))
+        row |= {one.key: None for one in SEGMENTATION_MEASURES if one.needs_voxel_size and not one.difference_of}
         if spacing_mm is None:
             row["voxels_reference"] = int(true.sum())  # tells a reference from another one where there is no volume
         else:

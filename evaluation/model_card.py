@@ -7,17 +7,14 @@ import dataclasses
 import math
 import statistics
 
-from evaluation.measures import DICE, MASK, REGIONS, SYNTHESIS_MEASURES
+from evaluation.measures import DICE, HD95, MASK, MEASURES, SURFACE_DICE, SYNTHESIS_MEASURES
 from utils.checks import counted
 
-COLUMNS = {DICE.name: DICE.title, "surface_dice": "surface Dice (0 to 1)", "hd95_mm": "HD95 [mm]"}
+COLUMNS = {measure.key: measure.axis for measure in (DICE, SURFACE_DICE, HD95)}
 COLUMNS |= {
-    measure.column(region): f"{measure.title}, {'in the mask' if region == MASK else region}"
-    for region in REGIONS
+    measure.key: f"{measure.title}, {'in the mask' if measure.region == MASK else measure.region}"
     for measure in SYNTHESIS_MEASURES
 }
-DIGITS = {"hd95_mm": 1}  # decimal places, as in the tables of a report; others: 3
-DIGITS |= {measure.column(region): measure.digits for region in REGIONS for measure in SYNTHESIS_MEASURES}
 RESEARCH = (
     "Research on MR images like those it was trained on. It is not a medical device and was not validated for "
     "diagnosis or treatment."
@@ -145,7 +142,7 @@ def _scores(members):
     for number, metrics in enumerate(found, start=1):
         for label in dict.fromkeys(row["label"] for row in metrics["per_subject"]):
             rows = [row for row in metrics["per_subject"] if row["label"] == label]
-            cells = [_mean([row.get(key) for row in rows], DIGITS.get(key, 3)) for key in columns]
+            cells = [_mean([row.get(key) for row in rows], MEASURES[key].digits) for key in columns]
             scored = sum(row.get(columns[0]) is not None for row in rows) if columns else 0
             lines.append(_row([*[number] * several, label, *cells, scored]))
     return [*lines, ""]

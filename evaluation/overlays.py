@@ -12,7 +12,7 @@ import numpy as np
 from data.nifti import read_image
 from data.volumes import read_label_map
 from evaluation.figures import OKABE_ITO, in_report_style, panels
-from evaluation.results import MEAN
+from evaluation.scores import MEAN
 from utils.checks import InputError
 
 PICTURE_INCHES = 2.3
@@ -48,14 +48,12 @@ class Picture:
     affine: np.ndarray
 
 
-def read_pictures(cells, values, files, inits, shown, *, contrasts, labels, ignored=()):
+def read_pictures(scores, files, shown, *, contrasts, labels, ignored=()):
     """Choose the subjects of one figure and read what is drawn of them.
 
     Args:
-        cells: Rows of `collect_results` of one input set and one N.
-        values: From `results.per_subject` of these rows.
+        scores: A `Scores` of one input set and one N.
         files: Mapping of subject to `SubjectFiles`.
-        inits: Initialisations to show, in this order.
         shown: Contrast to show; of a 4D series the first volume.
         contrasts: `data.contrasts` of the config.
         labels: `data.labels` of the config.
@@ -69,16 +67,15 @@ def read_pictures(cells, values, files, inits, shown, *, contrasts, labels, igno
             others.
     """
     keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
-    chosen = choose_subjects(values)
+    chosen = choose_subjects(scores.per_subject())
     if not chosen:
         raise InputError("no test subject has a Dice, because no label is in its reference or its predictions")
     return [
-        read_picture(f"{role}: {subject}", subject, cells, files, inits, shown, **keys)
-        for role, subject in chosen.items()
+        read_picture(f"{role}: {subject}", subject, scores, files, shown, **keys) for role, subject in chosen.items()
     ]
 
 
-def read_picture(title, subject, cells, files, inits, shown, *, contrasts, labels, ignored=()):
+def read_picture(title, subject, scores, files, shown, *, contrasts, labels, ignored=()):
     """Read what is drawn of one subject; arguments and errors as of `read_pictures`.
 
     Returns:
@@ -92,16 +89,16 @@ def read_picture(title, subject, cells, files, inits, shown, *, contrasts, label
     image = volume[..., 0]
     reference = read_label(files[subject], labels, ignored, image.shape, affine)
     predictions, dice = {}, {}
-    for init in inits:
-        first = first_repeat(cells, subject, init)
+    for init in scores.present:
+        first = first_repeat(scores, subject, init)
         path = first["folder"].iloc[0] / "predictions" / f"{subject}.nii.gz"
         predictions[init], dice[init] = read_prediction(path, image.shape, is_label=True), first["dice"].mean()
     return Picture(title, image, reference, predictions, dice, affine)
 
 
-def first_repeat(cells, subject, init):
-    """Rows of `cells` of one subject and init, of the first repeat; InputError when there are none."""
-    rows = cells[(cells["subject"] == subject) & (cells["init"] == init)]
+def first_repeat(scores, subject, init):
+    """Rows of one subject and init, of the first repeat; InputError when there are none."""
+    rows = scores.of(subject=subject, init=init).frame
     if rows.empty:
         raise InputError(f"{subject}: no result with {init} initialisation yet")
     return rows[rows["repeat"] == rows["repeat"].min()]
@@ -129,7 +126,7 @@ def choose_subjects(values):
     Of an even number of subjects, the better of the two in the middle is the median.
 
     Args:
-        values: Rows of `results.per_subject` of the Dice, or of what else ranks them, one input set and one N.
+        values: From `Scores.per_subject` of the Dice, or of what else ranks them, one input set and one N.
     """
     ranking = values[values["label"] == MEAN].groupby("subject")["value"].mean().dropna()
     # The name settles ties, so that the choice never depends on the order of files.

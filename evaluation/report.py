@@ -9,7 +9,8 @@ import os
 import urllib.parse
 from pathlib import Path
 
-from evaluation.results import CELL, MEAN, in_grid_order
+from evaluation.measures import CELL
+from evaluation.scores import MEAN
 from utils.runs import atomic_path, read_json
 
 TEMPLATE = "report.html.jinja"
@@ -124,61 +125,63 @@ def write_report(path, report):
         temporary.write_text(page, encoding="utf-8")
 
 
-def subject_grid(values, inits=()):
-    """Arrange the Dice of every test subject (mean over labels and repeats), worst subject first.
+def subject_grid(scores, measure):
+    """Arrange a measure of every test subject (mean over labels and repeats), the lowest first.
 
     Args:
-        values: From `results.per_subject`.
-        inits: Initialisations in the order of the columns.
+        scores: A `Scores`.
+        measure: One of its measures.
 
     Returns:
         Dictionary with `columns` (list of `(contrasts, init, N)`) and `rows`, a list of `(subject, [Dice or None])`.
     """
-    values = values[values["label"] == MEAN]
-    wide = values.pivot(index="subject", columns=CELL, values="value")
-    order = in_grid_order(set(values["init"]), inits)
-    columns = sorted(wide.columns, key=lambda cell: (cell[0], cell[2], order.index(cell[1])))
+    values, columns = scores.per_subject(measure), scores.cells
+    wide = values[values["label"] == MEAN].pivot(index="subject", columns=CELL, values="value")
     subjects = wide.mean(axis=1).sort_values(kind="stable", na_position="first").index
     rows = [(name, [None if value != value else value for value in wide.loc[name, columns]]) for name in subjects]
     return {"columns": columns, "rows": rows}
 
 
-def subtitle(results, synthesis):
+def subtitle(segmentation, synthesis):
     """Name the tasks of a page; arguments as for `page_facts`."""
     if synthesis is None:
         return "Segmentation with few annotated subjects"
-    both = "" if results is None else "Segmentation with few annotated subjects, and contrast synthesis"
+    both = "" if segmentation is None else "Segmentation with few annotated subjects, and contrast synthesis"
     return both or "Contrast synthesis with few finetuning subjects"
 
 
-def page_facts(results, synthesis, runs, seed):
+def page_facts(segmentation, synthesis, runs, seed):
     """Say first what a page is about, `{name: value}`.
 
     Args:
-        results: From `collect_results`, of segmentation, or None.
+        segmentation: `Scores`, or None.
         synthesis: The same of synthesis, or None.
         runs: From `collect_runs`.
         seed: Seed of the config, for run records without one.
     """
-    parts = [part for part in (results, synthesis) if part is not None]
+    parts = [scores.frame for scores in (segmentation, synthesis) if scores is not None]
     splits = {split for part in parts for split in part["split"] if split}
     facts = {
         "Test subjects": len({subject for part in parts for subject in part["subject"]}),
         "Runs": sum(part["folder"].nunique() for part in parts),
         "Folds": len(splits) or "none",
     }
-    if results is not None:
-        facts["Dice scores"] = f"{len(results)}, {results['dice'].isna().sum()} NaN"
+    if segmentation is not None:
+        facts["Dice scores"] = _count_of(segmentation)
     if synthesis is not None:
-        targets, inputs = (", ".join(dict.fromkeys(synthesis[column])) for column in ("label", "contrasts"))
-        facts["Synthesis"] = f"{targets} from {inputs}"
-        facts["Synthesised volumes"] = f"{len(synthesis)}, {synthesis['ssim_mask'].isna().sum()} NaN"
+        facts["Synthesis"] = f"{', '.join(synthesis.labels)} from {', '.join(synthesis.by_contrasts())}"
+        facts["Synthesised volumes"] = _count_of(synthesis)
     return facts | {
         "Seed": ", ".join(map(str, runs["seeds"])) or seed,
         "Software": "; ".join(runs["software"]) or "not recorded",
         "Device": ", ".join(runs["devices"]) or "not recorded",
         "Hours in all": f"{runs['hours']:.2f}",
     }
+
+
+def _count_of(scores):
+    """How many scores there are, and how many have no value in the first measure of their task."""
+    return f"{len(scores.frame)}, {scores.frame[scores.task.measures[0].key].isna().sum()} NaN"
 
 
 def collect_histories(work_dir, stages):

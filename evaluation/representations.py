@@ -7,7 +7,7 @@ import numpy as np
 
 from evaluation.inference import predict_slices
 from evaluation.patches import patch_means
-from evaluation.statistics import mean_interval
+from evaluation.scores import mean_interval
 from evaluation.tables import Table
 from utils.runs import child_seed
 

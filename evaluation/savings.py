@@ -6,7 +6,8 @@ import math
 import numpy as np
 
 from evaluation.comparisons import BASELINE
-from evaluation.results import MEAN, in_grid_order, per_subject, repeats_of
+from evaluation.measures import DICE
+from evaluation.scores import MEAN
 from evaluation.statistics import CONFIDENCE
 from evaluation.tables import Table
 
@@ -124,13 +125,11 @@ def _saved(curves, tested, goals, reference_n, interpolate):
     return np.where(reached.any(axis=1), 1 - n / reference_n, NEVER)
 
 
-def savings_table(results, inits=(), note="", baseline=BASELINE):
+def savings_table(scores, baseline=BASELINE):
     """How much annotation every init saves against the baseline at its largest limited N.
 
     Args:
-        results: From `collect_results`.
-        inits: Initialisations in the order of the rows.
-        note: First words of the caption.
+        scores: A `Scores`.
         baseline: The initialisation the others are compared with.
 
     Returns:
@@ -140,16 +139,17 @@ def savings_table(results, inits=(), note="", baseline=BASELINE):
 
     rows = [
         row
-        for contrasts in sorted(set(results["contrasts"]))
-        for row in _rows_of_contrasts(results[results["contrasts"] == contrasts], inits, baseline)
+        for _, of_contrasts in sorted(scores.by_contrasts().items())
+        for row in _rows_of_contrasts(of_contrasts, baseline)
     ]
     if not rows:
         return None
     numbers = pandas.DataFrame(rows).astype(dict.fromkeys(SAVED, float))
-    is_known = results.groupby("contrasts")["annotated_available"].count().all()
+    is_known = scores.frame.groupby("contrasts")["annotated_available"].count().all()
     known = "" if is_known else " How many annotated subjects there are is not recorded: every N counts as limited."
     caption = (
-        f"{note} Annotation saved, 1 - N / N of {baseline}: the goal is the mean Dice (over test subjects, labels and "
+        f"{scores.note} "
+        f"Annotation saved, 1 - N / N of {baseline}: the goal is the mean Dice (over test subjects, labels and "
         f"repeats) of {baseline} initialisation at its largest N below the number of annotated subjects there are; N "
         "is the fewest with which the other initialisation reaches it, as tested, and on straight lines between the "
         "tested N. ≤, ≥: reached at the smallest tested N already. 95 % CI: 10000 bootstrap draws of the "
@@ -162,37 +162,36 @@ def savings_table(results, inits=(), note="", baseline=BASELINE):
     return Table("annotation_saved", f"Annotation saved against {baseline} initialisation", caption, numbers, text)
 
 
-def scores_by_cell(results):
+def scores_by_cell(scores):
     """Arrange Dice for `annotation_saved_interval`.
 
     Args:
-        results: From `collect_results`, of one set of contrasts.
+        scores: A `Scores` of one set of contrasts.
 
     Returns:
         Mapping of init to a mapping of N to scores `(repeats, subjects, labels)`.
     """
     import pandas
 
-    subjects, labels = sorted(set(results["subject"])), sorted(set(results["label"]))
+    subjects, labels = sorted(set(scores.frame["subject"])), sorted(scores.labels)
     columns = pandas.MultiIndex.from_product([subjects, labels])
     cells = {}
-    for (init, n), cell in results.groupby(["init", "n_annotated"]):
-        table = cell.pivot(index="repeat", columns=["subject", "label"], values="dice").reindex(columns=columns)
+    for (init, n), cell in scores.frame.groupby(["init", "n_annotated"]):
+        table = cell.pivot(index="repeat", columns=["subject", "label"], values=DICE.key).reindex(columns=columns)
         cells.setdefault(init, {})[n] = table.to_numpy().reshape(-1, len(subjects), len(labels))
     return cells
 
 
-def _rows_of_contrasts(results, inits, baseline):
-    cells, contrasts = scores_by_cell(results), results["contrasts"].iloc[0]
-    available = results["annotated_available"].min()  # of the fold that has fewest; NaN where not recorded
-    limited = [n for n in cells.get(baseline, ()) if not n >= available]
+def _rows_of_contrasts(scores, baseline):
+    cells, contrasts = scores_by_cell(scores), scores.frame["contrasts"].iloc[0]
+    limited = [n for n in cells.get(baseline, ()) if not n >= scores.available]
     if not limited:
         return
-    values, runs, goal_n = per_subject(results), repeats_of(results), max(limited)
+    values, runs, goal_n = scores.per_subject(), scores.runs, max(limited)
     goal_runs = runs[contrasts, baseline, goal_n]
     means = values[values["label"] == MEAN].groupby(["init", "n_annotated"])["value"].mean()
     goal = means[baseline, goal_n]
-    for init in in_grid_order(set(cells) - {baseline}, inits):
+    for init in (name for name in scores.present if name != baseline):
         interpolated, tested = (
             annotation_saved_interval(cells[init], cells[baseline], goal_n, interpolate=way) for way in (True, False)
         )

@@ -138,29 +138,6 @@ def stars(p):
     return next((mark for bound, mark in STARS if p is not None and p <= bound), "")
 
 
-def mean_interval(values):
-    """Mean of the finite values, their standard deviation and the 95 % CI of the mean (t distribution).
-
-    Args:
-        values: `(subjects,)`; NaN where there is none.
-
-    Returns:
-        `(mean, sd, low, high)`; NaN for a mean of nothing, and for spread and interval of fewer than two values.
-    """
-    from scipy import stats
-
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
-        return (math.nan,) * 4
-    mean = float(values.mean())
-    if len(values) == 1:
-        return mean, math.nan, math.nan, math.nan
-    sd = float(values.std(ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
-    return mean, sd, mean - half, mean + half
-
-
 @dataclasses.dataclass(frozen=True)
 class BlandAltman:
     """Outcome of `bland_altman`, in the unit of the measurements; None where a quantity is not defined."""

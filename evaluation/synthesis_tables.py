@@ -4,61 +4,65 @@ import dataclasses
 
 from evaluation.comparisons import BASELINE, compare_inits
 from evaluation.dead_classes import SELECTING_SAYS, selecting_text
-from evaluation.formats import from_to, mean_sd
-from evaluation.measures import MASK, REGIONS, SYNTHESIS_MEASURES
-from evaluation.results import CELL, MEAN
+from evaluation.formats import from_to
+from evaluation.measures import CELL, MASK, MEASURES, REGIONS, measures_in
+from evaluation.scores import MEAN
 from evaluation.synthesis_metrics import SIGMA
-from evaluation.tables import STARS_SAY, Table, differences_as_table, duration_table, few_subjects, score_numbers
+from evaluation.tables import (
+    STARS_SAY,
+    Table,
+    differences_as_table,
+    duration_table,
+    few_subjects,
+    mean_sd,
+    score_numbers,
+)
 
 NAMES = {region: "synthesis" + ("" if region == MASK else "_whole_volume") for region in REGIONS}
-BY_COLUMN = {measure.column(region): measure for region in REGIONS for measure in SYNTHESIS_MEASURES}
 BETTER = "SSIM and PSNR: higher is better, MSE: lower is better"
 
 
-def synthesis_tables(results, inits=(), note=""):
+def synthesis_tables(scores):
     """Scores and paired differences of both regions, and durations; the whole volume is folded on the page.
 
     Args:
-        results: From `collect_results`, of synthesis.
-        inits: Initialisations in the order of the rows.
-        note: First words of the captions, such as "Simulated scans.".
+        scores: A `Scores` of synthesis.
 
     Returns:
         List of `Table`: inside the mask, over the whole volume, durations; without those that have nothing to show.
     """
     tables = []
     for region in REGIONS:
-        compared = compare_inits(results, inits, by_label=True, metrics=[m.column(region) for m in SYNTHESIS_MEASURES])
-        tables.append(_score_table(results, region, inits, note, compared))
-        tables.append(_difference_table(results, region, note, compared))
-    durations = duration_table(results, inits, note)
+        compared = compare_inits(scores, by_label=True, measures=measures_in(region))
+        tables.append(_score_table(scores, region, compared))
+        tables.append(_difference_table(scores, region, compared))
+    durations = duration_table(scores)
     if durations:
         durations = dataclasses.replace(durations, name="synthesis_durations", title=f"{durations.title} of synthesis")
     return [_in_its_words(table) for table in (*tables, durations) if table]
 
 
-def _score_table(results, region, inits, note, compared):
+def _score_table(scores, region, compared):
     """Mean and standard deviation over test subjects, a column for each target contrast and measure."""
     import pandas
 
-    columns = {measure.column(region): measure for measure in SYNTHESIS_MEASURES}
     metrics = compared["metric"] if len(compared) else ()
     numbers = pandas.concat(
-        score_numbers(results, column, inits, compared[metrics == column] if len(compared) else compared)
-        .assign(metric=column)
+        score_numbers(scores, measure, compared[metrics == measure.key] if len(compared) else compared)
+        .assign(metric=measure.key)
         .query("label != @MEAN", local_dict={"MEAN": MEAN})
-        for column in columns
+        for measure in measures_in(region)
     )
-    numbers["infinite"] = [_infinite(results, row, region) for row in numbers.to_dict("records")]
+    numbers["infinite"] = [_infinite(scores, row, region) for row in numbers.to_dict("records")]
     numbers["missing"] -= numbers["infinite"]
     rows = []
     for key, cell in numbers.groupby(CELL, sort=False):
         row = dict(zip(("Contrasts", "Init", "N"), map(str, key), strict=True))
         row |= {"Selecting": selecting_text(cell.iloc[0])}
-        scores = cell.set_index(["label", "metric"])
-        for label in dict.fromkeys(cell["label"]):
-            for column, measure in columns.items():
-                one = scores.loc[(label, column)]
+        by_measure = cell.set_index(["label", "metric"])
+        for label in scores.labels:
+            for measure in measures_in(region):
+                one = by_measure.loc[(label, measure.key)]
                 row[f"{label}: {measure.title}"] = mean_sd(one, measure.digits) + one["stars"]
         row |= {"Subjects": from_to(cell["subjects"].min(), cell["subjects"].max())}
         row |= {"Repeats": from_to(cell["repeats_min"].min(), cell["repeats"].max())}
@@ -66,24 +70,26 @@ def _score_table(results, region, inits, note, compared):
     text = pandas.DataFrame(rows)
     text = text if numbers["infinite"].any() else text.drop(columns="Infinite PSNR")
     title = f"Synthesis: SSIM, MSE and PSNR, {'inside the mask' if region == MASK else region}"
-    caption = _score_caption(results, region, note, any(numbers["stars"]), numbers["infinite"].any())
+    caption = _score_caption(scores, region, any(numbers["stars"]), numbers["infinite"].any())
     return Table(NAMES[region], title, caption, numbers, text, is_folded=region != MASK)
 
 
-def _infinite(results, row, region):
+def _infinite(scores, row, region):
     """Number of scores behind a row of the PSNR that are infinite: the synthesis has no error at all."""
-    if BY_COLUMN[row["metric"]].name != "psnr_db":
+    _, mse, psnr = measures_in(region)
+    if row["metric"] != psnr.key:
         return 0
-    is_meant = (results[[*CELL, "label"]] == [row[key] for key in (*CELL, "label")]).all(axis=1)
-    return int((results.loc[is_meant, SYNTHESIS_MEASURES[1].column(region)] == 0).sum())
+    meant = scores.of(**{key: row[key] for key in (*CELL, "label")})
+    return int((meant.frame[mse.key] == 0).sum())
 
 
-def _score_caption(results, region, note, is_starred, has_infinite):
+def _score_caption(scores, region, is_starred, has_infinite):
+    results = scores.frame
     data_range = from_to(*(f"{value:g}" for value in (results["data_range"].min(), results["data_range"].max())))
     parts = [
-        note,
-        f"SSIM, MSE and PSNR (mean ± standard deviation over test subjects) of {' and '.join(_targets(results))}, "
-        f"synthesised from {' or '.join(dict.fromkeys(results['contrasts']))}, {where(results, region)}, by "
+        scores.note,
+        f"SSIM, MSE and PSNR (mean ± standard deviation over test subjects) of {' and '.join(scores.labels)}, "
+        f"synthesised from {' or '.join(dict.fromkeys(results['contrasts']))}, {where(scores, region)}, by "
         "initialisation and number N of finetuning subjects. The repeats of a subject are averaged first.",
         f"Every subject's intensities are scaled by percentiles of its own; the data range is {data_range}, and the "
         f"MSE is in units of its square. SSIM is three-dimensional (Gaussian window, sigma {SIGMA:g} voxels), on the "
@@ -91,29 +97,28 @@ def _score_caption(results, region, note, is_starred, has_infinite):
         "Infinite PSNR: syntheses without any error, counted and not averaged." if has_infinite else "",
         f"Stars: differs from {BASELINE} initialisation, up or down ({STARS_SAY})." if is_starred else "",
         SELECTING_SAYS,
-        few_subjects(results),
+        few_subjects(scores),
     ]
     return " ".join(part for part in parts if part)
 
 
-def where(results, region):
+def where(scores, region):
     """Say of which voxels a region is, and where the mask came from."""
     if region != MASK:
         return "over the whole volume, air included (which is easy to synthesise)"
     origin = {"given": "given with the scans", "found": "found in the images"}
-    return f"inside the mask of each subject ({' or '.join(origin[word] for word in sorted(set(results['mask'])))})"
+    return (
+        f"inside the mask of each subject ({' or '.join(origin[word] for word in sorted(set(scores.frame['mask'])))})"
+    )
 
 
-def _targets(results):
-    return list(dict.fromkeys(results["label"]))
-
-
-def _difference_table(results, region, note, compared):
+def _difference_table(scores, region, compared):
     if compared.empty:
         return None
     inside = "inside the mask" if region == MASK else f"over the {region}"
     opening = (
-        f"{note} Difference in SSIM, MSE and PSNR {inside} to {BASELINE} initialisation (of every target contrast, "
+        f"{scores.note} "
+        f"Difference in SSIM, MSE and PSNR {inside} to {BASELINE} initialisation (of every target contrast, "
         f"repeats averaged per subject; {BETTER}, so that a negative difference is a gain; PSNR in dB)"
     )
     table = differences_as_table(
@@ -122,8 +127,8 @@ def _difference_table(results, region, note, compared):
         f"Synthesis: difference to {BASELINE} initialisation, {inside}",
         opening,
         lambda row: (
-            {"Contrast": row.label, "Measure": BY_COLUMN[row.metric].title, "Better": BY_COLUMN[row.metric].better},
-            BY_COLUMN[row.metric].digits,
+            {"Contrast": row.label, "Measure": MEASURES[row.metric].title, "Better": MEASURES[row.metric].better},
+            MEASURES[row.metric].digits,
         ),
     )
     return dataclasses.replace(table, is_folded=region != MASK)

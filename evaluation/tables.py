@@ -3,21 +3,15 @@
 import dataclasses
 import math
 
-from evaluation.comparisons import BASELINE, cells_in_order, compare_inits
+from evaluation.comparisons import BASELINE, compare_inits
 from evaluation.dead_classes import DEAD_SAYS, SELECTING_SAYS, about_runs, dead_text, selecting_text
-from evaluation.formats import from_to, interval, mean_sd, number, p_value
-from evaluation.results import CELL, MEAN, VOLUME_ERROR, all_labels, per_subject
-from evaluation.statistics import mean_interval, stars
+from evaluation.formats import from_to, interval, number, p_value
+from evaluation.measures import CELL, DICE
+from evaluation.scores import MEAN
+from evaluation.statistics import stars
 from utils.checks import counted
 from utils.runs import atomic_path
 
-TITLES = {
-    "dice": "Dice",
-    "hd95_mm": "HD95 [mm]",
-    "surface_dice": "Surface Dice",
-    VOLUME_ERROR: "Volume error [mL]",
-}
-DIGITS = {"hd95_mm": 1, VOLUME_ERROR: 1}
 STARS_SAY = "* p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001, Bonferroni-adjusted"
 
 
@@ -42,85 +36,76 @@ class Table:
     is_folded: bool = False
 
 
-def score_table(results, metric, inits=(), note=""):
-    """Mean and standard deviation of a metric by contrasts, init, N and label.
+def score_table(scores, measure):
+    """Mean and standard deviation of a measure by contrasts, init, N and label.
 
     Args:
-        results: From `collect_results`.
-        metric: One of `TITLES`.
-        inits: Initialisations in the order of the rows.
-        note: First words of the caption, such as "Simulated scans.".
+        scores: A `Scores`.
+        measure: One of its `measures`.
 
     Returns:
         A `Table`. In that of Dice the means over labels are starred as in `difference_table`.
     """
     import pandas
 
-    compared = compare_inits(results, inits) if metric == "dice" else pandas.DataFrame()
-    numbers = score_numbers(results, metric, inits, compared)
-    caption = _score_caption(metric, results, note, any(numbers["stars"]))
-    return Table(metric, TITLES[metric], caption, numbers, _score_text(numbers, DIGITS.get(metric, 3)))
+    numbers = score_numbers(scores, measure, compare_inits(scores) if measure is DICE else pandas.DataFrame())
+    caption = _score_caption(scores, measure, is_starred=any(numbers["stars"]))
+    return Table(measure.key, measure.title, caption, numbers, _score_text(numbers, measure.digits))
 
 
-def score_numbers(results, metric, inits, compared):
-    """Summarise a metric over test subjects.
+def score_numbers(scores, measure, compared):
+    """Add to the averages of a measure what stands beside them in its table.
 
     Args:
-        results: From `collect_results`.
-        metric: Column of the results.
-        inits: Initialisations in the order of the rows.
+        scores: A `Scores`.
+        measure: One of its `measures`.
         compared: From `compare_inits`; what differs from the baseline gets stars.
 
     Returns:
-        DataFrame, a row per cell and label (and one for the mean over labels): mean, sd, 95 % CI of the mean, `stars`,
-        `subjects` with a value, `missing` (scores without a value), `repeats_min` and `repeats` (per subject),
-        `selecting_min` and `selecting` (validation subjects that chose weights or rates, per run), `dead` and `judged`
-        (classes, over all runs).
+        The measure's part of `Scores.summary` with `stars`, `selecting_min` and `selecting` (validation subjects that
+        chose weights or rates, per run), `dead` and `judged` (classes, over all runs).
     """
     import pandas
 
-    values, keys = per_subject(results, metric), [*CELL, "label"]
+    keys = [*CELL, "label"]
     marks = {tuple(row[key] for key in keys): stars(row["p_bonferroni"]) for row in compared.to_dict("records")}
-    rows = []
-    for key in cells_in_order(values, inits):
-        cell, about = values[(values[CELL] == key).all(axis=1)], about_runs(results[(results[CELL] == key).all(axis=1)])
-        for label in [*all_labels(values), MEAN]:
-            part = cell[cell["label"] == label]
-            mean, sd, low, high = mean_interval(part["value"])
-            rows.append(
-                dict(zip(CELL, key, strict=True))
-                | {"label": label, "mean": mean, "sd": sd, "ci95_low": low, "ci95_high": high}
-                | {"stars": marks.get((*key, label), "")}
-                | {"subjects": int(part["value"].notna().sum()), "missing": int(part["missing"].sum())}
-                | {"repeats_min": int(part["repeats"].min()), "repeats": int(part["repeats"].max())}
-                | about
-            )
-    return pandas.DataFrame(rows)
+    about = {cell: about_runs(rows) for cell, rows in scores.frame.groupby(CELL)}
+    numbers = scores.summary[measure.key].copy()
+    starred = [marks.get(key, "") for key in numbers[keys].itertuples(index=False, name=None)]
+    numbers.insert(numbers.columns.get_loc("subjects"), "stars", starred)
+    beside = [about[cell] for cell in numbers[CELL].itertuples(index=False, name=None)]
+    return pandas.concat([numbers, pandas.DataFrame(beside)], axis=1)
 
 
-def _score_caption(metric, results, note, is_starred):
+def _score_caption(scores, measure, is_starred):
+    tolerance = scores.surface_tolerance_mm
     parts = [
-        note,
-        f"{TITLES[metric]} (mean ± standard deviation over test subjects) by initialisation and number N of annotated "
+        scores.note,
+        measure.opening.format(surface_tolerance_mm=tolerance) if tolerance else "",
+        f"{measure.title} (mean ± standard deviation over test subjects) by initialisation and number N of annotated "
         "subjects. The repeats of a subject are averaged first, then its labels.",
-        "NaN: scores without a value (label absent in reference and prediction), left out of the means."
-        if metric != VOLUME_ERROR
-        else "Segmented minus reference volume, with its sign: errors of opposite sign cancel in the means.",
+        measure.without_value,
+        SELECTING_SAYS,
+        DEAD_SAYS,
+        measure.ending,
     ]
-    parts += [SELECTING_SAYS, DEAD_SAYS]
-    if metric == "hd95_mm":
-        parts.append("A label absent in one of the two counts as the image diagonal.")
     if is_starred:
         parts.append(
             f"Stars: the mean over labels differs from that of {BASELINE} initialisation, up or down ({STARS_SAY})."
         )
-    parts.append(few_subjects(results))
+    parts.append(few_subjects(scores))
     return " ".join(part for part in parts if part)
 
 
-def few_subjects(results):
+def few_subjects(scores):
     """Warn of a spread between few test subjects; nothing when there are enough."""
-    return "Fewer than 10 test subjects: read the spread with care." if results["subject"].nunique() < 10 else ""
+    few = scores.frame["subject"].nunique() < 10
+    return "Fewer than 10 test subjects: read the spread with care." if few else ""
+
+
+def mean_sd(row, digits):
+    """Write mean and standard deviation; a dash for what is not defined."""
+    return "-" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f} ± {number(row['sd'], f'.{digits}f')}"
 
 
 def _score_text(numbers, digits):
@@ -142,18 +127,19 @@ def _score_text(numbers, digits):
     return pandas.DataFrame(rows)
 
 
-def difference_table(results, inits=(), note="", baseline=BASELINE, by_label=False):
+def difference_table(scores, by_label=False, baseline=BASELINE):
     """Paired differences in Dice of every init to the baseline, by contrasts and N.
 
-    Args (the others as for `score_table`):
-        baseline: The initialisation the others are compared with.
+    Args:
+        scores: A `Scores`.
         by_label: False: the mean over labels, table `dice_differences`. True: every label by itself, with a family of
             its own for the adjusted p values, table `dice_differences_by_label`.
+        baseline: The initialisation the others are compared with.
 
     Returns:
         A `Table`, or None when no init shares contrasts and N with the baseline, and by label when there is only one.
     """
-    numbers = compare_inits(results, inits, baseline, by_label)
+    numbers = compare_inits(scores, by_label, baseline=baseline)
     if numbers.empty or (by_label and numbers["label"].nunique() == 1):
         return None
     what = "of every label" if by_label else "mean over labels"
@@ -161,8 +147,8 @@ def difference_table(results, inits=(), note="", baseline=BASELINE, by_label=Fal
         numbers,
         "dice_differences" + ("_by_label" if by_label else ""),
         f"Difference in Dice to {baseline} initialisation" + (", by label" if by_label else ""),
-        f"{note} Difference in Dice to {baseline} initialisation ({what}, repeats averaged per subject)",
-        lambda row: ({"Label": row.label} if by_label else {}, 3),
+        f"{scores.note} Difference in Dice to {baseline} initialisation ({what}, repeats averaged per subject)",
+        lambda row: ({"Label": row.label} if by_label else {}, DICE.digits),
     )
 
 
@@ -216,22 +202,20 @@ def _difference_text(row, described, digits):
     )
 
 
-def duration_table(results, inits=(), note=""):
-    """Wall-clock time per cell, and how much of it was compilation.
-
-    Args as for `score_table`.
+def duration_table(scores):
+    """Wall-clock time per cell of a `Scores`, and how much of it was compilation.
 
     Returns:
         A `Table` with one row per contrasts, init and N and one for all of them, or None when no cell has a duration.
     """
     import pandas
 
-    runs = results.drop_duplicates("folder")
-    runs = runs[runs["duration_s"].notna()]
+    timed_scores = scores.only(scores.frame["duration_s"].notna())
+    runs = timed_scores.frame.drop_duplicates("folder")
     if runs.empty:
         return None
     rows = []
-    for contrasts, init, n in [*cells_in_order(runs, inits), ("all", "", "")]:
+    for contrasts, init, n in [*timed_scores.cells, ("all", "", "")]:
         chosen = runs if contrasts == "all" else runs[(runs[CELL] == (contrasts, init, n)).all(axis=1)]
         timed = chosen[chosen["compile_s"].notna()]
         rows.append(
@@ -249,7 +233,7 @@ def duration_table(results, inits=(), note=""):
         for row in numbers.itertuples()
     ]
     caption = (
-        f"{note} Wall-clock time of finetuning runs: training, validation and prediction of the test subjects. "
+        f"{scores.note} Wall-clock time of finetuning runs: training, validation and prediction of the test subjects. "
         "Compiling [s]: in all runs of a row, until their first training and validation steps have run; runs of one "
         "call share what is compiled, so the first pays for the others. -: not recorded."
     ).strip()

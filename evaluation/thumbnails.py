@@ -10,7 +10,7 @@ import io
 import numpy as np
 
 from evaluation.overlays import WINDOW, label_colour, read_picture, slices_to_show
-from evaluation.results import MEAN
+from evaluation.scores import MEAN
 from utils.checks import InputError
 
 HEIGHT_PX = 150
@@ -46,11 +46,11 @@ class Thumbnail:
     jpeg: bytes
 
 
-def draw_thumbnails(results, values, files, inits, shown, *, contrasts, labels, ignored=(), budget=BUDGET_BYTES):
+def draw_thumbnails(scores, files, shown, *, contrasts, labels, ignored=(), budget=BUDGET_BYTES):
     """Draw all test subjects of one input set and one N, the worst first.
 
     Args:
-        results: As `cells` of `overlays.read_pictures`, and so all the others that are not listed.
+        scores: A `Scores` of one input set and one N; those not listed are as of `overlays.read_pictures`.
         budget: Largest size of all pictures together, in bytes; the best subjects are left out beyond it.
 
     Returns:
@@ -59,24 +59,23 @@ def draw_thumbnails(results, values, files, inits, shown, *, contrasts, labels, 
     """
     keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
     thumbnails, notes, size = {}, [], 0
-    subjects = worst_first(values)
+    subjects = worst_first(scores.per_subject())
     for place, subject in enumerate(subjects):
-        rows = results[results["subject"] == subject]
-        present = [init for init in inits if init in set(rows["init"])]
+        own = scores.of(subject=subject)
         try:
-            picture = read_picture(subject, subject, rows, files, present, shown, **keys)
+            picture = read_picture(subject, subject, own, files, shown, **keys)
         except InputError as error:
             notes.append(f"No thumbnail: {error.lines[0]}")
             continue
-        jpegs = dict(zip(present, draw_predictions(picture, len(labels)), strict=True))
+        jpegs = dict(zip(own.present, draw_predictions(picture, len(labels)), strict=True))
         size += sum(map(len, jpegs.values()))
         if size > budget:
             notes.append(
                 f"Thumbnails of the worst {place} of {len(subjects)} subjects; more would not fit on the page."
             )
             break
-        first = rows.sort_values("repeat", kind="stable").drop_duplicates("init").set_index("init")["folder"]
-        thumbnails[subject] = [Thumbnail(init, picture.dice[init], first[init], jpegs[init]) for init in present]
+        first = own.frame.sort_values("repeat", kind="stable").drop_duplicates("init").set_index("init")["folder"]
+        thumbnails[subject] = [Thumbnail(init, picture.dice[init], first[init], jpegs[init]) for init in jpegs]
     return thumbnails, notes
 
 
@@ -84,7 +83,7 @@ def worst_first(values):
     """List subjects by Dice, averaged over labels, repeats and initialisations; those without a value first.
 
     Args:
-        values: Rows of `results.per_subject` of the Dice.
+        values: From `Scores.per_subject` of the Dice.
     """
     means = values[values["label"] == MEAN].groupby("subject")["value"].mean()
     return sorted(means.index, key=lambda subject: (-1.0 if np.isnan(means[subject]) else means[subject], subject))

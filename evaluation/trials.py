@@ -11,21 +11,20 @@ import math
 
 import yaml
 
-from evaluation.cell_checks import checked_metrics, refuse_mixed_splits, refuse_other_references
-from evaluation.formats import mean_sd, number
-from evaluation.results import METRICS, OF_A_CELL, REFERENCES, Task, files_of, in_grid_order, rows_of
-from evaluation.tables import Table, to_markdown
+from evaluation.cell_checks import check_metrics, refuse_mixed_splits, refuse_other_references
+from evaluation.formats import number
+from evaluation.measures import OF_A_CELL, SEGMENTATION
+from evaluation.scores import files_of, in_grid_order, rows_of
+from evaluation.tables import Table, mean_sd, to_markdown
 from utils.checks import counted
 from utils.runs import atomic_path, read_json
 
-TRIALS = Task(
-    "trials",
-    "*/*/*/n*/r*",
-    "finetune_segmentation.py --score-on validation",
-    "labels",
-    METRICS,
-    REFERENCES,
-    ("trial", "weights_kept"),
+TRIALS = dataclasses.replace(
+    SEGMENTATION,
+    folder="trials",
+    cells="*/*/*/n*/r*",
+    script="finetune_segmentation.py --score-on validation",
+    words=("trial", "weights_kept"),
     of_a_cell=(*OF_A_CELL, "updates"),
     untested=("train_subjects",),
 )
@@ -67,7 +66,7 @@ def collect_trials(work_dir, is_current):
         is_current: Function of the content of metrics.json: whether the config of today would make the same cell.
 
     Returns:
-        `(results, outdated)`: a DataFrame like that of `results.collect_results` with `trial`, `weights_kept` and
+        `(results, outdated)`: a DataFrame like that of `Scores` with `trial`, `weights_kept` and
         `updates` besides, or None when there is nothing; and the folders that `is_current` refused.
 
     Raises:
@@ -75,7 +74,9 @@ def collect_trials(work_dir, is_current):
     """
     import pandas
 
-    cells = {file: checked_metrics(file, read_json(file), TRIALS) for file in files_of(work_dir, TRIALS)}
+    cells = {file: read_json(file) for file in files_of(work_dir, TRIALS)}
+    for file, metrics in cells.items():
+        check_metrics(file, metrics, TRIALS)
     current = {file: metrics for file, metrics in cells.items() if is_current(metrics)}
     outdated = [file.parent for file in cells if file not in current]
     if not current:

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,8 +14,11 @@ import pytest
 import yaml
 
 import reproduce_tables
+from evaluation import segmentation_report
+from evaluation.measures import SEGMENTATION
 from evaluation.metrics import score_subject
-from evaluation.results import collect_results
+from evaluation.scores import Scores, read_scores
+from evaluation.segmentation_report import draw_galleries, draw_overlay_figures
 from tests.bad_input.harness import run as as_from_shell
 from utils.checks import InputError
 from utils.config import load_config
@@ -203,45 +207,46 @@ def test_missing_cells_and_predictions_are_named_and_the_rest_is_shown(work, tmp
     (cells / "constrained" / "n04" / "r1" / "metrics.json").unlink()
     for file in (cells / "random" / "n02" / "r0" / "predictions").iterdir():
         file.unlink()
-    results = collect_results(config.work_dir)
+    results = read_scores(config.work_dir)
     assert reproduce_tables.grid_gaps(config, results) == [
         "Missing: t2/constrained/n04: 1 of 2 runs; run finetune_segmentation.py"
     ]
-    (figure,), notes = reproduce_tables.draw_overlay_figures(config, results, tmp_path)
+    (figure,), notes = draw_overlay_figures(results, reproduce_tables.scans_of(config), tmp_path)
     assert [png.name for png in figure.pngs] == ["overlay_t2_n04.png"]
     assert len(notes) == 1 and "No overlay of t2 at N = 2" in notes[0] and "not readable" in notes[0]
-    (gallery,), notes = reproduce_tables.make_galleries(config, results)
+    (gallery,), notes = draw_galleries(results, reproduce_tables.scans_of(config))
     assert not notes and {len(thumbnails) for thumbnails in gallery.subjects.values()} == {2}
     assert sorted(gallery.subjects) == TEST
 
 
 def test_thumbnails_are_of_the_largest_limited_n(work):
     _, config = work
-    results = collect_results(config.work_dir)
+    results = read_scores(config.work_dir)
     for available, n in ((4, 2), (5, 4), (2, 4), (None, 4)):
-        (gallery,), _ = reproduce_tables.make_galleries(config, results.assign(annotated_available=available or np.nan))
+        scores = Scores(results.frame.assign(annotated_available=available or np.nan), inits=results.inits)
+        (gallery,), _ = draw_galleries(scores, reproduce_tables.scans_of(config))
         assert f"N = {n} annotated" in gallery.title
 
 
 def test_figures_show_contrasts_as_the_config_lists_them(work):
     config = load_config(work[0], overrides=["finetuning.contrasts={t2: [t2], b: [t2], a: [t2]}"])
-    results = pandas.DataFrame({"contrasts": ["a", "t2", "old", "b", "t2"], "row": range(5)})
-    assert list(reproduce_tables.in_config_order(config, results)["row"]) == [1, 4, 3, 0, 2]
+    scores = Scores(pandas.DataFrame({"contrasts": ["a", "t2", "old", "b", "t2"], "row": range(5)}))
+    assert list(reproduce_tables.in_config_order(config, scores).frame["row"]) == [1, 4, 3, 0, 2]
 
 
 def test_cells_of_another_config_are_pointed_out(work):
     path, config = work
     other = load_config(path, overrides=["evaluation.surface_tolerance_mm=5"])
-    gaps = reproduce_tables.grid_gaps(other, collect_results(config.work_dir))
+    gaps = reproduce_tables.grid_gaps(other, read_scores(config.work_dir))
     assert len(gaps) == 4 and all("was made with another config than this one" in gap for gap in gaps)
 
 
 def test_without_scans_there_are_tables_but_no_pictures(work, tmp_path):
     path, _ = work
     config = load_config(path, overrides=["data.root=/nowhere"])
-    results = collect_results(config.work_dir)
-    figures, notes = reproduce_tables.draw_overlay_figures(config, results, tmp_path)
-    galleries, more = reproduce_tables.make_galleries(config, results)
+    results = read_scores(config.work_dir)
+    figures, notes = draw_overlay_figures(results, reproduce_tables.scans_of(config), tmp_path)
+    galleries, more = draw_galleries(results, reproduce_tables.scans_of(config))
     assert not figures and not galleries
     assert "No overlay of t2 at N = 2" in notes[0] and "is not a folder" in notes[0]
     assert "No pictures of the test subjects of t2: data.root" in more[0]
@@ -250,7 +255,7 @@ def test_without_scans_there_are_tables_but_no_pictures(work, tmp_path):
 def test_simulated_scans_are_called_simulated_everywhere(work, tmp_path):
     path, _ = work
     config = load_config(path, overrides=["data.simulated=true"])
-    results = collect_results(config.work_dir)
+    results = read_scores(config.work_dir, **reproduce_tables.about(config, SEGMENTATION))
     tables = reproduce_tables.make_tables(config, results, tmp_path / "tables")
     reproduce_tables.write_page(config, results, tables, [], [], [], tmp_path / "index.html")
     assert 'class="simulated"' in (tmp_path / "index.html").read_text()
@@ -261,13 +266,12 @@ def test_simulated_scans_are_called_simulated_everywhere(work, tmp_path):
 def test_without_a_voxel_size_there_are_no_volumes(work, tmp_path, monkeypatch):
     path, _ = work
     config = load_config(path, overrides=["data.voxel_size_known=false"])
-    results = collect_results(config.work_dir)
-    results[["hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference", "volume_error_ml"]] = np.nan
+    results = read_scores(config.work_dir)
+    results.frame[["hd95_mm", "surface_dice", "volume_ml", "volume_ml_reference", "volume_error_ml"]] = np.nan
     names = {table.name for table in reproduce_tables.make_tables(config, results, tmp_path)}
     assert names == {"dice", "dice_differences", "dice_differences_by_label", "annotation_saved", "durations"}
-    for other in ("draw_dice_figures", "draw_training_curves"):
-        monkeypatch.setattr(reproduce_tables, other, lambda *_: [])
-    monkeypatch.setattr(reproduce_tables, "draw_overlay_figures", lambda *_: ([], []))
+    monkeypatch.setattr(segmentation_report, "draw_dice", lambda *_: [])
+    monkeypatch.setattr(segmentation_report, "draw_overlay_figures", lambda *_: ([], []))
     figures, (note,) = reproduce_tables.make_figures(config, results, tmp_path)
     assert not figures and "no Bland-Altman plots" in note
 
@@ -280,7 +284,7 @@ def test_cross_validation_pools_the_folds(dataset, tmp_path):
         for repeat in range(2):
             write_cell(config, classes, init, n, repeat, TEST[:3], "fold0")
             write_cell(config, classes, init, n, repeat, TEST[3:], "fold1")
-    results = collect_results(config.work_dir)
+    results = read_scores(config.work_dir)
     reproduce_tables.make_tables(config, results, tmp_path)
     dice = pandas.read_csv(tmp_path / "dice.csv")
     assert (dice["subjects"] == 5).all() and (dice["repeats"] == 2).all()
@@ -303,3 +307,46 @@ def test_mixed_configs_are_refused(work):
     with pytest.raises(InputError, match="t2/random/n02: made with different configs"):
         reproduce_tables.main(["--config", str(path)])
     assert not (config.work_dir / "report").exists()
+
+
+def contents_of(folder):
+    return {file.name: file.read_text() for file in sorted(folder.iterdir())}
+
+
+def test_the_scores_alone_give_the_same_tables_and_figures(report, tmp_path):
+    """Nothing but scores.csv and config.yaml is copied; scans, predictions and metrics.json are not there."""
+    made, _ = report
+    shutil.copy(made / "tables" / "scores.csv", tmp_path)
+    config = yaml.safe_load((made / "resolved_config.yaml").read_text())
+    config["data"]["root"] = "/nowhere"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    reproduce_tables.main(["--scores", str(tmp_path / "scores.csv")])
+    again = tmp_path / "report"
+    assert contents_of(again / "tables") == contents_of(made / "tables")
+    figures = {file.name for file in (again / "figures").iterdir()}
+    left_out = {"overlay_t2_n02", "overlay_t2_n04", "pretraining_curves"}
+    assert figures == {file.name for file in (made / "figures").iterdir() if file.stem not in left_out}
+    assert reproduce_tables.ALONE in (again / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop(columns="dice"), "no column dice"),
+        (lambda table: table.assign(dice="high"), "could not convert string to float: 'high'; expected a number"),
+        (lambda table: table.assign(dice=1.5), "dice of sub-01 is 1.5, expected 0 to 1"),
+        (lambda table: table.assign(repeat=0), "subject sub-01 is tested more than once in repeat 0"),
+        (lambda table: table[:0], "holds no score"),
+    ],
+)
+def test_scores_that_cannot_be_right_are_refused(report, tmp_path, change, message):
+    change(pandas.read_csv(report[0] / "tables" / "scores.csv")).to_csv(tmp_path / "scores.csv", index=False)
+    done = as_from_shell(
+        "reproduce_tables", "--scores", tmp_path / "scores.csv", "--config", report[0] / "resolved_config.yaml"
+    )
+    assert done.code == 2 and message in "".join(done.said)
+
+
+def test_config_or_scores_must_be_given():
+    done = as_from_shell("reproduce_tables")
+    assert done.code == 2 and "give --config FILE or --scores FILE" in "".join(done.said)

@@ -17,7 +17,7 @@ from data.h5_store import SliceStore
 from data.layouts import find_subjects
 from data.splits import make_splits
 from data.volumes import read_label
-from evaluation.results import files_of
+from evaluation.scores import files_of
 from evaluation.trials import TRIALS
 from models.weights import read_weights, save_weights
 from tests.bad_input.harness import run

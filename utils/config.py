@@ -187,7 +187,7 @@ def chosen_axes(grid, stages, options):
     return options.init or grid.inits, options.subjects_n or grid.subjects_n, options.only_repeats or repeats
 
 
-def from_command_line(description, arguments=None, add_options=None, needs=()):
+def from_command_line(description, arguments=None, add_options=None, needs=(), beside=None):
     """Parse a script's command line and load its config.
 
     Args:
@@ -195,12 +195,14 @@ def from_command_line(description, arguments=None, add_options=None, needs=()):
         arguments: Words of the command line; None means `sys.argv[1:]`.
         add_options: Function that adds the script's own options to the `argparse` parser.
         needs: Sections that the script cannot do without.
+        beside: An option of the script's own that names a file; where it is given, config.yaml and the results lie
+            beside this file unless --config and --work-dir say otherwise.
 
     Returns:
         `(config, options)`: the `Config` and the `argparse.Namespace`; its `again` gives the next step the same config.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML of the dataset")
+    parser.add_argument("--config", required=beside is None, type=Path, metavar="FILE", help="YAML of the dataset")
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="replaces work_dir of the config")
     parser.add_argument(
         "--set",
@@ -220,6 +222,11 @@ def from_command_line(description, arguments=None, add_options=None, needs=()):
     if add_options:
         add_options(parser)
     options = parser.parse_args(arguments)
+    if beside is not None and (file := getattr(options, beside)):
+        options.config = options.config or file.with_name("config.yaml")
+        options.work_dir = options.work_dir or file.parent
+    elif options.config is None:
+        parser.error(f"give --config FILE or --{beside} FILE")
     logging.getLogger("mrccl").setLevel(options.log_level.upper())
     config = load_config(options.config, options.overrides, options.work_dir)
     options.again = _again(options)

@@ -9,7 +9,7 @@ import pandas
 import pytest
 
 from evaluation.overlays import read_pictures
-from evaluation.results import MEAN
+from evaluation.scores import Scores
 from tests.bad_input.harness import assert_refused, run
 from tests.bad_input.test_weights import MODEL
 from tests.cohort import save, write_cohort, write_config
@@ -234,6 +234,6 @@ def test_a_model_that_asks_for_an_unknown_contrast_is_refused(tmp_path):
 
 def test_scores_that_are_all_without_a_value_have_no_picture_and_say_so():
     """As they are when the only test subject has no label, and none was found; the report then does without."""
-    values = pandas.DataFrame({"label": [MEAN], "subject": ["sub-3"], "value": [np.nan]})
+    row = {"contrasts": "t1", "init": "random", "n_annotated": 2, "subject": "sub-3", "label": "kidney", "dice": np.nan}
     with pytest.raises(InputError, match="no test subject has a Dice, because no label is in its reference"):
-        read_pictures(None, values, {}, ["random"], "t1", contrasts={}, labels={})
+        read_pictures(Scores(pandas.DataFrame([row])), {}, "t1", contrasts={}, labels={})

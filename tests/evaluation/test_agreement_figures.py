@@ -10,6 +10,7 @@ from matplotlib.collections import PathCollection
 
 from evaluation.agreement_figures import at_largest_n, bland_altman_plots, dice_violins
 from evaluation.figures import MARKERS, colour_of
+from tests.evaluation.made_scores import as_dice, as_scores
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def points(axis):
 
 def test_every_subject_is_a_point_and_outliers_are_open():
     values = make_values()
-    figure = dice_violins(values, ["left", "right"])
+    figure = dice_violins(as_dice(values))
     assert [axis.get_title() for axis in figure.axes] == ["left (9 test subjects)", "right (9 test subjects)"]
     for axis, label in zip(figure.axes, ("left", "right"), strict=True):
         expected = values[(values.n_annotated == 8) & (values.label == label)]["value"]
@@ -56,8 +57,8 @@ def test_every_subject_is_a_point_and_outliers_are_open():
 
 
 def test_markers_are_medians_and_differ_between_inits():
-    values = make_values(contrasts=("t2",))
-    (axis,) = dice_violins(values, ["left"]).axes
+    values = make_values(contrasts=("t2",), labels=("left",))
+    (axis,) = dice_violins(as_dice(values)).axes
     cells = values[(values.n_annotated == 8) & (values.label == "left")]
     expected = [statistics.median(cells[cells.init == init]["value"]) for init in ("random", "constrained")]
     markers = [line for line in axis.lines if line.get_marker() not in ("None", "")]
@@ -66,8 +67,8 @@ def test_markers_are_medians_and_differ_between_inits():
 
 
 def test_an_init_without_results_leaves_the_colours_of_the_others():
-    inits, values = ["random", "global", "constrained"], make_values(contrasts=("t2",))
-    (axis,) = dice_violins(values, ["left"], inits).axes
+    values = make_values(contrasts=("t2",), labels=("left",))
+    (axis,) = dice_violins(as_dice(values, inits=("random", "global", "constrained"))).axes
     last = [line for line in axis.lines if line.get_marker() not in ("None", "")][-1]
     assert (last.get_color(), last.get_marker()) == (colour_of(2), MARKERS[2])
     (sample,) = [one for one in axis.figure.legends[0].legend_handles if one.get_label() == "constrained"]
@@ -83,7 +84,7 @@ def test_stars_stand_over_the_pairs_that_differ():
             for c, n, k, p in rows
         ]
     )
-    left, right = dice_violins(make_values(), ["left", "right"], differences=differences).axes
+    left, right = dice_violins(as_dice(make_values()), differences).axes
     assert [text.get_text() for text in left.texts] == ["***", "*"]
     assert not right.texts
     (bar, other) = [line for line in left.lines if len(line.get_xdata()) == 4]
@@ -94,18 +95,18 @@ def test_stars_stand_over_the_pairs_that_differ():
 
 def test_one_init_alone_has_no_bars():
     for inits in (("random",), ("constrained",)):
-        (axis,) = dice_violins(make_values(inits=inits), ["left"], differences=pandas.DataFrame()).axes
+        (axis,) = dice_violins(as_dice(make_values(inits=inits, labels=("left",))), pandas.DataFrame()).axes
         assert not axis.texts
 
 
 def test_each_input_set_is_shown_at_its_own_largest_n():
-    values = make_values()
+    values = make_values(labels=("left",))
     values = values[(values.contrasts == "t2") | (values.n_annotated == 2)]
     assert at_largest_n(values).groupby("contrasts")["n_annotated"].unique().map(list).to_dict() == {
         "bold": [2],
         "t2": [8],
     }
-    (axis,) = dice_violins(values, ["left"]).axes
+    (axis,) = dice_violins(as_dice(values)).axes
     assert [text.get_text() for text in axis.get_xticklabels()] == ["t2\nN = 8", "bold\nN = 2"]
 
 
@@ -114,7 +115,7 @@ def test_small_and_wide_studies_are_drawn(subjects, inits):
     names = ["random", "regression", "global", "global_local", "constrained", "other"][:inits]
     values = make_values(contrasts=list("abcde"), inits=names, subjects=subjects)
     values.loc[values.index[-1], "value"] = np.nan
-    figure = dice_violins(values, ["left", "right"], names, note="Simulated scans.")
+    figure = dice_violins(as_dice(values, inits=tuple(names), is_simulated=True))
     assert 3.4 <= figure.get_figwidth() <= 7.0 and figure.get_suptitle() == "Simulated scans."
     figure.draw_without_rendering()
 
@@ -132,9 +133,14 @@ def make_volumes(contrasts=("t2", "bold"), inits=("random", "constrained"), subj
     )
 
 
+def plot(volumes, inits=()):
+    """Draw the volumes of the left kidney."""
+    return bland_altman_plots(as_scores(volumes, inits=tuple(inits)), volumes, "left")
+
+
 def test_bias_and_limits_are_those_of_the_volumes():
     volumes = make_volumes()
-    figure = bland_altman_plots(volumes, "left", ["random", "constrained"])
+    figure = plot(volumes, ["random", "constrained"])
     assert "[mL]" in figure.get_supxlabel() and "[mL]" in figure.get_supylabel()
     assert figure.get_suptitle() == "left (8 test subjects)"
     cells = [(c, i) for c in ("t2", "bold") for i in ("random", "constrained")]
@@ -154,9 +160,9 @@ def test_bias_and_limits_are_those_of_the_volumes():
 
 def test_without_volumes_there_is_no_plot_and_with_few_no_interval():
     volumes = make_volumes()
-    assert bland_altman_plots(volumes.assign(measured=np.nan), "left") is None
-    assert bland_altman_plots(volumes, "right") is None
-    one = bland_altman_plots(volumes[volumes.subject == "s1"], "left")
+    assert plot(volumes.assign(measured=np.nan)) is None
+    assert bland_altman_plots(as_scores(volumes), volumes, "right") is None
+    one = plot(volumes[volumes.subject == "s1"])
     assert all(len(axis.lines) == 2 for axis in one.axes)  # zero and the bias
 
 
@@ -164,12 +170,12 @@ def test_six_inits_take_two_rows_and_a_missing_one_leaves_its_place_blank():
     inits = ["random", "regression", "global", "global_local", "constrained", "other"]
     volumes = make_volumes(inits=inits)
     volumes = volumes[(volumes.contrasts == "t2") | (volumes.init != "global")]
-    axes = bland_altman_plots(volumes, "left", inits).axes
+    axes = plot(volumes, inits).axes
     assert len(axes) == 12 and [number for number, axis in enumerate(axes) if not axis.axison] == [8]
 
 
 def test_two_inits_of_five_contrasts_fit_on_a_page():
-    figure = bland_altman_plots(make_volumes(contrasts=list("abcde")), "left")
+    figure = plot(make_volumes(contrasts=list("abcde")))
     assert figure.get_figwidth() <= 7 and figure.get_figheight() <= 9
     shown = [axis.get_title().split(",")[0] for axis in figure.axes if axis.axison]
     assert shown == [*"aabb", *"ccdd", *"ee"]

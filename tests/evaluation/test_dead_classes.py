@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from evaluation.dead_classes import DEAD, about_validation, dead_labels, pooled_dice
-from evaluation.results import collect_results, dead_notes
+from evaluation.gaps import dead_notes
+from evaluation.measures import DICE
+from evaluation.scores import read_scores
 from evaluation.tables import score_table
-from tests.evaluation.test_results import write_cell
+from tests.evaluation.test_scores import write_cell
 from utils.checks import InputError
 
 LABELS = ["liver", "spleen", "kidney"]
@@ -62,8 +64,8 @@ def test_tables_state_who_selected_and_how_many_classes_are_dead(tmp_path):
     write_cell(tmp_path, dice=dice, repeat=1, **ours | {"validation_dice": {"liver": 0.1, "spleen": 0.0}})
     write_cell(tmp_path, init="constrained", dice=dice, validation_subjects=["v", "w"])
     write_cell(tmp_path, init="global", dice=dice)
-    results = collect_results(tmp_path)
-    table = score_table(results, "dice")
+    scores = read_scores(tmp_path)
+    table = score_table(scores, DICE)
     shown = table.text.set_index("Init")
     assert list(table.text.columns[:4]) == ["Contrasts", "Init", "N", "Selecting"]
     assert shown.loc[["random", "constrained", "global"], "Selecting"].tolist() == ["0", "2", "-"]
@@ -71,7 +73,7 @@ def test_tables_state_who_selected_and_how_many_classes_are_dead(tmp_path):
     numbers = table.numbers.set_index("init")
     assert set(numbers.loc["random", "dead"]) == {3} and math.isnan(numbers.loc["global", "dead"].iloc[0])
     assert "Selecting:" in table.caption and "below 0.2" in table.caption
-    (note,) = dead_notes(results)
+    (note,) = dead_notes(scores)
     assert note == "t2/random/n02: dead classes (validation Dice below 0.2): r0 spleen; r1 liver, spleen."
 
 
@@ -86,4 +88,4 @@ def test_tables_state_who_selected_and_how_many_classes_are_dead(tmp_path):
 def test_what_cannot_be_said_of_validation_is_refused(tmp_path, changes, message):
     write_cell(tmp_path, **changes)
     with pytest.raises(InputError, match=message):
-        collect_results(tmp_path)
+        read_scores(tmp_path)

@@ -1,5 +1,6 @@
 """Error maps: their values recomputed from the NIfTI files, the slices they show, and how they are drawn."""
 
+import dataclasses
 import json
 
 import nibabel
@@ -8,7 +9,8 @@ import pytest
 
 from data.layouts import SubjectFiles
 from evaluation.error_maps import ErrorMaps, draw_error_maps, largest_error, read_error_maps
-from evaluation.results import SYNTHESIS, collect_results, per_subject
+from evaluation.measures import SYNTHESIS
+from evaluation.scores import read_scores
 from evaluation.synthesis_report import draw_error_figures
 from tests.evaluation.synthesis_study import AFFINE, CONTRASTS, LESION, SHAPE, TARGETS, TEST, make_scans, make_work
 from utils.checks import InputError
@@ -22,7 +24,7 @@ def study(tmp_path_factory):
     """Scans, the config of a finished work dir and its results; not to be changed."""
     scans = make_scans(tmp_path_factory.mktemp("scans"))
     _, config = make_work(scans, tmp_path_factory.mktemp("work"))
-    return scans, config, collect_results(config.work_dir, SYNTHESIS)
+    return scans, config, read_scores(config.work_dir, SYNTHESIS, inits=tuple(INITS))
 
 
 def files_of(scans, kinds=("label", "mask")):
@@ -34,11 +36,14 @@ def files_of(scans, kinds=("label", "mask")):
     return found
 
 
-def read(study, n=2, kinds=("label", "mask"), labels=True, results=None):
+def read(study, n=2, kinds=("label", "mask"), labels=True, scores=None):
     scans, _, found = study
-    cells = (found if results is None else results).query("n_annotated == @n")
     keys = KEYS | ({} if labels else {"labels": {}})
-    return read_error_maps(cells, per_subject(cells, "ssim_mask"), files_of(scans, kinds), INITS, **keys)
+    return read_error_maps((scores or found).of(n_annotated=n), files_of(scans, kinds), **keys)
+
+
+def changed(scores, **columns):
+    return dataclasses.replace(scores, frame=scores.frame.assign(**columns))
 
 
 def radiological(volume, z):
@@ -73,8 +78,7 @@ def test_errors_are_those_of_the_files_in_units_of_the_data_range(study, n):
 
 
 def test_the_median_and_the_worst_subject_by_ssim_are_shown(study):
-    _, _, results = study
-    means = {}
+    results, means = study[2].frame, {}
     for subject in TEST:
         means[subject] = results[(results["subject"] == subject) & (results["n_annotated"] == 2)]["ssim_mask"].mean()
     ranked = sorted(TEST, key=means.get)
@@ -102,16 +106,17 @@ def test_the_slice_is_that_of_the_lesion_or_else_of_the_largest_foreground(study
 
 
 def test_what_is_missing_or_does_not_fit_is_named(study):
-    scans, config, results = study
+    scans, config, scores = study
+    rows = scores.frame
     with pytest.raises(InputError, match="no result with random initialisation yet"):
-        read(study, results=results[results["init"] != "random"])
+        read(study, scores=scores.only((rows["init"] != "random") | (rows["subject"] == TEST[0])))
     with pytest.raises(InputError, match="gone: was a test subject"):
-        read(study, results=results.assign(subject="gone"))
-    moved = results.assign(folder=[folder.parent / "elsewhere" for folder in results["folder"]])
+        read(study, scores=changed(scores, subject="gone"))
+    moved = changed(scores, folder=[folder.parent / "elsewhere" for folder in rows["folder"]])
     with pytest.raises(InputError, match=r"_t1.nii.gz: not readable"):
-        read(study, results=moved)
-    undefined = results.assign(ssim_mask=np.nan)
-    figures, notes = draw_error_figures(undefined, lambda: files_of(scans), INITS, "", config.work_dir, **KEYS)
+        read(study, scores=moved)
+    undefined = changed(scores, ssim_mask=np.nan)
+    figures, notes = draw_error_figures(undefined, lambda: files_of(scans), config.work_dir, **KEYS)
     assert not figures and notes[0] == "No error maps at N = 2: no test subject has an SSIM inside the mask."
 
 
@@ -156,15 +161,15 @@ def test_with_many_inits_errors_stand_below_their_images():
 
 
 def test_the_figures_of_all_n_have_the_same_scale(study, tmp_path, monkeypatch):
-    scans, _, results = study
-    scales = []
+    scans, _, found = study
+    scores, scales = dataclasses.replace(found, is_simulated=True), []
 
     def remember(pictures, title, highest):
         scales.append((title, highest))
         return draw_error_maps(pictures, title, highest)
 
     monkeypatch.setattr("evaluation.synthesis_report.draw_error_maps", remember)
-    (figure,), notes = draw_error_figures(results, lambda: files_of(scans), INITS, "Simulated scans.", tmp_path, **KEYS)
+    (figure,), notes = draw_error_figures(scores, lambda: files_of(scans), tmp_path, **KEYS)
     assert [png.name for png in figure.pngs] == ["error_maps_n02.png", "error_maps_n10.png"] and not notes
     assert [title for title, _ in scales] == [
         f"Simulated scans. Synthesised from t1gd+flair, N = {n} finetuning subjects" for n in (2, 10)

@@ -8,7 +8,8 @@ import pandas
 import pytest
 
 from evaluation.expected import EXPECTED, SHARES, Entry, Ours, Stated, expected_table, read_expected
-from evaluation.results import METRICS
+from evaluation.measures import SEGMENTATION_MEASURES
+from tests.evaluation.made_scores import as_scores
 from utils.checks import InputError
 from utils.config import read_yaml
 
@@ -57,13 +58,13 @@ def test_every_preset_has_an_entry_and_the_cells_that_it_is_compared_with(path):
     config = read_yaml(path)
     entry, grid = read_expected(config["paper"]), config.get("finetuning", {})
     for ours in (stated.ours for stated in entry.numbers if stated.ours):
-        if ours.quantity in (*METRICS, *SHARES):
+        if ours.quantity in (*(measure.key for measure in SEGMENTATION_MEASURES), *SHARES):
             assert {ours.init, ours.reference or ours.init} <= set(grid["inits"])
             assert {n for n in (ours.n, ours.reference_n) if n} <= set(grid["subjects_n"])
 
 
-def make_results(means, contrasts=("t2",), subjects=4):
-    """Return what `collect_results` would; two subjects lie 0.1 above the mean, two below it."""
+def make_scores(means, contrasts=("t2",), subjects=4, **about):
+    """Return `Scores`; two subjects lie 0.1 above the mean, two below it."""
     rows = [
         {"contrasts": name, "init": init, "n_annotated": n, "repeat": 0, "subject": f"s{s}", "label": "x"}
         | {"dice": mean + (0.1 if s % 2 else -0.1)}
@@ -71,30 +72,30 @@ def make_results(means, contrasts=("t2",), subjects=4):
         for (init, n), mean in means.items()
         for s in range(subjects)
     ]
-    return pandas.DataFrame(rows)
+    return as_scores(pandas.DataFrame(rows), **about)
 
 
-def table_of(results, **ours):
+def table_of(scores, **ours):
     stated = Stated(what="it", place="Sec. 1", quotation="0.5", value=0.5, ours=Ours(**ours))
-    return expected_table(results, Entry(citation="A paper", file="a.md", numbers=[stated]))
+    return expected_table(scores, Entry(citation="A paper", file="a.md", numbers=[stated]))
 
 
 def test_a_mean_with_its_interval():
-    row = table_of(make_results({("random", 8): 0.6}), quantity="dice", init="random", n=8).numbers.iloc[0]
+    row = table_of(make_scores({("random", 8): 0.6}), quantity="dice", init="random", n=8).numbers.iloc[0]
     assert (row["paper"], row["ours"], row["difference"]) == pytest.approx((0.5, 0.6, 0.1))
     half = 3.1824463 * 0.1 * math.sqrt(4 / 3) / 2  # t with 3 degrees of freedom x sd / sqrt(4)
     assert (row["ours_low"], row["ours_high"]) == pytest.approx((0.6 - half, 0.6 + half))
 
 
 def test_shares_by_hand():
-    results = make_results({("random", 20): 0.8, ("ccl", 4): 0.76, ("ccl", 8): 0.8, ("ccl", 12): 0.85})
+    scores = make_scores({("random", 20): 0.8, ("ccl", 4): 0.76, ("ccl", 8): 0.8, ("ccl", 12): 0.85})
     reference = {"init": "ccl", "reference": "random", "reference_n": 20}
     for quantity, expected, text in (
         ("shortfall", 0.05, "5.0%"),
         ("annotation_used", 0.4, "40.0%"),
         ("annotation_saved", 0.6, "60.0%"),
     ):
-        table = table_of(results, quantity=quantity, n=4 if quantity == "shortfall" else None, **reference)
+        table = table_of(scores, quantity=quantity, n=4 if quantity == "shortfall" else None, **reference)
         assert table.numbers["ours"].iloc[0] == pytest.approx(expected)
         row = table.text.iloc[0]
         assert (row["Paper"], row["Ours"]) == ("50%", text)
@@ -113,20 +114,20 @@ def test_shares_by_hand():
     ],
 )
 def test_what_the_results_do_not_hold_is_a_dash_and_never_a_number(ours):
-    table = table_of(make_results({("random", 8): 0.6}), **ours)
+    table = table_of(make_scores({("random", 8): 0.6}), **ours)
     assert table.text.loc[0, ["Ours", "Difference", "95 % CI"]].tolist() == ["-", "-", "-"]
     assert table.numbers[["ours", "difference"]].isna().all(axis=None)
 
 
 def test_a_curve_that_never_gets_there_says_so():
-    results = make_results({("random", 8): 0.6, ("ccl", 8): 0.5})
-    table = table_of(results, quantity="annotation_saved", init="ccl", reference="random", reference_n=8)
+    scores = make_scores({("random", 8): 0.6, ("ccl", 8): 0.5})
+    table = table_of(scores, quantity="annotation_saved", init="ccl", reference="random", reference_n=8)
     assert table.text.loc[0, ["Ours", "Difference"]].tolist() == ["not reached", "-"]
 
 
 def test_one_row_per_contrasts_with_place_and_quotation():
-    results = make_results({("random", 20): 0.8, ("constrained", 8): 0.8}, contrasts=("bold", "dixon"))
-    table = expected_table(results, read_expected("renal_ismrm2024"), "Simulated scans.")
+    scores = make_scores({("random", 20): 0.8, ("constrained", 8): 0.8}, contrasts=("bold", "dixon"), is_simulated=True)
+    table = expected_table(scores, read_expected("renal_ismrm2024"))
     assert table.name == "paper" and table.text["Contrasts"].tolist() == ["bold", "dixon"]
     assert set(table.text["Ours"]) == {"60.0%"} and set(table.text["Difference"]) == {"+0.0 points"}
     assert set(table.text["Place"]) == {"Results and Discussion"}
@@ -137,9 +138,9 @@ def test_one_row_per_contrasts_with_place_and_quotation():
 
 
 def test_a_source_without_numbers_has_no_table_and_within_is_shown_as_at_most():
-    results = make_results({("random", 15): 0.8, ("global_local", 8): 0.76})
-    assert expected_table(results, read_expected("brats_medphys2024")) is None
-    row = expected_table(results, read_expected("prostate_arxiv2022")).text.iloc[0]
+    scores = make_scores({("random", 15): 0.8, ("global_local", 8): 0.76})
+    assert expected_table(scores, read_expected("brats_medphys2024")) is None
+    row = expected_table(scores, read_expected("prostate_arxiv2022")).text.iloc[0]
     assert (row["Paper"], row["Ours"], row["Difference"]) == ("≤ 3%", "5.0%", "+2.0 points")
 
 

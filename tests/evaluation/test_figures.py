@@ -8,11 +8,11 @@ import pandas
 import pytest
 from nibabel import orientations
 
-from evaluation.figures import all_labels, dice_against_n, save_figure, save_training_curves, training_curves
-from evaluation.measures import SYNTHESIS_MEASURES
+from evaluation.figures import against_n, save_figure, save_training_curves, training_curves
+from evaluation.measures import SYNTHESIS, SYNTHESIS_MEASURES
 from evaluation.overlays import Picture, choose_subjects, draw_overlays, slices_to_show
-from evaluation.results import MEAN
-from evaluation.statistics import mean_interval
+from evaluation.scores import MEAN, mean_interval
+from tests.evaluation.made_scores import as_dice, as_scores
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +23,11 @@ def user_warnings_are_errors():
         yield
 
 
-def make_values(inits=("random", "constrained"), numbers=(2, 4, 8), subjects=5, labels=(MEAN,)):
+def make_values(inits=("random", "constrained"), numbers=(2, 4, 8), subjects=5, labels=("liver",)):
     rng = np.random.default_rng(0)
     return pandas.DataFrame(
         [
-            {"contrasts": "t2", "init": i, "n_annotated": n, "subject": f"s{s}", "label": k, "missing": 0}
+            {"contrasts": "t2", "init": i, "n_annotated": n, "subject": f"s{s}", "label": k}
             | {"value": rng.uniform(0.4, 0.9)}
             for i in inits
             for n in numbers
@@ -39,7 +39,7 @@ def make_values(inits=("random", "constrained"), numbers=(2, 4, 8), subjects=5, 
 
 def test_lines_are_means_and_every_subject_is_a_point():
     values = make_values()
-    figure = dice_against_n(values, [MEAN])
+    figure = against_n(as_dice(values), labels=[MEAN])
     (axis,) = figure.axes
     assert axis.get_xlabel() == "annotated subjects N" and "Dice" in axis.get_ylabel()
     assert [text.get_text() for text in axis.get_xticklabels()] == ["2", "4", "8"]
@@ -56,7 +56,7 @@ def test_the_supervised_baseline_is_a_dotted_line_and_a_point_only_beside_others
     values = make_values()
     if not beside_others:
         values = values[(values["n_annotated"] < 8) | (values["init"] == "random")]
-    (axis,) = dice_against_n(values, [MEAN], all_subjects=8).axes
+    (axis,) = against_n(as_dice(values.assign(annotated_available=8)), labels=[MEAN]).axes
     (dotted,) = [line for line in axis.lines if line.get_linestyle() == ":"]
     baseline = values[(values.init == "random") & (values.n_annotated == 8)]
     np.testing.assert_allclose(dotted.get_ydata(), sum(baseline["value"]) / len(baseline))
@@ -68,7 +68,7 @@ def test_the_supervised_baseline_is_a_dotted_line_and_a_point_only_beside_others
 
 @pytest.mark.parametrize(("inits", "numbers"), [(("random",), (8,)), (("constrained",), (2, 8)), (("random",), (2, 4))])
 def test_without_a_baseline_beside_something_else_no_line_is_dotted(inits, numbers):
-    (axis,) = dice_against_n(make_values(inits, numbers), [MEAN], all_subjects=8).axes
+    (axis,) = against_n(as_dice(make_values(inits, numbers).assign(annotated_available=8))).axes
     assert not [line for line in axis.lines if line.get_linestyle() == ":"]
     assert len(axis.containers[0].lines[0].get_xdata()) == len(numbers)
 
@@ -76,16 +76,17 @@ def test_without_a_baseline_beside_something_else_no_line_is_dotted(inits, numbe
 def test_intervals_of_few_subjects_are_not_cut_off_below():
     values = make_values(("random",), (2,), subjects=2)
     values["value"] = [0.81, 0.89]
-    (axis,) = dice_against_n(values, [MEAN]).axes
+    (axis,) = against_n(as_dice(values)).axes
     low = mean_interval(values["value"])[2]
     assert low < 0.4 and axis.get_ylim()[0] < low and axis.get_ylim()[1] == 1.02
     values["value"] = [0.1, 0.9]
-    assert dice_against_n(values, [MEAN]).axes[0].get_ylim()[0] == -0.02
+    assert against_n(as_dice(values)).axes[0].get_ylim()[0] == -0.02
 
 
 @pytest.mark.parametrize(("numbers", "subjects"), [((4,), 5), ((2, 4), 1)])
 def test_one_n_or_one_subject_still_gives_a_figure(numbers, subjects, tmp_path):
-    figure = dice_against_n(make_values(numbers=numbers, subjects=subjects), [MEAN], all_subjects=4)
+    values = make_values(numbers=numbers, subjects=subjects).assign(annotated_available=4)
+    figure = against_n(as_dice(values))
     low, high = figure.axes[0].get_xlim()
     assert low < numbers[0] and numbers[-1] < high
     assert [len(container.lines[0].get_xdata()) for container in figure.axes[0].containers] == [len(numbers)] * 2
@@ -95,9 +96,10 @@ def test_one_n_or_one_subject_still_gives_a_figure(numbers, subjects, tmp_path):
 
 def test_nan_are_named_and_an_init_missing_in_one_panel_keeps_its_colour(tmp_path):
     values = make_values(labels=("liver", "spleen"))
-    values.loc[0, ["value", "missing"]] = [np.nan, 2]
+    values.loc[0, "value"] = np.nan
+    values = pandas.concat([values.assign(repeat=0), values[:1].assign(repeat=1)])  # no value in either repeat
     values = values[(values["label"] == "liver") | (values["init"] == "constrained")]
-    figure = dice_against_n(values, all_labels(values), note="Simulated scans.")
+    figure = against_n(as_dice(values, is_simulated=True))
     assert "2 NaN" in figure.axes[0].get_title()
     colours = [axis.containers[-1].lines[0].get_color() for axis in figure.axes]
     assert colours[0] == colours[1]
@@ -110,17 +112,19 @@ def test_an_init_without_results_in_one_figure_leaves_the_colours_of_the_others(
     looks = []
     for present in (inits, ["random", "constrained"]):
         lines = [
-            container.lines[0] for container in dice_against_n(make_values(present), [MEAN], inits).axes[0].containers
+            container.lines[0]
+            for container in against_n(as_dice(make_values(present), inits=tuple(inits))).axes[0].containers
         ]
         looks.append([(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines])
     assert looks[1] == [looks[0][0], looks[0][2]]
 
 
-@pytest.mark.parametrize("measure", SYNTHESIS_MEASURES, ids=lambda measure: measure.name)
+@pytest.mark.parametrize("measure", SYNTHESIS_MEASURES, ids=lambda measure: measure.key)
 def test_other_measures_have_axes_wide_enough_for_points_and_intervals(measure):
     values = make_values(labels=("t1", "t2"), subjects=3)
     values["value"] *= np.where(values["label"] == "t1", 40.0, 2.0)
-    figure = dice_against_n(values, measure=measure)
+    scores = as_scores(values.rename(columns={"value": measure.key}), task=SYNTHESIS)
+    figure = against_n(scores, measure)
     assert [axis.get_title() for axis in figure.axes] == [
         f"{label} from t2 (3 test subjects)" for label in ("t1", "t2")
     ]
@@ -134,8 +138,8 @@ def test_other_measures_have_axes_wide_enough_for_points_and_intervals(measure):
 
 def test_six_inits_differ_in_more_than_colour():
     inits = ["random", "regression", "global", "global_local", "constrained", "other"]
-    figure = dice_against_n(make_values(inits=inits), [MEAN], inits)
-    few = dice_against_n(make_values(), [MEAN])
+    figure = against_n(as_dice(make_values(inits=inits), inits=tuple(inits)))
+    few = against_n(as_dice(make_values()))
     assert figure.get_figwidth() > few.get_figwidth(), "six would hide one another in a narrow panel"
     lines = [container.lines[0] for container in figure.axes[0].containers]
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 6
@@ -143,7 +147,7 @@ def test_six_inits_differ_in_more_than_colour():
 
 def test_the_same_figure_gives_the_same_files(tmp_path):
     for name in ("a", "b"):
-        save_figure(dice_against_n(make_values(), [MEAN]), tmp_path, name)
+        save_figure(against_n(as_dice(make_values())), tmp_path, name)
     for suffix in ("png", "pdf"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 

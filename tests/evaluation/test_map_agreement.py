@@ -24,7 +24,7 @@ from evaluation.map_agreement import (
 )
 from evaluation.map_figures import agreement_against_clusters
 from evaluation.map_tables import MEASURES, agreement_table, average_agreement, change_table, enough_clusters
-from evaluation.results import MEAN
+from evaluation.scores import MEAN
 from evaluation.tables import to_latex, write_table
 
 

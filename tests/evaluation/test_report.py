@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from evaluation.figures import save_training_curves
+from evaluation.measures import DICE
 from evaluation.report import Gallery, Report, ReportFigure, collect_runs, subject_grid, write_report
-from evaluation.results import MEAN
 from evaluation.tables import Table
 from evaluation.thumbnails import Thumbnail
+from tests.evaluation.made_scores import as_dice
 
 OTHER = {"device": "gpu", "git": {"commit": "0123456789abcdef", "dirty": True}}
 
@@ -64,9 +65,9 @@ def test_run_records_are_gathered_once_each(tmp_path):
 def test_subjects_are_listed_worst_first():
     rows = [("a", "random", 0.9), ("b", "random", 0.3), ("b", "constrained", 0.4), ("c", "random", float("nan"))]
     values = pandas.DataFrame(
-        [{"contrasts": "t2", "init": i, "n_annotated": 2, "subject": s, "label": MEAN, "value": v} for s, i, v in rows]
+        [{"contrasts": "t2", "init": i, "n_annotated": 2, "subject": s, "label": "x", "value": v} for s, i, v in rows]
     )
-    grid = subject_grid(values)
+    grid = subject_grid(as_dice(values), DICE)
     assert grid["columns"] == [("t2", "random", 2), ("t2", "constrained", 2)]
     assert grid["rows"] == [("c", [None, None]), ("b", [0.3, 0.4]), ("a", [0.9, None])]
 

@@ -17,6 +17,7 @@ from evaluation.savings import (
     scores_by_cell,
 )
 from evaluation.statistics import annotation_saved
+from tests.evaluation.made_scores import as_scores
 
 
 def noisy_curve(means, seed, repeats=3, subjects=8, labels=2, spread=0.05, missing=0.0):
@@ -143,21 +144,21 @@ def test_mistakes_in_the_arguments():
         annotation_saved_interval({}, curve, 8)
 
 
-def make_results(curves, available=math.nan, **options):
-    """Return what `collect_results` would from `{init: {N: mean Dice}}`."""
+def make_scores(curves, available=math.nan, is_simulated=False, **options):
+    """Return `Scores` from `{init: {N: mean Dice}}`."""
     rows = []
     for seed, (init, means) in enumerate(curves.items()):
         for n, scores in noisy_curve(means, seed, spread=0.001, **options).items():
             for (repeat, subject, label), dice in np.ndenumerate(scores):
                 row = {"contrasts": "t2", "init": init, "n_annotated": n, "repeat": repeat, "subject": f"s{subject}"}
-                rows.append(row | {"label": "xy"[label], "dice": dice, "split": "", "annotated_available": available})
-    return pandas.DataFrame(rows)
+                rows.append(row | {"label": "xy"[label], "dice": dice, "annotated_available": available})
+    return as_scores(pandas.DataFrame(rows), is_simulated=is_simulated)
 
 
 def test_the_table_takes_the_largest_limited_n():
     """58 of 58 is not limited: the goal is 0.86 at N = 20, reached at the tested N = 8; 60 % as in the renal paper."""
     curves = {"random": RANDOM | {58: 0.9}, "constrained": PRETRAINED | {58: 0.92}}
-    table = savings_table(make_results(curves, available=58.0), note="Simulated scans.")
+    table = savings_table(make_scores(curves, available=58.0, is_simulated=True))
     row = table.text.iloc[0]
     assert row["Goal"] == "0.860 (random, N = 20)"
     assert (row["N, tested"], row["Saved, tested N"]) == ("8", "60%")
@@ -165,13 +166,13 @@ def test_the_table_takes_the_largest_limited_n():
     assert table.numbers["saved"].iloc[0] == pytest.approx(1 - (4 + 24 / 7) / 20, abs=0.005)
     assert row["Never"] == "0%" and "Note" not in row
     assert "not recorded" not in table.caption and table.caption.startswith("Simulated scans. Annotation saved")
-    unknown = savings_table(make_results(curves))
+    unknown = savings_table(make_scores(curves))
     assert unknown.text["Goal"].iloc[0].endswith("(random, N = 58)") and "is not recorded" in unknown.caption
 
 
 def test_lower_bounds_curves_that_fall_again_and_those_that_never_reach():
     curves = {"random": {2: 0.5, 8: 0.7}, "early": {2: 0.8, 8: 0.6}, "never": {2: 0.1, 8: 0.2}}
-    text = savings_table(make_results(curves)).text.set_index("Init")
+    text = savings_table(make_scores(curves)).text.set_index("Init")
     early, never = text.loc["early"], text.loc["never"]
     assert (early["N, tested"], early["Saved, tested N"], early["95 % CI"]) == ("≤ 2", "≥ 75%", "≥ 75%")
     assert early["Note"] == "below the goal again at N = 8"
@@ -181,21 +182,22 @@ def test_lower_bounds_curves_that_fall_again_and_those_that_never_reach():
 
 
 def test_unequal_and_single_repeats_are_named():
-    results = make_results({"random": RANDOM, "constrained": PRETRAINED})
-    fewer = results[~((results["init"] == "constrained") & (results["n_annotated"] == 4) & (results["repeat"] > 0))]
+    scores = make_scores({"random": RANDOM, "constrained": PRETRAINED})
+    rows = scores.frame
+    fewer = scores.only(~((rows["init"] == "constrained") & (rows["n_annotated"] == 4) & (rows["repeat"] > 0)))
     note = savings_table(fewer).text["Note"].iloc[0]
     assert "unequal repeats: 3 (constrained N = 2), 1 (constrained N = 4)" in note and "3 (random N = 20)" in note
     assert "one repeat: interval over subjects only" in note
 
 
 def test_no_table_without_a_limited_baseline():
-    assert savings_table(make_results({"constrained": PRETRAINED})) is None
-    assert savings_table(make_results({"random": RANDOM})) is None
-    assert savings_table(make_results({"random": {58: 0.9}, "constrained": {58: 0.9}}, available=58.0)) is None
+    assert savings_table(make_scores({"constrained": PRETRAINED})) is None
+    assert savings_table(make_scores({"random": RANDOM})) is None
+    assert savings_table(make_scores({"random": {58: 0.9}, "constrained": {58: 0.9}}, available=58.0)) is None
 
 
 def test_scores_are_arranged_by_repeat_subject_and_label():
-    results = make_results({"random": {2: 0.5}})
-    array = scores_by_cell(results.sample(frac=1, random_state=0))["random"][2]
-    row = results.query("repeat == 2 and subject == 's5' and label == 'y'")
+    frame = make_scores({"random": {2: 0.5}}).frame
+    array = scores_by_cell(as_scores(frame.sample(frac=1, random_state=0)))["random"][2]
+    row = frame.query("repeat == 2 and subject == 's5' and label == 'y'")
     assert array.shape == (3, 8, 2) and array[2, 5, 1] == row["dice"].item()

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
-from evaluation.statistics import adjust_family, annotation_saved, bland_altman, mean_interval, paired_comparison, stars
+from evaluation.scores import mean_interval
+from evaluation.statistics import adjust_family, annotation_saved, bland_altman, paired_comparison, stars
 
 
 @pytest.fixture(autouse=True)

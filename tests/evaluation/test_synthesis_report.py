@@ -13,15 +13,15 @@ import pytest
 from scipy import stats
 
 import reproduce_tables
-from evaluation.measures import REGIONS, SYNTHESIS_MEASURES
-from evaluation.results import SEGMENTATION, SYNTHESIS, collect_results, collect_tasks
+from evaluation.measures import SYNTHESIS, SYNTHESIS_MEASURES
+from evaluation.scores import Scores, read_scores
 from evaluation.synthesis_tables import synthesis_tables
-from tests.evaluation.synthesis_study import NOISE, SUBJECTS, TARGETS, TEST, make_scans, make_work
+from tests.evaluation.synthesis_study import NOISE, SUBJECTS, TARGETS, TEST, make_config, make_scans, make_work
 from utils.checks import InputError
 from utils.config import load_config
 
 pytestmark = pytest.mark.usefixtures("rough_figures")
-COLUMNS = [measure.column(region) for region in REGIONS for measure in SYNTHESIS_MEASURES]
+COLUMNS = [measure.key for measure in SYNTHESIS_MEASURES]
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +108,14 @@ def test_the_terminal_shows_the_tables_inside_the_mask(report):
 
 def test_captions_say_what_was_measured_where(work, tmp_path):
     _, config = work
-    results = collect_results(config.work_dir, SYNTHESIS)
-    inside, differences, whole, whole_differences, durations = synthesis_tables(results, note="Simulated scans.")
+    scores = read_scores(config.work_dir, SYNTHESIS, is_simulated=True)
+    inside, differences, whole, whole_differences, durations = synthesis_tables(scores)
     for table in (inside, differences, whole, whole_differences, durations):
         assert table.caption.startswith("Simulated scans.") and "annotated" not in table.caption
         assert table.text.columns[0] == "Inputs" and set(table.text["Inputs"]) <= {"t1gd+flair", "all"}
     assert [table.is_folded for table in (inside, differences, whole, whole_differences)] == [False, False, True, True]
     assert "inside the mask of each subject (given with the scans)" in inside.caption
-    assert "found in the images" in synthesis_tables(results.assign(mask="found"))[0].caption
+    assert "found in the images" in synthesis_tables(Scores(scores.frame.assign(mask="found"), SYNTHESIS))[0].caption
     assert "over the whole volume, air included" in whole.caption and "mask" not in whole.caption
     for table in (inside, whole):
         assert "data range is 1," in table.caption and "SSIM is three-dimensional" in table.caption
@@ -126,7 +126,7 @@ def test_captions_say_what_was_measured_where(work, tmp_path):
 
 def test_stars_stand_at_the_same_cells_as_in_the_differences(work):
     _, config = work
-    inside, differences, *_ = synthesis_tables(collect_results(config.work_dir, SYNTHESIS))
+    inside, differences, *_ = synthesis_tables(read_scores(config.work_dir, SYNTHESIS))
     scores = inside.text.set_index(["Init", "N"])
     marked = 0
     for row in differences.text.to_dict("records"):
@@ -148,7 +148,7 @@ def test_infinite_and_undefined_values_are_counted_and_not_averaged(work):
     for repeat in (0, 1):
         change_rows(config, "constrained", 10, repeat, perfect)
     change_rows(config, "constrained", 2, 0, lambda row: row.update(psnr_db_mask=math.inf, mse_mask=0.0))
-    inside, differences, *_ = synthesis_tables(collect_results(config.work_dir, SYNTHESIS))
+    inside, differences, *_ = synthesis_tables(read_scores(config.work_dir, SYNTHESIS))
     shown = inside.text.set_index(["Init", "N"])
     # Of t2 one PSNR in two repeats; of t1 three measures in two repeats.
     assert shown.loc[("constrained", "10"), ["Infinite PSNR", "NaN", "Subjects"]].tolist() == ["2", "6", "3 to 4"]
@@ -204,7 +204,7 @@ def test_missing_cells_and_predictions_are_named(work, tmp_path):
     shutil.rmtree(config.work_dir / "synthesis" / "constrained" / "n02" / "r1")
     for file in (config.work_dir / "synthesis" / "random" / "n10" / "r0" / "predictions").iterdir():
         file.unlink()
-    results = collect_results(config.work_dir, SYNTHESIS)
+    results = read_scores(config.work_dir, SYNTHESIS)
     assert reproduce_tables.synthesis_gaps(config, results) == [
         "Missing: t1gd+flair/constrained/n02: 1 of 2 runs; run finetune_synthesis.py"
     ]
@@ -259,18 +259,22 @@ def test_a_config_needs_one_of_the_two_tasks_and_a_finished_cell(work, scans, tm
         reproduce_tables.main(["--config", str(path), "--set", "synthesis=null"])
     with pytest.raises(InputError, match=r"no synthesis/\*/n\*/r\*/metrics.json; run finetune_synthesis.py first"):
         reproduce_tables.main(["--config", str(path), "--work-dir", str(tmp_path / "empty")])
+    grid = {"contrasts": {"all": ["t1gd"]}, "subjects_n": [2], "repeats": 1}
+    grid["training"] = {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3}
+    with_labels = {"label": "{subject}/label.nii.gz", "labels": {"lesion": [1]}}
+    both = make_config(tmp_path, scans.root, finetuning=grid, data=with_labels)
     with pytest.raises(InputError) as error:
-        collect_tasks(tmp_path / "empty", [SEGMENTATION, SYNTHESIS])
+        reproduce_tables.main(["--config", str(both), "--work-dir", str(tmp_path / "empty")])
     assert len(error.value.lines) == 2
     file = config.work_dir / "synthesis" / "random" / "n02" / "r0" / "metrics.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "mask"}))
     with pytest.raises(InputError, match="key 'mask' is missing; delete the cell's folder"):
-        collect_results(config.work_dir, SYNTHESIS)
+        read_scores(config.work_dir, SYNTHESIS)
 
 
 def test_rows_come_in_the_order_of_subjects_and_targets(work):
     _, config = work
-    results = collect_results(config.work_dir, SYNTHESIS)
+    results = read_scores(config.work_dir, SYNTHESIS).frame
     assert list(results["label"].head(4)) == [*TARGETS, *TARGETS] and set(results["subject"]) == set(SUBJECTS[:4])
     assert set(results["contrasts"]) == {"t1gd+flair"} and set(results["mask"]) == {"given"}
 
@@ -278,7 +282,7 @@ def test_rows_come_in_the_order_of_subjects_and_targets(work):
 def test_folds_are_pooled(work):
     """The cells of two test subjects each, in two folds, give what one split of all four gives."""
     _, config = work
-    together = synthesis_tables(collect_results(config.work_dir, SYNTHESIS))
+    together = synthesis_tables(read_scores(config.work_dir, SYNTHESIS))
     for fold, kept in (("fold0", TEST[:2]), ("fold1", TEST[2:])):
         shutil.copytree(config.work_dir / "synthesis", config.work_dir / fold / "synthesis")
         for file in (config.work_dir / fold).rglob("metrics.json"):
@@ -286,7 +290,7 @@ def test_folds_are_pooled(work):
             metrics["per_subject"] = [row for row in metrics["per_subject"] if row["subject"] in kept]
             file.write_text(json.dumps(metrics))
     shutil.rmtree(config.work_dir / "synthesis")
-    results = collect_results(config.work_dir, SYNTHESIS)
-    assert set(results["split"]) == {"fold0", "fold1"}
+    results = read_scores(config.work_dir, SYNTHESIS)
+    assert set(results.frame["split"]) == {"fold0", "fold1"}
     for table, pooled in zip(together[:4], synthesis_tables(results)[:4], strict=True):
         pandas.testing.assert_frame_equal(table.text, pooled.text)

@@ -11,8 +11,9 @@ from PIL import Image
 
 from data.layouts import SubjectFiles
 from evaluation.overlays import Picture
-from evaluation.results import MEAN
+from evaluation.scores import MEAN
 from evaluation.thumbnails import HEIGHT_PX, crop_around, draw_predictions, draw_thumbnails, worst_first
+from tests.evaluation.made_scores import as_scores
 
 AFFINE = np.diag([-2.0, 2.0, 6.0, 1.0])
 KEYS = {"contrasts": {"t2": "{subject}/t2.nii.gz"}, "labels": {"liver": [1]}}
@@ -89,13 +90,12 @@ def study(tmp_path):
                 nibabel.save(nibabel.Nifti1Image(label, AFFINE), folder / "predictions" / f"{subject}.nii.gz")
                 row = {"subject": subject, "init": init, "repeat": repeat, "label": "liver", "folder": folder}
                 rows.append(row | {"dice": 0.9 - 0.1 * number + 0.01 * repeat})
-    results = pandas.DataFrame(rows)
-    values = results.rename(columns={"dice": "value"}).assign(label=MEAN)
-    return types.SimpleNamespace(results=results, values=values, files=files, folder=tmp_path)
+    scores = as_scores(pandas.DataFrame(rows).assign(contrasts="t2", n_annotated=2), inits=("random", "constrained"))
+    return types.SimpleNamespace(scores=scores, files=files, folder=tmp_path)
 
 
 def draw(study, **options):
-    return draw_thumbnails(study.results, study.values, study.files, ["random", "constrained"], "t2", **KEYS, **options)
+    return draw_thumbnails(study.scores, study.files, "t2", **KEYS, **options)
 
 
 def test_every_subject_and_init_is_shown_with_its_first_repeat(study):
@@ -118,8 +118,8 @@ def test_what_cannot_be_shown_is_said(study):
 
 
 def test_an_init_that_is_missing_for_one_subject_is_left_out(study):
-    rows = study.results
-    study.results = rows[(rows.subject != "s1") | (rows.init != "constrained")]
+    rows = study.scores.frame
+    study.scores = study.scores.only((rows.subject != "s1") | (rows.init != "constrained"))
     thumbnails, _ = draw(study)
     assert [one.init for one in thumbnails["s1"]] == ["random"] and len(thumbnails["s2"]) == 2
 
