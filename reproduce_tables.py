@@ -225,6 +225,7 @@ def write_page(config, segmentation, tables, figures, galleries, notes, path, sy
     """Write the HTML page; `segmentation` and `synthesis` are None where there is none."""
     import yaml
 
+    from evaluation.answers import answers
     from evaluation.measures import DICE, MASK, measures_in
     from evaluation.overlays import label_colour
     from evaluation.report import Report, collect_runs, page_facts, subject_grid, subtitle, write_report
@@ -233,6 +234,8 @@ def write_page(config, segmentation, tables, figures, galleries, notes, path, sy
     for line in notes:
         log.warning("%s", line)
     runs = collect_runs(config.work_dir)
+    ssim, *_ = measures_in(MASK)
+    found = [(segmentation, DICE), (synthesis, ssim)]
     report = Report(
         title=config.name,
         is_simulated=config.data.simulated,
@@ -247,7 +250,8 @@ def write_page(config, segmentation, tables, figures, galleries, notes, path, sy
         runs=runs,
         config_text=yaml.safe_dump(config.plain(), sort_keys=False),
         subtitle=subtitle(segmentation, synthesis),
-        synthesis_subjects=None if synthesis is None else subject_grid(synthesis, measures_in(MASK)[0]),
+        synthesis_subjects=None if synthesis is None else subject_grid(synthesis, ssim),
+        answers=tuple(answers(scores, measure) for scores, measure in found if scores is not None),
     )
     write_report(path, report)
 

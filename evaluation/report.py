@@ -17,6 +17,7 @@ TEMPLATE = "report.html.jinja"
 PAGE_SCALE = 0.68  # CSS pixels per pixel of a figure
 JPEG_QUALITY = 80
 FIRST_TABLES, LONGEST_OPEN, LONGEST_LATER = 3, 40, 16  # rows; longer tables are folded until a reader opens them
+LONGEST_CAPTION, MOST_NOTES = 160, 6  # characters, notes; longer captions and more notes are folded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,13 @@ class ReportFigure:
         title: Heading; also the text for readers who do not see the pictures.
         caption: What they show.
         pngs: PNG files.
+        is_first: Whether the page shows it before all other figures, with what was found.
     """
 
     title: str
     caption: str
     pngs: tuple[Path, ...]
+    is_first: bool = False
 
     @property
     def images(self):
@@ -80,6 +83,7 @@ class Report:
         config_text: The config as YAML.
         subtitle: What the work dir is about.
         synthesis_subjects: From `subject_grid`, of the SSIM inside the mask; None without synthesis.
+        answers: From `answers.answers`, one pair of sentences and rule for each task.
     """
 
     title: str
@@ -96,6 +100,7 @@ class Report:
     config_text: str
     subtitle: str = ""
     synthesis_subjects: dict | None = None
+    answers: tuple = ()
 
 
 def write_report(path, report):
@@ -119,6 +124,8 @@ def write_report(path, report):
     page = environment.get_template(TEMPLATE).render(
         {field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
         longest_open=lambda place: LONGEST_OPEN if place <= FIRST_TABLES else LONGEST_LATER,
+        longest_caption=LONGEST_CAPTION,
+        most_notes=MOST_NOTES,
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     with atomic_path(path) as temporary:
@@ -175,7 +182,7 @@ def page_facts(segmentation, synthesis, runs, seed):
         "Seed": ", ".join(map(str, runs["seeds"])) or seed,
         "Software": "; ".join(runs["software"]) or "not recorded",
         "Device": ", ".join(runs["devices"]) or "not recorded",
-        "Hours in all": f"{runs['hours']:.2f}",
+        "Hours in all": f"{runs['hours']:.2f}" if runs["hours"] else "not recorded",
     }
 
 

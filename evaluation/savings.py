@@ -159,7 +159,9 @@ def savings_table(scores, baseline=BASELINE):
     ).strip()
     text = pandas.DataFrame([_savings_text(row) for row in numbers.to_dict("records")])
     text = text if text["Note"].any() else text.drop(columns="Note")
-    return Table("annotation_saved", f"Annotation saved against {baseline} initialisation", caption, numbers, text)
+    return Table(
+        "annotation_saved", f"Annotation saved against {baseline} initialisation", caption, numbers, text, is_first=True
+    )
 
 
 def scores_by_cell(scores):

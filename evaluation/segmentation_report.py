@@ -22,19 +22,20 @@ def draw_dice(scores, folder):
         List of `ReportFigure`.
     """
     several = len(scores.labels) > 1
-    pngs = [save_figure(against_n(scores, labels=[MEAN] if several else ()), folder, "dice_against_n")]
-    by_contrasts = scores.by_contrasts() if several else {}
+    shows = AGAINST_N_SHOWS.format(subjects="annotated")
+    over_labels = save_figure(against_n(scores, labels=[MEAN] if several else ()), folder, "dice_against_n")
+    figures = [ReportFigure("Dice against annotated subjects", shows, (over_labels,), is_first=True)]
+    by_contrasts, pngs = scores.by_contrasts() if several else {}, []
     for contrasts, part in by_contrasts.items():
         name = "dice_by_label" + (f"_{contrasts}" if len(by_contrasts) > 1 else "")
         pngs.append(save_figure(against_n(part), folder, name))
+    if pngs:
+        figures.append(ReportFigure("Dice of every label against annotated subjects", shows, tuple(pngs)))
     differences = compare_inits(scores, by_label=True)
     violins = save_figure(dice_violins(scores, differences), folder, "dice_violins")
     family = f"Bonferroni over the {len(differences)} comparisons of all contrasts, initialisations, N and labels."
-    shows = AGAINST_N_SHOWS.format(subjects="annotated")
-    return [
-        ReportFigure("Dice against annotated subjects", shows, tuple(pngs)),
-        ReportFigure("Dice of the test subjects at the largest N", f"{VIOLINS_SHOW} {family}", (violins,)),
-    ]
+    at_largest = ReportFigure("Dice of the test subjects at the largest N", f"{VIOLINS_SHOW} {family}", (violins,))
+    return [*figures, at_largest]
 
 
 def draw_agreement(scores, folder):

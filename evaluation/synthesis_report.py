@@ -16,7 +16,7 @@ def draw_scores_against_n(scores, folder):
         folder: Where the figures go.
 
     Returns:
-        List of one `ReportFigure`.
+        List of `ReportFigure`: SSIM, which the page shows first, and the others.
     """
     pngs, measures = [], measures_in(MASK)
     for measure in measures:
@@ -24,7 +24,11 @@ def draw_scores_against_n(scores, folder):
         pngs.append(save_figure(against_n(scores, measure), folder, f"{name}_against_n"))
     better = ", ".join(f"{measure.title}: {measure.better} is better" for measure in measures)
     caption = f"{where(scores, MASK)}; data range 1. {better}. {AGAINST_N_SHOWS.format(subjects='training')}"
-    return [ReportFigure("Synthesis against finetuning subjects", caption[0].upper() + caption[1:], tuple(pngs))]
+    caption = caption[0].upper() + caption[1:]
+    return [
+        ReportFigure("SSIM against finetuning subjects", caption, (pngs[0],), is_first=True),
+        ReportFigure("Synthesis against finetuning subjects", caption, tuple(pngs[1:])),
+    ]
 
 
 def draw_error_figures(scores, find_files, folder, **keys):

@@ -26,6 +26,7 @@ class Table:
         numbers: Tidy DataFrame in full precision (CSV).
         text: DataFrame of strings as a reader sees it (Markdown, LaTeX, HTML, terminal).
         is_folded: Whether the page hides it until a reader opens it.
+        is_first: Whether the page shows it before all other tables, with what was found.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Table:
     numbers: object
     text: object
     is_folded: bool = False
+    is_first: bool = False
 
 
 def score_table(scores, measure):

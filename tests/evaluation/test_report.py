@@ -1,6 +1,7 @@
 """The HTML page: what stands on it, escaped and complete."""
 
 import base64
+import dataclasses
 import html
 import io
 import json
@@ -201,3 +202,21 @@ def test_headers_sort_in_a_browser_and_nothing_is_requested(tmp_path):
         assert up == ["ascending", 1, ascending + last], column
         assert down == ["descending", 1, ascending[::-1] + last], column
         assert back == ["none", 0, list(range(6))], column
+
+
+def test_the_answer_stands_first_and_long_captions_are_folded(tmp_path):
+    content = make_report(tmp_path)
+    numbers = pandas.DataFrame({"A": ["1"]})
+    (figure,) = content["figures"]
+    first = dataclasses.replace(figure, title="Dice against N", caption="x " * 100, is_first=True)
+    content["figures"] = [figure, first]
+    content["tables"] += [Table("annotation_saved", "Annotation saved", "y " * 100, numbers, numbers, is_first=True)]
+    content["notes"] = [f"note {number}" for number in range(9)]
+    write_report(tmp_path / "index.html", Report(**content, answers=((["t2: <ahead>."], "what ahead means"),)))
+    page = (tmp_path / "index.html").read_text()
+    order = ["t2: &lt;ahead&gt;.", "note 0", "Dice against N", "Annotation saved", "Test subjects", 'id="tables"',
+             ">Dice<", 'id="figures"', ">Curves<"]  # fmt: skip
+    places = [page.index(piece) for piece in order]
+    assert places == sorted(places) and page.count("Annotation saved</h3>") == page.count("Dice against N</h3>") == 1
+    assert page.count('<details class="about">') == 2, "the two long captions; the short ones are open"
+    assert "9 notes" in page and '<details class="notes" open>' not in page

@@ -215,7 +215,7 @@ def test_missing_cells_and_predictions_are_named(work, tmp_path):
     assert len(reproduce_tables.synthesis_gaps(other, results)) == 5
     absent = load_config(path, overrides=["data.root=/nowhere"])
     figures, notes = reproduce_tables.make_synthesis_figures(absent, results, tmp_path / "figures")
-    assert len(figures) == 1 and len(notes) == 2 and "is not a folder" in notes[0]
+    assert len(figures) == 2 and len(notes) == 2 and "is not a folder" in notes[0]
 
 
 def write_segmentation(config, init):
