@@ -1,6 +1,7 @@
-"""The committed models give the committed numbers."""
+"""The committed models give the committed numbers, and the committed scores the tables of their pages."""
 
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -10,10 +11,16 @@ import pytest
 import yaml
 
 import predict
+from evaluation.measures import DICE, SEGMENTATION
+from evaluation.scores_csv import read_scores_csv
+from evaluation.tables import difference_table, score_table
 from models.portable import load_network
+from utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/model"))
+STUDIES = sorted(path.parent for path in (ROOT / "results").glob("*/config.yaml"))
+MOST_BYTES = 8_000_000
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
@@ -49,3 +56,26 @@ def test_a_committed_model_repeats_its_score_on_a_real_scan(folder, tmp_path):
         expected = cell[(cell.subject == subject) & (cell.label == name)].dice.item()
         # Another machine rounds its convolutions otherwise; a voxel on an edge may tip over.
         assert dice == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_the_scores_of_a_study_give_the_numbers_of_its_page(folder):
+    config, scores = load_config(folder / "config.yaml"), read_scores_csv(folder / "scores.csv")
+    assert getattr(config, scores.task.folder) is not None and scores.measures
+    if scores.task is SEGMENTATION:
+        shown = {text for row in rows_of_page(folder) for text in re.findall(r"0\.\d{3} ± 0\.\d{3}", row)}
+        text = score_table(scores, DICE).text.to_string() + difference_table(scores).text.to_string()
+        assert len(shown) >= 6 and not [one for one in shown if one not in text]
+
+
+def rows_of_page(folder):
+    return [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("|")]
+
+
+def test_results_hold_what_is_shown_or_cannot_be_made_again():
+    files = [path for path in (ROOT / "results").rglob("*") if path.is_file() and "report" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+    pages = "".join(page.read_text() for page in (ROOT / "results").glob("*/README.md"))
+    assert not [path for path in files if path.suffix == ".png" and f"({path.name})" not in pages]
+    made = {f"{name}.{suffix}" for name in ("dice", "dice_differences", "synthesis") for suffix in ("csv", "md", "tex")}
+    assert not [path for path in files if path.name in made or path.suffix == ".tex"]
