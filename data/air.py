@@ -1,4 +1,4 @@
-"""Whether the corners of a scan are air, from which the foreground is told."""
+"""Whether the corners of a scan show air, as the search for the foreground assumes."""
 
 import numpy as np
 
@@ -11,9 +11,9 @@ BRIGHTEST_AIR, WIDEST_AIR = 0.2, 0.15
 
 
 def notes_on_air(subject, volume, names, affine):
-    """Say of which contrasts the corners are no air, so that the foreground found in them is wrong.
+    """Report contrasts whose corners do not show air, so that their foreground would be wrong.
 
-    Air is dark in magnitude images; in signed ones it may be grey, but it is even.
+    Air is dark in magnitude images; in signed images it may be grey, but it is uniform.
 
     Args:
         subject: Identifier.
@@ -22,7 +22,7 @@ def notes_on_air(subject, volume, names, affine):
         affine: `(4, 4)`, voxel to world.
 
     Returns:
-        A list of one line, or of none.
+        A list of one line, or an empty list.
     """
     turn, _ = axial_turns(affine)
     found = [
@@ -37,7 +37,7 @@ def notes_on_air(subject, volume, names, affine):
 
 
 def _not_air(contrast):
-    """Return the numbers that speak against air in the corners, or an empty text."""
+    """Return the numbers that contradict air in the corners, or an empty string."""
     darkest, brightest = np.percentile(contrast.flat[::STEP], RANGE)
     quarter, middle, three_quarters = np.percentile(corners_of(contrast), (25, 50, 75))
     span = brightest - darkest

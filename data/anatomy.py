@@ -1,4 +1,4 @@
-"""What the simulated anatomies share: a grid in patient space, smooth random fields, and a canvas to paint tissues on.
+"""Shared by the simulated anatomies: a grid in patient space, smooth random fields, and a canvas for tissues.
 
 World coordinates are RAS+ in mm, as in NIfTI: +x is the patient's right, +y the front, +z the head.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from data.tissues import TISSUE_INDEX
 
-PARTS = 64  # most structures of one subject whose tissue may differ from its average, such as bowel loops
+PARTS = 64  # largest number of structures per subject with tissue parameters of their own, such as bowel loops
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Anatomy:
 
     Attributes:
         tissue: Row of `data.tissues.TISSUES` per point, `(x, y, z)` uint8.
-        part: Number of the structure in [0, PARTS), 0 unless its tissue has a factor of its own, `(x, y, z)` uint8.
+        part: Number of the structure in [0, PARTS), 0 unless its tissue has its own factor, `(x, y, z)` uint8.
         label: Value of the reference segmentation, `(x, y, z)` uint8.
         axes: Positions of the grid points along x, y and z in mm.
     """
@@ -47,7 +47,7 @@ def affine_of(axes):
 def smooth_field(axes, length, generator, fields=1):
     """Draw smooth random fields of mean 0 and standard deviation 1 at every point.
 
-    A sum of cubic B-splines with random weights, knots `length` apart. The knots lie at fixed places of patient
+    A sum of cubic B-splines with random weights, knots `length` apart. The knots have fixed positions in patient
     space, so that the same seed gives the same field on a finer or coarser grid of the same extent.
 
     Args:
@@ -87,7 +87,7 @@ def rotation(x_degrees=0.0, y_degrees=0.0, z_degrees=0.0):
 
 
 class Canvas:
-    """Points of a subject's grid, in the coordinates of the anatomy's own frame, painted tissue by tissue.
+    """The points of a subject's grid in the coordinates of the anatomy, painted tissue by tissue.
 
     Args:
         points: Anatomical coordinates of every grid point in mm, `(3, x, y, z)`.
@@ -110,7 +110,7 @@ class Canvas:
         return np.flatnonzero(inside)
 
     def local(self, index, centre, semi_axes, turn=None):
-        """Return coordinates `(3, len(index))` in units of the semi-axes of an ellipsoid, in its own turned frame."""
+        """Return coordinates `(3, len(index))` in units of the semi-axes of an ellipsoid, in its rotated frame."""
         offset = self.points[:, index] - np.asarray(centre, np.float32)[:, None]
         if turn is not None:
             offset = turn.T.astype(np.float32) @ offset
@@ -127,8 +127,8 @@ class Canvas:
         Args:
             start, end: End points in mm.
             radius: Radius in mm.
-            waviness: Amplitude in mm by which the tube swings sideways, once along its length.
-            phase: Phase of the swing in radians.
+            waviness: Amplitude in mm of one sideways oscillation of the tube along its length.
+            phase: Phase of the oscillation in radians.
         """
         start, end = np.asarray(start, np.float32), np.asarray(end, np.float32)
         direction = end - start
@@ -142,7 +142,7 @@ class Canvas:
         return index[distance < 1], distance[distance < 1]
 
     def paint(self, index, tissue, part=0, label=0, over=None):
-        """Give points a tissue, a part and a label; only where one of the tissues `over` was, when given."""
+        """Give points a tissue, a part and a label; with `over`, only points that hold one of these tissues."""
         if over is not None:
             index = index[self.has(index, over)]
         self.tissue[index] = TISSUE_INDEX[tissue]
@@ -150,9 +150,9 @@ class Canvas:
         self.label[index] = label
 
     def has(self, index, tissues):
-        """Return which of the points hold one of the named tissues, boolean."""
+        """Return a boolean array of the points that hold one of the named tissues."""
         return np.isin(self.tissue[index], [TISSUE_INDEX[name] for name in tissues])
 
     def anatomy(self, axes):
-        """Return what was painted as an `Anatomy` on the grid of those axes."""
+        """Return the painted tissues as an `Anatomy` on the grid of those axes."""
         return Anatomy(*(values.reshape(self.shape) for values in (self.tissue, self.part, self.label)), axes)

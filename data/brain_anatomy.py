@@ -45,7 +45,7 @@ def brain_anatomy(axes, generator):
     core = float(np.clip(19 * np.exp(0.35 * generator.standard_normal()), 9, 30))
     offset = points - np.asarray(seed_point, np.float32)[:, None, None, None]
     distance = np.linalg.norm(offset, axis=0)
-    # Mass effect: tissue around the core was closer to its centre before the tumour grew.
+    # Mass effect: before the tumour grew, tissue around the core was closer to its centre.
     push = generator.uniform(0.15, 0.35) * np.exp(-((distance / (2.2 * core)) ** 2))
     white, grey, inside = _sample(points - push * offset)
     canvas = Canvas(points, "air")
@@ -57,7 +57,7 @@ def brain_anatomy(axes, generator):
 
 
 def _deformed_points(axes, generator):
-    """Return MNI coordinates of the grid points: scaled per axis, turned, shifted and bent, `(3, x, y, z)`."""
+    """Return MNI coordinates of the grid points: scaled per axis, rotated, shifted and deformed, `(3, x, y, z)`."""
     grid = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
     bend = smooth_field(axes, 60.0, generator, fields=3) * np.float32(3.0)
     wrinkle = smooth_field(axes, 20.0, generator, fields=3) * np.float32(1.0)
@@ -88,7 +88,7 @@ def _tumour_place(generator):
 
 
 def _paint_tissues(canvas, white, grey, inside):
-    """Paint the likeliest of white matter, grey matter and CSF inside the brain mask."""
+    """Paint the most probable of white matter, grey matter and CSF inside the brain mask."""
     fluid = np.clip(inside - white - grey, 0, None)
     likeliest = np.argmax(np.stack([fluid, grey, white]), axis=0).ravel()
     brain = inside.ravel() > 0.5
@@ -115,7 +115,7 @@ def _paint_vessels(canvas, inside, generator):
 
 
 def _paint_white_matter_lesions(canvas, generator):
-    """Paint small unlabelled lesions of the white matter, as in many adults: bright on T2 and FLAIR, not tumour."""
+    """Paint small unlabelled lesions of the white matter, as in many adults: bright on T2 and FLAIR, but not tumour."""
     (white, _, _), to_voxels = atlas()
     to_world = np.linalg.inv(to_voxels)
     candidates = np.argwhere(white > 0.9) @ to_world[:3, :3].T + to_world[:3, 3]

@@ -1,7 +1,7 @@
-"""Files that more than one name of a config means, and subjects whose names are those of others and more.
+"""Files with more than one role or subject, and subjects whose names extend those of others.
 
-Whoever reads the last of two names in silence reads the wrong scan; a label map that is taken for a scan of one more
-subject trains a network on the answers.
+If a file had two roles and one of them won silently, the wrong scan could be read; a label map that is mistaken for the
+scan of another subject would train a network on the answers.
 """
 
 import logging
@@ -11,12 +11,12 @@ from utils.checks import counted
 from utils.paths import composed
 
 SEPARATORS = "_-. "
-SHOWN = 3  # pairs of names in the warning
+SHOWN = 3  # number of name pairs shown in the warning
 log = logging.getLogger("mrccl")
 
 
 def compose_names(found):
-    """Write accents in the names of subjects together with their letters (Unicode's form C), whatever the disk does.
+    """Write accents in subject names in composed form (Unicode NFC), regardless of the file system.
 
     Args:
         found: `data.layout_files.Found`, changed in place.
@@ -31,13 +31,13 @@ def compose_names(found):
 
 
 def settle_claims(found):
-    """Give a file that patterns claim for several subjects to the one whose pattern says most of its name.
+    """Assign a file that matches patterns of several subjects to the most specific pattern.
 
-    `case1_seg.nii.gz` is the label map `{subject}_seg.nii.gz` of `case1`, and no scan `{subject}.nii.gz` of a subject
-    `case1_seg`.
+    `case1_seg.nii.gz` is the label map `{subject}_seg.nii.gz` of `case1`, not a scan `{subject}.nii.gz` of a
+    subject `case1_seg`.
 
     Args:
-        found: `data.layout_files.Found`, changed in place; patterns that say the same share become problems.
+        found: `data.layout_files.Found`, changed in place; equally specific patterns become problems.
     """
     claims = defaultdict(list)
     for key, of_subject in found.paths.items():
@@ -59,7 +59,7 @@ def settle_claims(found):
 
 
 def files_named_twice(found, subjects):
-    """Return `(subject, line)` where one file stands for two contrasts, or for a contrast and label or mask.
+    """Return `(subject, line)` for files used as two contrasts, or as a contrast and label or mask.
 
     Contrasts may be different volumes of one 4D file.
     """
@@ -68,7 +68,7 @@ def files_named_twice(found, subjects):
         volumes, roles_of = found.details[subject].get("volumes", {}), defaultdict(list)
         for role, name in found.looked_for:
             paths = found.paths[role, name].get(subject, ())
-            if len(paths) == 1 and paths[0].exists():  # others have a line of their own
+            if len(paths) == 1 and paths[0].exists():  # others have their own line
                 status = paths[0].stat()
                 volume = volumes.get(name, (None,))[0] if role == "contrast" else None
                 shown = f"contrast '{name}'" if role == "contrast" else role
@@ -87,7 +87,7 @@ def files_named_twice(found, subjects):
 
 
 def warn_of_derived_names(subjects):
-    """Warn of subjects called like another one and more: label maps, predictions, or sessions of one person."""
+    """Warn of subjects whose name begins with another: label maps, predictions, or sessions of one person."""
     known, pairs = set(subjects), []
     for subject in subjects:
         places = [place for place, letter in enumerate(subject) if letter in SEPARATORS]

@@ -1,4 +1,4 @@
-"""The files of a subject on one grid: resampled and without bias field where the config asks for it."""
+"""The files of a subject on one grid: resampled and bias-corrected if the config requests it."""
 
 import numpy as np
 
@@ -7,20 +7,20 @@ from data.scans import grid_of_scan, grid_problems
 
 
 def is_resampled(files):
-    """Tell whether all files of a subject are brought to the grid of one contrast.
+    """Tell whether all files of a subject are resampled to the grid of one contrast.
 
-    Without that contrast, as when a model needs one other, a subject keeps its own grid.
+    Without that contrast, for instance if a model needs only another one, a subject keeps its own grid.
     """
     return files.resample_to in files.contrasts
 
 
 def grid_to_resample_to(files):
-    """Return the `data.scans.Grid` that all files are brought to, or None: they must share one."""
+    """Return the `data.scans.Grid` to which all files are resampled, or None if they must share one already."""
     return grid_of_scan(files.contrasts[files.resample_to], files.subject) if is_resampled(files) else None
 
 
 def prepared(files, name, image, grid):
-    """Remove the bias field of a contrast and bring it to a grid, where `files` asks for it.
+    """Remove the bias field of a contrast and resample it to a grid, if `files` requests it.
 
     Args:
         files: `SubjectFiles`.
@@ -33,7 +33,7 @@ def prepared(files, name, image, grid):
     """
     if name not in files.bias_correction and not _moves(files, image, grid):
         return image
-    from data.resampling import correct_bias, resample  # SimpleITK takes a moment to import
+    from data.resampling import correct_bias, resample  # SimpleITK is slow to import
 
     parts = [image.values] if image.values.ndim == 3 else np.moveaxis(image.values, 3, 0)
     if name in files.bias_correction:
@@ -44,12 +44,12 @@ def prepared(files, name, image, grid):
 
 
 def _moves(files, image, grid):
-    """Tell whether an image must be brought to another grid."""
+    """Tell whether an image must be resampled to another grid."""
     return is_resampled(files) and bool(grid_problems("", files.subject, image, grid))
 
 
 def on_grid(files, path, classes, affine, grid):
-    """Bring class numbers to the grid where `files` asks for it; returns `(classes, problems)`."""
+    """Resample class numbers to the grid if `files` requests it; returns `(classes, problems)`."""
     image = Image(classes, affine)
     if not is_resampled(files) or grid is None:
         return classes, grid_problems(files.subject, path, image, grid)

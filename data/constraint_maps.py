@@ -18,19 +18,19 @@ from data.geometry import axial_turns
 from data.intensity import check_mask, foreground_mask, intensity_ranges, scale_between
 from utils.checks import check_axes
 
-SAMPLE_VOXELS = 100_000  # that place the k-means centres; all voxels are then assigned to them
-STARTS = 5  # of k-means; the best on the sample is kept
-ROUNDS = 100  # of Lloyd's algorithm at most; later ones move few voxels
+SAMPLE_VOXELS = 100_000  # used to place the k-means centres; all voxels are then assigned to them
+STARTS = 5  # k-means runs; the best on the sample is kept
+ROUNDS = 100  # at most, of Lloyd's algorithm; later ones move few voxels
 
 
 @dataclass(frozen=True)
 class ContrastSpace:
-    """The foreground voxels of a subject as points in the space that k-means divides.
+    """The foreground voxels of a subject as points in the space in which k-means clusters them.
 
     Attributes:
         features: `(voxels, P)` float32, denoised principal components, in the order of `inside`.
         explained_variance: `(C,)` share of the variance inside the mask along each principal direction, sums to 1.
-        inside: Foreground, boolean `(rows, columns, slices)`: the axes of the input turned to axial slices.
+        inside: Foreground, boolean `(rows, columns, slices)`: with the input reoriented to axial slices.
         turn_back: Function from these axes to those of the input, `(X, Y, Z, ...)`.
         seconds: Duration of each part: mask, scaling, pca, denoising.
     """
@@ -57,11 +57,11 @@ class ContrastSpace:
 
 @dataclass(frozen=True)
 class ConstraintMap:
-    """A constraint map and how it came about.
+    """A constraint map and how it was made.
 
     Attributes:
         classes: `(X, Y, Z)` unsigned integer; 0 outside the mask, 1...K inside, dark to bright along component 1.
-        space: `ContrastSpace` that was divided.
+        space: `ContrastSpace` that was clustered.
         class_sizes: `(K,)` voxels of class 1...K, none of them 0.
         inertia: Sum over foreground voxels of the squared distance to their class centre, in units of the common
             range of the components.
@@ -76,7 +76,7 @@ class ConstraintMap:
 
     @property
     def components(self):
-        """Denoised principal components, `(X, Y, Z, P)` float32; 0 outside the mask. Made at each access."""
+        """Denoised principal components, `(X, Y, Z, P)` float32; 0 outside the mask. Computed at each access."""
         return self.space.restore(self.space.features)
 
 
@@ -87,8 +87,8 @@ def constraint_map(
 
     Args:
         volume: Intensities in any unit, `(X, Y, Z, C)`.
-        mask: Foreground, boolean `(X, Y, Z)`; None: found in the images.
-        clusters: Number of classes K; fewer when the foreground holds fewer distinct values.
+        mask: Foreground, boolean `(X, Y, Z)`; None: segmented from the images.
+        clusters: Number of classes K; fewer if the foreground has fewer distinct values.
         components: Principal components used, at most C.
         tv_weight: Weight of the denoising, relative to components in [0, 1]; higher means less smoothing.
         percentiles: Foreground intensities mapped to 0 and 1 first, as by `data.intensity.scale_intensities`.
@@ -99,7 +99,7 @@ def constraint_map(
         `(X, Y, Z)` unsigned integer: 0 outside the mask, 1...K inside.
 
     Raises:
-        InputError: Shapes that do not fit, an empty mask, no foreground found.
+        InputError: Mismatched shapes, an empty mask, or no foreground.
 
     Reference:
         Umapathy et al. 2024 and the authors' code; differences in docs/deviations.md.
@@ -109,7 +109,7 @@ def constraint_map(
 
 
 def describe_constraint_map(volume, mask, *, clusters, components, tv_weight, percentiles, seed, affine=None):
-    """Do what `constraint_map` does and return a `ConstraintMap`: the contrast space and the figures as well."""
+    """Compute a `ConstraintMap`: the map of `constraint_map` with its contrast space and statistics."""
     recipe = {"components": components, "tv_weight": tv_weight, "percentiles": percentiles}
     space = contrast_space(volume, mask, **recipe, affine=affine)
     seconds = dict(space.seconds)
@@ -120,7 +120,7 @@ def describe_constraint_map(volume, mask, *, clusters, components, tv_weight, pe
 
 
 def contrast_space(volume, mask, *, components, tv_weight, percentiles, affine=None):
-    """Do all that comes before k-means; arguments as in `constraint_map`. Returns a `ContrastSpace`."""
+    """Do everything before k-means; arguments as in `constraint_map`. Returns a `ContrastSpace`."""
     check_axes("volume", volume.shape, "X Y Z C")
     if mask is not None:
         check_mask(mask, volume.shape)
@@ -142,15 +142,15 @@ def contrast_space(volume, mask, *, components, tv_weight, percentiles, affine=N
 
 
 def voxels_of(volume, mask):
-    """Return `volume[mask]`, `(voxels, C)`, of `(X, Y, Z, C)`, in a quarter of the time."""
+    """Return `volume[mask]`, `(voxels, C)`, of `(X, Y, Z, C)`, four times as fast."""
     return np.compress(mask.ravel(), volume.reshape(-1, volume.shape[3]), axis=0)
 
 
 def principal_components(volume, mask, number):
     """Project every voxel on the principal directions of the foreground.
 
-    Voxels outside the mask are projected too, so that the denoising sees real neighbours at the edge. A direction
-    and its opposite are equally principal: the one along which the sum of the contrasts grows is taken.
+    Voxels outside the mask are projected as well, so that the denoising sees real neighbours at the edge. Of the two
+    opposite directions, the one along which the sum of the contrasts increases is taken.
 
     Args:
         volume: Scaled intensities, `(X, Y, Z, C)`.
@@ -159,7 +159,7 @@ def principal_components(volume, mask, number):
 
     Returns:
         Component images, `(X, Y, Z, number)` float32, and the explained variance of all components, `(C,)` float64,
-        summing to 1 (all 0 when the foreground is flat).
+        summing to 1 (all 0 if the foreground is constant).
     """
     inside = voxels_of(volume, mask).astype(np.float64)
     mean = inside.mean(axis=0)
@@ -175,11 +175,11 @@ def principal_components(volume, mask, number):
 
 
 def denoise(images, mask, weight):
-    """Smooth component images within axial slices and keep their edges: total variation, split Bregman.
+    """Denoise component images within axial slices, preserving edges: total variation, split Bregman.
 
-    The components share one scale, the largest range among them, so that a weight means what it means for images in
-    [0, 1] and a weak component is smoothed as the noise it mostly is. scikit-image treats the last axis of a volume
-    as channels, that is, takes no differences between slices; so do the authors, and slices 5 to 9 mm apart want it.
+    The components share one scale, the largest range among them, so that a weight has the same effect as for images in
+    [0, 1] and weak components, which are mostly noise, are smoothed. scikit-image treats the last axis of a volume as
+    channels and thus takes no differences between slices, which suits slices 5 to 9 mm apart; so do the authors.
 
     Args:
         images: `(X, Y, Z, P)` float32.
@@ -187,14 +187,14 @@ def denoise(images, mask, weight):
         weight: Positive; higher means closer to the input.
 
     Returns:
-        `(X, Y, Z, P)` float32 in units of the common range (flat images come back as they are).
+        `(X, Y, Z, P)` float32 in units of the common range (constant images are returned unchanged).
     """
     span = np.ptp(voxels_of(images, mask), axis=0).max()
     if span <= 0:
         return images
     denoised, frame = np.empty_like(images), ((1, 1), (1, 1), (0, 0))
     for p in range(images.shape[3]):
-        # scikit-image leaves the outermost rows and columns unsolved, hence the frame that is cut off again.
+        # scikit-image does not update the outermost rows and columns, hence the padding, which is removed again.
         framed = np.pad(images[..., p], frame, mode="edge")
         framed /= span
         denoised[..., p] = denoise_tv_bregman(framed, weight).reshape(framed.shape)[1:-1, 1:-1]
@@ -202,14 +202,14 @@ def denoise(images, mask, weight):
 
 
 def cluster(features, clusters, seed):
-    """Assign every voxel to one of K classes by k-means, whose centres a sample of the voxels places.
+    """Assign every voxel to one of K classes by k-means, with centres fitted to a sample of the voxels.
 
-    Lloyd's algorithm on a sample takes a fraction of a second, ends lower and depends less on the seed than the
-    authors' mini-batches over all voxels do (docs/deviations.md has the figures).
+    Lloyd's algorithm on a sample takes a fraction of a second, reaches a lower inertia and depends less on the seed
+    than the authors' mini-batches over all voxels (benchmarks/README.md).
 
     Args:
         features: `(voxels, P)` float32, at least one voxel.
-        clusters: K; fewer classes result when the sample holds fewer distinct rows or a centre attracts no voxel.
+        clusters: K; fewer classes result if the sample has fewer distinct rows or a centre has no voxels.
         seed: Seed of the sample and of k-means.
 
     Returns:
@@ -220,7 +220,7 @@ def cluster(features, clusters, seed):
     sample = features
     if len(features) > SAMPLE_VOXELS:
         sample = features[np.sort(rng.choice(len(features), SAMPLE_VOXELS, replace=False))]
-    # More distinct values than clusters? A few rows nearly always say so, and sorting all of them takes its time.
+    # More distinct values than clusters? A few rows nearly always show this, and sorting all of them is slow.
     centres = np.unique(sample[: 50 * clusters], axis=0)
     if len(centres) <= clusters:
         centres = np.unique(sample, axis=0)
@@ -239,8 +239,9 @@ def cluster(features, clusters, seed):
 
 
 def _one_thread():
-    """Limit arithmetic to one thread: the same classes on any number of cores, and workers that do not get in each
-    other's way. It reaches only libraries that are loaded by now, hence no deferred import in this file."""
+    """Limit arithmetic to one thread: the same classes on any number of cores, and workers that do not compete.
+
+    It affects only libraries that are already loaded, hence there are no deferred imports in this file."""
     return threadpool_limits(1)
 
 

@@ -1,7 +1,7 @@
 """Crops of volumes, read from a slice store without loading whole subjects.
 
-A crop has the axes rows, columns, slices: `(h, w, d)`, slices upwards. Its slices are consecutive in the scan: where
-a store leaves slices out (pretraining files do), crops lie between the gaps, never across one.
+A crop has the axes rows, columns, slices: `(h, w, d)`, slices upwards. Its slices are consecutive in the scan: if a
+store excludes slices (pretraining files do), a crop never spans a gap.
 """
 
 import math
@@ -17,7 +17,7 @@ HELD_BYTES = 4 * 1024**3  # of volumes that are kept in memory
 
 @dataclass(frozen=True, eq=False)
 class SubjectVolume:
-    """The packed slices of one subject as a volume that is read piece by piece.
+    """The packed slices of one subject as a volume that is read in parts.
 
     `volume[rows, columns, places]` with three slices of step 1 gives `(h, w, d, C)` float32, read from the file
     unless the volume is held in memory; `places` count packed slices, which must be consecutive in the scan.
@@ -56,9 +56,9 @@ class SubjectVolume:
         return self._cut(region, space, np.int32, lambda rows: self.store.constraint_maps(rows, space))
 
     def held(self, *spaces):
-        """Return the same volume kept in memory: images as they are stored, float16, and the maps of some spaces.
+        """Return the volume in memory: images as stored, float16, and the maps of some spaces.
 
-        The map of the default space, whose foreground crops are drawn by, is always among them.
+        The map of the default space, whose foreground is used to draw crops, is always included.
         """
         held = {"images": self.store.images(self.contrasts, self.rows).astype(np.float16)}
         for space in {None, *spaces}:
@@ -72,13 +72,13 @@ class SubjectVolume:
         return places[self.slice_index[places + depth - 1] - self.slice_index[places] == depth - 1]
 
     def check_crop(self, size):
-        """Raise InputError unless a crop `(h, w, d)` fits between the gaps."""
+        """Raise InputError if a crop `(h, w, d)` does not fit between the gaps."""
         height, width, depth = size
         if height <= self.shape[0] and width <= self.shape[1] and depth <= self.longest_run:
             return
         packed, run = len(self.rows), self.longest_run
         gaps = f", of which at most {run} follow one another without a gap" if run < packed else ""
-        more = depth > run and self.store.attributes.get("min_foreground", 1) > 0  # 0: every slice is there already
+        more = depth > run and self.store.attributes.get("min_foreground", 1) > 0  # 0: all slices are packed already
         cure = "use a smaller crop" + (", or lower slices.min_foreground and pack again" if more else "")
         raise InputError(
             f"{self.subject}: a crop of {tuple(size)} does not fit into {self.shape[:2]} pixels and {packed} packed "
@@ -99,12 +99,12 @@ class SubjectVolume:
 
 
 def open_volumes(store, subjects, contrasts, crop_size=None):
-    """Open the packed slices of subjects as volumes; nothing but the description of the file is read.
+    """Open the packed slices of subjects as volumes; only the description of the file is read.
 
     Args:
         store: `SliceStore`.
         subjects: Identifiers.
-        contrasts: Channels that reading gives, in order.
+        contrasts: Channels to read, in order.
         crop_size: `(h, w, d)` of the crops to be drawn; None: any.
 
     Returns:
@@ -135,11 +135,11 @@ def open_volumes(store, subjects, contrasts, crop_size=None):
 
 
 def held_if_small(volumes, *spaces, resident="auto", limit=HELD_BYTES):
-    """Keep volumes in memory, or return them as they are, read crop by crop.
+    """Load volumes into memory, or return them unchanged, to be read crop by crop.
 
     Args:
         volumes: List of `SubjectVolume`.
-        *spaces: Contrast spaces whose maps are kept too.
+        *spaces: Contrast spaces whose maps are loaded, too.
         resident: `"always"`, `"never"`, or `"auto"`: if all of them together fit into `limit`.
         limit: Bytes of their images, which are float16.
     """
@@ -149,11 +149,11 @@ def held_if_small(volumes, *spaces, resident="auto", limit=HELD_BYTES):
 
 
 def draw_crops(volume, size, count, generator, *, min_foreground=0.25, draws=10):
-    """Draw places for crops that show enough of the head or organ.
+    """Draw positions of crops with enough foreground.
 
-    Every place where a crop fits is equally likely. A place with less foreground than asked for is drawn anew; after
-    the last draw the one with the most foreground is taken. Of the file, only the constraint maps of the slices in
-    question are read.
+    Every position where a crop fits is equally likely. A position with less foreground than requested is redrawn; after
+    the last draw, the one with the most foreground is taken. Only the constraint maps of the slices in question are
+    read from the file.
 
     Args:
         volume: `SubjectVolume`.
@@ -161,7 +161,7 @@ def draw_crops(volume, size, count, generator, *, min_foreground=0.25, draws=10)
         count: Number of crops n.
         generator: numpy random generator.
         min_foreground: Smallest share of voxels in the foreground of the default constraint map.
-        draws: Number of draws at most.
+        draws: Largest number of draws.
 
     Returns:
         First row, column and packed slice of each crop, `(n, 3)` int64.
@@ -186,5 +186,5 @@ def draw_crops(volume, size, count, generator, *, min_foreground=0.25, draws=10)
 
 
 def region_of(corner, size):
-    """The three slices, one per axis, of a crop `size` that begins at `corner`."""
+    """Return the three slices, one per axis, of a crop of `size` that begins at `corner`."""
     return tuple(slice(int(first), int(first) + int(length)) for first, length in zip(corner, size, strict=True))

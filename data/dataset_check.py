@@ -1,4 +1,4 @@
-"""What a data set holds, subject by subject, from headers and label maps: a few milliseconds per file."""
+"""Contents of a dataset, subject by subject, from headers and label maps: a few milliseconds per file."""
 
 import statistics
 from dataclasses import dataclass, field, replace
@@ -14,25 +14,25 @@ from data.scans import grid_of_scan, grid_problems, is_folder, share_covered
 from data.volumes import problems_of_subject, read_label, read_mask
 from utils.checks import InputError
 
-WELL_COVERED = 0.95  # share of the common grid below which a resampled contrast is pointed out
-UNLIKE_SPACING = 1.5  # times the median voxel size of the data set, or less than its inverse
+WELL_COVERED = 0.95  # share of the common grid; resampled contrasts that cover less are reported
+UNLIKE_SPACING = 1.5  # times the median voxel size of the dataset, or less than its inverse
 UNLIKE_VOLUME = 10  # times the median volume of a class, or less than its inverse
-FEW = 5  # subjects below which there is no telling what is usual
+FEW = 5  # subjects; with fewer, it is unknown what is usual
 
 
 @dataclass(frozen=True)
 class SubjectCheck:
-    """What was found of one subject.
+    """What was found for one subject.
 
     Attributes:
         subject: Identifier.
         contrasts: Names of its contrasts.
         shape: `(X, Y, Z)` of the grid of its first contrast, or of the one that others are resampled to.
         spacing: Voxel size along these axes, in the unit of the affine.
-        orientation: Where these axes lead, such as `LPS`.
+        orientation: Directions of these axes, such as `LPS`.
         voxels: Class -> labelled voxels; empty without label.
-        warnings: What deserves a look.
-        problems: What must be mended: subject, file, what was found, what to do.
+        warnings: What should be checked.
+        problems: What must be fixed: subject, file, what was found, what to do.
         voxel_ml: Volume of a voxel in mL, where the unit of the affine is mm.
     """
 
@@ -47,13 +47,13 @@ class SubjectCheck:
     voxel_ml: float = 0.0
 
     def volumes(self, is_mm):
-        """Class -> volume in mL, or voxels where the size of a voxel is not known."""
+        """Class -> volume in mL, or number of voxels if the voxel size is not known."""
         size = self.voxel_ml if is_mm else 1
         return {name: count * size for name, count in self.voxels.items()}
 
 
 def check_subject(files, contrasts, labels, ignored=(), *, whole=False):
-    """Look at the files of one subject.
+    """Check the files of one subject.
 
     Args:
         files: `SubjectFiles`.
@@ -112,7 +112,7 @@ def point_out_unlike(checks, is_mm):
 
     Args:
         checks: List of `SubjectCheck`.
-        is_mm: Whether the size of voxels is known.
+        is_mm: Whether the voxel size is known.
 
     Returns:
         The list with warnings added.
@@ -151,7 +151,7 @@ def _along_patient(check):
 
 
 def _problems_of_axes(files, name, contrasts):
-    """Compare the number of axes in the header with the config; folders are read for that by steps 1 and 2 only."""
+    """Compare the number of axes in the header with the config; for folders, only steps 1 and 2 do this."""
     path = files.contrasts[name]
     if is_folder(path):
         return []

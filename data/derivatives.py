@@ -1,4 +1,4 @@
-"""What predictions are called where they are used: plain folders, nnU-Net's evaluator, BIDS derivatives."""
+"""File names of predictions: for plain folders, nnU-Net's evaluator and BIDS derivatives."""
 
 import csv
 from pathlib import Path
@@ -7,23 +7,23 @@ from data.layout_bids import parse_filter
 from utils.environment import project_version
 from utils.runs import atomic_path, write_json
 
-NAME = "mrccl"  # desc- of what this suite makes
+NAME = "mrccl"  # the desc- entity of this suite's results
 BIDS_VERSION = "1.10.0"
 SUFFIX_OF = {"label": "dseg", "probabilities": "probseg"}
 
 
 def output_path(layout, folder, subject, what, entry=None):
-    """Return the file that a prediction goes to.
+    """Return the path of a prediction.
 
     Args:
         layout: `data.layout` of the config that the model was trained with.
-        folder: Folder of the results; a BIDS derivative of its own for layout bids.
+        folder: Folder of the results; a separate BIDS derivative for layout bids.
         subject: Identifier, such as `sub-01_ses-02`.
         what: `label`, `probabilities`, or the name of a synthesised contrast.
-        entry: bids: filter of the synthesised contrast, whose suffix names it; elsewhere not needed.
+        entry: bids: filter of the synthesised contrast, whose suffix names it; not needed for other layouts.
 
     Returns:
-        `<subject>.nii.gz` for a label map, as nnU-Net's evaluator wants it, `<subject>_<what>.nii.gz` for others;
+        `<subject>.nii.gz` for a label map, as nnU-Net's evaluator requires, `<subject>_<what>.nii.gz` for others;
         for bids `sub-01/ses-02/anat/sub-01_ses-02_desc-mrccl_dseg.nii.gz`.
     """
     if layout != "bids":
@@ -32,14 +32,14 @@ def output_path(layout, folder, subject, what, entry=None):
     entities = []
     if suffix is None:
         _, _, asked, suffix = parse_filter(entry or what)
-        # What tells the contrast from others of that suffix; wildcards stand for nothing that is known here.
+        # Entities that distinguish the contrast from others with that suffix; wildcards are unknown here.
         entities = [part for part in asked if "*" not in part and not part.startswith("desc-")]
     place = Path(folder).joinpath(*subject.split("_"), "anat")
     return place / f"{'_'.join([subject, *entities])}_desc-{NAME}_{suffix}.nii.gz"
 
 
 def describe_outputs(layout, folder, name, labels=None, channels=()):
-    """Write what readers of the results need beside them; nothing for other layouts.
+    """Write the files that readers of the results need beside them; nothing for other layouts.
 
     For nnunet `dataset.json` with the numbers of the classes; for bids `dataset_description.json`, which makes the
     folder a derivative, and `desc-mrccl_dseg.tsv`, which names the classes.
@@ -47,7 +47,7 @@ def describe_outputs(layout, folder, name, labels=None, channels=()):
     Args:
         layout: `data.layout` of the config.
         folder: Folder of the results.
-        name: Name of the data set.
+        name: Name of the dataset.
         labels: Class name -> number in the label maps; None for synthesised contrasts.
         channels: Names of the model's input contrasts.
     """
@@ -69,7 +69,7 @@ def describe_outputs(layout, folder, name, labels=None, channels=()):
 
 
 def numbered_otherwise(labels, label_names):
-    """Return the classes whose number in predictions is not their value in the label maps of the data set.
+    """Return the classes whose number in predictions differs from their value in the label maps of the dataset.
 
     Predictions number classes from 1 as `data.labels` lists them. An evaluator that compares the two files by value,
     such as nnU-Net's, needs equal numbers.

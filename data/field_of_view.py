@@ -1,4 +1,4 @@
-"""How much of the tissue the slices show, and on which voxels a network was trained."""
+"""The share of the tissue that the slices show, and the voxel sizes that a network was trained on."""
 
 import logging
 
@@ -11,13 +11,13 @@ NAMES_SHOWN = 5
 
 
 def note_of_outside(shares):
-    """Say how much of the foreground of some subjects lies outside their slices.
+    """Report how much of the foreground of subjects lies outside their slices.
 
     Args:
         shares: Subject -> share of its foreground that no slice shows, from 0 to 1.
 
     Returns:
-        One sentence; None where every subject is below `WARN_FROM`.
+        One sentence; None if every subject is below `WARN_FROM`.
     """
     much = sorted(((share, name) for name, share in shares.items() if share >= WARN_FROM), reverse=True)
     if not much:
@@ -35,7 +35,7 @@ def field_of_training(grids, *, is_size_known, foreground_outside):
 
     Args:
         grids: `SliceGrid`s of the subjects that it was trained on.
-        is_size_known: False where the headers of the scans give no real voxel size: nothing is said of it.
+        is_size_known: False if the headers of the scans give no real voxel size; it is then left out.
         foreground_outside: Largest share of the foreground outside the slices among the packed subjects, or None.
 
     Returns:

@@ -1,7 +1,7 @@
 """A folder that is one scan: a DICOM series, the PNG masks of CHAOS drawn on one, or several NIfTI files.
 
 DICOM and PNG are read with SimpleITK. Its arrays are `[slice, row, column]`; voxels here are `(column, row, slice)`,
-the index that the affine speaks of, so that a mask and its slice agree whatever the orientation.
+the index that the affine refers to, so that a mask and its slice agree in any orientation.
 """
 
 import re
@@ -18,10 +18,10 @@ from data.scans import Grid, grid_problems
 from utils.checks import InputError, counted
 
 SERIES = "0020|000e"  # DICOM tag of the series
-INVERTED = "0028|0004", "MONOCHROME1"  # the tag that says what a large value means, and where it means black
+INVERTED = "0028|0004", "MONOCHROME1"  # the tag for the meaning of large values, and its value if they mean black
 EVEN = 0.02  # largest difference of two gaps between slices, as a share of a gap: positions are rounded to 0.01 mm
 STRAIGHT_MM = 0.1  # largest step of a slice within its plane
-GREYS = {63: (55, 70), 126: (110, 135), 189: (175, 200), 252: (240, 255)}  # code of a CHAOS mask: greys that mean it
+GREYS = {63: (55, 70), 126: (110, 135), 189: (175, 200), 252: (240, 255)}  # code of a CHAOS mask: its grey values
 SIDES = {"left": 1, "right": 2}  # value of the cortex in a labelsTr folder; the medulla's is 2 more
 MEDULLA = 2
 
@@ -67,9 +67,9 @@ def grid_of_folder(path, subject):
 
 
 def _kinds(folder):
-    """List the NIfTI files and the PNG files of a folder, by the numbers in their names."""
+    """List the NIfTI files and the PNG files of a folder, sorted by the numbers in their names."""
     files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    # Numbers in names count as numbers: echo 10 comes after echo 9.
+    # Numbers in names are sorted numerically: echo 10 comes after echo 9.
     files.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
     scans = [path for path in files if path.name.endswith(SUFFIXES)]
     return scans, [path for path in files if path.suffix.lower() == ".png"]
@@ -82,7 +82,7 @@ def _geometry(folder, subject):
         `(paths, shape (X, Y, Z), affine (4, 4))`.
 
     Raises:
-        InputError: There is no series, more than one, or its slices make no grid.
+        InputError: There is no series, more than one, or its slices do not form a grid.
     """
     where = f"{subject}: '{folder}'"
     paths, slices = _slices_in(folder, where)
@@ -99,7 +99,7 @@ def _geometry(folder, subject):
 
 
 def _slices_in(folder, where):
-    """Return `(paths, readers)` of the DICOM slices in a folder, which must be of one stack."""
+    """Return `(paths, readers)` of the DICOM slices in a folder, which must form one stack."""
     paths, slices = [], []
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         reader = SimpleITK.ImageFileReader()
@@ -108,7 +108,7 @@ def _slices_in(folder, where):
         try:
             reader.ReadImageInformation()
         except RuntimeError:
-            continue  # no DICOM: a list of files, a preview
+            continue  # not DICOM: a list of files, a preview
         paths.append(path)
         slices.append(reader)
     if not slices:
@@ -133,7 +133,7 @@ def _slices_in(folder, where):
 
 
 def _gap(origins, turn, names, where, thickness):
-    """Return the distance of neighbouring slices in mm, and refuse slices that are missing, doubled or shifted."""
+    """Return the slice spacing in mm; refuse slices that are missing, duplicate or shifted."""
     if len(origins) == 1:
         return thickness
     heights = origins @ turn[:, 2]
@@ -141,7 +141,7 @@ def _gap(origins, turn, names, where, thickness):
     gap, doubled = float(np.median(gaps)), np.flatnonzero(gaps < 1e-3)
     if len(doubled):
         one, other = names[doubled[0]], names[doubled[0] + 1]
-        raise InputError(f"{where}: '{one}' and '{other}' lie at the same place; keep one")
+        raise InputError(f"{where}: '{one}' and '{other}' have the same position; keep one")
     if np.abs(gaps - gap).max() > EVEN * gap:
         place = int(np.abs(gaps - gap).argmax())
         raise InputError(
@@ -156,7 +156,7 @@ def _gap(origins, turn, names, where, thickness):
 
 def _read_series(folder, subject):
     paths, shape, affine = _geometry(folder, subject)
-    # Slice by slice, each by its own slope: a series reader rounds and cuts all to the type of the first slice.
+    # Each slice with its own slope: a series reader rounds and clips all of them to the type of the first.
     parts = [_read_slice(path, subject) for path in paths]
     values = np.empty(shape, np.result_type(*parts))
     for number, part in enumerate(parts):
@@ -165,7 +165,7 @@ def _read_series(folder, subject):
 
 
 def _read_slice(path, subject):
-    """Read one DICOM slice, `(column, row)`, scaled by its own slope and intercept, in a type that holds it."""
+    """Read one DICOM slice, `(column, row)`, scaled by its own slope and intercept, in a sufficient data type."""
     try:
         image = SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO")
     except RuntimeError as error:
@@ -177,15 +177,15 @@ def _read_slice(path, subject):
 
 
 def _series_of_masks(folder, subject):
-    """The DICOM folder that the masks in `<series>/Ground` were drawn on; of T1DUAL, the in-phase images."""
+    """Return the DICOM folder on which the masks in `<series>/Ground` were drawn; for T1DUAL, the in-phase images."""
     for name in ("DICOM_anon/InPhase", "DICOM_anon"):
         if (folder.parent / name).is_dir():
             return folder.parent / name
-    raise InputError(f"{subject}: '{folder}' has no series '{folder.parent / 'DICOM_anon'}' to lie on; add it")
+    raise InputError(f"{subject}: '{folder}' has no series '{folder.parent / 'DICOM_anon'}'; add it")
 
 
 def _read_masks(folder, pictures, subject):
-    """Read one PNG for each slice, paired by file name; pixels of a mask are the pixels of its slice."""
+    """Read one PNG per slice, matched by file name; a mask has the pixels of its slice."""
     series = _series_of_masks(folder, subject)
     paths, shape, affine = _geometry(series, subject)
     masks, slices = {path.stem: path for path in pictures}, [path.stem for path in paths]
@@ -193,14 +193,14 @@ def _read_masks(folder, pictures, subject):
         raise InputError(
             f"{subject}: '{folder}' has {counted(len(masks), 'mask')} and '{series}' {counted(len(slices), 'slice')}; "
             "without its pair: "
-            f"{', '.join(unpaired[:3])}{', ...' if len(unpaired) > 3 else ''}; take the subject out or mend it"
+            f"{', '.join(unpaired[:3])}{', ...' if len(unpaired) > 3 else ''}; remove the subject or fix it"
         )
     values = np.zeros(shape, np.uint8)
     for number, name in enumerate(slices):
         mask = SimpleITK.ReadImage(str(masks[name]))
         if mask.GetNumberOfComponentsPerPixel() > 1 or mask.GetSize() != shape[:2]:
             what = "holds colours" if mask.GetSize() == shape[:2] else f"is {mask.GetSize()}, its slice {shape[:2]}"
-            raise InputError(f"{subject}: '{masks[name]}' {what}; take the subject out or mend it")
+            raise InputError(f"{subject}: '{masks[name]}' {what}; remove the subject or fix it")
         values[..., number] = SimpleITK.GetArrayFromImage(mask).T
     for code, (low, high) in GREYS.items():
         values[(values >= low) & (values <= high)] = code
@@ -208,7 +208,7 @@ def _read_masks(folder, pictures, subject):
 
 
 def _read_volumes(scans, subject):
-    """Read 3D files that are one series together, `(X, Y, Z, n)`."""
+    """Read 3D files that together form a series, `(X, Y, Z, n)`."""
     images = _all_on_one_grid(scans, subject)
     values = [image.values for image in images]
     if len(values) == 1:
@@ -231,7 +231,7 @@ def _read_structures(scans, subject):
         kidney = parts["volume"] | parts["cortex"]
         if shared := np.count_nonzero(values[kidney]):
             common = counted(shared, "voxel")
-            raise InputError(f"{subject}: left and right masks in '{folder}' share {common}; mend them")
+            raise InputError(f"{subject}: left and right masks in '{folder}' share {common}; correct them")
         values[kidney] = value + MEDULLA
         values[parts["cortex"]] = value
     return Image(values, images[0].affine)

@@ -1,4 +1,4 @@
-"""From a volume to axial slices of one size, and back to the volume's own grid."""
+"""Axial slices of one size from a volume, and back to the volume's own grid."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,20 +6,20 @@ from functools import cached_property
 import numpy as np
 from nibabel import orientations
 
-# Rows run to posterior, columns to the patient's left, slices upwards: an axial slice as radiologists hang it.
+# Rows run to posterior, columns to the patient's left, slices upwards: the radiological convention.
 SLICE_AXES = ("P", "L", "S")
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's and ITK's world to that of NIfTI, and back
-EXACT = 1e-6  # positions are that exact, in voxels or pixels
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from the world coordinates of DICOM and ITK to those of NIfTI, and back
+EXACT = 1e-6  # accuracy of positions, in voxels or pixels
 MM3_PER_ML = 1000.0
 
 
 def voxel_ml(affine):
-    """Volume of a voxel in mL: the determinant of an affine `(4, 4)` in mm, sheared axes included."""
+    """Return the volume of a voxel in mL: the determinant of an affine `(4, 4)` in mm, including shear."""
     return abs(float(np.linalg.det(np.asarray(affine, np.float64)[:3, :3]))) / MM3_PER_ML
 
 
 def axial_turns(affine):
-    """Tell how to turn a volume so that its axial slices lie along the third axis.
+    """Return functions that reorient a volume so that its axial slices lie along the third axis, and back.
 
     Args:
         affine: `(4, 4)`, voxel to world in RAS+; None: they lie along it.
@@ -39,10 +39,11 @@ def axial_turns(affine):
 
 @dataclass(frozen=True, eq=False)
 class SliceGrid:
-    """The way from one subject's voxel grid to its slices and back.
+    """The mapping between one subject's voxel grid and its slices.
 
-    The volume is turned to rows P, columns L, slices S (only axes are swapped and flipped, nothing is interpolated),
-    resampled in-plane to square pixels if `pixel_size` is given, and cropped or padded about its centre.
+    The volume is reoriented to rows P, columns L, slices S (only axes are swapped and flipped, nothing is
+    interpolated), resampled in-plane to square pixels if `pixel_size` is given, and cropped or padded around its
+    centre.
 
     Args:
         shape: `(X, Y, Z)` of the volume on disk.
@@ -73,12 +74,12 @@ class SliceGrid:
 
     @property
     def pixel_spacing(self):
-        """Rows and columns of an axial slice as they are on disk: the two lengths of a pixel, unit of the affine."""
+        """The two edge lengths of a pixel of an axial slice on disk, in the unit of the affine."""
         return tuple(float(length) for length in self._turned_spacing[:2])
 
     @property
     def slice_spacing(self):
-        """Distance between slices along the third axis, in the unit of the affine."""
+        """Slice spacing along the third axis, in the unit of the affine."""
         return float(self._turned_spacing[2])
 
     def share_outside(self, mask):
@@ -90,7 +91,7 @@ class SliceGrid:
 
     @property
     def shows_everything(self):
-        """Whether no voxel of the volume lies outside the slices."""
+        """Whether all voxels of the volume lie inside the slices."""
         return all(axis.is_shown().all() for axis in self._axes)
 
     def to_slices(self, volume, order=1):
@@ -111,16 +112,16 @@ class SliceGrid:
         return np.ascontiguousarray(_resample(np.moveaxis(turned, 2, 0), positions, order, fill=0))
 
     def to_volume(self, slices, order=1, fill=0):
-        """Put slices back on the grid that they were cut from.
+        """Return slices to the grid from which they were cut.
 
         Args:
             slices: `(slices, H, W)` or `(slices, H, W, K)`.
             order: 1 for images and probabilities (linear, float32), 0 for labels (nearest, dtype kept).
-            fill: What lies outside the slices: a number, or `(K,)`, one per channel; for class probabilities
-                `[1, 0, ..., 0]` makes it certain background.
+            fill: Value outside the slices: a number, or `(K,)`, one per channel; for class probabilities,
+                `[1, 0, ..., 0]` is background with certainty.
 
         Returns:
-            `(X, Y, Z)` or `(X, Y, Z, K)`. Half a pixel around the outermost pixel centres counts as inside.
+            `(X, Y, Z)` or `(X, Y, Z, K)`. The half pixel beyond the outermost pixel centres counts as inside.
         """
         slices = np.asarray(slices)
         expected = (self.slices, *self.image_size)
@@ -135,7 +136,7 @@ class SliceGrid:
         return self._turned_shape[2]
 
     def to_dict(self):
-        """Return plain numbers for JSON; `crop`, the first row and column kept, is for readers."""
+        """Return plain numbers for JSON; `crop`, the first row and column kept, is informative only."""
         return {
             "shape": list(self.shape),
             "affine": self.affine.tolist(),
@@ -179,7 +180,7 @@ class SliceGrid:
 class _Axis:
     """One in-plane axis: `length` voxels on disk, `pixels` in a slice, each pixel `ratio` voxels long.
 
-    Positions are counted in centres: voxel or pixel i reaches from i - 0.5 to i + 0.5.
+    Positions refer to centres: voxel or pixel i extends from i - 0.5 to i + 0.5.
     """
 
     length: int
@@ -192,16 +193,16 @@ class _Axis:
 
     @property
     def offset(self):
-        """First pixel of the slice in the resampled axis; negative where the slice is padded."""
+        """First pixel of the slice on the resampled axis; negative if the slice is padded."""
         return (self.resampled_length - self.pixels) // 2
 
     def positions_of_pixels(self):
-        """Where the pixels lie, in voxels; the middle of the axis stays in the middle."""
+        """Positions of the pixels, in voxels; the centre of the axis stays in the centre."""
         from_middle = np.arange(self.pixels) + self.offset - (self.resampled_length - 1) / 2
         return from_middle * self.ratio + (self.length - 1) / 2
 
     def positions_of_voxels(self):
-        """Where the voxels lie, in pixels: the inverse of `positions_of_pixels`."""
+        """Positions of the voxels, in pixels: the inverse of `positions_of_pixels`."""
         from_middle = np.arange(self.length) - (self.length - 1) / 2
         return from_middle / self.ratio + (self.resampled_length - 1) / 2 - self.offset
 
@@ -230,11 +231,11 @@ def _resample(slices, positions, order, fill):
 
 
 def _nearest(labels, positions):
-    """Take the nearest label; of two or four equally near ones the most frequent.
+    """Take the nearest label; of two or four equally near labels, take the most frequent.
 
-    Exact halves are the rule when pixels are two voxels long. Always rounding them to one side would move the labels
-    against the images by half a voxel, rounding them towards the middle would enlarge structures there. What remains
-    undecided goes to one side and the other in turn, like the fields of a chessboard.
+    Exact halves are the rule if pixels are two voxels long. Always rounding to one side would shift the labels against
+    the images by half a voxel, and rounding towards the middle would enlarge structures there. Remaining ties alternate
+    between the sides in a checkerboard pattern.
     """
     rows, columns = (_neighbours(x, n) for x, n in zip(positions, labels.shape[1:3], strict=True))
     nearest = [labels[:, row][:, :, column] for row in rows for column in columns]
@@ -270,10 +271,10 @@ def _linear(images, positions):
 
 
 def _linear_weights(positions, length):
-    """Triangle filter, `(positions, length)`, rows sum to 1; as wide as the step where that is longer than one sample.
+    """Return a triangle filter, `(positions, length)`, whose rows sum to 1; it widens for steps above one sample.
 
-    The widening averages over all samples that fall into a larger pixel (anti-aliasing). At the border the filter is
-    cut and rescaled, which extends the outermost sample.
+    The wider filter averages over all samples within a larger pixel (anti-aliasing). At the border, the filter is
+    truncated and rescaled, which extends the outermost sample.
     """
     step = np.diff(positions).mean() if len(positions) > 1 else 1.0
     distance = np.abs(np.clip(positions, 0, length - 1)[:, None] - np.arange(length))

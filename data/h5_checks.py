@@ -1,4 +1,4 @@
-"""What an HDF5 file must look like before its slices are believed; raises ValueError that says what is wrong."""
+"""Checks of HDF5 files before their slices are used; each raises a ValueError that states the problem."""
 
 import json
 import math
@@ -8,10 +8,10 @@ import numpy as np
 
 # Name -> kinds of numbers (numpy's letters) and number of axes.
 FORMS = {"img": ("f", 4), "param": ("ui", 4), "label": ("ui", 3), "subject_index": ("ui", 1), "slice_index": ("ui", 1)}
-TEXTS = ("subject_grid", "subject_intensities", "subject_hashes")  # the first is needed, the others came later
-# All that HDF5, JSON and numpy raise on bytes that are not what they say.
+TEXTS = ("subject_grid", "subject_intensities", "subject_hashes")  # the first is required, the others were added later
+# All exceptions that HDF5, JSON and numpy raise for corrupt bytes.
 DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, OverflowError)
-LARGEST_COMPRESSION = 1032  # deflate cannot do better
+LARGEST_COMPRESSION = 1032  # the limit of deflate
 
 
 def check_store(file):
@@ -21,13 +21,13 @@ def check_store(file):
         file: `h5py.File`.
 
     Raises:
-        ValueError: A dataset is missing, lies in another file, has another type or shape than the schema says, or
-            announces more than the file holds; names are no texts or occur twice; a slice belongs to no subject.
+        ValueError: A dataset is missing, is in another file, differs from the schema in type or shape, or declares more
+            than the file holds; names are not strings or occur twice; a slice belongs to no subject.
     """
     for name in ("contrasts", "subjects"):
         _check_names(name, plain_attribute(file.attrs.get(name)))
     if not isinstance(plain_attribute(file.attrs.get("clusters", 1)), int):
-        raise ValueError("attribute 'clusters' is no number")
+        raise ValueError("attribute 'clusters' is not a number")
     names = [*FORMS, *(name for name in file if name.startswith("param_")), *TEXTS]
     needed = [name for name in names if name in file or name not in ("label", *TEXTS[1:])]
     for name in needed:
@@ -55,7 +55,7 @@ def check_grid(values, image_size):
         image_size: `(H, W)` of the slices.
 
     Raises:
-        ValueError: It is no such dictionary, or the grid of other slices.
+        ValueError: It is not such a dictionary, or the grid of other slices.
     """
     if not isinstance(values, dict) or not {"shape", "affine", "pixel_size", "image_size"} <= values.keys():
         raise ValueError("a grid needs shape, affine, pixel_size and image_size")
@@ -72,24 +72,24 @@ def check_grid(values, image_size):
 
 
 def check_hashes(values):
-    """Raise ValueError unless these are the hashes of one subject, as `data.identity` writes them."""
+    """Raise ValueError if these are not the hashes of one subject, as `data.identity` writes them."""
     parts = [values.get(name, {}) for name in ("images", "maps")] + [
         {name: values.get(name) or "" for name in ("label", "mask")}
     ]
     if not all(isinstance(part, dict) and all(isinstance(digest, str) for digest in part.values()) for part in parts):
-        raise ValueError("the hashes of a subject are no texts")
+        raise ValueError("the hashes of a subject are not strings")
 
 
 def parse_texts(lines):
-    """Turn the JSON texts of a dataset into dictionaries, one for each subject."""
+    """Convert the JSON strings of a dataset to dictionaries, one for each subject."""
     values = [json.loads(line) for line in lines]
     if not all(isinstance(value, dict) for value in values):
-        raise ValueError("a text for a subject is no dictionary")
+        raise ValueError("the entry of a subject is not a dictionary")
     return values
 
 
 def plain_attribute(value):
-    """Turn an HDF5 attribute into text, number, list, or what its JSON text says."""
+    """Convert an HDF5 attribute to text, number, list, or the content of its JSON string."""
     if isinstance(value, np.ndarray):
         return [item.decode() if isinstance(item, bytes) else item for item in value.tolist()]
     if isinstance(value, bytes):
@@ -105,7 +105,7 @@ def _form_of(name):
 
 def _check_names(name, found):
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"attribute '{name}' is no list of texts")
+        raise ValueError(f"attribute '{name}' is not a list of strings")
     if len(set(found)) != len(found):
         raise ValueError(f"attribute '{name}' holds a name twice")
 
@@ -113,10 +113,10 @@ def _check_names(name, found):
 def _check_dataset(name, file):
     if name not in file:
         raise ValueError(f"no dataset '{name}'")
-    # Data of another file would be neither checked nor moved with this one.
+    # Data in another file would be neither checked nor moved with this file.
     dataset = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        raise ValueError(f"'{name}' is no dataset of this file")
+        raise ValueError(f"'{name}' is not a dataset of this file")
     if name in TEXTS:
         if h5py.check_string_dtype(dataset.dtype) is None:
             raise ValueError(f"{name} holds {dataset.dtype} values, expected texts")
@@ -126,7 +126,7 @@ def _check_dataset(name, file):
         raise ValueError(f"{name} holds {dataset.dtype} values, expected {'floats' if kinds == 'f' else 'integers'}")
     if len(dataset.shape or ()) != axes:
         raise ValueError(f"{name} is {dataset.shape}, expected {axes} axes")
-    # Chunks that were never written would be read as zeros, and take memory for nothing.
+    # Chunks that were never written would be read as zeros and waste memory.
     held = dataset.id.get_storage_size() * (LARGEST_COMPRESSION if dataset.id.get_create_plist().get_nfilters() else 1)
     if dataset.nbytes > held:
-        raise ValueError(f"{name} announces {dataset.nbytes} bytes, the file holds {held}")
+        raise ValueError(f"{name} declares {dataset.nbytes} bytes, the file holds {held}")

@@ -1,19 +1,19 @@
-"""Room on the disk, asked for before HDF5 writes.
+"""Reservation of disk space before HDF5 writes.
 
-Where a disk is full, HDF5 may fail in its caches, raise no error when the file is closed and end the process with a
-segmentation fault (HDF5 1.14). So it is not left to find out: as much as it is about to write is allocated in a file
-beside, which is deleted at once.
+On a full disk, HDF5 may fail while flushing its caches, raise no error when the file is closed and crash with a
+segmentation fault (HDF5 1.14). Therefore the space is reserved first: the amount that HDF5 is about to write is
+allocated in a file beside, which is deleted at once.
 """
 
 import os
 
 from utils.runs import TEMPORARY
 
-SLACK = 4 << 20  # bytes: chunks that are not full, and the description of the file
+SLACK = 4 << 20  # bytes: for partial chunks and the description of the file
 
 
 def ask_for_room(path, count):
-    """Raise OSError unless so many bytes, and some more, fit on the disk of a file that is being written.
+    """Raise OSError if the disk has no space for this many bytes, and some more, beside a file.
 
     Args:
         path: The file.

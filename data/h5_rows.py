@@ -1,4 +1,4 @@
-"""Rows of an HDF5 dataset: any of them, in any order, at the cost of their bytes."""
+"""Rows of an HDF5 dataset, in any order, read at the cost of their bytes only."""
 
 import os
 
@@ -7,23 +7,23 @@ import numpy as np
 
 from utils.checks import InputError
 
-BLOCK_BYTES = 1024 * 1024  # read at a time: what is read is converted while it lies in the processor's cache
-LARGEST_FINITE_HALF = 0x7BFF  # as an integer; above it are infinity, NaN and everything with a sign
+BLOCK_BYTES = 1024 * 1024  # read at a time, so that data are converted while they are in the processor's cache
+LARGEST_FINITE_HALF = 0x7BFF  # as an integer; larger values are infinity, NaN and negative numbers
 
 
 class RowReader:
     """Reads rows (entries along the first axis) of one dataset.
 
-    Rows that lie in the file as they lie in memory are read at their addresses: HDF5 takes about 20 microseconds a
-    call, which for random rows is several times the cost of their bytes. Rows that are compressed or cut into several
-    chunks, as another program may have rewritten the file, are read through HDF5.
+    Rows with the same layout in the file and in memory are read at their addresses: HDF5 takes about 20 microseconds
+    per call, which for random rows is several times the cost of their bytes. Rows that are compressed or divided into
+    several chunks, because another program has rewritten the file, are read through HDF5.
 
     Args:
         dataset: `h5py.Dataset` of numbers, in a file opened for reading.
     """
 
     def __init__(self, dataset):
-        # Asked once: each of these costs HDF5 as much as a row.
+        # Queried once: each of these costs HDF5 as much as a row.
         self.dataset, self.shape, self.dtype = dataset, dataset.shape, dataset.dtype
         self.file = dataset.file
         self.row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
@@ -45,7 +45,7 @@ class RowReader:
             `(n, ...)`.
 
         Raises:
-            InputError: The file has become shorter since it was opened.
+            InputError: The file has been truncated since it was opened.
         """
         rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
         shape = self.shape[1:] if channels is None else (*self.shape[1:-1], len(channels))
@@ -59,7 +59,7 @@ class RowReader:
         return read
 
     def _fill(self, block, rows):
-        """Put the rows into the block, in their order, neighbours in the file at once."""
+        """Fill the block with the rows in their order, reading neighbours in the file together."""
         if self.addresses is None:
             for start, stop in runs(rows, 1):
                 self.dataset.read_direct(block[start:stop], np.s_[int(rows[start]) : int(rows[start]) + stop - start])
@@ -67,7 +67,7 @@ class RowReader:
         places = self.addresses[rows]
         parts = [(int(places[start]), block[start:stop]) for start, stop in runs(places, self.row_bytes)]
         for place, part in parts if len(parts) > 1 and hasattr(os, "posix_fadvise") else ():
-            # The disk fetches all of them at once, which takes half the time of one after another.
+            # The disk fetches all of them at once, in half the time of reading them one after another.
             os.posix_fadvise(self._handle, place, part.nbytes, os.POSIX_FADV_WILLNEED)
         for place, part in parts:
             if os.preadv(self._handle, [part], place) != part.nbytes:
@@ -75,9 +75,9 @@ class RowReader:
 
 
 def row_addresses(dataset):
-    """Return where in the file each row begins, `(N,)` in bytes, or None if rows are not stored as they lie in memory.
+    """Return where in the file each row begins, `(N,)` in bytes, or None if rows are not stored as in memory.
 
-    They are so in chunks of whole rows without a filter, of a type that numpy has.
+    They are if chunks consist of whole rows without a filter, in a data type of numpy.
     """
     chunk, count = dataset.chunks, len(dataset)
     if not chunk or chunk[1:] != dataset.shape[1:] or dataset.id.get_create_plist().get_nfilters():
@@ -99,13 +99,13 @@ def row_addresses(dataset):
 
 
 def runs(places, step):
-    """Yield `(start, stop)` of the longest runs in which each of `places` lies `step` behind the one before."""
+    """Yield `(start, stop)` of the longest runs in which consecutive `places` differ by `step`."""
     ends = (np.flatnonzero(np.diff(places) != step) + 1).tolist()
     return zip([0, *ends], [*ends, len(places)], strict=True)
 
 
 def pick(values, channels):
-    """Return `values (..., C)` with these channels only, in this order; None: as they are."""
+    """Return `values (..., C)` with only these channels, in this order; None: all."""
     if channels is None:
         return values
     picked = np.empty((*values.shape[:-1], len(channels)), values.dtype)
@@ -117,8 +117,8 @@ def pick(values, channels):
 def convert(values, out):
     """Write `values` into `out`, an array of the same shape and another type; contiguous, both of them.
 
-    Sound images are float16 in [0, 1], and those are widened to float32 by their bits, six times as fast as by numpy:
-    13 bits further left, exponent and fraction lie where float32 has them, and the number is 2**112 times too small.
+    Valid images are float16 in [0, 1] and are converted to float32 by bit operations, six times as fast as by numpy:
+    shifted left by 13 bits, exponent and fraction are where float32 has them, and the value is too small by 2**112.
     """
     halves = values.dtype == np.float16 and out.dtype == np.float32
     if halves and values.view(np.uint16).max(initial=0) <= LARGEST_FINITE_HALF:

@@ -1,12 +1,12 @@
-"""The HDF5 schema, once: slices of many subjects in one file, written and read in constant memory.
+"""The HDF5 schema: slices of many subjects in one file, written and read in constant memory.
 
 Datasets: `img` (N, H, W, C) float16, `param` (N, H, W, 1) unsigned integer (the constraint map; without one, 1 in the
 foreground), `param_<space>` beside it for each further contrast space, `label` (N, H, W) uint8 (class index, only in
-files with labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON text, what is needed to
-carry slices back to the scan, `subject_intensities` (subjects,) JSON text, what is needed to carry their values back,
-and `subject_hashes` (subjects,) JSON text, hashes of the subject's files. These are datasets because the attributes of
-an HDF5 object end at 64 KiB, about 200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and those of
-the caller. Names, axes and order of `img` and `param` are those of the authors' data loader.
+files with labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON text, to return slices
+to the grid of the scan, `subject_intensities` (subjects,) JSON text, to return values to the intensities of the scan,
+and `subject_hashes` (subjects,) JSON text, hashes of the subject's files. These are datasets because attributes of
+an HDF5 object are limited to 64 KiB, about 200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and
+those of the caller. Names, axes and order of `img` and `param` are those of the authors' data loader.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ AGAIN = "make it again with generate_h5_pretraining.py --overwrite, or give anot
 
 @dataclass(frozen=True)
 class SubjectSlices:
-    """Slices of one subject, as they go into a store.
+    """Slices of one subject to be written to a store.
 
     Args:
         subject: Identifier.
-        grid: The way back to the subject's scan.
+        grid: The mapping to the subject's scan.
         slice_index: `(n,)`, number of each slice in the scan, inferior to superior.
         images: `(n, H, W, C)`, in [0, 1].
         constraint_maps: Contrast space (None: the default one) -> `(n, H, W)` integer, 0 is background.
         labels: `(n, H, W)` class index, or None.
-        intensities: Channel -> the two intensities that became 0 and 1.
-        hashes: What `data.identity.hashes_of_subject` returned; empty where scans need not be told apart.
+        intensities: Channel -> the two intensities mapped to 0 and 1.
+        hashes: From `data.identity.hashes_of_subject`; empty if scans need not be distinguished.
     """
 
     subject: str
@@ -57,14 +57,14 @@ class SubjectSlices:
 
 
 class StoreWriter:
-    """Writes one store, subject after subject; a context manager, nothing is left behind when it fails.
+    """Writes one store, subject by subject; a context manager that leaves nothing behind if it fails.
 
     Args:
-        path: The file; it appears when it is complete.
+        path: The file; it appears once it is complete.
         contrasts: Channel names of `img`, in order.
         image_size: `(H, W)`.
-        attributes: Name -> text, number, list of texts, or anything JSON can hold.
-        has_labels: Whether every subject comes with labels.
+        attributes: Name -> text, number, list of texts, or any JSON value.
+        has_labels: Whether every subject has labels.
         spaces: Contrast spaces whose maps every subject has, besides the default one.
     """
 
@@ -77,14 +77,14 @@ class StoreWriter:
         self._texts = {name: [] for name in TEXTS}
         with contextlib.ExitStack() as stack:
             self._open(stack)
-            self._parts = stack.pop_all()  # at the end the file is closed, then renamed
+            self._parts = stack.pop_all()  # on exit, the file is closed, then renamed
         return self
 
     def _open(self, stack):
         temporary = stack.enter_context(atomic_path(self.path))
         ask_for_room(self.path, 0)
-        # This format has checksums on all that describes the data: without them, one wrong byte can make HDF5 search
-        # for ever. HDF5 1.10 and later read it.
+        # This format has checksums for everything that describes the data: without them, one wrong byte can send
+        # HDF5 into an endless loop. HDF5 1.10 and later read it.
         self._file = stack.enter_context(h5py.File(temporary, "w", libver=("v110", "v110")))
         plane = self.image_size
         self._create("img", (*plane, len(self.contrasts)), np.float16)
@@ -103,7 +103,7 @@ class StoreWriter:
             self._write_attributes()
 
     def add(self, subject):
-        """Append the slices of one subject (`SubjectSlices`); none is fine, the subject is listed all the same."""
+        """Append the slices of one subject (`SubjectSlices`); a subject without slices is listed as well."""
         count = len(subject.slice_index)
         parts = {
             "img": np.asarray(subject.images, np.float16),
@@ -126,7 +126,7 @@ class StoreWriter:
         for name, values in parts.items():
             self._file[name].resize(self.slices + count, axis=0)
             self._file[name][self.slices :] = values
-        self._file.flush()  # what HDF5 holds back would need room later
+        self._file.flush()  # data that HDF5 buffers would need space later
         self.slices += count
         self.subjects.append(subject.subject)
         intensities = {name: list(ends) for name, ends in subject.intensities.items()}
@@ -147,7 +147,7 @@ class StoreWriter:
 
 
 class SliceStore:
-    """Reads a store. The file is opened when slices are asked for, once per process, so a store can be pickled.
+    """Reads a store. The file is opened at the first access, once per process, so a store can be pickled.
 
     Attributes:
         path: The file.
@@ -158,8 +158,8 @@ class SliceStore:
         slice_index: `(N,)`, number of each slice in its scan.
         has_labels: Whether there are labels.
         spaces: Contrast spaces with constraint maps, None (the default one) first.
-        hashes: Subject -> hashes of its files (`data.identity`); empty in files from before they were written.
-        attributes: Everything else that is written on the file (`clusters`, `config_hash`, `labels`, ...).
+        hashes: Subject -> hashes of its files (`data.identity`); empty for older files.
+        attributes: All other attributes of the file (`clusters`, `config_hash`, `labels`, ...).
 
     Raises:
         InputError: The file is missing, truncated, of another schema, or lacks a dataset.
@@ -186,18 +186,18 @@ class SliceStore:
         return {**self.__dict__, "_readers": {}, "_file": None, "_process": None}
 
     def check_hash(self, config_hash):
-        """Raise InputError unless the file was made with the config of this hash."""
+        """Raise InputError if the file was made with a config of a different hash."""
         if self.attributes.get("config_hash") != config_hash:
             raise InputError(f"{self.path}: made with another config; {AGAIN}")
 
     def check_origin(self, **expected):
-        """Raise InputError unless these attributes of the file have these values."""
+        """Raise InputError if attributes of the file differ from these values."""
         for name, value in expected.items():
             if self.attributes.get(name) != value:
                 raise InputError(f"{self.path}: made with another {name}; {AGAIN}")
 
     def images(self, contrasts=None, rows=None):
-        """Return `(n, H, W, C)` float32 of the named contrasts in the order asked for (None: all of the file)."""
+        """Return `(n, H, W, C)` float32 of the named contrasts in the given order (None: all in the file)."""
         contrasts = self.contrasts if contrasts is None else list(contrasts)
         unknown = [name for name in contrasts if name not in self.contrasts]
         if unknown:
@@ -234,7 +234,7 @@ class SliceStore:
         return SliceGrid.from_dict(self._grids[self.subjects.index(subject)])
 
     def intensities(self, subject):
-        """Return the two intensities of a subject that became 0 and 1, in the scan's own unit, by channel."""
+        """Return the two intensities of a subject mapped to 0 and 1, in the unit of the scan, by channel."""
         found = self._intensities[self.subjects.index(subject)] if subject in self.subjects else {}
         if not found:
             raise InputError(f"{self.path}: does not say how the intensities of {subject} were scaled; {AGAIN}")
@@ -261,7 +261,7 @@ class SliceStore:
         self.hashes = dict(zip(self.subjects, hashes, strict=True)) if any(hashes) else {}
 
     def _in_range(self, classes, largest):
-        """Return the classes; InputError where one is above the largest that the file itself names."""
+        """Return the classes; InputError if one exceeds the largest class declared in the file."""
         if largest is not None and classes.size and classes.max() > largest:
             raise InputError(f"{self.path}: holds class {classes.max()}, expected 0 to {largest}; {AGAIN}")
         return classes
@@ -277,9 +277,9 @@ class SliceStore:
                 reader = self._readers[name] = RowReader(self._file[name])
             rows = rows if rows is None else np.asarray(rows, np.int64)
             if rows is not None and rows.size and (rows.min() < 0 or rows.max() >= len(reader)):
-                raise IndexError(f"{self.path}: rows {rows.min()} to {rows.max()} asked for, there are {len(reader)}")
+                raise IndexError(f"{self.path}: rows {rows.min()} to {rows.max()} requested, there are {len(reader)}")
             return reader.read(rows, dtype, channels)
-        except (OSError, RuntimeError) as error:  # damage within the data of a file whose description is sound
+        except (OSError, RuntimeError) as error:  # corrupt data in a file with a valid description
             reason = " ".join(str(error).split())
             raise InputError(f"{self.path}: {name} cannot be read ({reason}); {AGAIN}") from None
 

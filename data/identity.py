@@ -1,8 +1,7 @@
-"""Hashes of what files say: when two names mean one scan, and when a name means another scan than before.
+"""Hashes of file contents: to detect one scan under two names, and a scan that has changed under its name.
 
-Names alone keep a test subject out of training only as long as a person has one name. Copies of a scan have the same
-voxels, whatever they are called, however they are compressed and in whatever order of axes they are stored; resampled
-or rescaled copies have others and are not found.
+Names keep a test subject out of training only if every person has a single name. Copies of a scan have the same voxels
+regardless of name, compression and axis order; resampled or rescaled copies differ and are not detected.
 """
 
 import hashlib
@@ -18,14 +17,14 @@ from data.scans import is_folder
 from utils.checks import InputError
 
 log = logging.getLogger("mrccl")
-ADDED = ("mask", "files")  # keys of the hashes of a subject that earlier files do not have
-CURE = "take one of them out of the data, or put both into one set"
+ADDED = ("mask", "files")  # keys of the hashes of a subject that older files lack
+CURE = "remove one of them from the data, or put both into one set"
 
 
 def content_hash(values):
     """Return 16 hexadecimal digits for an array's shape and values; None where all values are equal.
 
-    Such an array, for instance a contrast that was not acquired and is stored as zeros, says nothing about whose it is.
+    Such an array, for instance a contrast that was not acquired and is stored as zeros, does not identify a subject.
     """
     values = np.ascontiguousarray(values)
     if not values.size or (values == values.flat[0]).all():
@@ -36,19 +35,19 @@ def content_hash(values):
 
 
 def hashes_of_subject(volume, channels, affine, label=None, maps=None, mask=None):
-    """Hash what one subject's files say.
+    """Hash the contents of one subject's files.
 
     Args:
         volume: `(X, Y, Z, C)`, as on disk.
         channels: C names.
-        affine: `(4, 4)`, voxel to world; axes are brought into one order first.
+        affine: `(4, 4)`, voxel to world; axes are first brought into a canonical order.
         label: `(X, Y, Z)` class index, or None.
         maps: Contrast space -> `(X, Y, Z)` constraint map.
         mask: Given foreground `(X, Y, Z)`, or None.
 
     Returns:
         `{"images": {channel: hash}, "label": hash, "maps": {space: hash}, "mask": hash}`; constant images and maps
-        are left out, and what is not given.
+        are left out, as is everything that is not given.
     """
     turn, _ = axial_turns(affine)
     images = {name: content_hash(turn(volume[..., number])) for number, name in enumerate(channels)}
@@ -59,12 +58,12 @@ def hashes_of_subject(volume, channels, affine, label=None, maps=None, mask=None
 
 
 def of_scans(hashes):
-    """Leave out the hashes that were noted later: what `fingerprint` gives of the others has not changed since."""
+    """Leave out the hashes that were added later, so that `fingerprint` of the others is unchanged."""
     return {subject: {key: found[key] for key in found if key not in ADDED} for subject, found in hashes.items()}
 
 
 def is_unchanged(values, affine, digest):
-    """Whether an array `(X, Y, Z)` on disk has the hash that was noted of it; None was noted of a constant one."""
+    """Whether an array `(X, Y, Z)` on disk has the recorded hash; for a constant array, None was recorded."""
     turn, _ = axial_turns(affine)
     return content_hash(turn(values)) == digest
 
@@ -79,13 +78,13 @@ def hash_of_file(path):
 
 
 def note_of_files(files, names, contrasts, others=None):
-    """Return a text on the files that a constraint map is made of, such as `t1=0123456789abcdef mask=...`.
+    """Describe the files from which a constraint map is made, such as `t1=0123456789abcdef mask=...`.
 
     Args:
         files: `SubjectFiles`.
-        names: Contrasts or channels of the map; that to whose grid they are resampled, and the mask, are noted, too.
+        names: Contrasts or channels of the map; the one to whose grid they are resampled, and the mask, are included.
         contrasts: `data.contrasts` of the config.
-        others: Name -> path of what else was read, such as the label map.
+        others: Name -> path of other files that were read, such as the label map.
     """
     names = [file_of_channel(contrasts, channel)[0] for channel in channel_names(contrasts, names)]
     names = dict.fromkeys([*names, *([files.resample_to] if files.resample_to else [])])
@@ -95,13 +94,13 @@ def note_of_files(files, names, contrasts, others=None):
 
 
 def changed_files(noted, now):
-    """Return the names that two texts of `note_of_files` have different files for; none where nothing was noted."""
+    """Return the names whose files differ between two results of `note_of_files`; none if nothing was recorded."""
     before, after = (dict(part.split("=") for part in text.split()) for text in (noted or now, now))
     return sorted(name for name in before | after if before.get(name) != after.get(name))
 
 
 def refuse_same_scans(sets, hashes, files=None):
-    """Refuse one scan under two names in different sets; warn of it within a set, where it counts twice.
+    """Refuse a scan with two names in different sets; warn of it within a set, where it counts twice.
 
     Args:
         sets: Name of a set (`train`, `val`, `test`) to its subjects.
@@ -126,7 +125,7 @@ def refuse_same_scans(sets, hashes, files=None):
 
 
 def owners_of_images(hashes):
-    """Return `{hash: subject}` of all images, to be kept with weights that were trained on them."""
+    """Return `{hash: subject}` of all images, to be stored with weights trained on them."""
     return {digest: subject for subject, found in hashes.items() for digest in found.get("images", {}).values()}
 
 
@@ -147,7 +146,7 @@ def _same(hashes, subjects):
 
 
 def _file_of(files, subject, channel):
-    """The file of a channel; of a series, whose channels end in numbers, the file of all of them."""
+    """Return the file of a channel; for a series, whose channels end in numbers, the file of the series."""
     if files is None:
         return ""
     contrasts = files[subject].contrasts

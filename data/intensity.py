@@ -1,4 +1,4 @@
-"""Which voxels are tissue, and how bright they are: the intensity preparation shared by steps 1, 2 and `predict.py`."""
+"""Foreground and intensity scaling: the preprocessing shared by steps 1, 2 and `predict.py`."""
 
 import math
 
@@ -9,10 +9,10 @@ from scipy import ndimage
 from utils.checks import InputError, check_axes
 
 BRIGHT_PERCENTILE = 99.5  # of a contrast's distance from air; the very brightest voxels are vessels and spikes
-NOISE_PERCENTILE = 99.5  # of the score in air: ghosts and ringing count as air, single sparks do not
-SMALLEST_SPAN = 1e-30  # of intensities, below which they are scaled in 64 bits
-STEP = 7  # every seventh voxel is enough for these two percentiles, and odd: no column is missed
-MARGIN_VOXELS = 3  # in-plane distance from the bright tissue beyond which a voxel counts as air
+NOISE_PERCENTILE = 99.5  # of the score in air: ghosts and ringing count as air, isolated bright voxels do not
+SMALLEST_SPAN = 1e-30  # of intensities; smaller ranges are scaled in 64 bits
+STEP = 7  # every seventh voxel is enough for these two percentiles; being odd, it skips no column
+MARGIN_VOXELS = 3  # in-plane distance from bright tissue; voxels farther away count as air
 HISTOGRAM_BINS = 256
 IN_PLANE = np.zeros((3, 3, 3), bool)  # neighbours within a slice
 RAS, AXIAL = orientations.axcodes2ornt("RAS"), 2  # number of the axis from feet to head
@@ -20,12 +20,12 @@ IN_PLANE[:, 1, 1] = IN_PLANE[1, :, 1] = True
 
 
 def foreground_mask(volume, affine=None):
-    """Find the head or body in a volume, whatever the contrasts and whatever lies in the air around it.
+    """Segment the head or body in a volume, for any contrasts and in spite of artefacts in the surrounding air.
 
-    Each contrast is turned into its distance from air, whose level is read in the four in-plane corners: air is black
-    in magnitude images, but grey in signed inversion recovery. The mean distance over contrasts is split in two by
-    Otsu's threshold; the threshold is then lowered to just above what the air outside holds, so that dark tissue
-    (liquor, bone, muscle beside fat) is kept. With air of exact zeros every connected voxel of tissue is kept.
+    Each contrast is converted to its difference from air, whose level is measured in the four in-plane corners: air is
+    black in magnitude images, but grey in signed inversion recovery. The mean difference over contrasts is thresholded
+    by Otsu's method; the threshold is then lowered to just above the values in the air outside, so that dark tissue
+    (cerebrospinal fluid, bone, muscle beside fat) is kept. If air is exactly zero, every connected voxel is kept.
 
     Args:
         volume: Finite intensities in any unit, `(X, Y, Z, C)`.
@@ -38,21 +38,21 @@ def foreground_mask(volume, affine=None):
         InputError: No voxel differs from air.
 
     Reference:
-        Otsu 1979 for the threshold; the rest is ours (the authors take "> 0" of the first contrast).
+        Otsu 1979 for the threshold; the rest is ours (the authors take "> 0" in the first contrast).
     """
     check_axes("volume", volume.shape, "X Y Z C")
     if affine is not None and (on_disk := orientations.io_orientation(affine))[2, 0] != AXIAL:
-        # A scan whose slices are stored otherwise must give the same: neighbours and corners are those within a slice.
+        # The result must not depend on how slices are stored: neighbours and corners are those within an axial slice.
         there, back = (orientations.ornt_transform(*pair) for pair in ((on_disk, RAS), (RAS, on_disk)))
         return orientations.apply_orientation(foreground_mask(orientations.apply_orientation(volume, there)), back)
     inner, box = _distance_from_air(volume)
     size = math.prod(volume.shape[:3])
     threshold = _otsu_threshold(inner, size)
-    # Filled before anything is chosen: the scalp often touches the brain nowhere, but it encloses it.
+    # Filled before the largest region is chosen: the scalp often does not touch the brain, but encloses it.
     bright = _filled(inner > threshold)
     noise = _noise(inner, ~_grown(bright, MARGIN_VOXELS), box, volume.shape[:3])
     tissue = inner > min(noise, threshold)
-    # Opening parts the noise that touches the tissue from it; without noise it would only shave thin tissue off.
+    # Opening separates noise from the tissue that it touches; without noise, it would only remove thin tissue.
     if noise > 0:
         tissue = ndimage.binary_opening(tissue, IN_PLANE)
     mask = np.zeros(volume.shape[:3], bool)
@@ -61,7 +61,7 @@ def foreground_mask(volume, affine=None):
 
 
 def scale_intensities(volume, mask, percentiles=(1, 99), affine=None):
-    """Map each contrast linearly so that two percentiles inside the mask become 0 and 1, and clip.
+    """Map two percentiles of each contrast inside the mask linearly to 0 and 1, and clip.
 
     Arguments and errors as for `intensity_ranges`.
 
@@ -72,14 +72,14 @@ def scale_intensities(volume, mask, percentiles=(1, 99), affine=None):
 
 
 def intensity_ranges(volume, mask, percentiles=(1, 99), affine=None):
-    """Find the intensities that become 0 and 1.
+    """Find the intensities that are mapped to 0 and 1.
 
     Args:
         volume: Intensities in any unit, `(X, Y, Z, C)`.
-        mask: Given foreground, boolean `(X, Y, Z)`, with at least one voxel; None: each contrast's own, found in it
-            alone, so that a contrast is prepared alike whichever others were read with it.
+        mask: Given foreground, boolean `(X, Y, Z)`, with at least one voxel; None: each contrast's own
+            foreground, so that its scaling does not depend on the other contrasts.
         percentiles: Lower and upper percentile, in [0, 100].
-        affine: `(4, 4)`, for the foreground that is found, as in `foreground_mask`.
+        affine: `(4, 4)`, to segment the foreground, as in `foreground_mask`.
 
     Returns:
         Lower and upper intensity of each contrast, in the unit of the volume, `(C, 2)` float64.
@@ -101,14 +101,14 @@ def intensity_ranges(volume, mask, percentiles=(1, 99), affine=None):
 
 
 def scale_between(volume, ranges):
-    """Map each contrast linearly so that its two intensities of `ranges (C, 2)` become 0 and 1, and clip.
+    """Map the two intensities of each contrast in `ranges (C, 2)` linearly to 0 and 1, and clip.
 
     Args and Returns as for `scale_intensities`.
     """
     scaled = np.empty(volume.shape, np.float32)
     for c, (bottom, top) in enumerate(ranges):
         span = top - bottom
-        if 0 < span < SMALLEST_SPAN:  # whose inverse 32-bit floats do not hold
+        if 0 < span < SMALLEST_SPAN:  # its inverse overflows 32-bit floats
             scaled[..., c] = np.clip((volume[..., c].astype(np.float64) - bottom) / span, 0, 1)
             continue
         np.subtract(volume[..., c], np.float32(bottom), out=scaled[..., c])
@@ -117,18 +117,18 @@ def scale_between(volume, ranges):
 
 
 def check_mask(mask, shape):
-    """Raise InputError unless a mask has the first three axes of a shape and at least one foreground voxel."""
+    """Raise InputError if a mask differs from the first three axes of a shape or has no foreground voxel."""
     if mask.shape != tuple(shape[:3]):
         raise InputError(f"mask: shape {mask.shape} differs from the volume's {tuple(shape[:3])}")
     if not mask.any():
-        raise InputError("mask: no foreground voxel; mend the mask, or leave it out to have it found in the images")
+        raise InputError("mask: no foreground voxel; fix the mask, or leave it out to have it found in the images")
 
 
 def _distance_from_air(volume):
-    """Mean over contrasts of |intensity - air|, each contrast scaled to [0, 1] by its bright tissue.
+    """Compute the mean over contrasts of |intensity - air|, each scaled to [0, 1] by its bright tissue.
 
-    Returns it inside of a box, and the slices of the box: all that differs from air, with room in the plane for one
-    voxel more than `MARGIN_VOXELS`. What lies outside is air, and no neighbour of anything.
+    Returns the score inside a box, and the slices of the box: all voxels that differ from air, with an in-plane margin
+    of one voxel more than `MARGIN_VOXELS`. Everything outside is air and touches nothing inside.
     """
     contrasts = np.moveaxis(volume, -1, 0)
     air = [np.float32(_air_level(contrast)) for contrast in contrasts]
@@ -146,19 +146,19 @@ def _distance_from_air(volume):
 
 
 def _air_level(contrast):
-    """Median of the four in-plane corners."""
+    """Return the median of the four in-plane corners."""
     return np.median(corners_of(contrast))
 
 
 def corners_of(contrast):
-    """The voxels of a contrast `(X, Y, Z)` in the four in-plane corners, a tenth of its width and height each."""
+    """Return the voxels of a contrast `(X, Y, Z)` in the four in-plane corners, a tenth of each edge."""
     width, height = (max(1, size // 10) for size in contrast.shape[:2])
     ends = np.concatenate([contrast[:width], contrast[-width:]])
     return np.concatenate([ends[:, :height], ends[:, -height:]], axis=1)
 
 
 def _box_around(masks):
-    """Return the slices of the box that holds all masks `(X, Y, Z)`, with some room in the plane."""
+    """Return the slices of the box that holds all masks `(X, Y, Z)`, with an in-plane margin."""
     columns = np.logical_or.reduce([mask.any(axis=2) for mask in masks])
     if not columns.any():
         raise InputError("no voxel differs from air in any contrast, so no foreground was found; give data.mask")
@@ -172,7 +172,7 @@ def _box_around(masks):
 
 
 def _grown(mask, voxels):
-    """What `ndimage.binary_dilation(mask, IN_PLANE, voxels)` returns, ten times faster."""
+    """Compute `ndimage.binary_dilation(mask, IN_PLANE, voxels)`, ten times faster."""
     for _ in range(voxels):
         grown = mask.copy()
         grown[1:] |= mask[:-1]
@@ -184,7 +184,7 @@ def _grown(mask, voxels):
 
 
 def _noise(inner, outside, box, shape):
-    """Return the score that air hardly exceeds; `outside` marks the air in the box."""
+    """Return a score that air rarely exceeds; `outside` marks the air in the box."""
     if not ((inner > 0) & outside).any():
         return 0.0
     score, everywhere = np.zeros(shape, np.float32), np.ones(shape, bool)
@@ -193,7 +193,7 @@ def _noise(inner, outside, box, shape):
 
 
 def _otsu_threshold(inner, size):
-    """Return Otsu's threshold of the square root, which keeps bright fat from hiding everything else.
+    """Return Otsu's threshold of the square root, so that bright fat does not mask all other tissue.
 
     `inner` is the part of a score of that size outside of which it is 0.
     """

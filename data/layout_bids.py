@@ -1,8 +1,8 @@
 """Layout bids: the Brain Imaging Data Structure, with sessions and derivatives.
 
-File names are parsed here, and tests compare files and entities with those of pybids. It is not used itself, as it
-searches whole paths for the entities that it knows: below a folder `run-7` every scan is of run 7, and `foo-1_T1w`
-counts as `T1w`. Both would choose wrong scans in silence, and to notice it a reader has to parse the names again.
+File names are parsed here, and tests compare files and entities with those of pybids. pybids itself is not used,
+because it searches whole paths for known entities: below a folder `run-7` every scan belongs to run 7, and `foo-1_T1w`
+counts as `T1w`. Both would silently select wrong scans, and to detect this, the names would have to be parsed again.
 """
 
 import csv
@@ -23,9 +23,9 @@ EXAMPLE = "T1w, anat/ce-gadolinium_T1w, run-*_T2w or derivatives/NAME/desc-tumou
 def find_bids(wanted, role="contrast"):
     """Find scans by filters such as `ce-gadolinium_T1w`.
 
-    A filter names all entities that a file has besides `sub` and `ses`, in any order, and its suffix; otherwise `T1w`
-    would mean the scan with contrast agent too. `run-*` allows any value of an entity, `*` any further entities. A
-    folder before it restricts the data type (`anat/T1w`); `derivatives/NAME/` looks there instead of in the raw data.
+    A filter names all entities of a file except `sub` and `ses`, in any order, and its suffix; otherwise `T1w` would
+    also match the scan with contrast agent. `run-*` allows any value of an entity, `*` any further entities. A folder
+    before it restricts the data type (`anat/T1w`); `derivatives/NAME/` searches there instead of in the raw data.
 
     Identifiers are `sub-01`, or `sub-01_ses-02` where there are sessions; the person is `sub-01`.
     """
@@ -58,7 +58,7 @@ def parse_filter(text):
     """Split a filter into `(folder of the derivative or None, data type or None, entities, suffix)`.
 
     Raises:
-        InputError: It is no filter.
+        InputError: It is not a filter.
     """
     *folders, name = text.split("/")
     derivative = None
@@ -67,15 +67,15 @@ def parse_filter(text):
     *asked, suffix = name.split("_")
     entities_are_sound = all(part == "*" or ENTITY.fullmatch(part) for part in asked)
     if len(folders) > 1 or not suffix.isalnum() or not entities_are_sound:
-        raise InputError(f"data: '{text}' is no filter of layout bids; write for instance {EXAMPLE}")
+        raise InputError(f"data: '{text}' is not a filter of layout bids; write for instance {EXAMPLE}")
     for part in asked:
         if part.split("-")[0] in IDENTITY:
-            raise InputError(f"data: '{text}': every subject and session is read; take '{part}' out of the filter")
+            raise InputError(f"data: '{text}': every subject and session is read; remove '{part}' from the filter")
     return derivative, (folders or [None])[0], asked, suffix
 
 
 def parse_name(path):
-    """Return `(entities, suffix)` of a file, or None if its name is not BIDS: `sub-01_ses-02_T1w.nii.gz`."""
+    """Return `(entities, suffix)` of a file, or None if its name does not follow BIDS: `sub-01_ses-02_T1w.nii.gz`."""
     *parts, suffix = stem_of(path).split("_")
     if not parts or not parts[0].startswith("sub-") or not all(ENTITY.fullmatch(part) for part in parts):
         return None
@@ -87,7 +87,7 @@ def _named_scans(root, folder):
     top = root / folder if folder else root
     if not top.is_dir():
         raise InputError(f"data.root: no folder '{top}'; correct data.root or the filter")
-    # Other folders of raw data (derivatives, sourcedata, code) may hold files with names like those of scans.
+    # Other folders (derivatives, sourcedata, code) may hold files that are named like scans.
     tops = [top] if folder else sorted(path for path in top.glob("sub-*") if path.is_dir())
     for place in tops:
         for path in walk_scans(place):
@@ -96,7 +96,7 @@ def _named_scans(root, folder):
 
 
 def _match(asked, entities):
-    """Tell whether the entities of a file are those asked for, all of them."""
+    """Tell whether a file has exactly the requested entities."""
     is_open, rest = "*" in asked, list(entities)
     for pattern in asked:
         if pattern == "*":
@@ -113,9 +113,9 @@ def _names_of(label, root, names_in):
 
     Args:
         label: File.
-        root: Folder of the data set, where the search ends.
-        names_in: Dictionary that this function fills with what folders say, so that each is searched once: above all
-            subjects a search takes as long as there are subjects.
+        root: Folder of the dataset, where the search ends.
+        names_in: Dictionary that this function fills with the results of each folder, so that each is searched only
+            once: the time to search the top folder grows with the number of subjects.
     """
     own = label.with_name(f"{stem_of(label)}.tsv")
     if own.is_file():
@@ -137,7 +137,7 @@ def _read_names(table):
     except NotUtf8 as error:
         raise InputError(f"{table}: {error}") from None
     except (KeyError, ValueError, TypeError, AttributeError, csv.Error):
-        raise InputError(f"{table}: expected the columns index and name; mend it") from None
+        raise InputError(f"{table}: expected the columns index and name; fix it") from None
     values = {}
     for name, value in named:
         if values.setdefault(name, value) != value:

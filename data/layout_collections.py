@@ -1,4 +1,4 @@
-"""Layouts of published collections: BraTS, the Medical Segmentation Decathlon, nnU-Net's raw folders."""
+"""Layouts of published datasets: BraTS, Medical Segmentation Decathlon, nnU-Net raw folders."""
 
 import contextlib
 import os
@@ -20,17 +20,17 @@ BRATS_LABELS = (
     {"necrosis": (1,), "oedema": (2,), "enhancing": (4,)},
     {"necrosis": (1,), "oedema": (2,), "enhancing": (3,), "resection_cavity": (4,)},
 )
-PAEDIATRIC = "BraTS-PED"  # its values mean other things from one year to the next: no names
+PAEDIATRIC = "BraTS-PED"  # the meaning of its values changes from year to year: no names
 TIMEPOINT = re.compile(r"(BraTS-.+)-\d{3}")
 
 
 def find_brats(wanted):
     """Layout brats: `<subject>_t1ce.nii.gz` (2018 to 2021) or `<subject>-t1c.nii.gz` (2023 on), at any depth.
 
-    A collection may hold both: values of the label map are named for each subject by its own files. Subjects from 2023
-    on end in the number of the scan (`BraTS-GLI-00005-101`), and what stands before it is the person.
+    A folder may hold both: the file names of each subject determine the meaning of its label values. Identifiers from
+    2023 on end in the number of the scan (`BraTS-GLI-00005-101`); the part before it is the person.
     """
-    # The names that stand in the files are understood too: t1ce and t1c are t1gd.
+    # The names used in the files are accepted, too: t1ce and t1c are t1gd.
     known = {ending[1:]: name for endings in BRATS_ENDINGS for name, ending in endings.items() if name != "label"}
     known |= {name: name for name in BRATS_ENDINGS[0] if name != "label"}
     roles = {}
@@ -137,22 +137,22 @@ def _names_told(root, content):
 
 @contextlib.contextmanager
 def _told_by(root):
-    """Turn the surprises of a malformed dataset.json into one line."""
+    """Convert the errors of a malformed dataset.json to one line."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         path = root / "dataset.json"
         if isinstance(error, InputError):
             raise InputError(f"{path}: {error}") from None
-        raise InputError(f"{path}: is not as its layout says ({type(error).__name__}: {error}); mend it") from None
+        raise InputError(f"{path}: does not follow its layout ({type(error).__name__}: {error}); fix it") from None
 
 
 def _description(root, needed):
-    """Read dataset.json and check that it says what is needed."""
+    """Read dataset.json and check that it has the required entries."""
     path = root / "dataset.json"
     if not path.is_file() or not os.access(path, os.R_OK):
         raise InputError(f"data.root: no readable '{path}'; set data.root to the folder that holds it")
-    content = read_json(path, cure="mend it, or copy it again")
+    content = read_json(path, cure="fix it, or copy it again")
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
     if not missing and not (content.get("channel_names") or content.get("modality")):
         missing = ["channel_names or modality"]

@@ -1,4 +1,4 @@
-"""What every layout needs: what is asked for, what was found, and files by a pattern with `{subject}`."""
+"""Shared by all layouts: the requested and the found files, and files by a pattern with `{subject}`."""
 
 import difflib
 import glob
@@ -20,7 +20,7 @@ SUFFIXES = (".nii", ".nii.gz")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a config asks of a folder; `entries`: what a contrast is called in the layout, or its pattern."""
+    """What a config requests from a folder; `entries`: the name of a contrast in the layout, or its pattern."""
 
     root: Path
     entries: dict[str, str]
@@ -30,18 +30,18 @@ class Wanted:
     test_images: bool = False
 
     def label_names(self):
-        """Names, not numbers, by which the config means values of the label maps."""
+        """Names, not numbers, by which the config refers to values of the label maps."""
         values = [value for members in self.labels.values() for value in members]
         return [value for value in [*values, *self.ignored] if isinstance(value, str)]
 
 
 class Found:
-    """Files by `(role, name)` and subject, where they were looked for, and what is wrong with them.
+    """Files by `(role, name)` and subject, where they were searched, and their problems.
 
     Attributes:
         looked_for: `(role, name)` -> pattern with `{subject}`, for messages.
         paths: `(role, name)` -> subject -> paths; more than one is a problem.
-        cures: `(role, name)` -> what to do when several files match.
+        cures: `(role, name)` -> what to do if several files match.
         problems: List of `(subject, line)`.
         details: Subject -> further fields of `SubjectFiles`.
     """
@@ -54,21 +54,21 @@ class Found:
         self.details = defaultdict(dict)
 
     def add(self, role, name, subject, path):
-        """Note a file of a subject."""
+        """Record a file of a subject."""
         self.paths[role, name][subject].append(path)
 
     def include(self, other):
-        """Take over what another search found."""
+        """Add the results of another search."""
         self.looked_for |= other.looked_for
         self.cures |= other.cures
         self.paths |= other.paths
 
     def subjects(self):
-        """All identifiers, sorted; a mask alone makes no subject."""
+        """All identifiers, sorted; a mask alone does not make a subject."""
         return sorted(set().union(*(files for (role, _), files in self.paths.items() if role != "mask")))
 
     def unclear(self):
-        """Return `(subject, line)` where several files match, or the one that does is no scan."""
+        """Return `(subject, line)` if several files match, or the only one is not a scan."""
         lines, names_in = [], {}
         for key, pattern in self.looked_for.items():
             for subject, files in self.paths[key].items():
@@ -88,30 +88,30 @@ def _names_that_differ(files):
 
 
 def warn_of_closed_folders(root):
-    """Warn of folders directly below the data set that may not be read: their subjects would be missing in silence.
+    """Warn of unreadable folders directly below the dataset, whose subjects would otherwise be missing silently.
 
     Args:
-        root: Folder of the data set.
+        root: Folder of the dataset.
 
     Raises:
-        InputError: The folder itself may not be read.
+        InputError: The folder itself cannot be read.
     """
     who = {"effective_ids": os.access in os.supports_effective_ids}
     if not os.access(root, os.R_OK | os.X_OK, **who):
         raise InputError(f"data.root: no permission to read '{root}'; change it, or give another data.root")
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         if entry.is_dir() and not os.access(entry.path, os.R_OK | os.X_OK, **who):
-            log.warning("'%s' may not be read, so what it holds is left out; mend its permissions", entry.path)
+            log.warning("'%s' cannot be read, so its contents are left out; fix its permissions", entry.path)
 
 
 def known_name(word, known, key, where):
-    """Return the layout's own spelling of a name in a config, upper and lower case aside.
+    """Return the spelling that the layout uses for a name in a config, ignoring case.
 
     Args:
         word: As in the config.
-        known: Names that the layout has.
+        known: Names in the layout.
         key: Key of the config, for the message.
-        where: What knows these names, for the message.
+        where: Source of these names, for the message.
 
     Raises:
         InputError: There is no such name, or there are several.
@@ -147,8 +147,8 @@ def files_of_pattern(root, pattern):
     """Yield `(subject, path)` of everything below a folder that matches a pattern.
 
     `{subject}` stands for one path component or a part of it, and may occur several times
-    (`"{subject}/{subject}_flair.nii.gz"`); `*` matches anything within one component. Neither begins with a dot: such
-    files are hidden, as the ones that macOS leaves in archives.
+    (`"{subject}/{subject}_flair.nii.gz"`); `*` matches anything within one component. Neither matches a leading dot:
+    such files are hidden, for instance those that macOS adds to archives.
 
     Raises:
         InputError: The pattern has no `{subject}`, or begins with '/'.
@@ -156,7 +156,7 @@ def files_of_pattern(root, pattern):
     matcher, names = _matcher_of(composed(pattern)), set()
     for form in {pattern, *(unicodedata.normalize(form, pattern) for form in FORMS)}:
         wildcard = glob.escape(form.replace("{subject}", "*")).replace("[*]", "*")
-        # Unlike Path.glob, this finds links to nowhere, which deserve a line and not silence.
+        # Unlike Path.glob, this finds broken links, which must be reported.
         names |= set(glob.glob(wildcard, root_dir=root))
     for name in sorted(names):
         if match := re.fullmatch(matcher, composed(name)):
@@ -164,7 +164,7 @@ def files_of_pattern(root, pattern):
 
 
 def _matcher_of(pattern):
-    """Return the regular expression of the paths that a pattern means."""
+    """Return the regular expression of the paths that match a pattern."""
     matcher, known = "", False
     for part in re.split(r"(\{subject\}|\*)", pattern):
         if part == "{subject}":
@@ -183,7 +183,7 @@ def _matcher_of(pattern):
 def walk_scans(root):
     """Yield every NIfTI file below a folder, sorted; hidden files and folders are left out.
 
-    A folder that is named like a scan is yielded as well: it deserves a line.
+    A folder that is named like a scan is yielded as well, so that it is reported.
     """
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -193,24 +193,24 @@ def walk_scans(root):
 
 
 def stem_of(path):
-    """Name of a scan without `.nii` or `.nii.gz`."""
+    """Return the name of a scan without `.nii` or `.nii.gz`."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def problem_of_path(path, names_in):
-    """Say why a path is no scan, or why it may not be the one that is meant; None if all is well.
+    """Explain why a path is not a scan, or not certainly the intended one; None if there is no problem.
 
     Args:
-        path: File; a folder is sound if its name is not that of a scan (DICOM series, several files).
+        path: File; a folder is valid if it is not named like a scan (DICOM series, several files).
         names_in: Dictionary that this function fills with the names in folders, so that each is listed once.
     """
     if not path.exists():
         if path.is_symlink():
-            return f"'{path}' is a link to '{os.readlink(path)}', which does not exist; mend the link"
+            return f"'{path}' is a link to '{os.readlink(path)}', which does not exist; fix the link"
         return f"'{path}' does not exist; add it"
     is_scan = path.name.endswith(SUFFIXES)
     if not path.is_file() and (is_scan or not path.is_dir()):
-        return f"'{path}' is {'a folder' if path.is_dir() else 'no regular file'}; put the scan in its place"
+        return f"'{path}' is {'a folder' if path.is_dir() else 'not a regular file'}; put the scan in its place"
     if not is_scan:
         return None
     twin = path.name.removesuffix(".gz") if path.name.endswith(".nii.gz") else f"{path.name}.gz"

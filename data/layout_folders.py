@@ -1,4 +1,4 @@
-"""Layouts in which a contrast is a folder: CHAOS as released, and that of the renal group's public code."""
+"""Layouts in which a contrast is a folder: CHAOS as released, and the layout of the renal group's public code."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CHAOS_IMAGES = {
 CHAOS_LABELS = {"T1DUAL": "T1DUAL/Ground", "T2SPIR": "T2SPIR/Ground"}
 CHAOS_NAMES = {"liver": (63,), "right_kidney": (126,), "left_kidney": (189,), "spleen": (252,)}
 CHAOS_PLACES = ("*", "MR/*", "*/MR/*", "*/*/MR/*")  # of the folders of subjects, below data.root
-# Values that `data.folders` gives to the masks of a labelsTr folder; a kidney is its cortex and what lies within.
+# Values that `data.folders` assigns to the masks of a labelsTr folder; a kidney is its cortex and everything inside.
 RENAL_NAMES: dict[str, tuple[int, ...]] = {
     "left_cortex": (1,),
     "right_cortex": (2,),
@@ -25,8 +25,8 @@ RENAL_NAMES |= {"left_kidney": (1, 3), "right_kidney": (2, 4)}
 def find_chaos(wanted):
     """Layout chaos: `MR/<subject>/T1DUAL/DICOM_anon/InPhase/*.dcm`, `T1DUAL/Ground/*.png`, and so on.
 
-    Contrasts are `t1in`, `t1out`, `t2spir`. T1DUAL and T2SPIR have grids and labels of their own; `data.label` says
-    which labels (`T1DUAL` or `T2SPIR`), by default those of the first contrast.
+    Contrasts are `t1in`, `t1out`, `t2spir`. T1DUAL and T2SPIR have separate grids and labels; `data.label` selects
+    the labels (`T1DUAL` or `T2SPIR`), by default those of the first contrast.
     """
     places = {
         ("contrast", n): CHAOS_IMAGES[
@@ -80,7 +80,7 @@ def find_renal(wanted):
 
 
 def scans_in(folder):
-    """List the NIfTI files of a folder, hidden ones left out; empty if there is no such folder."""
+    """List the NIfTI files of a folder, except hidden ones; empty if there is no such folder."""
     files = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in files if path.name.endswith(SUFFIXES) and not path.name.startswith("."))
 

@@ -1,4 +1,4 @@
-"""Who lies where on disk: from the names in a config to the files of every subject, whatever the layout."""
+"""From the names in a config to the files of every subject, in any layout."""
 
 import difflib
 from collections import defaultdict
@@ -32,14 +32,14 @@ class SubjectFiles:
     Attributes:
         subject: Identifier; a subject of several sessions has one for each.
         contrasts: Contrast -> file; or folder, of a DICOM series or of NIfTI files that are a series together.
-        label: Label map, file or folder; None where there is none.
-        mask: Foreground mask; None where there is none.
-        person: Who was scanned; None: the subject. Sessions of one person belong into one set of a split.
+        label: Label map, file or folder, or None.
+        mask: Foreground mask, or None.
+        person: Who was scanned; None: the subject. Sessions of one person belong to one set of a split.
         volumes: Contrasts that share a 4D file with others -> `(which volume, counted from 0, of how many)`.
-        label_names: Name -> values that it means in this subject's label map.
-        resample_to: Contrast whose grid all files are brought to; None: they must share one.
+        label_names: Name -> its values in this subject's label map.
+        resample_to: Contrast to whose grid all files are resampled; None: they must share one.
         bias_correction: Contrasts that are read with N4 bias correction.
-        empty_labels: `"refuse"`: a label map that is background throughout is a mistake; else it may be.
+        empty_labels: `"refuse"`: a label map must not consist of background only; otherwise it may.
     """
 
     subject: str
@@ -84,20 +84,20 @@ def find_subjects(
     With a config: `find_subjects(**config.data.places())`.
 
     Args:
-        root: Folder of the data set.
-        contrasts: Contrast name -> what it is called in the layout (pattern: path below `root` with `{subject}`), or
+        root: Folder of the dataset.
+        contrasts: Contrast name -> its name in the layout (pattern: path below `root` with `{subject}`), or
             `{"file": that, "volumes": n}` for a 4D series.
-        label: Label map, as `data.label` of the config; None where the layout knows, or without labels.
+        label: Label map, as `data.label` of the config; None if the layout defines it, or without labels.
         mask: Path of the foreground mask below `root` with `{subject}` (bids: a filter), or None. A subject without its
             mask is an error, one without its label is an unlabelled subject.
-        left_out: List, or None. Given a list, subjects with a problem are left out and described there, one line for
-            each file, instead of raising.
+        left_out: List, or None. Given a list, subjects with a problem are left out and described there, one line per
+            file, instead of raising.
         layout: `data.layout` of the config.
-        labels: Class name -> values of the label map, or names of them that the layout knows; empty: labels are not
-            looked for, except by `label` of layout pattern.
-        ignored: Values, or names of them, that mean background.
-        test_images: msd, nnunet: subjects of imagesTs too, without labels.
-        resample_to: Contrast whose grid all files are brought to when they are read, or None.
+        labels: Class name -> values of the label map, or their names in the layout; empty: labels are not searched,
+            except by `label` of layout pattern.
+        ignored: Values, or their names, that mean background.
+        test_images: msd, nnunet: also the unlabelled subjects of imagesTs.
+        resample_to: Contrast to whose grid all files are resampled when they are read, or None.
         bias_correction: Contrasts that are read with N4 bias correction.
         empty_labels: `"warn"`, `"allow"` or `"refuse"`, as in `SubjectFiles`.
 
@@ -105,13 +105,13 @@ def find_subjects(
         Subject identifier -> `SubjectFiles`, sorted by identifier.
 
     Raises:
-        InputError: The folder does not exist, is not in the layout or holds no subject; a name is not known there; or
-            subjects have problems (one line for each): a file is missing, a link to nowhere or a folder, several files
-            match, `.nii` lies beside `.nii.gz`, one file has two roles, or two identifiers differ in case only.
+        InputError: The folder does not exist, does not follow the layout or holds no subject; a name is unknown there;
+            or subjects have problems (one line each): a file is missing, a broken link or a folder, several files
+            match, `.nii` exists beside `.nii.gz`, one file has two roles, or two identifiers differ only in case.
     """
     root = existing_form(Path(root))
     if not root.is_dir():
-        raise InputError(f"data.root: '{root}' is not a folder; set data.root to the folder of the data set")
+        raise InputError(f"data.root: '{root}' is not a folder; set data.root to the folder of the dataset")
     warn_of_closed_folders(root)
     entries = {name: file_pattern(entry) for name, entry in contrasts.items()}
     wanted = Wanted(root, entries, label, labels or {}, tuple(ignored), test_images)
@@ -140,15 +140,15 @@ def find_subjects(
 
 
 def reading_of(model):
-    """Return what model.json says of how scans are found and read, as keyword arguments of `find_subjects`."""
+    """Return from model.json how scans are found and read, as keyword arguments of `find_subjects`."""
     return {key: model[key] for key in ("layout", "resample_to", "bias_correction") if key in model}
 
 
 def needed_of(model):
     """Return the entries of the contrasts that must be found for a model.
 
-    Of a model with several input contrasts, that to whose grid they are resampled is one of them; a model with one
-    works on the grid of that one.
+    For a model with several input contrasts, the one to whose grid they are resampled is included; a model with one
+    contrast works on the grid of that contrast.
 
     Args:
         model: Content of model.json: `files` is `data.contrasts`, `contrasts` the channels that the network sees.
@@ -161,7 +161,7 @@ def needed_of(model):
 
 
 def file_of_channel(contrasts, channel):
-    """Return `(contrast, volume)`: whose file holds a channel, and which volume of it (None for a 3D file)."""
+    """Return `(contrast, volume)`: the contrast whose file holds a channel, and the volume in it (None if 3D)."""
     for name, entry in contrasts.items():
         channels = channel_names(contrasts, [name])
         if channel in channels:
@@ -173,7 +173,7 @@ def file_of_channel(contrasts, channel):
 
 
 def _search(wanted, mask, layout):
-    """Return what was `Found`, the identifiers, and `(subject, line)` for everything that is wrong."""
+    """Return `Found`, the identifiers, and `(subject, line)` for each problem."""
     found = FINDERS[layout](wanted)
     if mask:
         found.include(_find_masks(wanted, mask, layout))
@@ -208,17 +208,17 @@ def _only(found, role, subject):
 
 
 def _missing_files(root, found, subjects):
-    """Yield `(subject, line)` for each file that a subject must have and lacks."""
+    """Yield `(subject, line)` for each required file that is missing."""
     for subject in subjects:
         for (role, name), pattern in found.looked_for.items():
             if role != "label" and not found.paths[role, name].get(subject):
                 path = root / pattern.replace("{subject}", subject)
-                advice = "add it, or take the subject out of the folder"
+                advice = "add it, or remove the subject from the folder"
                 yield subject, f"{subject}: {role} '{name}' is missing: no file '{path}'; {advice}"
 
 
 def _names_that_clash(root, subjects):
-    """Yield `(subject, line)` for identifiers that would give one file of results, or a broken line of a message."""
+    """Yield `(subject, line)` for identifiers that would share a file of results, or break a message."""
     by_folded = defaultdict(list)
     for subject in subjects:
         by_folded[subject.casefold()].append(subject)
@@ -233,7 +233,7 @@ def _names_that_clash(root, subjects):
 
 
 def _unclear_labels(wanted, found):
-    """Yield `(subject, line)` where a label map has no such name, or two classes share a value of it."""
+    """Yield `(subject, line)` if a label map has no such name, or two classes share a value of it."""
     subjects_of = defaultdict(list)  # one line for all subjects with the same mistake
     for subject in found.paths.get(("label", "label"), ()):
         known = found.details[subject].get("label_names", {})

@@ -16,7 +16,7 @@ def read_summary(path):
     """Read `summary.csv` of step 1.
 
     Returns:
-        Subject -> row, a dictionary of texts; empty when there is no file yet.
+        Subject -> row, a dictionary of strings; empty if there is no file yet.
 
     Raises:
         InputError: The file is not such a table.
@@ -35,7 +35,7 @@ def read_summary(path):
 
 
 def write_summary(path, rows):
-    """Write the rows in the order of their subjects, with every column that any of them has, complete or not at all."""
+    """Write the rows in the order of their subjects, with all columns that occur in any of them, atomically."""
     rows = [rows[subject] for subject in sorted(rows)]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -45,7 +45,7 @@ def write_summary(path, rows):
 
 
 def refuse_other_settings(path, rows, config_hash, seed):
-    """Raise InputError when maps were made with another config or seed, so that unlike maps never mix.
+    """Raise InputError if maps were made with another config or seed, so that different maps are never mixed.
 
     Args:
         path: `summary.csv`, for the message.
@@ -64,14 +64,14 @@ def refuse_other_settings(path, rows, config_hash, seed):
 
 
 def refuse_unlisted(path, rows, subjects):
-    """Raise InputError when maps have no row in the table beside them: nothing says what made them.
+    """Raise InputError if maps have no row in the table beside them, so that their origin is unknown.
 
-    Maps without any table, made elsewhere, are taken as they are, with a warning.
+    Maps without any table, made elsewhere, are accepted with a warning.
 
     Args:
         path: `summary.csv`.
         rows: From `read_summary`.
-        subjects: Whose maps are used.
+        subjects: Subjects whose maps are used.
     """
     unlisted = [name for name in subjects if name not in rows and (path.parent / f"{name}.nii.gz").exists()]
     if not unlisted:

@@ -1,6 +1,6 @@
-"""One NIfTI file into voxel values and affine; damage, nonsense and contradictions become one line each.
+"""Reading one NIfTI file: voxel values and affine; corrupt, implausible and contradictory files give one line each.
 
-What is legal is read as it is: any orientation, oblique or anisotropic voxels, either byte order, NIfTI-1 and -2.
+Everything legal is accepted: any orientation, oblique or anisotropic voxels, either byte order, NIfTI-1 and -2.
 """
 
 import gzip
@@ -22,19 +22,19 @@ log = logging.getLogger("mrccl")
 AGAIN = "copy or export it again"
 GZIP = b"\x1f\x8b"
 COMPRESSED = (".gz", ".mgz")
-HEADER_BYTES, LOOKED_AT = 348, 1024  # nibabel guesses the format from 1024 bytes
-# Deflate cannot do better: a header that announces more than this times the file's size is wrong, and reading on
-# would fill the memory.
+HEADER_BYTES, LOOKED_AT = 348, 1024  # nibabel detects the format from 1024 bytes
+# The limit of deflate: a header that declares more than this times the file's size is wrong, and reading on would
+# fill the memory.
 LARGEST_COMPRESSION = 1032
 BLOCK_BYTES = 1 << 20
-TOLD: list[str] = []  # the first file without orientation: whole data sets are like that
-NO_MM = {1: "metres", 3: "micron"}  # codes of xyzt_units; a code for nothing is common, and taken for mm
-# Two affines of one file may differ by a registration, not by a swap of axes or by the size of a voxel.
+TOLD: list[str] = []  # the first file without orientation; entire datasets are like that
+NO_MM = {1: "metres", 3: "micron"}  # codes of xyzt_units; the code for unknown is common and taken as mm
+# The two affines of a file may differ by a registration, but not in axis order or voxel size.
 LARGEST_TURN_DEGREES = 45
 LARGEST_STRETCH = 0.01
 
 
-LABEL_TOLERANCE = 1e-4  # what scaling by a slope leaves of label 1 in 32 bits may be 1.0000001
+LABEL_TOLERANCE = 1e-4  # scaling by a slope in 32 bits may turn label 1 into 1.0000001
 
 
 class Image(NamedTuple):
@@ -49,11 +49,11 @@ class Image(NamedTuple):
 
 
 class _Unusable(Exception):
-    """Says, after the name of the file, what is wrong with it and what to do."""
+    """States, after the name of the file, what is wrong with it and what to do."""
 
 
 def read_image(path, subject):
-    """Read one file whole, its checksum included.
+    """Read one file completely, including its checksum.
 
     Args:
         path: `.nii` or `.nii.gz`.
@@ -61,8 +61,8 @@ def read_image(path, subject):
 
     Returns:
         `(Image, [])`: values of at least three axes where the file has them, trailing axes of length 1 dropped,
-        unscaled integers as integers; affine `(4, 4)` float64, voxel to world in RAS+, mm. `(None, [line])` for a
-        file that cannot be used.
+        unscaled integers as integers; affine `(4, 4)` float64, voxel to world in RAS+, mm. `(None, [line])` for an
+        unusable file.
     """
     path = Path(path)
     try:
@@ -82,7 +82,7 @@ def read_image(path, subject):
     except (zlib.error, isal_zlib.error):
         problem = f"is damaged; {AGAIN}"
     except ImageFileError:
-        problem = f"is no NIfTI file; {AGAIN}"
+        problem = f"is not a NIfTI file; {AGAIN}"
     except MemoryError:
         problem = "does not fit into memory; crop it, or work on a larger machine"
     except (OSError, ValueError, TypeError, OverflowError, HeaderDataError) as error:
@@ -96,25 +96,25 @@ def read_image(path, subject):
 
 
 def whole_number(value):
-    """The whole number that a label value means; the value itself where it is none."""
+    """Return the whole number that a label value represents, or the value itself if it does not."""
     is_near = math.isfinite(value) and abs(value - round(value)) <= LABEL_TOLERANCE
     return round(value) if is_near else value
 
 
 def _check_file(path):
     if path.is_symlink() and not path.exists():
-        raise _Unusable(f"is a link to '{os.readlink(path)}', which does not exist; mend the link")
+        raise _Unusable(f"is a link to '{os.readlink(path)}', which does not exist; fix the link")
     if not path.exists():
         raise _Unusable("does not exist; add it")
     if not path.is_file():
-        raise _Unusable(f"is {'a folder' if path.is_dir() else 'no regular file'}; put the scan in its place")
+        raise _Unusable(f"is {'a folder' if path.is_dir() else 'not a regular file'}; put the scan in its place")
     if path.stat().st_size == 0:
         raise _Unusable(f"is empty (0 bytes); {AGAIN}")
     with open(path, "rb") as raw:
         is_gzip = raw.read(len(GZIP)) == GZIP
     if path.suffix in COMPRESSED:
         if not is_gzip:
-            raise _Unusable(f"is no gzip file, although its name ends in {path.suffix}; {AGAIN}")
+            raise _Unusable(f"is not a gzip file, although its name ends in {path.suffix}; {AGAIN}")
         with gzip.open(path) as stream:
             size = len(stream.read(LOOKED_AT))
     elif is_gzip:
@@ -141,20 +141,20 @@ def _check_header(file, path):
 
 
 def _check_size(announced, file, path):
-    """Refuse a file that cannot hold what its header announces, before memory is asked for."""
+    """Refuse a file that cannot hold what its header declares, before memory is allocated."""
     if not isinstance(file, SerializableImage):
         return  # a pair of files
     announced, size = announced + int(getattr(file.dataobj, "offset", 0)), path.stat().st_size
     is_compressed = path.suffix in COMPRESSED
     if announced > size * (LARGEST_COMPRESSION if is_compressed else 1):
         held = f"{size} compressed" if is_compressed else size
-        raise _Unusable(f"is truncated: its header announces {announced} bytes, the file has {held}; {AGAIN}")
+        raise _Unusable(f"is truncated: its header declares {announced} bytes, the file has {held}; {AGAIN}")
 
 
 def _values_of(file, path):
-    """Read the voxels; of a compressed file to the very end, because its checksum lies there.
+    """Read the voxels; a compressed file is read to its end, where its checksum is.
 
-    ISA-L unpacks in half the time of zlib.
+    ISA-L decompresses in half the time of zlib.
     """
     if path.suffix not in COMPRESSED or not isinstance(file, SerializableImage):
         return np.asanyarray(file.dataobj)
@@ -174,7 +174,7 @@ def _affine_of(file):
     affine = np.asarray(file.affine, np.float64)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6:
-        raise _Unusable("has no usable affine (voxel axes of length 0, NaN, or in one plane); mend its header")
+        raise _Unusable("has no usable affine (voxel axes of length 0, NaN, or in one plane); fix its header")
     if isinstance(file, nibabel.Nifti1Image):
         if int(file.header["sform_code"]) > 0:
             _check_forms(affine, _qform_of(file.header))
@@ -184,13 +184,13 @@ def _affine_of(file):
 
 
 def _warn_of_no_orientation(path):
-    """Warn of a file that does not say how it lies in space; NIfTI reads it like Analyze files."""
+    """Warn of a file without orientation information; NIfTI reads it like Analyze files."""
     if not TOLD:
         TOLD.append(path)
         log.warning(
-            "'%s' does not say how it lies in space (sform_code and qform_code are 0); its axes are taken to run to "
-            "the patient's left, front and head. If they do not, slices are no axial ones, or left and right are "
-            "swapped; set its affine. Said of the first such file only",
+            "'%s' has no orientation (sform_code and qform_code are 0); its axes are assumed to run to the patient's "
+            "left, front and head. Otherwise slices are not axial, or left and right are swapped; set its affine. "
+            "Only the first such file is reported",
             path,
         )
 
@@ -199,11 +199,11 @@ def _qform_of(header):
     try:
         return header.get_qform(coded=True)[0]
     except (ValueError, HeaderDataError):
-        return None  # a sform that is sound needs no qform
+        return None  # a valid sform needs no qform
 
 
 def _check_forms(sform, qform):
-    """Refuse a file whose two affines disagree about the order of its axes, left and right, or the size of a voxel."""
+    """Refuse a file whose two affines disagree about axis order, left and right, or voxel size."""
     if qform is None or not np.isfinite(qform).all():
         return
     lengths = [np.linalg.norm(affine[:3, :3], axis=0) for affine in (sform, qform)]

@@ -79,11 +79,11 @@ def value_problems(subject, where, values, corrected=None):
         broken = counted(count, "voxel that is", "voxels that are")
         return [f"{subject}: {where} has {broken} NaN or infinite; export it again or set them to 0"]
     if max(-low, high) > LARGEST_VALUE:
-        return [f"{subject}: {where} has values from {low:g} to {high:g}, beyond 32-bit floats; mend its scl_slope"]
+        return [f"{subject}: {where} has values from {low:g} to {high:g}, beyond 32-bit floats; fix its scl_slope"]
     if low != high and not SMALLEST_SCALE < max(-low, high) < 1 / SMALLEST_SCALE:
         size = "small" if max(-low, high) < 1 else "large"
         what = f"has values from {low:g} to {high:g}, too {size} to calculate with in 32-bit floats"
-        return [f"{subject}: {where} {what}; mend its scl_slope"]
+        return [f"{subject}: {where} {what}; fix its scl_slope"]
     if low != high and high - low < FEWEST_STEPS * np.spacing(np.float32(max(-low, high))):
         what = f"has values from {low:.9g} to {high:.9g}, which 32-bit floats hardly tell apart"
         return [f"{subject}: {where} {what}; subtract an offset"]
@@ -91,7 +91,7 @@ def value_problems(subject, where, values, corrected=None):
         return [f"{subject}: {where} is constant ({low:g} everywhere); replace the file"]
     if corrected and (low < 0 or values.shape.count(1) > 1):
         why = "has negative values" if low < 0 else "is a single line of voxels"
-        return [f"{subject}: {where} {why}; take '{corrected}' out of data.bias_correction"]
+        return [f"{subject}: {where} {why}; remove '{corrected}' from data.bias_correction"]
     return []
 
 

@@ -33,7 +33,7 @@ class Split:
 
 
 def find_and_split(places, splits, seed, failures=None):
-    """Find the subjects of a data set and make the splits of a config.
+    """Find the subjects of a dataset and make the splits of a config.
 
     Args:
         places: Keyword arguments of `data.layouts.find_subjects`.
@@ -67,9 +67,9 @@ def make_splits(splits, root, subjects, seed, missing=()):
     Args:
         splits: Name of a JSON file below `root`, or `{"train": [...], "val": [...], "test": [...]}`, or
             `{"folds": k, "validation": v}` for cross-validation, or `{"train": a, "val": b, "test": c}`, numbers of
-            labelled subjects to draw; subjects without a label then train too (pretraining only). In a data set
+            labelled subjects to draw; subjects without a label then train too (pretraining only). In a dataset
             without labels the numbers are of all subjects.
-        root: Folder of the data set.
+        root: Folder of the dataset.
         subjects: Subjects that exist: identifier -> `SubjectFiles`. Only numbers ask who has a label; for the other
             kinds of splits the identifiers alone do. Sessions of one person stay together (`data.persons`).
         seed: Seed of the config; cross-validation and numbers draw.
@@ -144,7 +144,7 @@ def annotated_subsets(train, sizes, repeats, seed, key="finetuning.subjects_n"):
     if too_many:
         raise InputError(
             [
-                f"{key}: {counted(n, 'annotated subject')} asked for, but the training set has {len(train)}; "
+                f"{key}: {counted(n, 'annotated subject')} requested, but the training set has {len(train)}; "
                 f"choose at most {len(train)}"
                 for n in too_many
             ]
@@ -182,7 +182,7 @@ def _drawn(sizes, subjects, seed):
     if asked > len(labelled):
         listed = " + ".join(f"{name} {sizes[name]}" for name in SETS)
         raise InputError(
-            f"data.splits: {listed} = {asked} labelled subjects asked for, but {len(labelled)} of {len(subjects)} "
+            f"data.splits: {listed} = {asked} labelled subjects requested, but {len(labelled)} of {len(subjects)} "
             "subjects have a file that data.label names; choose smaller numbers, or correct data.label"
         )
     order, lists = np.random.default_rng(child_seed(seed, "splits")).permutation(labelled).tolist(), {}

@@ -286,7 +286,7 @@ def _unknown_values(files, unknown):
     listed = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
     if broken:
         cure = "export it as class numbers; label maps are resampled by nearest neighbour, never interpolated"
-        return [f"{subject}: '{path}' holds the values {listed}, which are no whole numbers; {cure}"]
+        return [f"{subject}: '{path}' holds the values {listed}, which are not whole numbers; {cure}"]
     if unknown:
         cure = "name them, or list them in data.ignored_label_values"
         return [f"{subject}: '{path}' holds the values {listed}, which data.labels does not name; {cure}"]

@@ -76,17 +76,17 @@ def compressed_nothing(path):
     path.write_bytes(gzip.compress(b""))
 
 
-@bad(f"'{{path}}' is no NIfTI file; {AGAIN}")
+@bad(f"'{{path}}' is not a NIfTI file; {AGAIN}")
 def wrong_magic(path):
     with_header(path, magic=b"abc")
 
 
-@bad(f"'{{path}}' is no gzip file, although its name ends in .gz; {AGAIN}")
+@bad(f"'{{path}}' is not a gzip file, although its name ends in .gz; {AGAIN}")
 def web_page_instead_of_scan(path):
     path.write_text("<!DOCTYPE html><title>404 Not Found</title>" * 20)
 
 
-@bad(f"'{{path}}' is no gzip file, although its name ends in .gz; {AGAIN}")
+@bad(f"'{{path}}' is not a gzip file, although its name ends in .gz; {AGAIN}")
 def uncompressed_under_compressed_name(path):
     path.write_bytes(bytes(raw_of()))
 
@@ -129,12 +129,12 @@ def colours(path):
     save(path, np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]))
 
 
-@bad("'{path}' has values from 0 to 6.<any>e+40, beyond 32-bit floats; mend its scl_slope")
+@bad("'{path}' has values from 0 to 6.<any>e+40, beyond 32-bit floats; fix its scl_slope")
 def slope_beyond_floats(path):
     with_header(path, t1().astype(np.int16), scl_slope=1e38, scl_inter=0)
 
 
-@bad("'{path}' has values from 0 to 6.<any>e+302, beyond 32-bit floats; mend its scl_slope")
+@bad("'{path}' has values from 0 to 6.<any>e+302, beyond 32-bit floats; fix its scl_slope")
 def values_beyond_floats(path):
     save(path, np.where(t1() > 100, 1e300 * t1().astype(float), 0))
 
@@ -174,7 +174,7 @@ def axis_of_negative_length(path):
     with_header(path, dim=dim(16, -14, 4))
 
 
-@bad(f"'{{path}}' is truncated: its header announces 140724603847004 bytes, the file has <any> compressed; {AGAIN}")
+@bad(f"'{{path}}' is truncated: its header declares 140724603847004 bytes, the file has <any> compressed; {AGAIN}")
 def header_announces_128_terabytes(path):
     with_header(path, dim=dim(32767, 32767, 32767), datatype=16)
 
@@ -194,12 +194,12 @@ def unknown_type(path):
     with_header(path, datatype=999)
 
 
-@bad("'{path}' has no usable affine (voxel axes of length 0, NaN, or in one plane); mend its header")
+@bad("'{path}' has no usable affine (voxel axes of length 0, NaN, or in one plane); fix its header")
 def singular_affine(path):
     with_header(path, srow_z=[0, 0, 0, 0])
 
 
-@bad("'{path}' has no usable affine (voxel axes of length 0, NaN, or in one plane); mend its header")
+@bad("'{path}' has no usable affine (voxel axes of length 0, NaN, or in one plane); fix its header")
 def affine_of_nan(path):
     with_header(path, srow_x=[np.nan] * 4)
 
@@ -255,17 +255,17 @@ def scaled(path, factor, offset=0.0):
     save(path, t1().astype(np.float64) * factor + offset)
 
 
-@bad("'{path}' has values from <any> to 6.<any>e-40, too small to calculate with in 32-bit floats; mend its scl_slope")
+@bad("'{path}' has values from <any> to 6.<any>e-40, too small to calculate with in 32-bit floats; fix its scl_slope")
 def subnormal(path):
     scaled(path, 1e-42)
 
 
-@bad("'{path}' has values from <any> to 6.<any>e-58, too small to calculate with in 32-bit floats; mend its scl_slope")
+@bad("'{path}' has values from <any> to 6.<any>e-58, too small to calculate with in 32-bit floats; fix its scl_slope")
 def smaller_than_any_32_bit_float(path):
     scaled(path, 1e-60)
 
 
-@bad("'{path}' has values from <any> to 6.<any>e+34, too large to calculate with in 32-bit floats; mend its scl_slope")
+@bad("'{path}' has values from <any> to 6.<any>e+34, too large to calculate with in 32-bit floats; fix its scl_slope")
 def near_the_largest_32_bit_float(path):
     scaled(path, 1e32)
 

@@ -37,7 +37,7 @@ CASES = [
     (
         MAPS,
         "--set data.root=/nowhere",
-        "data.root: '/nowhere' is not a folder; set data.root to the folder of the data set",
+        "data.root: '/nowhere' is not a folder; set data.root to the folder of the dataset",
     ),
     (
         MAPS,
@@ -55,7 +55,7 @@ CASES = [
     (
         PRETRAIN,
         "--devices 3",
-        "pretraining.stages.global.training.batch_size: 2 slices cannot be shared evenly by --devices 3; "
+        "pretraining.stages.global.training.batch_size: 2 slices cannot be split evenly by --devices 3; "
         "give a multiple of 3",
     ),
     (PRETRAIN, "", "{work}: no h5/pretrain_train.h5; run generate_h5_pretraining.py first"),
@@ -75,7 +75,7 @@ CASES = [
     ),
     (MAPS, "--work-dir {config}", "work_dir: '{config}' is a file, not a folder; give another --work-dir"),
     (MAPS, "--work-dir {config}/work", "work_dir: '{config}' is a file, not a folder; give another --work-dir"),
-    (MAPS, "--work-dir {link}", "work_dir: '{link}' is a link to nowhere; mend it, or give another --work-dir"),
+    (MAPS, "--work-dir {link}", "work_dir: '{link}' is a link to nowhere; fix it, or give another --work-dir"),
     (MAPS, f"--work-dir {'x' * 300}", f"work_dir: '{'x' * 40}...' is longer than 255 bytes; give another --work-dir"),
 ]
 OTHERS = [
@@ -203,7 +203,7 @@ def test_refusals_from_the_shell(script, places, tmp_path):
 def test_more_annotated_subjects_than_there_are(places, tmp_path):
     for step in (MAPS, PACK):
         assert run(step, "--config", places["config"]).code == 0
-    line = "finetuning.subjects_n: 9 annotated subjects asked for, but the training set has 1; choose at most 1"
+    line = "finetuning.subjects_n: 9 annotated subjects requested, but the training set has 1; choose at most 1"
     words = ["--config", places["config"], "--init", "random", "--subjects-n", 9]
     assert_refused(tmp_path, FINETUNE, words, [line])
     shutil.rmtree(tmp_path / "work" / "constraint_maps")

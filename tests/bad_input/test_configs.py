@@ -135,11 +135,11 @@ CASES = {
     "number as a key": (more("7: 2\n"), "{config}: 7: keys are text; put it in quotes, or delete it"),
     "a date that is none": (
         more("seed: 2024-13-45\n"),
-        UNREADABLE + "line 18: 2024-13-45 is no valid timestamp; put text in quotes",
+        UNREADABLE + "line 18: 2024-13-45 is not a valid timestamp; put text in quotes",
     ),
     "a number of 5000 digits": (
         more(f"seed: {'9' * 5000}\n"),
-        UNREADABLE + f"line 18: {'9' * 40}... is no valid int; put text in quotes",
+        UNREADABLE + f"line 18: {'9' * 40}... is not a valid int; put text in quotes",
     ),
     "bracket not closed": (
         more("crops: {size: [1, 2\n"),
@@ -255,7 +255,7 @@ def replace_by(make):
     [
         (lambda config: config.unlink(), "{config}: no such config file"),
         (replace_by(lambda config: config.mkdir()), "{config}: is a folder, expected a YAML file"),
-        (replace_by(os.mkfifo), "{config}: is no regular file, expected a YAML file"),
+        (replace_by(os.mkfifo), "{config}: is not a regular file, expected a YAML file"),
         (
             replace_by(lambda config: config.symlink_to("/nowhere.yaml")),
             "{config}: is a link to '/nowhere.yaml', which does not exist",

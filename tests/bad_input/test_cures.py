@@ -141,7 +141,7 @@ CURES = [
         "list it as {file: ..., volumes: n} if it is a series",
         ["data.contrasts.t2={file: '{subject}/t2.nii.gz', volumes: 2}"],
     ),
-    (below_zero, ["data.bias_correction=[t2]"], "take 't2' out of data.bias_correction", ["data.bias_correction=[]"]),
+    (below_zero, ["data.bias_correction=[t2]"], "remove 't2' from data.bias_correction", ["data.bias_correction=[]"]),
 ]
 
 

@@ -14,7 +14,7 @@ from utils.checks import InputError
 
 UNKNOWN = "which data.labels does not name; name them, or list them in data.ignored_label_values"
 BROKEN = (
-    "which are no whole numbers; export it as class numbers; label maps are resampled by nearest neighbour, never "
+    "which are not whole numbers; export it as class numbers; label maps are resampled by nearest neighbour, never "
     "interpolated"
 )
 ONE_GRID = 'all files of a subject must share one grid, or set data.resample_to (README, "Preparing data")'
@@ -99,7 +99,7 @@ MASKS = {
     ),
     "text": (
         lambda p: p.write_bytes(gzip.compress(b"mask" * 500)),
-        "'{path}' is no NIfTI file; copy or export it again",
+        "'{path}' is not a NIfTI file; copy or export it again",
     ),
 }
 

@@ -29,7 +29,7 @@ def add_copy(name):
     return lambda data: shutil.copytree(data / "sub-2", data / name)
 
 
-MISSING = "'; add it, or take the subject out of the folder"
+MISSING = "'; add it, or remove the subject from the folder"
 TWICE = "'SUB-2' and 'sub-2' differ in upper and lower case only; rename all but one"
 CASES = {
     "absent file": (
@@ -38,11 +38,11 @@ CASES = {
     ),
     "link to nowhere": (
         replace_by(lambda path: path.symlink_to("/nowhere/t1.nii.gz")),
-        ["sub-2: '{data}/sub-2/t1.nii.gz' is a link to '/nowhere/t1.nii.gz', which does not exist; mend the link"],
+        ["sub-2: '{data}/sub-2/t1.nii.gz' is a link to '/nowhere/t1.nii.gz', which does not exist; fix the link"],
     ),
     "link to itself": (
         replace_by(lambda path: path.symlink_to(path.name)),
-        ["sub-2: '{data}/sub-2/t1.nii.gz' is a link to 't1.nii.gz', which does not exist; mend the link"],
+        ["sub-2: '{data}/sub-2/t1.nii.gz' is a link to 't1.nii.gz', which does not exist; fix the link"],
     ),
     "folder instead of a file": (
         replace_by(lambda path: path.mkdir()),
@@ -50,7 +50,7 @@ CASES = {
     ),
     "pipe instead of a file": (
         replace_by(os.mkfifo),
-        ["sub-2: '{data}/sub-2/t1.nii.gz' is no regular file; put the scan in its place"],
+        ["sub-2: '{data}/sub-2/t1.nii.gz' is not a regular file; put the scan in its place"],
     ),
     "nii beside nii.gz": (
         add_uncompressed,

@@ -175,7 +175,7 @@ def test_bad_scores_are_refused(name, tmp_path):
 
 MODELS = {
     "cut off": ("{", "not readable as JSON (<any>); delete it and run the step again"),
-    "a list": ("[]", "is no description of a model; run the cell again"),
+    "a list": ("[]", "is not a description of a model; run the cell again"),
     "no keys": (
         "{}",
         "lacks contrasts, files, filters, labels, mask, percentiles, slices, voxel_size_known; run the cell again",

@@ -134,7 +134,7 @@ def test_only_the_named_contrasts_are_corrected(tmp_path):
     assert volume[outer, 1].std() < volume[outer, 0].std() / 2
     save(paths["t2"], shaded - 100)
     [line] = problems_of_subject(SubjectFiles("a", paths, bias_correction=("t2",)), CONTRASTS, ["t1", "t2"])
-    assert line.endswith("t2.nii.gz' has negative values; take 't2' out of data.bias_correction")
+    assert line.endswith("t2.nii.gz' has negative values; remove 't2' from data.bias_correction")
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -152,4 +152,4 @@ def test_n4_of_a_line_of_voxels_is_refused_before_work_starts(tmp_path):
     save(tmp_path / "t2.nii.gz", np.arange(9, dtype=np.float32).reshape(1, 9, 1))
     files = SubjectFiles("a", {"t2": tmp_path / "t2.nii.gz"}, bias_correction=("t2",))
     [line] = problems_of_subject(files, {"t2": "t2.nii.gz"})
-    assert line.endswith("t2.nii.gz' is a single line of voxels; take 't2' out of data.bias_correction")
+    assert line.endswith("t2.nii.gz' is a single line of voxels; remove 't2' from data.bias_correction")

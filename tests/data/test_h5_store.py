@@ -270,7 +270,7 @@ def test_unknown_contrasts_and_rows_and_other_configs(path):
     store = SliceStore(path)
     with pytest.raises(InputError, match="has no contrast 'flair', it holds t1, echoes_1, echoes_2"):
         store.images(["t1", "flair"])
-    with pytest.raises(IndexError, match="rows 3 to 11 asked for, there are 11"):
+    with pytest.raises(IndexError, match="rows 3 to 11 requested, there are 11"):
         store.images(rows=[3, 11])
     store.check_hash("abc")
     with pytest.raises(InputError, match="annotated.h5: made with another config; make it again"):

@@ -73,9 +73,9 @@ def test_a_filter_that_is_not_clear_or_not_a_filter(tmp_path):
     expected = "sub-02_ses-pre: 2 files match '{subject}_ce-*_*_T1w' (sub-02_ses-pre_ce-gadolinium_T1w.nii.gz, "
     assert error.value.lines[2].startswith(expected)
     assert error.value.lines[2].endswith("name more entities in the filter")
-    with pytest.raises(InputError, match="'{subject}_T1w.nii.gz' is no filter of layout bids; write for instance T1w,"):
+    with pytest.raises(InputError, match="_T1w.nii.gz' is not a filter of layout bids; write for instance T1w,"):
         find_subjects(tmp_path, {"t1": "{subject}_T1w.nii.gz"}, layout="bids")
-    with pytest.raises(InputError, match="every subject and session is read; take 'ses-pre' out"):
+    with pytest.raises(InputError, match="every subject and session is read; remove 'ses-pre' from"):
         find_subjects(tmp_path, {"t1": "ses-pre_T1w"}, layout="bids")
     with pytest.raises(InputError, match="no folder '.*derivatives/absent'; correct data.root or the filter"):
         find_subjects(tmp_path, {"t1": "derivatives/absent/T1w"}, layout="bids")

@@ -115,13 +115,13 @@ def test_mistakes_with_msd(tmp_path):
     for content, line in (
         ({"modality": {"0": "T2"}, "labels": {}}, "lacks training"),
         ({"training": [], "labels": {}}, "lacks channel_names or modality"),
-        ({"training": ["x"], "labels": {}, "modality": {"0": "T2", "1": "ADC"}}, "is not as its layout says"),
+        ({"training": ["x"], "labels": {}, "modality": {"0": "T2", "1": "ADC"}}, "does not follow its layout"),
     ):
         save_json(tmp_path / "dataset.json", content)
         with pytest.raises(InputError, match=f"dataset.json: {line}"):
             find_subjects(tmp_path, MSD, layout="msd")
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(InputError, match="dataset.json: not readable as JSON .*; mend it, or copy it again"):
+    with pytest.raises(InputError, match="dataset.json: not readable as JSON .*; fix it, or copy it again"):
         find_subjects(tmp_path, MSD, layout="msd")
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(InputError, match="data.root: no readable '.*dataset.json'; set data.root to the folder"):

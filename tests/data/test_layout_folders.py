@@ -108,7 +108,7 @@ def test_mismatching_cases_are_named(tmp_path):
     write_chaos(tmp_path, "5")
     folder = tmp_path / "MR/5/T1DUAL"
     (folder / "Ground/IMG-0004-00006.png").rename(folder / "Ground/IMG-0004-00099.png")
-    expected = "'.*Ground' has 7 masks and '.*InPhase' 7 slices; without its pair: IMG-0004-00006, IMG-0004-00099; take"
+    expected = "'.*Ground' has 7 masks and '.*InPhase' 7 slices; without its pair: IMG-0004-00006, IMG-0004-00099; "
     with pytest.raises(InputError, match=f"5: {expected}"):
         read_label(chaos(tmp_path)["5"], ORGANS)
     write_masks(folder / "Ground", np.zeros((21, 16, 1), np.uint8), ["IMG-0004-00006"])
@@ -125,7 +125,7 @@ def test_a_folder_that_is_no_series(tmp_path):
     folder = tmp_path / "MR/5/T1DUAL/DICOM_anon/OutPhase"
     write_dicom(folder, ramp(1, CHAOS_SHAPE)[..., :1], CHAOS_AFFINE, ["doubled"])
     doubled = problems_of_subject(chaos(tmp_path)["5"], CHAOS)[0]
-    assert "'doubled.dcm' lie at the same place; keep one" in doubled or "'doubled.dcm' and" in doubled
+    assert "'doubled.dcm' have the same position; keep one" in doubled or "'doubled.dcm' and" in doubled
     write_dicom(folder, ramp(1, (8, 16, 1)), CHAOS_AFFINE, ["doubled"])
     assert "differ in size, pixels or direction" in problems_of_subject(chaos(tmp_path)["5"], CHAOS)[0]
     for path in folder.iterdir():
@@ -169,7 +169,7 @@ def test_mistakes_with_renal(tmp_path):
     assert "expected 3 axes; list it as {file: ..., volumes: n} if it is a series" in line
     folder = tmp_path / "P_01_A/T2_mapping_PREP/labelsTr"
     save(folder / "P_01_A_t2_left_volume.nii.gz", corner([1, 1, 1, 1]))
-    with pytest.raises(InputError, match="left and right masks in '.*labelsTr' share 24 voxels; mend them"):
+    with pytest.raises(InputError, match="left and right masks in '.*labelsTr' share 24 voxels; correct them"):
         read_label(files, KIDNEYS)
     (folder / "P_01_A_t2_left_volume.nii.gz").unlink()
     with pytest.raises(InputError, match=r"labelsTr' has no file for \*left\*volume\*; one mask is needed"):
@@ -237,7 +237,7 @@ def test_slices_twice_many_in_one_file_or_inverted_are_refused(tmp_path):
     stored = np.random.default_rng(0).integers(0, 900, (6, 5, 4))
     write_dicom(tmp_path / "twice", stored, np.diag([-2.0, -2, 3, 1]), "abcd")
     (tmp_path / "twice" / "e.dcm").write_bytes((tmp_path / "twice" / "b.dcm").read_bytes())
-    assert "'b.dcm' and 'e.dcm' lie at the same place; keep one" in read_scan(tmp_path / "twice", "s")[1][0]
+    assert "'b.dcm' and 'e.dcm' have the same position; keep one" in read_scan(tmp_path / "twice", "s")[1][0]
 
     (tmp_path / "frames").mkdir()
     before = locale.setlocale(locale.LC_ALL)

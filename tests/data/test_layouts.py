@@ -60,7 +60,7 @@ def test_every_missing_file_is_listed_at_once(tmp_path):
         "c: mask 'mask'",
         "d: mask 'mask'",
     ]
-    assert lines[0].endswith(f"no file '{tmp_path}/a/echoes.nii.gz'; add it, or take the subject out of the folder")
+    assert lines[0].endswith(f"no file '{tmp_path}/a/echoes.nii.gz'; add it, or remove the subject from the folder")
 
 
 def test_what_a_user_gets_wrong(tmp_path):

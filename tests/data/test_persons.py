@@ -41,7 +41,7 @@ def test_no_person_is_in_two_sets(splits, seed):
 def test_a_person_counts_as_labelled_if_one_session_is():
     [split] = make_splits({"train": 4, "val": 1, "test": 1}, ".", SUBJECTS, 0)
     assert len({person_of(subject) for subject in split.test if SUBJECTS[subject].label}) == 1
-    with pytest.raises(InputError, match="= 7 labelled subjects asked for, but 6 of 9 subjects"):
+    with pytest.raises(InputError, match="= 7 labelled subjects requested, but 6 of 9 subjects"):
         make_splits({"train": 5, "val": 1, "test": 1}, ".", SUBJECTS, 0)
 
 

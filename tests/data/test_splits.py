@@ -107,7 +107,7 @@ def test_numbers_beyond_the_labelled_subjects(tmp_path):
     with pytest.raises(InputError) as error:
         make_splits({"train": 4, "val": 2, "test": 3}, tmp_path, FILES, seed=1)
     assert error.value.lines == [
-        "data.splits: train 4 + val 2 + test 3 = 9 labelled subjects asked for, but 8 of 15 subjects have a file that "
+        "data.splits: train 4 + val 2 + test 3 = 9 labelled subjects requested, but 8 of 15 subjects have a file that "
         "data.label names; choose smaller numbers, or correct data.label"
     ]
 
@@ -143,5 +143,5 @@ def test_more_annotated_subjects_than_there_are():
         annotated_subsets(LISTS["train"], [2, 16, 32], repeats=1, seed=0)
     assert len(error.value.lines) == 2
     assert error.value.lines[0] == (
-        "finetuning.subjects_n: 16 annotated subjects asked for, but the training set has 10; choose at most 10"
+        "finetuning.subjects_n: 16 annotated subjects requested, but the training set has 10; choose at most 10"
     )
