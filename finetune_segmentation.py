@@ -121,7 +121,8 @@ class Segmentations(CellTask):
         needed = {"train", self.scored_part} | ({"val"} if is_selecting else set())
         empty = [part for part in annotated if part in needed and not annotated[part]]
         if empty:
-            raise InputError(f"data.splits: no subject of {split.name or 'the split'}/{empty[0]} has a label map")
+            where = f"{split.name or 'the split'}/{empty[0]}"
+            raise InputError([*self.absent()] or f"data.splits: no subject of {where} has a label map")
         self.train_subjects, self.val_subjects, self.test_subjects = annotated.values()
         self.scored, self.made_of = annotated[self.scored_part], {"labels": self.labels}
         self.rows = self.store.rows_of([*self.train_subjects, *self.val_subjects])  # training reads no others

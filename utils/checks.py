@@ -1,18 +1,18 @@
-"""Mistakes a user can mend, and the shape checks that find them.
+"""Errors that a user can fix, and checks of shapes.
 
-Axis letters used in docstrings everywhere: B batch (slices), H W pixels, D depth, C contrasts, P patches, A anchors,
+Axis letters used in all docstrings: B batch (slices), H W pixels, D depth, C contrasts, P patches, A anchors,
 F features, K classes, S slices of one subject, X Y Z voxels of a volume on disk.
 """
 
 
 class InputError(ValueError):
-    """Something the user must mend: a file, a config value, a command line.
+    """Something the user must fix: a file, a config value, a command line.
 
-    Scripts print each line of it on stderr without a traceback and exit with code 2. Every other exception is a
-    fault of this suite and keeps its traceback.
+    Scripts print each line on stderr without a traceback and exit with code 2. Every other exception is a bug in this
+    suite and keeps its traceback.
 
     Args:
-        lines: One line or several; each names where, what was found, what was expected and what to do.
+        lines: One or several lines; each states where, what was found, what was expected and what to do.
     """
 
     def __init__(self, lines):
@@ -28,18 +28,18 @@ def accept(problems, keep_going, failures):
 
 
 def counted(number, one, several=None):
-    """Say how many there are: `1 grid`, `2 grids`; `several` where the plural is not `one` with an s."""
+    """Write a number with its noun: `1 grid`, `2 grids`; `several` is the plural if it is irregular."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
 def check_axes(name, shape, axes, **known):
-    """Raise InputError unless a shape has these axes, e.g. `check_axes("image", x.shape, "B H W C", C=2)`.
+    """Raise InputError if a shape does not have these axes, e.g. `check_axes("image", x.shape, "B H W C", C=2)`.
 
     Args:
-        name: What the array is called in the message.
+        name: Name of the array, for the message.
         shape: Its shape.
         axes: Axis letters, separated by spaces.
-        **known: Sizes that single axes must have.
+        **known: Required sizes of individual axes.
     """
     letters = axes.split()
     if len(shape) != len(letters):
@@ -50,5 +50,5 @@ def check_axes(name, shape, axes, **known):
 
 
 def whole_epochs(share, epochs):
-    """How many epochs a share of them is: the nearest whole number, at least one of a share above 0."""
+    """Convert a share of the epochs to the nearest whole number, at least one for a share above 0."""
     return max(1, round(share * epochs)) if share else 0

@@ -68,7 +68,7 @@ def _apply(content, override):
 def explain(error, schema):
     """Yield one line per mistake in a config, with a suggestion for each unknown key."""
     for mistake in error.errors():
-        # Pydantic names kinds of stages and of entries of `data`, and marks keys; these words are not in the file.
+        # Pydantic adds the kinds of stages and of entries of `data`, and marks keys; these words are not in the file.
         place = [
             part for n, part in enumerate(mistake["loc"]) if mistake["loc"][:2] != ("pretraining", "stages") or n != 3
         ]
@@ -95,17 +95,17 @@ def _reason(mistake, schema):
 
 
 def _shown(value):
-    """A value for a message: whole if it is short."""
+    """Return a value for a message, shortened if it is long."""
     text = str(value) if isinstance(value, datetime.date) else reprlib.repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _keys_at(schema, path):
-    """Names of the fields of the section that the location of a pydantic error points to."""
+    """Return the field names of the section to which the location of a pydantic error points."""
     sections = [schema]
     for part in path:
         inner = [m for s in sections if part in s.model_fields for m in _models_in(s.model_fields[part].annotation)]
-        # A part that is no field is a key of a dictionary, or the tag that chose one of several kinds.
+        # A part that is not a field is a key of a dictionary, or the tag of one of several kinds.
         chosen = [KINDS[part]] if KINDS.get(part) else [s for s in sections if _tag(s) == part]
         sections = inner or chosen or sections
     return sorted({name for section in sections for name in section.model_fields})
@@ -123,27 +123,27 @@ def _models_in(annotation):
 
 
 def positive(word):
-    """Read a number of at least 1 from the command line; argparse names the option when it is not."""
+    """Read a number of at least 1 from the command line; argparse names the option in an error."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word}: expected a whole number of at least 1")
     return int(word)
 
 
 def add_training_options(parser):
-    """Add what the scripts that train share."""
+    """Add the options that the training scripts share."""
     text = "also write events for TensorBoard, into tensorboard/ in each run folder"
     parser.add_argument("--tensorboard", action="store_true", help=text)
     text = "also send config, losses, scores and records to MLflow, to MLFLOW_TRACKING_URI or ./mlflow.db"
     parser.add_argument("--mlflow", action="store_true", help=text)
-    text = "repeatable to the last digit on a GPU too, where it takes longer (docs/reliability.md)"
+    text = "bit-identical repetition also on a GPU, at the cost of speed (docs/reliability.md)"
     parser.add_argument("--deterministic", action="store_true", help=text)
 
 
 def chosen_sinks(options):
-    """Return who else is to be told of a training, as keyword arguments of `training.checkpoints.fit`.
+    """Return the trackers of a training as keyword arguments of `training.checkpoints.fit`.
 
     Raises:
-        InputError: MLflow is asked for and not installed.
+        InputError: MLflow is requested but not installed.
     """
     if options.mlflow and importlib.util.find_spec("mlflow") is None:
         raise InputError(f"--mlflow: MLflow is not installed; type: {INSTALL_MLFLOW}")
@@ -151,17 +151,19 @@ def chosen_sinks(options):
 
 
 def add_grid_options(parser):
-    """Add what the scripts of step 4 share: which cells of the grid to run, and how."""
+    """Add the options that the scripts of step 4 share: which cells of the grid to run, and how."""
     add_training_options(parser)
     parser.add_argument("--init", nargs="+", metavar="NAME", help="initialisations (default: all in the config)")
     parser.add_argument("--subjects-n", nargs="+", type=positive, metavar="N", help="numbers of annotated subjects")
     parser.add_argument("--repeats", type=positive, metavar="K", help="draws of annotated subjects")
-    parser.add_argument("--only-repeats", nargs="+", type=int, metavar="R", help="of these draws only, counted from 0")
+    parser.add_argument("--only-repeats", nargs="+", type=int, metavar="R", help="only these draws, counted from 0")
     parser.add_argument(
         "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
     )
-    parser.add_argument("--devices", type=positive, default=1, metavar="N", help="GPUs that share a batch (default: 1)")
-    parser.add_argument("--keep-going", action="store_true", help="go on when a cell fails; exit code 1 at the end")
+    parser.add_argument(
+        "--devices", type=positive, default=1, metavar="N", help="GPUs that share each batch (default: 1)"
+    )
+    parser.add_argument("--keep-going", action="store_true", help="continue if a cell fails; exit code 1 at the end")
     parser.add_argument("--overwrite", action="store_true", help="redo finished cells")
 
 
@@ -194,7 +196,7 @@ def from_command_line(description, arguments=None, add_options=None, needs=(), b
         description: The script's docstring; `--help` prints it.
         arguments: Words of the command line; None means `sys.argv[1:]`.
         add_options: Function that adds the script's own options to the `argparse` parser.
-        needs: Sections that the script cannot do without.
+        needs: Sections that the script requires.
         beside: An option of the script's own that names a file; where it is given, config.yaml and the results lie
             beside this file unless --config and --work-dir say otherwise.
 
@@ -203,7 +205,7 @@ def from_command_line(description, arguments=None, add_options=None, needs=(), b
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=beside is None, type=Path, metavar="FILE", help="YAML of the dataset")
-    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="replaces work_dir of the config")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="overrides work_dir of the config")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -211,13 +213,13 @@ def from_command_line(description, arguments=None, add_options=None, needs=(), b
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="replaces one value, such as data.root=/scans; may be repeated",
+        help="overrides one value, such as data.root=/scans; may be repeated",
     )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
-        help="least important message that is shown and kept in run.log (default: info)",
+        help="lowest level of messages that are shown and written to run.log (default: info)",
     )
     if add_options:
         add_options(parser)
@@ -237,24 +239,24 @@ def from_command_line(description, arguments=None, add_options=None, needs=(), b
 
 
 def _again(options):
-    """Write the options that make the config what it is, ready to be typed."""
+    """Write the options that reproduce the config, ready to be typed."""
     moved = ["--work-dir", str(options.work_dir)] if options.work_dir else []
     changed = ["--set", *options.overrides] if options.overrides else []
     return shlex.join(["--config", str(options.config), *moved, *changed])
 
 
 def check_writable(folder, where, advice):
-    """Raise InputError unless a folder exists and is writable, or can be made; nothing is made or written.
+    """Raise InputError if a folder is not writable and cannot be made; nothing is made or written.
 
     Args:
         folder: Its path.
-        where: Which option or key named it, for the message.
+        where: The option or key that names it, for the message.
         advice: What to do, for the message.
     """
     try:
         existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
         if not existing.exists():
-            raise InputError(f"{where}: '{existing}' is a link to nowhere; mend it, or {advice}")
+            raise InputError(f"{where}: '{existing}' is a link to nowhere; fix it, or {advice}")
         if not existing.is_dir():
             raise InputError(f"{where}: '{existing}' is a file, not a folder; {advice}")
         if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):

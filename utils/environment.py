@@ -1,4 +1,4 @@
-"""What a result was made with: versions, backend, device, machine, git commit."""
+"""The environment of a result: versions, backend, device, machine, git commit."""
 
 import contextlib
 import datetime
@@ -45,9 +45,9 @@ def backend_name():
 
 
 def make_deterministic():
-    """Let the backend use only algorithms that add in the same order every time; call it before the first step.
+    """Restrict the backend to algorithms with a fixed order of summation; to be called before the first step.
 
-    It costs speed on a GPU. On a processor training is repeatable without it, with the same number of threads.
+    This is slower on a GPU. On a CPU, training is repeatable without it, with the same number of threads.
     """
     chosen = os.environ.get("KERAS_BACKEND")
     if chosen == "jax":  # read when JAX starts
@@ -69,14 +69,14 @@ def is_deterministic():
 
 
 def tensorflow():
-    """Return TensorFlow; imported here only, so that the other backends do without it."""
+    """Return TensorFlow, which is imported only here, so that other backends do not need it."""
     import tensorflow as module
 
     return module
 
 
 def device_name():
-    """Name the accelerator that the loaded backend uses, or 'cpu'; None when no backend is loaded."""
+    """Name the accelerator that the loaded backend uses, or 'cpu'; None if no backend is loaded."""
     if backend_name() == "tensorflow":
         config = tensorflow().config
         devices = config.list_physical_devices("GPU")
@@ -89,7 +89,7 @@ def device_name():
     return None
 
 
-@functools.cache  # asked once, when a script starts: later the files may be newer than the code that runs
+@functools.cache  # read once, when a script starts: later, the files may be newer than the running code
 def git_state():
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,12 +1,12 @@
-"""Ctrl-C and SIGTERM stop a script as KeyboardInterrupt, even where Python loses the exception."""
+"""Ctrl-C and SIGTERM stop a script with KeyboardInterrupt, even if Python loses the exception."""
 
 import signal
 
-_stops: list[int] = []  # what arrived since the script began
+_stops: list[int] = []  # signals received since the script began
 
 
 def listen():
-    """Turn both signals into KeyboardInterrupt from now on, unless Ctrl-C is ignored, as behind nohup."""
+    """Convert both signals to KeyboardInterrupt from now on, unless Ctrl-C is ignored, as under nohup."""
     _stops.clear()
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -14,9 +14,9 @@ def listen():
 
 
 def stop_if_asked():
-    """Raise KeyboardInterrupt if it was raised before and got lost; for places where it is safe to stop.
+    """Raise KeyboardInterrupt if it was raised before and lost; called where it is safe to stop.
 
-    Python drops what is raised in a destructor or a callback, and some libraries what is raised while they load.
+    Python discards exceptions in destructors and callbacks, and some libraries discard those raised while they load.
     """
     if _stops:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""model.json, which says how a finetuned model is used: checked whole before it is believed."""
+"""model.json, which describes how to use a finetuned model, checked completely before it is used."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ def _numbered(labels):
 
 
 class _Lenient(Section):
-    """Models of later versions may say more."""
+    """Models of later versions may have more keys."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
@@ -34,7 +34,7 @@ Ends = tuple[PositiveFloat, PositiveFloat]
 
 
 class _Field(_Lenient):
-    """What the scans of training were like; see `data.field_of_view`."""
+    """Properties of the training scans; see `data.field_of_view`."""
 
     pixel_mm: Ends | None = None
     slice_mm: Ends | None = None
@@ -42,7 +42,7 @@ class _Field(_Lenient):
 
 
 class _Model(_Lenient):
-    """What both tasks need; models of earlier versions lack what has a default."""
+    """Keys of both tasks; models of earlier versions lack those with a default."""
 
     contrasts: list[Name] = Field(min_length=1)
     layout: Layout = "pattern"
@@ -76,14 +76,14 @@ def read_model_description(path):
         path: The file.
 
     Returns:
-        Its content, a plain dictionary, defaults filled in; with `targets` it is a model that synthesises contrasts.
+        Its content, a plain dictionary with defaults filled in; a model with `targets` synthesises contrasts.
 
     Raises:
-        InputError: The file is missing, no JSON, lacks keys, or a value cannot be used; one line for each.
+        InputError: The file is missing or not JSON, lacks keys, or has an unusable value; one line each.
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise InputError(f"{path}: is no description of a model; {AGAIN}")
+        raise InputError(f"{path}: is not a description of a model; {AGAIN}")
     schema = _SynthesisModel if "targets" in content else _SegmentationModel
     defaults = {key: field.default for key, field in schema.model_fields.items() if not field.is_required()}
     if missing := schema.model_fields.keys() - content.keys() - defaults.keys():
@@ -96,10 +96,10 @@ def read_model_description(path):
 
 
 def check_agreement(models):
-    """Refuse models that cannot be used as one: a scan must reach all of them alike, and their outputs mean the same.
+    """Refuse models that cannot be averaged: their preprocessing and the meaning of their outputs must agree.
 
     Args:
-        models: Name of each, for the message, -> what its model.json says; patterns of files may differ.
+        models: Name of each, for the message, -> content of its model.json; file patterns may differ.
 
     Raises:
         InputError: One line for each model that differs from the first.
@@ -110,13 +110,13 @@ def check_agreement(models):
         differing = [key for key in expected.keys() | found.keys() if found.get(key) != expected.get(key)]
         if differing:
             what = "; ".join(f"{key} {found.get(key)} and {expected.get(key)}" for key in sorted(differing))
-            lines.append(f"{name}: does not fit together with {first} ({what}); give models of one kind")
+            lines.append(f"{name}: does not match {first} ({what}); give matching models")
     if lines:
         raise InputError(lines)
 
 
 def what_must_agree(model):
-    """Return what models that are used as one must share: how a scan reaches them, and what their outputs mean."""
+    """Return what averaged models must share: their preprocessing and the meaning of their outputs."""
     keys = ("contrasts", "labels", "targets", "voxel_size_known", "percentiles", "crop_size", "overlap")
     keys += ("resample_to", "bias_correction")
     slices = {key: model["slices"][key] for key in ("image_size", "pixel_size")}

@@ -1,4 +1,4 @@
-"""Work on many subjects at once, with results in order and memory that does not grow with their number."""
+"""Parallel work on many subjects, with ordered results and constant memory."""
 
 import collections
 import ctypes
@@ -23,12 +23,12 @@ def in_order(function, items, jobs):
 
     Args:
         function: Function of one item, importable or a `functools.partial` of such a function.
-        items: Iterable; it is read no faster than results are taken, and at most `jobs` + 1 results wait.
-        jobs: Number of processes; 1 works in this one, and so does any number, with a warning, where the system has no
-            semaphores for several.
+        items: Iterable; it is read no faster than results are consumed, and at most `jobs` + 1 results wait.
+        jobs: Number of processes; 1 uses the current one, as does any number, with a warning, if the system has no
+            semaphores.
 
     Raises:
-        InputError: `jobs` is below 1, or a process was killed, as happens when memory runs out.
+        InputError: `jobs` is below 1, or a process was killed, for instance because memory ran out.
     """
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: expected at least 1")
@@ -52,7 +52,7 @@ def pool_of(jobs):
     none, a full one or one that is read only.
     """
     try:
-        # Fresh processes: a fork would copy the locks of the progress bar's thread.
+        # Spawned processes: a fork would copy the locks of the progress bar's thread.
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(jobs, context, initializer=_follow_the_first), None
     except (OSError, ImportError, NotImplementedError) as error:
@@ -62,13 +62,13 @@ def pool_of(jobs):
 
 
 def in_threads(function, items):
-    """Yield `function(item)` in the order of the items, from threads of this process, while items are still made.
+    """Yield `function(item)` in the order of the items, from threads of this process, while further items are produced.
 
-    For functions that spend their time in numpy, SciPy and files, which let other threads work meanwhile.
+    For functions that spend their time in numpy, SciPy and file access, which release the interpreter lock.
 
     Args:
         function: Function of one item.
-        items: Iterable; it is read in the calling thread, and no further ahead than `in_order` reads.
+        items: Iterable; it is read in the calling thread, and no further ahead than by `in_order`.
     """
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     with ThreadPoolExecutor(threads) as pool:
@@ -89,10 +89,10 @@ def _in_order(pool, function, items, ahead):
 
 
 def _follow_the_first():
-    """Let the process that hands out the work handle Ctrl-C, which reaches every process of a terminal; end with it.
+    """Leave Ctrl-C, which reaches every process of a terminal, to the parent process, and end with it.
 
-    A killed process cannot tell the others to stop: they would wait for work for ever, or write behind the back of
-    the run that takes over.
+    A killed parent cannot tell its workers to stop: they would wait for work forever, or interfere with the run that
+    resumes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _keep_memory()
@@ -100,9 +100,9 @@ def _follow_the_first():
 
 
 def _keep_memory():
-    """Let what one subject frees serve the next: to get volumes from the kernel again and again takes its time.
+    """Reuse freed memory for the next subject, because requesting large blocks from the kernel is slow.
 
-    With glibc; elsewhere nothing happens.
+    Works with glibc only; elsewhere it has no effect.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "mallopt"):

@@ -1,25 +1,25 @@
-"""Edges of patches: from millimetres to pixels of the decoder's output, and what a config says about them in vain."""
+"""Edges of patches: conversion from mm to pixels of the decoder's output, and checks of their settings."""
 
 import math
 
 
 def coarsening(stage, levels):
-    """How many times coarser than the image the output of a stage's decoder is; `levels` is that of a full decoder."""
+    """Return the factor by which the decoder's output is coarser than the image; `levels` of a full decoder."""
     return 2 ** (levels - (stage.decoder_levels or levels))
 
 
 def patch_edge(stage, levels, image_size, pixel_mm):
-    """Edge of a patch of a constrained stage.
+    """Return the edge of a patch of a constrained stage.
 
     Args:
         stage: `ConstrainedStage`.
         levels: Levels of a full decoder.
-        image_size: Rows and columns (and slices of a crop), pixels; each a multiple of what the decoder is coarser.
-        pixel_mm: Edge of a pixel of the image in mm; needed where the stage gives its patches in mm.
+        image_size: Rows and columns (and slices of a crop), pixels; each a multiple of the factor of the decoder.
+        pixel_mm: Edge of a pixel of the image in mm; required if the stage gives its patches in mm.
 
     Returns:
-        `patch_size`, or of those numbers of pixels of the decoder's output that divide the image the one nearest to
-        `patch_mm`, the smaller one of two that are equally near.
+        `patch_size`, or the number of pixels of the decoder's output that divides the image and is nearest to
+        `patch_mm`, the smaller one if two are equally near.
     """
     if stage.patch_mm is None:
         return stage.patch_size
@@ -30,9 +30,9 @@ def patch_edge(stage, levels, image_size, pixel_mm):
 
 
 def mistakes_of_patches(config):
-    """Yield what is wrong with the patches and regions of the stages of a config that has slices."""
+    """Yield mistakes in the patches and regions of the stages of a config with slices."""
     levels, image_size = len(config.network.filters) - 1, config.image_size()
-    if len(image_size) != config.network.rank:  # another check says so
+    if len(image_size) != config.network.rank:  # reported by another check
         return
     for name, stage in config.pretraining.stages.items() if config.pretraining else ():
         if stage.method not in ("local", "constrained"):
@@ -62,13 +62,13 @@ def mistakes_of_patches(config):
 
 
 def _lengths_in_vain(stage, rank, pixel_mm):
-    """Yield which lengths in mm cannot be turned into pixels."""
+    """Yield lengths in mm that cannot be converted to pixels."""
     if rank == 3 and stage.projection_position:
-        yield "projection_position: is for slices, because a crop may lie anywhere; with network.rank 3 take it out"
+        yield "projection_position: is for slices, because a crop may lie anywhere; with network.rank 3 remove it"
     for key in ("patch_mm", "positive_within_mm"):
         if getattr(stage, key) is None:
             continue
         if rank == 3:
-            yield f"{key}: is for slices, whose distance a config does not know; with network.rank 3 take it out"
+            yield f"{key}: is for slices, whose distance a config does not know; with network.rank 3 remove it"
         elif pixel_mm is None:
-            yield f"{key}: needs slices.pixel_size, without which a pixel has no length; set that, or take {key} out"
+            yield f"{key}: needs slices.pixel_size, without which a pixel has no length; set that, or remove {key}"

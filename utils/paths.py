@@ -1,4 +1,4 @@
-"""Paths as a user of a shell means them: the home folder, environment variables, and names with accents."""
+"""Paths as in a shell: the home folder, environment variables, and names with accents."""
 
 import os
 import re
@@ -10,7 +10,7 @@ FORMS = ("NFC", "NFD")
 
 
 def expanded(path):
-    """Replace a leading `~` or `~user` by that home folder, and `$NAME` or `${NAME}` by what the environment says.
+    """Replace a leading `~` or `~user` by the home folder, and `$NAME` or `${NAME}` by the environment variable.
 
     Args:
         path: Text or `Path`, as in a config. A folder that exists may have a `$` in its name.
@@ -24,7 +24,7 @@ def expanded(path):
     text = str(path)
     unset = [braced or bare for braced, bare in VARIABLE.findall(text) if (braced or bare) not in os.environ]
     if unset and not os.path.lexists(text):
-        raise ValueError(f"the environment variable {unset[0]} is not set; set it, or take the '$' out")
+        raise ValueError(f"the environment variable {unset[0]} is not set; set it, or remove the '$'")
     text = os.path.expanduser(os.path.expandvars(text))
     if text.startswith("~"):
         raise ValueError(f"there is no home folder '{text.split('/')[0]}'; write the path out")
@@ -32,15 +32,15 @@ def expanded(path):
 
 
 def composed(name):
-    """Write accents together with their letters, so that names compare alike whichever system wrote them."""
+    """Compose accents with their letters (Unicode NFC), so that names from all systems compare equal."""
     return unicodedata.normalize("NFC", name)
 
 
 def existing_form(path):
-    """Return a path as it lies on disk where accents are written apart from their letters, or together.
+    """Return the form of a path that exists on disk, with accents composed or decomposed.
 
     Args:
-        path: `Path`; one that exists, or of which no form exists, is returned as it is.
+        path: `Path`; returned unchanged if it exists, or if no form of it exists.
     """
     if path.exists() or str(path).isascii():
         return path

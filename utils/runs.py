@@ -1,4 +1,4 @@
-"""What surrounds a piece of work: run folder, seeds, log, progress, atomic files, exit codes."""
+"""Infrastructure of a run: run folder, seeds, log, progress, atomic files, exit codes."""
 
 import atexit
 import contextlib
@@ -24,8 +24,8 @@ from utils.texts import NotUtf8, read_text
 
 log = logging.getLogger("mrccl")
 
-TEMPORARY = ".tmp-"  # how the names of unfinished files begin
-SECONDS_BETWEEN_LINES = 10.0  # of progress, away from a terminal
+TEMPORARY = ".tmp-"  # prefix of unfinished files
+SECONDS_BETWEEN_LINES = 10.0  # of progress, without a terminal
 CHECKPOINT = "checkpoint.npz"  # of a training that is not finished
 
 
@@ -37,7 +37,7 @@ def child_seed(seed, *names):
         *names: Strings or integers that name the consumer.
 
     Returns:
-        An integer in [0, 2**32), stable over machines, Python versions and the order of calls.
+        An integer in [0, 2**32), independent of machine, Python version and order of calls.
     """
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
@@ -47,7 +47,7 @@ def child_seed(seed, *names):
 def atomic_path(path):
     """Yield a temporary name beside `path`; rename it to `path` on success, delete it on any failure.
 
-    The temporary name is hidden and keeps every suffix, so that writers which choose a format by suffix still do.
+    The temporary name is hidden and keeps all suffixes, for writers that choose the format by suffix.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def atomic_path(path):
 
 
 def _has_ended(process):
-    with contextlib.suppress(PermissionError):  # of another user
+    with contextlib.suppress(PermissionError):  # owned by another user
         try:
             os.kill(process, 0)
         except (ProcessLookupError, OverflowError):
@@ -72,7 +72,7 @@ def _has_ended(process):
 
 
 def remove_left_overs(found):
-    """Remove unfinished files and folders, whose names begin with `TEMPORARY`, of a run that was killed."""
+    """Remove unfinished files and folders, whose names begin with `TEMPORARY`, of a killed run."""
     for path in list(found):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -81,10 +81,10 @@ def remove_left_overs(found):
 
 
 def changed_since_step_2(subject, path):
-    """One line on a file whose voxels are not those that were packed."""
+    """Return one line on a file whose voxels have changed since they were packed."""
     return (
-        f"{subject}: '{path}' changed since step 2 packed it, so scores would have another reference than training; "
-        "restore it, or run generate_h5_pretraining.py --overwrite and the steps after it again"
+        f"{subject}: '{path}' changed since step 2 packed it, so that scores and training would have different "
+        "references; restore it, or run generate_h5_pretraining.py --overwrite and the steps after it again"
     )
 
 
@@ -97,7 +97,7 @@ def lacks(path, subject):
 
 
 def drop_checkpoint(folder):
-    """Remove the checkpoint of a training whose result is written, or is to be made anew."""
+    """Remove the checkpoint of a training whose result is written, or is to be recomputed."""
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -117,12 +117,12 @@ def read_json(path, cure="delete it and run the step again"):
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except NotUtf8 as error:
         raise InputError(f"{path}: not readable as JSON: {error}") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in brackets
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deeply nested brackets
         raise InputError(f"{path}: not readable as JSON ({error}); {cure}") from None
 
 
 def _each_key_once(pairs):
-    """Return the dictionary; of a repeated key JSON would keep the last value in silence."""
+    """Return the dictionary; for a repeated key, JSON would silently keep the last value."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -131,7 +131,7 @@ def _each_key_once(pairs):
 
 
 def progress(iterable, description, total=None):
-    """Iterate with a progress bar on a terminal; elsewhere with a log line now and then, which says what is left."""
+    """Iterate with a progress bar on a terminal, and elsewhere with occasional log lines and the time left."""
     total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
     if sys.stderr.isatty():
         from rich.progress import track
@@ -152,16 +152,16 @@ def progress(iterable, description, total=None):
 
 
 def time_left(seconds):
-    """Say how long something still takes, as exactly as it can be known."""
+    """Write the remaining time, with a precision that matches its certainty."""
     if seconds < 90:
         return f"{max(1, round(seconds)):d} s left"
     return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
 
 
 def bar(description, total):
-    """Return a function that moves a progress bar on by one step and notes a text beside it.
+    """Return a function that advances a progress bar by one step and shows a text beside it.
 
-    For loops that are not ours to iterate. Away from a terminal the function does nothing.
+    For loops that run inside other libraries. Without a terminal, the function does nothing.
     """
     if not sys.stderr.isatty():
         return lambda note="": None
@@ -171,7 +171,7 @@ def bar(description, total):
     shown = Progress(*columns, TextColumn("{task.fields[note]}"), console=_console())
     number = shown.add_task(description, total=total, note="")
     shown.start()
-    atexit.register(shown.stop)  # an interrupted run leaves the terminal as it was
+    atexit.register(shown.stop)  # an interrupted run restores the terminal
 
     def advance(note=""):
         shown.update(number, advance=1, note=note)
@@ -197,7 +197,7 @@ def start_logging(level="INFO"):
     log.propagate = False
 
 
-@functools.cache  # messages and bars share one, or they would overwrite each other
+@functools.cache  # messages and bars share one console, or they would overwrite each other
 def _console():
     from rich.console import Console
 
@@ -205,15 +205,15 @@ def _console():
 
 
 def exit_code_of(main, arguments=None):
-    """Run a script's `main` and turn what happens into the documented exit code.
+    """Run a script's `main` and return the documented exit code.
 
     Returns:
-        0 done, or what `main` returned (1: some subjects or cells failed under --keep-going); 2 the user must mend
-        something, one line per mistake on stderr; 130 interrupted, by Ctrl-C or SIGTERM; 1 with a traceback for a
-        fault of the suite.
+        0 done, or what `main` returned (1: some subjects or cells failed under --keep-going); 2 the user must fix
+        something, one line per mistake on stderr; 130 interrupted, by Ctrl-C or SIGTERM; 1 with a traceback for a bug
+        in the suite.
     """
     listen()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own lines; some (I0000) come before it asks
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own lines, except early ones (I0000)
     start_logging()
     git_state()
     try:
@@ -225,7 +225,7 @@ def exit_code_of(main, arguments=None):
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
-        print("interrupted; type the same command again to continue where it stopped", file=sys.stderr)
+        print("interrupted; rerun the command to resume", file=sys.stderr)
         return 130
     except Exception as error:
         if reason := trouble_with_disk(error):
@@ -237,13 +237,13 @@ def exit_code_of(main, arguments=None):
 
 @contextlib.contextmanager
 def open_run(folder, config, seed):
-    """Record how a result is made, before it is made.
+    """Record how a result is made, before work starts.
 
     Writes `resolved_config.yaml`, `environment.json` and `command.txt` into `folder`, copies the log to `run.log`
     there, and adds backend, device (known only once they were used) and duration when the work is done.
 
     Args:
-        folder: Run folder, created when absent.
+        folder: Run folder, created if absent.
         config: Plain dictionary of the resolved config.
         seed: Seed of the config, recorded with the environment.
 
@@ -251,7 +251,7 @@ def open_run(folder, config, seed):
         The folder as a `Path`.
 
     Raises:
-        InputError: Another run is at work in this folder.
+        InputError: Another run is active in this folder.
     """
     import yaml
 
@@ -280,13 +280,13 @@ def open_run(folder, config, seed):
 
 @contextlib.contextmanager
 def alone_in(folder, option="--work-dir"):
-    """Keep other runs out of a folder until this one ends, however it ends; remove what a killed one left behind.
+    """Lock a folder until this run ends, in whatever way, and remove what a killed run left behind.
 
-    The lock is on the folder itself and goes with the process, so nothing is left to be cleaned up by hand.
+    The lock is on the folder itself and ends with the process, so nothing has to be cleaned up by hand.
 
     Args:
         folder: Path of an existing folder.
-        option: How a user names another one.
+        option: The option that names another folder.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -294,8 +294,8 @@ def alone_in(folder, option="--work-dir"):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             cure = f"wait until it has ended, or give another {option}"
-            raise InputError(f"{folder}: another run is at work in this folder; {cure}") from None
-        except OSError as error:  # some network file systems know no locks
+            raise InputError(f"{folder}: another run is active in this folder; {cure}") from None
+        except OSError as error:  # some network file systems have no locks
             log.warning("%s: cannot be locked (%s); do not start a second run there", folder, error.strerror)
         remove_left_overs(folder.rglob(f"{TEMPORARY}*"))
         yield

@@ -93,7 +93,7 @@ class Config(Section):
         yield from self._mistakes_of_grid("finetuning", self.finetuning)
         yield from self._unknown_inits("finetuning.chosen", self.finetuning.chosen)
         if self.network.rank == 3:
-            yield "finetuning: segments slice by slice; set network.rank to 2, or take the section out"
+            yield "finetuning: segments slice by slice; set network.rank to 2, or remove the section"
         if not self.data.labels:
             yield "finetuning: needs data.labels, and data.label where the layout needs it"
         for name in self.finetuning.loss.class_weights or ():
@@ -154,7 +154,7 @@ class Config(Section):
                 yield "pretraining.contrasts_as: samples is for slices; with network.rank 3 take channels"
             for name, stage in self.pretraining.stages.items():
                 if stage.method == "global" and stage.n_partitions:
-                    yield f"pretraining.stages.{name}.n_partitions: is for slices; take it out"
+                    yield f"pretraining.stages.{name}.n_partitions: is for slices; remove it"
 
     def _mistakes_of_spaces(self):
         spaces = self.spaces()
@@ -165,7 +165,7 @@ class Config(Section):
             yield "constraint_maps.spaces.qc: constraint_maps/qc/ holds pictures; give the space another name"
         for name, stage in self.pretraining.stages.items() if self.pretraining else ():
             if stage.method == "constrained" and not spaces:
-                cure = "add it, or take the stage out"
+                cure = "add it, or remove the stage"
                 yield f"pretraining.stages.{name}: a constrained stage needs the section 'constraint_maps:'; {cure}"
             elif stage.method == "constrained" and stage.space not in spaces:
                 known = ", ".join(filter(None, spaces)) or "none"
@@ -183,10 +183,10 @@ class Config(Section):
             )
 
     def plain(self):
-        """Return the config as a dictionary of plain YAML types, defaults filled in; it loads again as this config."""
+        """Return the config as a dictionary of plain YAML types with defaults; it loads as the same config."""
         plain = self.model_dump(mode="json")
         if self.constraint_maps and self.slices:
-            del plain["slices"]["percentiles"]  # those of constraint_maps hold for both
+            del plain["slices"]["percentiles"]  # those of constraint_maps apply to both
         return plain
 
     @property
@@ -195,55 +195,55 @@ class Config(Section):
         return WorkDir(self.work_dir)
 
     def image_size(self):
-        """Size of the images that networks are pretrained on: whole slices `(H, W)`, or crops `(h, w, d)`."""
+        """Return the image size in pretraining: whole slices `(H, W)`, or crops `(h, w, d)`."""
         return self.crops.size if self.network.rank == 3 and self.crops else self.slices.image_size
 
     def pixel_mm(self):
-        """Edge of a pixel of the slices, mm; None where it is not known, or differs between subjects."""
+        """Return the edge of a pixel of the slices, mm; None if unknown, or different between subjects."""
         return self.slices.pixel_size if self.slices and self.data.voxel_size_known else None
 
     def patch_edge(self, stage):
-        """Edge of the patches of a constrained stage, in pixels of the output of its decoder."""
+        """Return the edge of the patches of a constrained stage, in pixels of the decoder's output."""
         return patch_edge(stage, len(self.network.filters) - 1, self.image_size(), self.slices.pixel_size)
 
     def percentiles(self):
-        """Percentiles of a contrast's foreground that become 0 and 1."""
+        """Percentiles of a contrast's foreground that are mapped to 0 and 1."""
         return (self.constraint_maps or self.slices).percentiles
 
     def spaces(self):
-        """Contrast spaces that have constraint maps: name (None: `constraint_maps.contrasts`) to contrasts."""
+        """Return the contrast spaces with constraint maps: name (None: `constraint_maps.contrasts`) -> contrasts."""
         section = self.constraint_maps
         return {} if section is None else {None: section.contrasts, **section.spaces}
 
-    # Hashes of what shapes the result of each step, so that results of different configs never mix. Left out is what
-    # does not: names, places, the seed (recorded beside the hash) and the lists of the grid.
+    # Hashes of the values that affect the result of each step, so that results of different configs are never mixed.
+    # They leave out names, locations, the seed (recorded beside the hash) and the lists of the grid.
 
     def _plain_for_hash(self):
         plain = self.plain()
         drop_added_defaults(self, plain)
-        plain["network"].pop("remat", None)  # changes memory and time only
+        plain["network"].pop("remat", None)  # affects only memory and time
         return plain
 
     def reading(self):
-        """How scans are read, where it differs from the defaults; for hashes."""
+        """Return how scans are read, where it differs from the defaults; for hashes."""
         data = self._plain_for_hash()["data"]
         return {key: data[key] for key in ("layout", "resample_to", "bias_correction") if key in data}
 
     def hash_of_maps(self):
-        """Hash of what shapes a constraint map."""
+        """Hash the settings that affect a constraint map."""
         plain = self._plain_for_hash()
         data = plain["data"]
         parts = [data["contrasts"], data["mask"], plain["constraint_maps"]]
         return fingerprint(*parts, *([self.reading()] if self.reading() else []))
 
     def hash_of_slices(self):
-        """Hash of what shapes the HDF5 files."""
+        """Hash the settings that affect the HDF5 files."""
         plain = self._plain_for_hash()
         data = {key: plain["data"][key] for key in ("label", "labels", "ignored_label_values", "splits")}
         return fingerprint(self.hash_of_maps(), data, plain["slices"])
 
     def hash_of_stage(self, name):
-        """Hash of what shapes the weights of a pretraining stage, the stages it starts from included."""
+        """Hash the settings that affect the weights of a pretraining stage and of the stages it starts from."""
         plain = self._plain_for_hash()
         stage = plain["pretraining"]["stages"].get(name)
         if stage is None:  # a warm start from a file outside this config
@@ -255,7 +255,7 @@ class Config(Section):
         return fingerprint(self.hash_of_slices(), plain["network"], shown, stage, before, *crops)
 
     def hash_of_cell(self, contrasts, init, trial=None):
-        """Hash of what shapes the cells of one input set and one initialisation, or of one trial of it."""
+        """Hash the settings that affect the cells of one input set and initialisation, or of one trial."""
         settings = self.finetuning.settings_of(init, trial)
         plain = self.model_copy(update={"finetuning": settings})._plain_for_hash()
         finetuning = drop_grid_keys(plain["finetuning"])
@@ -264,7 +264,7 @@ class Config(Section):
         return fingerprint(self.hash_of_slices(), plain["network"], finetuning, names, start, plain["evaluation"])
 
     def hash_of_synthesis(self, init):
-        """Hash of what shapes the synthesis cells of one initialisation."""
+        """Hash the settings that affect the synthesis cells of one initialisation."""
         plain = self._plain_for_hash()
         keys = ("inputs", "targets", "loss", "augmentation", "training", "evaluate_every", "fresh_levels", "overlap")
         synthesis = {key: plain["synthesis"][key] for key in keys if key in plain["synthesis"]}
@@ -300,12 +300,12 @@ def _hint(word, known):
 
 
 def fingerprint(*parts):
-    """Hash plain values, to tell results of different configs apart.
+    """Hash plain values, to distinguish results of different configs.
 
     Args:
         *parts: Dictionaries, lists, numbers, text.
 
     Returns:
-        12 hexadecimal digits, stable over machines and runs.
+        12 hexadecimal digits, the same on every machine and in every run.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

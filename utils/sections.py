@@ -277,7 +277,7 @@ class FinetuningTrainingSection(TrainingSection):
     @model_validator(mode="after")
     def _head_rate_has_a_phase(self):
         if self.head_learning_rate is not None and not self.head_first:
-            raise ValueError("head_learning_rate: has no effect without head_first; set both, or take it out")
+            raise ValueError("head_learning_rate: has no effect without head_first; set both, or remove it")
         return self
 
 

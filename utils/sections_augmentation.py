@@ -96,9 +96,7 @@ class AugmentationSection(Section):
         for in_mm, other in IN_MM.items():
             if values.get(in_mm) is not None:
                 if values.get(other) is not None:
-                    raise ValueError(
-                        f"{in_mm}: {other} is given too, and both set the same length; take one of them out"
-                    )
+                    raise ValueError(f"{in_mm}: {other} is given too, and both set the same length; remove one of them")
                 values[other] = None
             elif other in values and values[other] is None and cls.model_fields[other].default is not None:
                 raise ValueError(f"{other}: is null; give a number, or {in_mm}")
@@ -129,7 +127,7 @@ class AugmentationSection(Section):
         if "left_right" in self.mirror and sides:
             yield (
                 f"{where}.mirror: left_right would turn labels that have a side into those of the other side "
-                f"({', '.join(sides)}); take left_right out"
+                f"({', '.join(sides)}); remove left_right"
             )
         if "inferior_superior" in self.mirror and rank == 2:
             yield f"{where}.mirror: inferior_superior lies across slices; it is for network.rank 3"

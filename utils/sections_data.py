@@ -68,7 +68,7 @@ class DataSection(Section):
     empty_labels: Literal["warn", "allow", "refuse"] = Field(
         "warn",
         json_schema_extra=ADDED,
-        description="label maps without a labelled voxel; unless refused, they are trained and scored as background",
+        description="label maps without a labelled voxel; unless refused, they are trained on and scored as background",
     )
     mask: PathPattern | None = Field(
         None, description="path of a foreground mask, with {subject}; null: segmented from the images"
@@ -116,9 +116,7 @@ class DataSection(Section):
     def _layout_has_what_it_needs(self):
         finds_labels = self.layout in FINDS_LABELS
         if finds_labels and self.label and (self.layout not in ("chaos", "renal") or not self.labels):
-            raise ValueError(
-                f"label: layout {self.layout} knows where labels lie; take it out, labels names the classes"
-            )
+            raise ValueError(f"label: layout {self.layout} knows where labels lie; remove it, labels names the classes")
         if not finds_labels and bool(self.label) != bool(self.labels):
             raise ValueError("label and labels go together: give both or neither")
         named = [value for values in (*self.labels.values(), self.ignored_label_values) for value in values]
@@ -126,7 +124,7 @@ class DataSection(Section):
             if isinstance(name, str):
                 raise ValueError(f"labels: '{name}' is a name; layout pattern knows numbers only, such as [1]")
         if self.test_images and self.layout not in ("msd", "nnunet"):
-            raise ValueError(f"test_images: is for the layouts msd and nnunet, not for {self.layout}; take it out")
+            raise ValueError(f"test_images: is for the layouts msd and nnunet, not for {self.layout}; remove it")
         known = ", ".join(self.contrasts)
         for name in self.bias_correction if self.resample_to is None else [self.resample_to, *self.bias_correction]:
             if name not in self.contrasts:

@@ -34,7 +34,7 @@ class LossSection(Section):
     def _cross_entropy_counts_once(self):
         if self.name == "cross_entropy" and self.cross_entropy_weight:
             raise ValueError(
-                f"cross_entropy_weight: {self.cross_entropy_weight:g} adds cross-entropy to itself; take it out, or "
+                f"cross_entropy_weight: {self.cross_entropy_weight:g} adds cross-entropy to itself; remove it, or "
                 "choose name: dice or focal_tversky"
             )
         if self.cross_entropy == "plain" and self.name != "cross_entropy" and not self.cross_entropy_weight:

@@ -152,7 +152,7 @@ class ConstrainedStage(Section):
         for key, number in IN_PLACE_OF.items():
             is_given = values.get(key) is not None
             if is_given and values.get(number) is not None:
-                raise ValueError(f"{key}: stands in place of {number}; set {number} to null, or take one of them out")
+                raise ValueError(f"{key}: stands in place of {number}; set {number} to null, or remove one of them")
             if not is_given and number in values and values[number] is None:
                 raise ValueError(f"{number}: null leaves the choice to {key}; give that, or a number")
             values |= {number: None} if is_given else {}

@@ -1,10 +1,10 @@
-"""Text files that other programs wrote: UTF-8, with or without the byte-order mark that Windows puts before it."""
+"""Text files of other programs: UTF-8, with or without the byte-order mark that Windows writes."""
 
 from pathlib import Path
 
 
 class NotUtf8(UnicodeError):
-    """Says which byte of a text file is not UTF-8, and what to do."""
+    """States which byte of a text file is not UTF-8, and what to do."""
 
 
 def read_text(path):

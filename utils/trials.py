@@ -1,4 +1,4 @@
-"""Trials of step 4: named changes of its settings, how they change the section, and what is wrong with them."""
+"""Trials of step 4: named changes of its settings, their application and their checks."""
 
 from pydantic import ValidationError
 
@@ -8,14 +8,14 @@ OF_THE_GRID = ("contrasts", "inits", "subjects_n", "repeats", "trials", "chosen"
 
 
 def with_changes(section, changes):
-    """Return a section in which some keys have other values, checked like one from a file.
+    """Return a section with changed values, checked like one from a file.
 
     Args:
         section: `FinetuningSection`.
         changes: Dotted key below the section, such as `training.learning_rate`, to its value.
 
     Returns:
-        A `FinetuningSection` without trials of its own.
+        A `FinetuningSection` without trials.
 
     Raises:
         pydantic.ValidationError: With these values the section is not valid.
@@ -36,7 +36,7 @@ def refuse_wrong_trials(section):
     """Check every trial as the section itself is checked.
 
     Args:
-        section: `FinetuningSection`, sound but for its trials.
+        section: `FinetuningSection`, valid except for its trials.
 
     Raises:
         pydantic.ValidationError: Lists every mistake with its place, `trials.NAME.key` or `chosen.INIT`.
@@ -71,10 +71,10 @@ def _mistakes_of_trial(section, name):
 
 
 def _why_not(section, path):
-    """Say why a key cannot be changed by a trial; None if it may."""
+    """Explain why a trial cannot change a key; None if it can."""
     first, *_ = names = path.split(".")
     if first in OF_THE_GRID:
-        return "is the same for every trial; take it out"
+        return "is the same for every trial; remove it"
     places = [section]
     for name in names:
         places.append(places[-1].get(name) if isinstance(places[-1], dict) else getattr(places[-1], name, None))
@@ -91,7 +91,7 @@ def _mistake(place, found, reason):
 
 
 def mistakes_of_trials(config):
-    """Yield what is wrong with trials in view of the other sections of a config, one line per mistake."""
+    """Yield conflicts between trials and the other sections of a config, one line per mistake."""
     for name in config.finetuning.trials if config.finetuning else ():
         settings = config.finetuning.settings_of(None, name)
         try:
@@ -103,5 +103,5 @@ def mistakes_of_trials(config):
 
 
 def drop_grid_keys(plain):
-    """Return the plain section without the keys that say which cells there are: what shapes a cell."""
+    """Return the plain section without the keys of the grid: the settings that affect a cell."""
     return {key: value for key, value in plain.items() if key not in OF_THE_GRID}

@@ -1,4 +1,4 @@
-"""YAML without surprises: plain data only, no repeated keys, aliases or hidden conversions, and bounded work."""
+"""Safe YAML: plain data only, without repeated keys, aliases or hidden conversions, and with bounded work."""
 
 import re
 from collections.abc import Hashable
@@ -30,7 +30,7 @@ def read_yaml(path):
         A dictionary.
 
     Raises:
-        InputError: One line that names the file, and the line in it where that is known.
+        InputError: One line that names the file and, if known, the line in it.
     """
     path = Path(path)
     try:
@@ -46,7 +46,7 @@ def read_yaml(path):
 
 
 def parse_yaml(text):
-    """Turn YAML text into plain data: dictionaries, lists, text, numbers, dates, true and false, None.
+    """Convert YAML text to plain data: dictionaries, lists, text, numbers, dates, true and false, None.
 
     Raises:
         yaml.YAMLError: With one line of text as its only argument.
@@ -64,7 +64,7 @@ def parse_yaml(text):
 
 
 def printable(words):
-    """Text for one line of a message: escaped where it holds line breaks or other characters that print nothing."""
+    """Return text for one line of a message, with line breaks and non-printing characters escaped."""
     text = str(words)
     return text if text.isprintable() else ascii(text)
 
@@ -76,7 +76,7 @@ def _text_of(path):
         if not path.exists():
             raise InputError(f"{path}: no such config file")
         if not path.is_file():
-            what = "a folder" if path.is_dir() else "no regular file"
+            what = "a folder" if path.is_dir() else "not a regular file"
             raise InputError(f"{path}: is {what}, expected a YAML file")
         if (size := path.stat().st_size) > LARGEST_BYTES:
             limit = f"{LARGEST_BYTES // 1024} KiB"
@@ -89,11 +89,11 @@ def _text_of(path):
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{str(path)!r}: is no file name ({error})") from None  # a NUL character
+        raise InputError(f"{str(path)!r}: is not a file name ({error})") from None  # a NUL character
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader that refuses what hides values, changes them silently or blows up in memory."""
+    """SafeLoader that refuses hidden values, silent conversions and excessive memory use."""
 
     depth = 0
 
@@ -121,7 +121,7 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node, deep=False):
-        """Build one value; a number or date that there is not becomes a YAMLError that names its line."""
+        """Build one value; an invalid number or date raises a YAMLError that names its line."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, OverflowError, KeyError, AttributeError, IndexError):
@@ -129,7 +129,7 @@ class _PlainLoader(yaml.SafeLoader):
             shown = node.value if isinstance(node.value, str) else f"a {node.id}"
             shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
             line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"line {line}: {shown} is no valid {kind}; put text in quotes") from None
+            raise yaml.YAMLError(f"line {line}: {shown} is not a valid {kind}; put text in quotes") from None
 
     def construct_plain_number(self, node):
         """Build a number; refuse `010`, which YAML 1.1 reads as 8, and `1:30`, which it reads as 90."""

@@ -95,7 +95,7 @@ def test_synthesis_refuses_references_and_masks_that_changed(tmp_path, name):
 
 def changed_reference(path):
     cure = "restore it, or run generate_h5_pretraining.py --overwrite and the steps after it again"
-    text = "changed since step 2 packed it, so scores would have another reference than training"
+    text = "changed since step 2 packed it, so that scores and training would have different references"
     return f"sub-3: '{path}' {text}; {cure}"
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.reliability.full_disk import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
-FULL = "no space left on device; free some space and type the same command again: finished work is kept"
+FULL = "no space left on device; free some space and rerun the command; finished work is kept"
 
 
 def may_mount(folder):

@@ -95,7 +95,7 @@ def test_one_scan_under_two_names_in_two_sets_is_refused(tmp_path):
     files = [tmp_path / "data" / subject / "t1.nii.gz" for subject in ("sub-1", "sub-3")]
     assert outcome.said == [
         f"sub-1 (train, '{files[0]}') and sub-3 (test, '{files[1]}'): one scan under two names (the same voxels in "
-        "'t1', 't2'); take one of them out of the data, or put both into one set"
+        "'t1', 't2'); remove one of them from the data, or put both into one set"
     ]
     assert outcome.code == 2 and not list((tmp_path / "work" / "h5").glob("*.h5"))
     assert not list((tmp_path / "work").rglob(".tmp*"))

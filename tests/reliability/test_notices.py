@@ -23,7 +23,7 @@ def test_a_folder_that_may_not_be_read_is_named(as_user, caplog):
     if os.geteuid() == 0:
         os.seteuid(NOBODY)
     assert list(find_subjects(as_user / "data", CONTRASTS)) == ["sub-1", "sub-3"]
-    expected = f"'{closed}' may not be read, so what it holds is left out; mend its permissions"
+    expected = f"'{closed}' cannot be read, so its contents are left out; fix its permissions"
     assert [record.getMessage() for record in caplog.records] == [expected]
 
 
@@ -47,9 +47,7 @@ def test_scans_that_do_not_say_how_they_lie_are_pointed_out_once(tmp_path, caplo
         found, problems = nifti.read_image(tmp_path / f"{name}.nii.gz", "sub-1")
         assert not problems and nibabel.aff2axcodes(found.affine) == ("L", "A", "S")
     (record,) = caplog.records
-    assert record.getMessage().startswith(
-        f"'{tmp_path}/first.nii.gz' does not say how it lies in space (sform_code and"
-    )
+    assert record.getMessage().startswith(f"'{tmp_path}/first.nii.gz' has no orientation (sform_code and")
 
 
 @pytest.fixture

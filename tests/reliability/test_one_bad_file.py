@@ -24,7 +24,7 @@ def truncate(path):
 SPOILERS = {
     "truncated": (truncate, "is truncated; copy or export it again"),
     "empty": (lambda path: path.write_bytes(b""), "is empty (0 bytes); copy or export it again"),
-    "missing": (lambda path: path.unlink(), "is missing: no file '{}'; add it, or take the subject out of the folder"),
+    "missing": (lambda path: path.unlink(), "is missing: no file '{}'; add it, or remove the subject from the folder"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "is a folder; put the scan in its place"),
 }
 
@@ -166,7 +166,7 @@ def test_steps_2_and_4_go_on_without_a_subject(tmp_path, four, subject, spoiler)
     assert any(line.startswith(f"failed: {subject}: ") for line in outcome.logged)
     rows = json.loads((tmp_path / "work" / MODEL / "metrics.json").read_text())["per_subject"]
     assert {row["subject"] for row in rows} == {"sub-3", "sub-5"} - {subject}
-    path.write_bytes(whole)  # mended: what lacks the subject does not pass for complete
+    path.write_bytes(whole)  # repaired: what lacks the subject does not pass for complete
     assert run(SLICES, "--config", four).said[0].startswith(f"{subject}: is not in ")
     assert run(SLICES, "--config", four, "--overwrite").code == 0
     assert SliceStore(tmp_path / "work/h5/annotated.h5").subjects == SUBJECTS

@@ -32,7 +32,7 @@ def test_a_second_run_is_refused_and_disturbs_nothing(step, finished, work):
         shutil.rmtree(place)
     place.mkdir(parents=True)
     words = ["--config", finished / "tiny.yaml", "--work-dir", work]
-    line = f"{place}: another run is at work in this folder; wait until it has ended, or give another --work-dir"
+    line = f"{place}: another run is active in this folder; wait until it has ended, or give another --work-dir"
     with alone_in(place):
         assert_refused(work, step, words, [line])
     if step == "generate_constraint_maps":
@@ -47,7 +47,7 @@ def test_a_second_run_that_is_to_redo_all_removes_nothing(step, finished, work):
     else:
         words.append("--overwrite")
     place = work / PLACES[step]
-    line = f"{place}: another run is at work in this folder; wait until it has ended, or give another --work-dir"
+    line = f"{place}: another run is active in this folder; wait until it has ended, or give another --work-dir"
     with alone_in(place):
         assert_refused(work, step, words, [line])
 

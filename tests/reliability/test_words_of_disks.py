@@ -11,13 +11,13 @@ from tests.test_predict_segmentation import write_model, write_scan
 from utils.disk import trouble_with_disk
 from utils.runs import alone_in
 
-ROOM = "and type the same command again: finished work is kept"
+ROOM = "and rerun the command; finished work is kept"
 LINES = {
     errno.ENOSPC: f"no space left on device; free some space {ROOM}",
     errno.EDQUOT: f"disk quota exceeded; free some of your quota {ROOM}",
     errno.EROFS: "read-only file system; give {} that can be written",
-    errno.EACCES: "permission denied; give {} that you may write, or mend the permissions",
-    errno.EPERM: "operation not permitted; give {} that you may write, or mend the permissions",
+    errno.EACCES: "permission denied; give {} in which you may write, or fix the permissions",
+    errno.EPERM: "operation not permitted; give {} in which you may write, or fix the permissions",
 }
 SCRIPTS = {
     "predict": ("an --output", ["--model", "{}/model", "--input", "{}/scans", "--output", "{}/out"]),

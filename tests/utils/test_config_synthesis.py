@@ -65,7 +65,7 @@ MISTAKES_OF_SYNTHESIS = [
     (["pretraining.contrasts_as=samples"], "contrasts_as: samples is for slices; with network.rank 3 take channels"),
     (
         ["pretraining.stages.global.n_partitions=2"],
-        "pretraining.stages.global.n_partitions: is for slices; take it out",
+        "pretraining.stages.global.n_partitions: is for slices; remove it",
     ),
     (["pretraining.stages.constrained.patch_size=3"], r"patch_size: 3 pixels .* do not divide \[16, 16, 8\]"),
     (["synthesis.inits=[random, local]"], "synthesis.inits: 'local' is neither random nor a stage of pretraining"),

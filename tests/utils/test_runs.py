@@ -133,7 +133,7 @@ def test_an_interrupted_script_says_how_to_continue(number):
     time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "same command again to continue" in errors and "Traceback" not in errors
+    assert process.returncode == 130 and "rerun the command to resume" in errors and "Traceback" not in errors
 
 
 def test_an_interrupt_that_python_drops_stops_the_script_after_the_subject_at_hand():
@@ -148,7 +148,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_left_overs_of_a_killed_o
     with open_run(tmp_path / "run", {}, 3):
         assert not list(tmp_path.rglob(".tmp-*"))
         with (
-            pytest.raises(InputError, match=r"run: another run is at work in this folder; wait"),
+            pytest.raises(InputError, match=r"run: another run is active in this folder; wait"),
             open_run(tmp_path / "run", {}, 3),
         ):
             pass
@@ -159,13 +159,13 @@ def test_a_second_run_in_the_same_folder_is_refused_and_left_overs_of_a_killed_o
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OSError(28, "x", "a.h5"), "a.h5: no space left on device; free some space and type the same command again"),
+        (OSError(28, "x", "a.h5"), "a.h5: no space left on device; free some space and rerun the command"),
         (
             OSError("Can't write data (file write failed: errno = 28, error message = 'x')"),
             "no space left on device; free",
         ),
         (OSError(30, "x", "runs/a"), "runs/a: read-only file system; give a --work-dir that can be written"),
-        (PermissionError(13, "x", "runs/a"), "runs/a: permission denied; give a --work-dir that you may write"),
+        (PermissionError(13, "x", "runs/a"), "runs/a: permission denied; give a --work-dir in which you may write"),
     ],
 )
 def test_trouble_with_the_disk_is_one_line(error, line, capsys):
@@ -187,7 +187,7 @@ def test_only_a_full_disk_is_looked_for_behind_another_error(number, code, capsy
 
     assert exit_code_of(main) == code
     found = capsys.readouterr().err
-    assert found.startswith("a.pdf: ") and "type the same command again" in found if code == 2 else "Traceback" in found
+    assert found.startswith("a.pdf: ") and "rerun the command" in found if code == 2 else "Traceback" in found
 
 
 def test_other_errors_of_the_system_are_reported_in_full(capsys):

@@ -102,7 +102,7 @@ def test_elastic_in_mm_takes_the_size_of_a_pixel_from_the_config():
             ["elastic_grid_mm=50", "elastic_grid=null"],
             "elastic_grid_mm: the size of a pixel in mm is not known, slices.pixel_size is null; give elastic_grid",
         ),
-        (CHAOS, ["mirror=[left_right]"], "(right_kidney, left_kidney); take left_right out"),
+        (CHAOS, ["mirror=[left_right]"], "(right_kidney, left_kidney); remove left_right"),
         (CHAOS, ["mirror=[inferior_superior]"], "inferior_superior lies across slices; it is for network.rank 3"),
         (CHAOS, ["mirror=[anterior_posterior, anterior_posterior]"], "names an axis twice"),
         (CHAOS, ["gamma=[1.5, 0.7]"], "must be the smallest and the largest value, in this order"),

@@ -45,8 +45,8 @@ def test_places_are_what_find_subjects_takes(tmp_path):
     [
         ({"labels": {"liver": [1]}}, "data: label and labels go together"),
         ({"label": "{subject}.nii", "labels": {"liver": "liver"}}, "data: labels: 'liver' is a name; layout pattern"),
-        ({"layout": "brats", "label": "x", "labels": {"a": [1]}}, "label: layout brats knows where labels lie; take"),
-        ({"layout": "chaos", "label": "T1DUAL"}, "label: layout chaos knows where labels lie; take it out"),
+        ({"layout": "brats", "label": "x", "labels": {"a": [1]}}, "label: layout brats knows where labels lie; remove"),
+        ({"layout": "chaos", "label": "T1DUAL"}, "label: layout chaos knows where labels lie; remove it"),
         ({"layout": "bids", "labels": {"a": [1]}}, "data: label and labels go together"),
         ({"layout": "renal", "labels": {"a": ["x"], "b": ["x"]}}, "labels: value x is named twice; a voxel has one"),
         ({"test_images": True}, "test_images: is for the layouts msd and nnunet, not for pattern"),

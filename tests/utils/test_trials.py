@@ -75,8 +75,8 @@ def test_trials_leave_the_hashes_from_before_them(load, tmp_path, overrides, bef
         ({"trainig.epochs": 1}, "trainig: unknown key; did you mean 'training'?"),
         ({"training.learning_rate": -1}, "training.learning_rate: Input should be greater than 0 (found -1)"),
         ({"training.epochs": True}, "training: epochs: found yes (true or false), expected another value"),
-        ({"repeats": 2}, "repeats: is the same for every trial; take it out (found 2)"),
-        ({"chosen.random": "x"}, "chosen.random: is the same for every trial; take it out (found 'x')"),
+        ({"repeats": 2}, "repeats: is the same for every trial; remove it (found 2)"),
+        ({"chosen.random": "x"}, "chosen.random: is the same for every trial; remove it (found 'x')"),
         (
             {"training": {"epochs": 1}},
             "training: is a section; name single keys of it, such as 'training.epochs'",
