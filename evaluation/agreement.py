@@ -1,4 +1,4 @@
-"""Agreement of segmented with reference volumes, the numbers of a Bland-Altman plot."""
+"""Agreement of segmented and reference volumes: the numbers of a Bland-Altman plot."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ def volumes(scores):
         scores: A `Scores`.
 
     Returns:
-        DataFrame: `contrasts`, `init`, `n_annotated`, `subject`, `label`, `measured` and `reference` in mL; NaN where
-        the voxel size is not known.
+        DataFrame: `contrasts`, `init`, `n_annotated`, `subject`, `label`, `measured` and `reference` in mL; NaN if the
+        voxel size is not known.
     """
     keys = [*CELL, "subject", "label"]
     measured, reference = (
@@ -31,7 +31,7 @@ def bland_altman_table(scores):
     """Bias and limits of agreement of the volumes of a `Scores`, by contrasts, init, N and label.
 
     Returns:
-        A `Table`, or None when there are no volumes (voxel size not known).
+        A `Table`, or None if there are no volumes (voxel size not known).
     """
     import pandas
 
@@ -50,7 +50,7 @@ def bland_altman_table(scores):
         f"{scores.note} "
         f"Agreement of volumes [mL], segmented minus reference, across test subjects: bias and 95 % limits of "
         "agreement (bias ± 1.96 standard deviations of the differences), with 95 % CIs (Bland and Altman 1999). "
-        "The segmented volume of a subject is the mean over its repeats; that of a single network scatters more. A "
+        "The segmented volume of a subject is the mean over its repeats; the volumes of single networks vary more. A "
         "label that was not segmented counts as 0 mL."
     ).strip()
     text = pandas.DataFrame([_agreement_text(row) for row in numbers.itertuples()])

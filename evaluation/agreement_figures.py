@@ -7,12 +7,12 @@ from evaluation.figures import MARKERS, colour_of, in_report_style, panels, shar
 from evaluation.measures import DICE
 from evaluation.statistics import bland_altman, stars
 
-NARROW, WIDE = 3.4, 7.0  # inches: one column and two columns of a journal
+NARROW, WIDE = 3.4, 7.0  # inches: one and two journal columns
 VIOLIN_INCHES = 0.3
 PANEL_HEIGHT = 2.3
-GROUP_WIDTH = 0.84  # of the distance between two contrasts, for all initialisations side by side
+GROUP_WIDTH = 0.84  # of the distance between two contrasts, for all initialisations together
 WIDEST_VIOLIN = 0.3
-BAR_STEP = 0.075  # between significance bars above one another, in units of the Dice
+BAR_STEP = 0.075  # between stacked significance bars, in units of Dice
 MOST_COLUMNS = 3
 AGREEMENT_INCHES = (1.75, 2.2)
 VIOLINS_SHOW = (
@@ -37,7 +37,7 @@ def at_largest_n(values):
 def dice_violins(scores, differences=None):
     """Draw the distribution of the Dice over test subjects, one violin per initialisation, at the largest N.
 
-    One panel per label (two a row where few violins stand in each), as `VIOLINS_SHOW` says.
+    One panel per label (two per row if each has few violins), as described in `VIOLINS_SHOW`.
 
     Args:
         scores: A `Scores` of segmentation.
@@ -103,7 +103,7 @@ def _draw_violins(axis, group, place, order, styles):
             body.set(facecolor=colour, edgecolor=colour, alpha=0.25)
         low, median, high = np.percentile(values, (25, 50, 75))
         is_outlier = (values < low - 1.5 * (high - low)) | (values > high + 1.5 * (high - low))
-        # Subjects are spread in their order, not at random: the same results give the same figure.
+        # Subjects are spread in order, not at random, so that the same results give the same figure.
         spread = x + 0.3 * width * np.linspace(-1, 1, len(values))
         axis.scatter(spread[~is_outlier], values[~is_outlier], s=4, color=colour, alpha=0.6, linewidths=0)
         axis.scatter(spread[is_outlier], values[is_outlier], s=13, facecolors="none", edgecolors=colour, linewidths=0.8)
@@ -144,7 +144,7 @@ def _label_violin_axes(axis, panel, label, contrasts):
 
 
 def _limit_dice(axis, lowest, top):
-    """Show the Dice from below the lowest of all panels to above the highest bar of all, which may lie above 1."""
+    """Set the Dice axis from below the lowest value to above the highest bar of all panels, which may exceed 1."""
     floor = max(0.0, np.floor(10 * np.nan_to_num(lowest)) / 10)
     axis.set_yticks(np.arange(1.0, floor - 0.001, -0.1 if floor >= 0.5 else -0.2))
     axis.set_ylim(floor - 0.02, top + (0.02 if top <= 1.0 else 0.07))
@@ -154,7 +154,7 @@ def _limit_dice(axis, lowest, top):
 def bland_altman_plots(scores, both, label):
     """Draw the agreement of segmented and reference volumes of one label at the largest N.
 
-    One panel per contrasts and initialisation, all with the same axes; what they show is in `AGREEMENT_SHOWS`.
+    One panel per contrasts and initialisation, all with the same axes, as described in `AGREEMENT_SHOWS`.
 
     Args:
         scores: A `Scores` of segmentation.
@@ -162,7 +162,7 @@ def bland_altman_plots(scores, both, label):
         label: Class name.
 
     Returns:
-        A matplotlib `Figure`, or None when no subject has both volumes.
+        A matplotlib `Figure`, or None if no subject has both volumes.
 
     Reference:
         Ghoul et al., ISMRM 2024, Fig. 2; Bland and Altman, Stat. Methods Med. Res. 1999;8:135-160.
@@ -192,7 +192,7 @@ def bland_altman_plots(scores, both, label):
 
 
 def _panel_places(contrasts, inits):
-    """Row and column of every panel, by contrasts and init; two inits of many contrasts stand four panels a row."""
+    """Row and column of every panel, by contrasts and init; two inits of many contrasts use four panels per row."""
     columns = min(MOST_COLUMNS, inits)
     rows = -(-inits // columns)
     sets = 2 if columns <= 2 and contrasts > 3 else 1
@@ -203,7 +203,7 @@ def _panel_places(contrasts, inits):
 
 
 def _draw_agreement(axis, part, colour):
-    """Draw one panel of one contrasts and init; its numbers stand in the title."""
+    """Draw one panel of one contrasts and init, with its numbers in the title."""
     axis.set_axis_on()
     agreement = bland_altman(part["measured"], part["reference"])
     mean, difference = (part["measured"] + part["reference"]) / 2, part["measured"] - part["reference"]
@@ -226,4 +226,4 @@ def _draw_agreement(axis, part, colour):
 def _ml(value):
     if value is None:
         return "-"
-    return f"{value:.{0 if abs(value) >= 10 else 1}f}".replace("-", "\N{MINUS SIGN}")  # as the axes have it
+    return f"{value:.{0 if abs(value) >= 10 else 1}f}".replace("-", "\N{MINUS SIGN}")  # as on the axes

@@ -1,4 +1,4 @@
-"""What metrics.json of a cell must look like before its numbers go into a table."""
+"""Checks of the metrics.json of a cell before its numbers enter a table."""
 
 import math
 
@@ -6,7 +6,7 @@ from evaluation.measures import CELL
 from utils.checks import InputError
 
 ROUNDING = 1e-6
-SAME_REFERENCE = 1e-5  # relative; a volume from the lengths of voxels and one from the determinant differ by less
+SAME_REFERENCE = 1e-5  # relative; volumes from voxel lengths and from the determinant differ by less
 LINES_SHOWN = 8
 
 
@@ -19,8 +19,8 @@ def check_metrics(file, metrics, task):
         task: The `measures.Task`.
 
     Raises:
-        InputError: A key is missing or holds what it cannot, a score lies where none can lie, or a tested subject is
-            among those that trained or chose the network; the first of these is named.
+        InputError: A key is missing or has an invalid value, a score is out of range, or a tested subject is among
+            those that trained or selected the network; the first of these is reported.
     """
     kinds = dict(task.inputs) | {"init": str, "n_annotated": int, "repeat": int}
     kinds |= {"config_hash": str, **dict.fromkeys(task.words, str | None), "per_subject": list}
@@ -42,7 +42,7 @@ def check_metrics(file, metrics, task):
 
 
 def refuse_mixed_splits(cells, work_dir):
-    """Raise InputError when cells of one fold were made with different splits; those that do not say are not compared.
+    """Raise InputError if cells of one fold were made with different splits; cells without a record are skipped.
 
     Args:
         cells: Path of each metrics.json to its content.
@@ -63,11 +63,11 @@ def refuse_mixed_splits(cells, work_dir):
 
 
 def refuse_other_references(cells, keys):
-    """Raise InputError when two cells scored one subject and label against different references.
+    """Raise InputError if two cells scored one subject and label against different references.
 
     Args:
         cells: Path of each metrics.json to its content.
-        keys: Numbers of a row that describe the reference; where one is null it is not compared.
+        keys: Numbers of a row that describe the reference; null values are not compared.
     """
     first, problems = {}, {}
     for file, metrics in cells.items():
@@ -125,7 +125,7 @@ def impossible(row, task):
 
 
 def _leak(metrics, task):
-    """Say which subject trained or chose the network that it tests; None if there is none."""
+    """Report a subject that trained or selected the network that it tests; None if there is none."""
     tested = {row["subject"] for row in metrics["per_subject"]}
     for key in task.untested:
         if both := tested.intersection(map(str, metrics.get(key) or ())):

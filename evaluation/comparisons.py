@@ -1,4 +1,4 @@
-"""Every initialisation against one of them, at the same contrasts and N: across test subjects, and across repeats."""
+"""Comparison of initialisations with a baseline at the same contrasts and N: across test subjects and repeats."""
 
 import dataclasses
 
@@ -12,10 +12,10 @@ BASELINE = "random"
 def compare_inits(scores, by_label=False, measures=None, baseline=BASELINE):
     """Compare the scores of every init with those of the baseline, by contrasts and N.
 
-    Two questions are answered, because either alone misleads. Across test subjects (paired t-test, as in the renal
-    paper): do these trained networks differ on other subjects? Many subjects that are alike make any difference
-    between two trainings significant, also one that another training would turn round. Across repeats (ours): does
-    the difference come back when other annotated subjects are drawn, with other random weights?
+    Two questions are answered, because either alone is misleading. Across test subjects (paired t-test, as in the renal
+    paper): would these trained networks differ on other subjects? With many similar subjects, any difference between
+    two trainings becomes significant, even one whose sign would change in another training. Across repeats (ours):
+    does the difference recur with other annotated subjects and other random weights?
 
     Args:
         scores: A `Scores`.
@@ -80,7 +80,7 @@ def _note(comparison, runs, baseline_runs, init, baseline):
 
 
 def unequal_repeats(runs):
-    """Name the runs that only one of two initialisations has; nothing when they have the same.
+    """Name the runs that only one of two initialisations has; empty if both have the same.
 
     Args:
         runs: Mapping of two initialisations to their sets of runs, from `Scores.runs`.

@@ -1,4 +1,4 @@
-"""One picture of a data set: some subjects, all contrasts, the labels on top."""
+"""One picture of a dataset: some subjects, all contrasts, with the labels as overlay."""
 
 import numpy as np
 
@@ -8,16 +8,16 @@ from utils.runs import atomic_path
 
 PANEL_INCHES = 1.5
 MOST_CHANNELS = 8
-MOST_SIDE_BY_SIDE = 4  # labels in a row of the legend
-LEAST_INCHES = 6  # of width: title and legend need them
+MOST_SIDE_BY_SIDE = 4  # labels per row of the legend
+LEAST_INCHES = 6  # of width, needed by title and legend
 
 
 @in_report_style
 def draw_montage(path, subjects, channels, labels, title):
     """Draw a column of axial slices for each subject; radiological display, true aspect ratio.
 
-    Shown is the slice on which the labels are largest; without label, that with most bright voxels. Few subjects are
-    drawn larger than many.
+    It shows the slice with the largest labels, or without labels the one with most bright voxels. If there are few
+    subjects, they are drawn larger.
 
     Args:
         path: PNG to write.

@@ -1,4 +1,4 @@
-"""Classes that a network has not learned: Dice over all validation slices, and what tables and report say of it."""
+"""Classes that a network has not learned: Dice over all validation slices, for tables and the report."""
 
 import math
 
@@ -6,20 +6,20 @@ import numpy as np
 
 from evaluation.formats import from_to, number
 
-DEAD = 0.2  # Dice over the validation subjects; a class below it is dead (ours)
-SELECTING_SAYS = "Selecting: validation subjects, beside N, that chose weights or learning rates."
+DEAD = 0.2  # Dice over the validation subjects; classes below it are dead (ours)
+SELECTING_SAYS = "Selecting: annotated validation subjects, not counted in N, that selected weights or learning rates."
 DEAD_SAYS = f"Dead: classes whose Dice over the validation subjects is below {DEAD}, in all runs. -: not recorded."
 
 
 def pooled_dice(pairs, labels):
-    """Compute Dice of every class over the pixels of all slices together, as if they were one volume.
+    """Compute the Dice of every class over the pixels of all slices, as if they were one volume.
 
     Args:
         pairs: Pairs of class indices `(S, H, W)`, predicted and reference, one for each subject.
         labels: Class names; the first has index 1.
 
     Returns:
-        Dictionary of class name to Dice in [0, 1]; None where the reference shows nothing of the class.
+        Dictionary of class name to Dice in [0, 1]; None if the class does not occur in the reference.
     """
     both, either, shown = (np.zeros(len(labels) + 1, np.int64) for _ in range(3))
     for predicted, reference in pairs:
@@ -31,18 +31,18 @@ def pooled_dice(pairs, labels):
 
 
 def dead_labels(validation_dice):
-    """Name the classes whose validation Dice, a dictionary as of `pooled_dice`, is below `DEAD`."""
+    """Name the classes whose validation Dice, from `pooled_dice`, is below `DEAD`."""
     return [label for label, dice in validation_dice.items() if dice is not None and dice < DEAD]
 
 
 def about_validation(metrics):
-    """Read what metrics.json says of the validation subjects of its cell.
+    """Read what metrics.json records about the validation subjects of its cell.
 
     Args:
-        metrics: Content of the file; earlier versions wrote less.
+        metrics: Content of the file; earlier versions recorded less.
 
     Returns:
-        Dictionary with `n_selecting`, how many validation subjects chose weights or learning rates (None: not
+        Dictionary with `n_selecting`, how many validation subjects selected weights or learning rates (None: not
         recorded), `judged`, how many classes have a validation Dice (None: not recorded), and `dead`, the names of
         those that are dead, separated by commas.
     """
@@ -53,15 +53,15 @@ def about_validation(metrics):
 
 
 def about_runs(cell):
-    """Sum up what the runs of a cell of the grid say of their validation subjects.
+    """Summarise what the runs of a cell record about their validation subjects.
 
     Args:
         cell: Rows of `collect_results`.
 
     Returns:
         Dictionary with `selecting_min` and `selecting`, the smallest and largest number of validation subjects that
-        chose weights or rates; and `dead` and `judged`, how many classes of how many, over all runs. NaN (`judged`: 0)
-        where nothing is recorded.
+        selected weights or rates; and `dead` and `judged`, how many classes of how many, over all runs. NaN (`judged`:
+        0) if nothing is recorded.
     """
     runs = cell.drop_duplicates("folder")
     judged = int(runs["judged"].fillna(0).sum())
@@ -71,10 +71,10 @@ def about_runs(cell):
 
 
 def selecting_text(row):
-    """How many validation subjects chose weights or learning rates, as a reader sees it; `-`: not recorded."""
+    """Write how many validation subjects selected weights or learning rates; `-`: not recorded."""
     return from_to(*(number(row[key], ".0f") for key in ("selecting_min", "selecting")))
 
 
 def dead_text(row):
-    """How many classes are dead among those judged in all runs, as a reader sees it; `-`: not recorded."""
+    """Write how many of the classes judged in all runs are dead; `-`: not recorded."""
     return f"{row['dead']:.0f} of {row['judged']}" if row["judged"] else "-"

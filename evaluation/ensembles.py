@@ -1,4 +1,4 @@
-"""Several networks, and mirror images, as one network."""
+"""Several networks and mirrored images combined into one network."""
 
 import itertools
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 class Ensemble:
-    """The mean of what networks predict of an image and of its mirror images.
+    """The mean of the predictions of networks for an image and its mirror images.
 
     Args:
-        networks: Anything with Keras' `predict_on_batch`, all of one input and output shape: `(B, H, W[, D], C)` to
+        networks: Objects with Keras' `predict_on_batch`, all of one input and output shape: `(B, H, W[, D], C)` to
             `(B, H, W[, D], K)`.
         flips: Axes of the batch, such as 1 for H. The image is predicted as it is and mirrored along every combination
             of them, and each prediction is mirrored back: 2 predictions of each network for one axis, 4 for two.

@@ -1,7 +1,7 @@
-"""Error maps of contrast synthesis: the acquired contrast, what each initialisation made of it, and |difference|.
+"""Error maps of contrast synthesis: the acquired contrast, the synthesis of each initialisation, and |difference|.
 
-Which subjects and slices are shown follows a rule, as in `overlays`: test subjects are ranked by SSIM and the middle
-and the last one are shown, on a slice that the reference alone decides.
+The choice of subjects and slices follows a rule, as in `overlays`: test subjects are ranked by SSIM, and the median and
+the worst are shown, on a slice that depends on the reference only.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from evaluation.measures import MASK, measures_in
 from evaluation.overlays import choose_subjects, first_repeat, mark_right, read_prediction, slices_to_show
 from utils.checks import InputError
 
-MOST_SIDE_BY_SIDE = 3  # initialisations whose images and errors share one line
+MOST_SIDE_BY_SIDE = 3  # initialisations whose images and errors share one row
 WIDEST_INCHES, PICTURE_INCHES, BAR_INCHES = 13.0, 1.9, 0.9
-CLEAR = 99.5  # percentile of all errors shown at which the colours end
+CLEAR = 99.5  # percentile of all errors shown that ends the colour scale
 RULE = (
     "Subjects are ranked by SSIM inside the mask, averaged over target contrasts, repeats and all initialisations at "
     "this N; the median and the worst are shown, on the axial slice on which the reference labels (without labels: the "
@@ -28,10 +28,10 @@ RULE = (
 
 @dataclasses.dataclass(frozen=True)
 class ErrorMaps:
-    """One subject as it is drawn, all pictures on one slice and in units of the data range.
+    """One subject to be drawn, all images on one slice and in units of the data range.
 
     Attributes:
-        title: What stands left of its rows, such as "median: sub-01".
+        title: Text to the left of its rows, such as "median: sub-01".
         aspect: Height of a pixel over its width.
         acquired: Mapping of target contrast to `(rows, columns)`.
         synthesised: Mapping of target contrast to a mapping of init to `(rows, columns)`.
@@ -63,7 +63,7 @@ def read_error_maps(scores, files, *, contrasts, labels, ignored=()):
         List of `ErrorMaps`.
 
     Raises:
-        InputError: When a scan or a prediction is missing or does not fit the others.
+        InputError: If a scan or a prediction is missing or does not match the others.
     """
     ssim, *_ = measures_in(MASK)
     keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
@@ -106,7 +106,7 @@ def _synthesised(folder, subject, target, shape):
 
 
 def _reference(files, volume, affine, labels, ignored):
-    """What decides on the slice: the label map, or else the mask that is given, or else the foreground found."""
+    """Return what determines the slice: the label map, else the given mask, else the segmented foreground."""
     from data.intensity import foreground_mask
     from data.volumes import read_label, read_mask
 
@@ -117,7 +117,7 @@ def _reference(files, volume, affine, labels, ignored):
 
 
 def largest_error(pictures):
-    """End of the colour scale for a list of `ErrorMaps`: hardly any error is larger; at least 0.01."""
+    """Return the end of the colour scale for a list of `ErrorMaps`, which few errors exceed; at least 0.01."""
     errors = [error.ravel() for one in pictures for contrast in one.acquired for error in one.errors(contrast).values()]
     return max(0.01, float(np.ceil(100 * np.percentile(np.concatenate(errors), CLEAR)) / 100))
 
@@ -132,7 +132,7 @@ def draw_error_maps(pictures, title, highest):
         highest: End of the colour scale of all errors, in units of the data range.
 
     Returns:
-        A matplotlib `Figure`; with more than three initialisations the errors stand below the images.
+        A matplotlib `Figure`; with more than three initialisations, the errors are below the images.
 
     Reference:
         Poster on contrast synthesis, Fig. 4. Choice of subjects and slices: ours.

@@ -1,4 +1,4 @@
-"""The numbers a paper states, and ours beside them."""
+"""The numbers that a paper states, compared with ours."""
 
 import difflib
 from pathlib import Path
@@ -28,7 +28,7 @@ MEANS_OF_SYNTHESIS = (
 
 
 class Ours(Section):
-    """Where our value of a number is found; the quantities are explained at the top of papers/expected.yaml."""
+    """Where to find our value of a number; the quantities are explained at the top of papers/expected.yaml."""
 
     quantity: str
     init: str
@@ -59,7 +59,7 @@ class Entry(Section):
     numbers: list[Stated]
 
     def is_about_synthesis(self):
-        """Whether any of the numbers is a measure of synthesised contrasts."""
+        """Whether any number is a measure of synthesised contrasts."""
         return any(stated.ours.quantity in OF_SYNTHESIS for stated in self.numbers if stated.ours)
 
 
@@ -71,10 +71,10 @@ def read_expected(name, path=EXPECTED):
         path: The YAML file.
 
     Returns:
-        An `Entry`; its `numbers` are empty when the source states no result.
+        An `Entry`; its `numbers` are empty if the source states no result.
 
     Raises:
-        InputError: When there is no such entry, or the file is not as described at its top.
+        InputError: If there is no such entry, or the file does not follow the description at its top.
     """
     try:
         entries = TypeAdapter(dict[str, Entry]).validate_python(read_yaml(path))
@@ -123,7 +123,7 @@ def expected_table(scores, entry):
         f"Ours: mean over test subjects, {means} -: these results hold no such cell. Place: where the paper states "
         f"it; the quotations are in the CSV file. {entry.note}"
     ).strip()
-    # Here and not in a column, because captions wrap in every format.
+    # In the caption, not in a column, because captions wrap in every format.
     caption += "".join(f" {stated.what}: {stated.note}." for stated in entry.numbers if stated.note)
     text = pandas.DataFrame([_expected_text(row) for row in numbers.itertuples()])
     return Table("paper", "The paper's numbers and ours", caption, numbers, text)

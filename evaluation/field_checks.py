@@ -1,4 +1,4 @@
-"""Whether a new scan shows a network what it was trained to see: tissue within the slices, pixels of the same size."""
+"""Whether a new scan matches the training data of a network: tissue within the slices, pixels of the same size."""
 
 import logging
 
@@ -12,19 +12,19 @@ from data.volumes import grid_of_subject, read_contrasts, read_mask
 log = logging.getLogger("mrccl")
 
 REFUSE_FROM = 0.20  # share of the foreground outside the slices
-MORE_THAN_TRAINING = 0.10  # share beyond what training lost, where that was much: a small organ in a large body
+MORE_THAN_TRAINING = 0.10  # share beyond that of the training scans, if theirs was large: a small organ in a large body
 WARN_FACTOR, REFUSE_FACTOR = 1.2, 1.5  # between pixels of a scan and of training
 
 
 def check_field(files, models):
-    """Compare one scan with what models were trained on.
+    """Compare one scan with the training scans of models.
 
     Args:
-        files: `SubjectFiles` of a sound scan.
-        models: What model.json says of each, of one kind (`utils.model_description.check_agreement`).
+        files: `SubjectFiles` of a valid scan.
+        models: Content of the model.json of each; they must agree (`utils.model_description.check_agreement`).
 
     Returns:
-        Lines that forbid a prediction. What only makes it doubtful is a warning in the log.
+        Lines that prevent a prediction. Smaller differences are logged as warnings.
     """
     first = models[0]
     shape, affine = grid_of_subject(files, first["contrasts"], first["files"])
@@ -52,7 +52,7 @@ def _outside(files, grid, model, fields):
 
 
 def foreground_of(files, model):
-    """Return the given mask, or what any input contrast shows of head or body, boolean `(X, Y, Z)`."""
+    """Return the given mask, or the head or body in any input contrast, boolean `(X, Y, Z)`."""
     volume, affine = read_contrasts(files, model["contrasts"], model["files"])
     mask = read_mask(files, volume.shape[:3], affine)
     if mask is None:
@@ -62,14 +62,14 @@ def foreground_of(files, model):
 
 
 def _unlike_spacing(subject, grid, model, fields):
-    """Yield `(line, is refused)` where lengths that are not resampled differ from those of training."""
+    """Yield `(line, is refused)` if lengths that are not resampled differ from those in training."""
     found = [("pixel_mm", grid.pixel_spacing, "pixels")] if grid.pixel_size is None else []
     if len(model.get("crop_size", ())) == 3:
         found.append(("slice_mm", (grid.slice_spacing,), "slices"))
     for key, lengths, what in found:
         ends = [field[key] for field in fields if field.get(key)]
         if not ends:
-            continue  # of a model from before it was noted, or of scans without a known voxel size
+            continue  # not recorded by older models, or for scans without a known voxel size
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         factor = max(max(low / length, length / high) for length in lengths)
         if factor > WARN_FACTOR:

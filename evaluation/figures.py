@@ -1,6 +1,7 @@
-"""The figures of a report: scores against N, and the curves of pretraining. Overlays are in `overlays.py`.
+"""Figures of a report: scores against N, and the curves of pretraining. Overlays are in `overlays.py`.
 
-Colours (Okabe and Ito) stay apart in all common kinds of colour blindness; inits differ in marker and line style too.
+The colours (Okabe and Ito) can be distinguished with all common kinds of colour blindness; initialisations also differ
+in marker and line style.
 """
 
 import functools
@@ -15,15 +16,15 @@ from utils.runs import atomic_path
 
 OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("--", "-", "-.", (0, (6, 1, 1, 1, 1, 1)))  # dots alone are the supervised baseline
-NAMES_AS_THEY_ARE = {"text.parse_math": False}  # a subject may be called A$1$B, which matplotlib takes for a formula
+LINES = ("--", "-", "-.", (0, (6, 1, 1, 1, 1, 1)))  # dotted lines alone are the supervised baseline
+NAMES_AS_THEY_ARE = {"text.parse_math": False}  # or matplotlib would render a subject A$1$B as a formula
 STYLE = NAMES_AS_THEY_ARE | {
     "font.size": 8,
     "axes.titlesize": 8,
     "figure.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "legend.edgecolor": "none",  # a white veil: names stay legible where curves pass below
+    "legend.edgecolor": "none",  # a translucent white background keeps names legible above curves
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
@@ -31,11 +32,11 @@ PANEL_INCHES = (3.4, 2.8)
 LONE_PANEL_INCHES, LOW_PANEL_INCHES = (5.1, 3.1), (3.4, 2.1)  # of many initialisations; where several are stacked
 LEGEND_ROW_INCHES, INIT_INCHES, FOLDS_BELOW = 0.17, 1.7, 4  # of a legend below the panels: width; entries a panel
 WIDEST = 0.6  # of the distance between two N, for all initialisations side by side
-MOST_BANDS = 3  # more of them hide one another; the bars say the same
+MOST_BANDS = 3  # more of them would overlap; the bars show the same
 AGAINST_N_SHOWS = (
     "Small points: single test subjects, repeats averaged. Lines: means over subjects; bars (and bands): 95 % "
     "confidence interval of the mean (t distribution). Dotted, where it was run: mean of random initialisation on all "
-    "{subjects} subjects, the supervised baseline; random initialisation has a point there only beside others."
+    "{subjects} subjects, the supervised baseline; random initialisation has a point there only if others do."
 )
 CURVES_SHOW = (
     "Loss on training slices and on the fixed validation slices. Beside it, where a stage contrasts, the health of its "
@@ -58,7 +59,7 @@ CURVES = {"loss [dimensionless]": LOSSES, "share or spread (0 to 1)": SHARES, "a
 
 
 def drawn_with(style):
-    """Decorate a function that draws or writes a figure with settings of matplotlib."""
+    """Decorate a function that draws or writes a figure with the matplotlib settings."""
 
     def decorate(function):
         @functools.wraps(function)
@@ -99,7 +100,7 @@ def against_n(scores, measure=DICE, labels=()):
         labels: One panel for each: class names or `MEAN`; none: all class names.
 
     Returns:
-        A matplotlib `Figure`, two panels a row.
+        A matplotlib `Figure` with two panels per row.
 
     Reference:
         The dotted line: Umapathy et al., arXiv 2205.13109, Figs. 3 and 5. Bands and points: ours.
@@ -131,7 +132,7 @@ def _draw_panel(axis, panel, order, styles, all_subjects):
     """Draw the curves and the supervised baseline; returns the rows of the curves."""
     has_all = panel["n_annotated"] == all_subjects
     is_baseline = has_all & (panel["init"] == BASELINE)
-    is_baseline &= not is_baseline.all()  # alone it is a curve of one point
+    is_baseline &= not is_baseline.all()  # alone, it would be a curve with one point
     curves, baseline = panel if (has_all & ~is_baseline).any() else panel[~is_baseline], panel[is_baseline]
     for place, init in enumerate(order):
         _draw_init(axis, curves[curves["init"] == init], init, styles[init], (place, len(order)))
@@ -142,7 +143,7 @@ def _draw_panel(axis, panel, order, styles, all_subjects):
 
 
 def share_limits(axes, sides):
-    """Give panels the same axes, "x", "y" or "xy", wide enough for all, so that they can be compared by eye."""
+    """Give panels common axes, "x", "y" or "xy", wide enough for all, for visual comparison."""
     for side in sides:
         low, high = np.transpose([getattr(axis, f"get_{side}lim")() for axis in axes])
         for axis in axes:
@@ -152,7 +153,7 @@ def share_limits(axes, sides):
 def _share_legend(figure, axes):
     """Draw one legend below the panels, from a panel that has every initialisation if there is one."""
     fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    # The dotted baseline comes last, though matplotlib lists lines first.
+    # The dotted baseline comes last, although matplotlib lists lines first.
     samples = sorted(zip(*fullest.get_legend_handles_labels(), strict=True), key=lambda sample: "," in sample[1])
     handles, names = zip(*samples, strict=True)
     _legend_below(figure, handles, names, int(figure.get_figwidth() / INIT_INCHES), 2, title="initialisation")
@@ -169,7 +170,7 @@ def _draw_init(axis, values, init, number, place_of_count):
     if values.empty:
         return
     style, (place, count) = {"color": colour_of(number)}, place_of_count
-    # On the logarithmic axis a constant factor is a constant shift: initialisations stand side by side.
+    # On the logarithmic axis, a constant factor is a constant shift, so initialisations are side by side.
     shift = 2 ** (min(0.16, WIDEST / count) * (place - (count - 1) / 2))
     cells = list(values.groupby("n_annotated")["value"])
     intervals = np.array([mean_interval(cell) for _, cell in cells])
@@ -198,10 +199,10 @@ def _label_axes(axis, values, title):
 
 @in_report_style
 def training_curves(histories, note=""):
-    """Draw losses and the health of the representations against epochs.
+    """Draw losses and the health of representations against epochs.
 
     One row of panels per stage, one colour per fold, one line style per measure. Columns of panels: losses; spread and
-    shares; alignment and uniformity. Columns that no stage needs are left out, and so are panels without values.
+    shares; alignment and uniformity. Columns that no stage needs, and panels without values, are left out.
 
     Args:
         histories: Mapping of stage name to a mapping of fold name ("" without folds) to DataFrame with the columns
@@ -229,7 +230,7 @@ def training_curves(histories, note=""):
 
 
 def _columns(history, group):
-    """The columns of a group, drawn in one panel, of which a history has values."""
+    """Return the columns of a group, drawn in one panel, for which a history has values."""
     return [column for column in group if column in history and history[column].notna().any()]
 
 
@@ -242,7 +243,7 @@ def _draw_curves(axis, labelled_group, folds, colours):
         return
     for fold, history in folds.items():
         for column in _columns(history, group):
-            # Validation may be looked at every few epochs only; lines join the epochs that have a value.
+            # Validation may run only every few epochs; lines join the epochs that have a value.
             values = history.dropna(subset=column)
             marker = "." if len(values) < 3 else None
             axis.plot(values["epoch"], values[column], group[column][1], color=colours[fold], marker=marker)
@@ -250,7 +251,7 @@ def _draw_curves(axis, labelled_group, folds, colours):
     axis.xaxis.get_major_locator().set_params(integer=True)
     if group is SHARES:
         axis.set_ylim(-0.03, 1.03)
-    # With several folds a line style belongs to all their colours: it is shown in grey.
+    # With several folds, a line style applies to all their colours, so the legend shows it in grey.
     colour = "0.3" if len(colours) > 1 else next(iter(colours.values()))
     styles = [group[column] for column in group if column in found]
     axis.legend(handles=[_sample(label=name, linestyle=line, color=colour) for name, line in styles], fontsize=6)
@@ -280,7 +281,7 @@ def panels(rows, columns, inches=PANEL_INCHES, last_column_inches=None):
     from matplotlib.figure import Figure
 
     widths = [inches[0]] * (columns - 1) + [last_column_inches or inches[0]]
-    # The object interface: no window system is asked for and no global state is left behind.
+    # The object interface needs no window system and leaves no global state behind.
     figure = Figure((sum(widths), inches[1] * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
 
@@ -300,10 +301,10 @@ def _save(figure, path):
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        # Arranged once: matplotlib would do it twice for each file, and that takes most of the time.
+        # The layout is computed once: matplotlib would do it twice per file, which takes most of the time.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-    # Without date and program name the same results give the same file.
+    # Without date and program name, the same results give the same file.
     metadata = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
     with atomic_path(path) as temporary:
         figure.savefig(temporary, metadata=metadata)

@@ -1,10 +1,10 @@
-"""Numbers and tables as a reader sees them: a dash for what is not defined, never a NaN."""
+"""Numbers and tables as text: a dash for undefined values, never NaN."""
 
 import math
 
 
 def from_to(fewest, most):
-    """Write a range of counts; one number where both are equal."""
+    """Write a range of counts; one number if both are equal."""
     return str(most) if fewest == most else f"{fewest} to {most}"
 
 
@@ -14,23 +14,23 @@ def number(value, form):
 
 
 def interval(low, high, form):
-    """Write an interval; a dash where it is not defined."""
+    """Write an interval; a dash if it is undefined."""
     return "-" if "-" in (number(low, form), number(high, form)) else f"{low:{form}} to {high:{form}}"
 
 
 def p_value(p):
-    """Write a p value; those below 0.001 are not told apart."""
+    """Write a p value; those below 0.001 are not distinguished."""
     return "< 0.001" if p is not None and p < 0.001 else number(p, ".3f")
 
 
 def print_table(table):
-    """Print a `tables.Table` on the terminal, or unshortened into a file or a pipe."""
+    """Print a `tables.Table` on the terminal, or in full width to a file or a pipe."""
     from rich.console import Console
-    from rich.markup import escape  # a unit in brackets is no markup
+    from rich.markup import escape  # a unit in brackets is not markup
     from rich.table import Table
 
     console = Console()
-    # Into a file or a pipe nothing limits the width, and a cut table would be useless.
+    # Files and pipes have no width limit, and a truncated table would be useless.
     console = console if console.is_terminal else Console(width=240)
     titles = {"title": escape(table.title), "caption": escape(table.caption)}
     rendered = Table(*map(escape, table.text.columns), **titles, title_justify="left", caption_justify="left")

@@ -1,13 +1,13 @@
-"""From the slices of one subject to a label map on the subject's own grid."""
+"""Label maps on the subject's own grid from predictions on slices."""
 
 import numpy as np
 
 
 def label_map(probabilities, grid):
-    """Carry what the network says of a subject's slices back to the subject's own voxels.
+    """Resample class probabilities on slices to the subject's own voxels and take the most probable class.
 
-    Probabilities, not labels, are interpolated, and the most probable class is taken on the subject's own grid: edges
-    stay smooth where pixels were resampled, and voxels outside the slices become background.
+    Probabilities, not labels, are interpolated, so that edges stay smooth if pixels were resampled; voxels outside the
+    slices become background.
 
     Args:
         probabilities: Of each class on all slices of the subject, `(S, H, W, K)` float32 (`predict_slices`).
@@ -22,17 +22,17 @@ def label_map(probabilities, grid):
 def class_volumes(probabilities, grid):
     """Yield the probability of each class on the subject's own grid, `(X, Y, Z)` float32.
 
-    Voxels outside the slices are certain background. Arguments as for `label_map`.
+    Voxels outside the slices are background with probability 1. Arguments as for `label_map`.
     """
     for number in range(probabilities.shape[-1]):
         yield grid.to_volume(probabilities[..., number], order=1, fill=0 if number else 1)
 
 
 def most_probable(volumes):
-    """Return the index of the largest volume at each voxel, uint8; of equal ones the first.
+    """Return the index of the largest volume at each voxel, uint8; the first one if several are equal.
 
     Args:
-        volumes: Arrays of one shape, one after another: only two are held at a time, however many there are.
+        volumes: Iterable of arrays of one shape; only two are in memory at a time.
     """
     best = highest = None
     for number, volume in enumerate(volumes):
@@ -53,7 +53,7 @@ def predict_slices(model, slices, batch_size):
             `(batch_size, H, W, K)`.
         slices: `(S, H, W, C)` float32.
         batch_size: Slices per call. Every call has exactly this many, so that the network compiles once: the last batch
-            is filled up by repeating the last slice.
+            is padded by repeating the last slice.
 
     Returns:
         `(S, H, W, K)` float32.

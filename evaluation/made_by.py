@@ -1,4 +1,4 @@
-"""Which model made each result of predict.py, from what and how: noted beside them, compared before one is kept."""
+"""Records of which model made each result of predict.py, and how; compared before a result is kept."""
 
 import hashlib
 import json
@@ -12,28 +12,28 @@ from utils.model_description import what_must_agree
 TABLE = "made_by.csv"
 COLUMNS = ("subject", "result", "file", "model", "options", "scan")
 NAMES_SHOWN = 5
-ALSO_SHAPES = ("filters", "head_block")  # keys of model.json besides those in which members of an ensemble agree
+ALSO_SHAPES = ("filters", "head_block")  # keys of model.json besides those that members of an ensemble share
 REASONS = {
-    "file": "nothing says what made",
+    "file": "there is no record of what made",
     "model": "another model made",
     "options": "other options made",
-    "scan": "another scan, or an older version of it, lies behind",
+    "scan": "another scan, or an older version of it, was used for",
 }
 CURE = "give --overwrite to make them again, or another --output"
 
 
 def hash_of_models(models):
-    """Return 16 hexadecimal digits for what models make of an image, and what its numbers mean.
+    """Hash the models' computation and the meaning of their outputs, 16 hexadecimal digits.
 
     Args:
-        models: Folder -> what its model.json says; their order does not matter.
+        models: Folder -> content of its model.json; the order does not matter.
     """
     digests = sorted(_hash_of_model(folder, model) for folder, model in models.items())
     return hashlib.blake2b("".join(digests).encode(), digest_size=8).hexdigest()
 
 
 def hash_of_scan(files):
-    """Return 16 hexadecimal digits for the bytes of all files of a subject that a prediction is made from."""
+    """Hash the bytes of all files of a subject from which a prediction is made, 16 hexadecimal digits."""
     paths = {**files.contrasts, **({"mask ": files.mask} if files.mask else {})}
     text = json.dumps({name: hash_of_file(path) for name, path in sorted(paths.items())})
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -47,7 +47,7 @@ def rows_of(files, paths, folder, model, options):
         paths: `{what: path}`.
         folder: Folder of the table.
         model: From `hash_of_models`.
-        options: What -> words of the command line that shape it.
+        options: What -> words of the command line that affect it.
 
     Returns:
         `{(subject, what): row}`.
@@ -61,7 +61,7 @@ def rows_of(files, paths, folder, model, options):
 
 
 def refuse_others(folder, rows):
-    """Refuse to keep results that something else made.
+    """Refuse to keep results of another model, other options or another scan.
 
     Args:
         folder: Folder of the results.
@@ -85,7 +85,7 @@ def refuse_others(folder, rows):
 
 
 def note(folder, rows):
-    """Write the rows of results that are about to be made, so that none is ever without its row."""
+    """Write the rows of results before they are made, so that no result is ever without its row."""
     folder.mkdir(parents=True, exist_ok=True)
     with one_after_the_other(folder):
         write_rows(folder / TABLE, COLUMNS, (read_rows(folder / TABLE, COLUMNS) | rows).values())

@@ -1,7 +1,7 @@
-"""How well a constraint map agrees with labels and true tissue, and how little it depends on the seed.
+"""Agreement of a constraint map with labels and true tissue, and its stability over seeds.
 
-Everything is counted over the foreground voxels of one subject. Labels cover a part of the foreground; what they leave
-out is one more value, 0, called the rest.
+All measures use the foreground voxels of one subject. Labels cover a part of the foreground; the remainder has the
+value 0 and is called the rest.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.scores import MEAN
 
-SAMPLE_VOXELS = 50_000  # of a subject, drawn once, for mutual information; everything else counts all voxels
+SAMPLE_VOXELS = 50_000  # of a subject, drawn once, for mutual information; all other measures use all voxels
 BY_TISSUE = "by the true tissue"
 SHIFTED = "shifted map"
 
@@ -21,7 +21,7 @@ def cross_table(classes, labels, count):
     Args:
         classes: `(voxels,)` unsigned integer.
         labels: `(voxels,)` integer in 0...count - 1.
-        count: Number of labels, the rest included.
+        count: Number of labels, including the rest.
 
     Returns:
         `(K, count)` int64; only classes with voxels have a row.
@@ -32,14 +32,14 @@ def cross_table(classes, labels, count):
 
 
 def purity(table):
-    """Share of voxels that have the most frequent label of their class; table `(K, L)` of counts or weights."""
+    """Return the share of voxels with the most frequent label of their class; table `(K, L)` of counts or weights."""
     return float(table.max(axis=1).sum() / table.sum()) if table.sum() else math.nan
 
 
 def purity_gain(table):
-    """Share of the errors of guessing the most frequent label everywhere that knowing the class avoids.
+    """Return the share of errors, when guessing the most frequent label, that knowledge of the class avoids.
 
-    (purity - p) / (1 - p), where p is the share of the most frequent label; NaN when there is only one label.
+    (purity - p) / (1 - p), where p is the share of the most frequent label; NaN if there is only one label.
 
     Reference:
         Goodman and Kruskal 1954, lambda.
@@ -49,7 +49,7 @@ def purity_gain(table):
 
 
 def balanced_purity(table):
-    """Purity with every label that occurs weighted to the same total, rescaled so that no map gives 0.
+    """Return purity with equal total weight of every label that occurs, rescaled to 0 without a map.
 
     (sum_k max_l n_kl / n_l - 1) / (L - 1): the balanced accuracy of the best rule from class to label, above chance.
 
@@ -57,7 +57,7 @@ def balanced_purity(table):
         table: `(K, L)` counts.
 
     Returns:
-        In [0, 1]; NaN when fewer than two labels occur.
+        In [0, 1]; NaN if fewer than two labels occur.
     """
     table = table[:, table.any(axis=0)]
     labels = table.shape[1]
@@ -67,7 +67,7 @@ def balanced_purity(table):
 
 
 def best_dice(table, label):
-    """Largest Dice between a label and any union of classes.
+    """Return the largest Dice between a label and any union of classes.
 
     The best union takes the classes in the order of the label's share in them up to some class, so that K unions
     are tried and not 2^K: adding a class raises Dice = 2a / b exactly when its own 2 n_kl / n_k exceeds it.
@@ -77,7 +77,7 @@ def best_dice(table, label):
         label: Column of the label.
 
     Returns:
-        Dice in [0, 1]; NaN when the label does not occur.
+        Dice in [0, 1]; NaN if the label does not occur.
     """
     inside, sizes = table[:, label], table.sum(axis=1)
     if not inside.any():
@@ -87,14 +87,14 @@ def best_dice(table, label):
 
 
 def explained_variance(classes, values):
-    """Share of the variance of values that lies between classes (eta squared).
+    """Return the share of the variance of values between classes (eta squared).
 
     Args:
         classes: `(voxels,)` unsigned integer.
         values: `(voxels,)` float.
 
     Returns:
-        In [0, 1]; NaN when the values are all equal or there are none.
+        In [0, 1]; NaN if all values are equal or there are none.
     """
     values = np.asarray(values, np.float64)
     if not len(values) or np.ptp(values) == 0:
@@ -106,15 +106,15 @@ def explained_variance(classes, values):
 
 
 def agreement_with_labels(classes, labels, names, sample, shift):
-    """Compare one map with the labels of the subject, and the same map in the wrong place as a control.
+    """Compare one map with the labels of the subject, and a shifted copy of the map as a control.
 
     Args:
-        classes: `(voxels,)` unsigned integer, in the order of their places in the volume.
+        classes: `(voxels,)` unsigned integer, in the order of their positions in the volume.
         labels: `(voxels,)` 0 for the rest, 1...L in the order of `names`.
         names: Class names.
         sample: Indices of the voxels that mutual information is estimated from.
-        shift: Voxels by which the control's classes are shifted along that order, the end joined to the beginning.
-            Class sizes and most of their shape stay: it says what having so many classes is worth by chance.
+        shift: Voxels by which the control's classes are shifted along that order, cyclically. Class sizes and most of
+            their shape are preserved: the control shows what this number of classes achieves by chance.
 
     Returns:
         `{(measure, label): value}`; the control has the label `SHIFTED`.
@@ -146,9 +146,9 @@ def _mean(values):
 
 
 def agreement_with_truth(classes, truth, sample):
-    """Return `{(measure, label): value}` of one map against what the simulator knows.
+    """Return `{(measure, label): value}` of one map against the true parameters of the simulator.
 
-    T1 and T2 enter as logarithms: tissues differ by factors, and a little fluid would otherwise be most of the
+    T1 and T2 enter as logarithms: tissues differ by factors, and a little fluid would otherwise account for most of the
     variance.
 
     Args:
@@ -176,9 +176,9 @@ def agreement_with_truth(classes, truth, sample):
 
 
 def mutual_information(classes, reference):
-    """Mutual information of two labelings, adjusted for chance: 0 on average for independent ones, 1 for the same.
+    """Return mutual information adjusted for chance: 0 on average for independent labelings, 1 for equal ones.
 
-    NaN when the reference has a single value.
+    NaN if the reference has a single value.
     """
     from sklearn.metrics import adjusted_mutual_info_score
 
@@ -186,7 +186,7 @@ def mutual_information(classes, reference):
 
 
 def stability(maps):
-    """Adjusted Rand index of every pair of maps, `{(i, j): value}` with i < j: 1 for the same partition, 0 for chance.
+    """Return the adjusted Rand index of all pairs of maps, `{(i, j): value}` with i < j: 1 if equal, 0 for chance.
 
     Args:
         maps: List of `(voxels,)` integer arrays on the same voxels.

@@ -53,7 +53,7 @@ def agreement_against_clusters(numbers, clusters, note=""):
 
 
 def _draw_lines(axis, part):
-    """Draw the lines of one panel in the order of the measures; what a measure is read against follows, dotted."""
+    """Draw the lines of one panel in the order of the measures; reference lines follow, dotted."""
     lines = sorted(part.groupby(["measure", "label"], sort=False), key=lambda line: line[0][1] in REFERENCES)
     colours = {}
     for number, ((measure, label), line) in enumerate(lines):

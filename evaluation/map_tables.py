@@ -6,11 +6,11 @@ from evaluation.map_agreement import BY_TISSUE, SAMPLE_VOXELS, SHIFTED
 from evaluation.scores import mean_interval
 from evaluation.tables import Table
 
-ENOUGH = 0.02  # distance from the best mean at which more classes are taken to bring nothing
-NO_MAP = 1  # number of classes of the trivial map: what a measure says when there is nothing to tell voxels apart
-REFERENCES = (BY_TISSUE, SHIFTED)  # labels of what a measure is read against
+ENOUGH = 0.02  # distance from the best mean below which more classes bring no improvement
+NO_MAP = 1  # number of classes of the trivial map, which does not distinguish any voxels
+REFERENCES = (BY_TISSUE, SHIFTED)  # labels of the references of a measure
 
-# measure: (title, what it is), in the order of the table; all of them are 1 at best.
+# measure: (title, meaning), in the order of the table; the best value of each is 1.
 MEASURES = {
     "ami_tissue": ("AMI with true tissue", "adjusted mutual information, 0 for chance at any K"),
     "homogeneity": ("Homogeneity, true tissue", "1 when every class holds one tissue"),
@@ -44,7 +44,7 @@ def average_agreement(rows):
 
 
 def _per_subject(rows):
-    """Average the seeds of a subject, NaN left out."""
+    """Average the seeds of a subject, without NaN."""
     return rows.groupby(["measure", "label", "clusters", "subject"], sort=False)["value"].mean().reset_index()
 
 
@@ -66,7 +66,7 @@ def _over_subjects(values):
 
 
 def enough_clusters(numbers):
-    """Smallest K whose mean lies within `ENOUGH` of the largest mean over all K; the trivial map does not count.
+    """Return the smallest K whose mean is within `ENOUGH` of the largest mean over all K, except the trivial map.
 
     Args:
         numbers: Rows of `average_agreement` of one measure and label.
@@ -76,14 +76,14 @@ def enough_clusters(numbers):
 
 
 def agreement_table(numbers, note=""):
-    """The table of a sweep over K.
+    """Build the table of a sweep over K.
 
     Args:
         numbers: From `average_agreement`.
         note: First words of the caption.
 
     Returns:
-        A `Table`: measures in rows, K in columns, and the K from which more classes bring nothing.
+        A `Table`: measures in rows, K in columns, and the K beyond which more classes bring no improvement.
     """
     import pandas
 
@@ -107,7 +107,7 @@ def agreement_table(numbers, note=""):
 
 
 def change_table(rows, clusters, note=""):
-    """What another K than the config's would change in the same subjects.
+    """Show how values of K other than the config's change the measures in the same subjects.
 
     Args:
         rows: As for `average_agreement`; K of the config is among them, and at least one other.
@@ -146,7 +146,7 @@ def _change(cell):
 
 
 def title_of(measure, label):
-    """Name of a measure, with the label where there is one."""
+    """Return the name of a measure, with its label if there is one."""
     return ": ".join(part for part in (MEASURES[measure][0], label) if part)
 
 

@@ -1,6 +1,6 @@
-"""The README of an exported model: what it does, what it was trained and scored on, how it is used, and what for.
+"""The README of an exported model: its task, training data, scores, usage and intended use.
 
-Nothing here names a subject or a place on disk: cards leave the house.
+It never contains subject names or file paths, because model cards are shared.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ RESEARCH = (
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One network of an exported model: what its cell says of it, None or empty where the cell does not.
+    """One network of an exported model, described by its cell; None or empty if the cell has no such record.
 
     Attributes:
         model: Content of model.json.
         metrics: Content of metrics.json.
         environment: Content of environment.json.
-        pretrained_on: Number of subjects that its pretraining saw, without labels.
+        pretrained_on: Number of subjects used in pretraining, without labels.
     """
 
     model: dict
@@ -42,10 +42,10 @@ def model_card(members, *, licence, intended_use=RESEARCH, files=()):
     """Write the card of a finetuned model.
 
     Args:
-        members: A `Member` for each network that the model is the mean of.
+        members: A `Member` for each network that the model averages.
         licence: Name of the licence, such as an SPDX identifier.
         intended_use: Sentences.
-        files: `(name, what it is)` of the files in the folder.
+        files: `(name, description)` of the files in the folder.
 
     Returns:
         Markdown text.
@@ -73,7 +73,7 @@ def model_card(members, *, licence, intended_use=RESEARCH, files=()):
 
 
 def encoder_card(encoder, environment, *, licence, files=()):
-    """Write the card of a pretrained encoder: `encoder` is what encoder.json says; the rest as in `model_card`."""
+    """Write the card of a pretrained encoder: `encoder` is the content of encoder.json; the rest as in `model_card`."""
     shown = ", ".join(encoder["contrasts"] or encoder["contrasts_one_by_one"])
     how = "" if encoder["contrasts"] else ", one at a time, whichever it is"
     levels = " → ".join(map(str, encoder["filters"]))
@@ -83,11 +83,11 @@ def encoder_card(encoder, environment, *, licence, files=()):
             f"# {encoder['name']}: encoder, stage {encoder['stage']}\n",
             f"Feature maps of {shown}{how}: {len(encoder['filters'])} levels ({levels} channels), finest first.\n",
             "## Data\n",
-            *_table({"data set": encoder["name"], "scans": _kind_of_scans(encoder), "subjects": encoder["subjects"]}),
+            *_table({"dataset": encoder["name"], "scans": _kind_of_scans(encoder), "subjects": encoder["subjects"]}),
             *_preprocessing(encoder),
             *_files(files),
             "## Intended use\n",
-            f"A start for networks that see such images. {RESEARCH}\n",
+            f"Initial weights for networks that process such images. {RESEARCH}\n",
             *_licence(licence),
             *_origin([Member(encoder, None, environment)]),
         ]
@@ -103,7 +103,7 @@ def _front_matter(licence, task):
 
 def _data(members):
     model, metrics = members[0].model, members[0].metrics
-    rows = {"data set": model.get("name", "not recorded"), "scans": _kind_of_scans(model)}
+    rows = {"dataset": model.get("name", "not recorded"), "scans": _kind_of_scans(model)}
     rows["subjects finetuned on" if "targets" in model else "annotated subjects trained on"] = _each(
         len(m.model.get("trained_on", ())) for m in members
     )
@@ -186,7 +186,7 @@ def _files(files):
 def _use_and_limits(members, intended_use):
     model = members[0].model
     limits = [
-        "It knows one data set. Other scanners, sequences, ages and diseases are unknown to it: look at what it makes "
+        "It knows one dataset. Other scanners, sequences, ages and diseases are unknown to it: look at what it makes "
         "of some of your own scans before you use it on the others.",
     ]
     if not model.get("voxel_size_known", True):
@@ -217,7 +217,7 @@ def _origin(members):
 
 
 def _each(values):
-    """The value that all have, or all of them."""
+    """Return the common value, or all values if they differ."""
     values = [str(value) for value in values]
     return values[0] if len(set(values)) == 1 else ", ".join(values)
 

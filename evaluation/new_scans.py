@@ -1,6 +1,7 @@
 """One new scan through a finetuned model: read, predict, write.
 
-`model` is what model.json says, `files` a `data.layouts.SubjectFiles`, `paths` what is to be made and where it goes.
+`model` is the content of model.json, `files` a `data.layouts.SubjectFiles`, `paths` the requested outputs and their
+paths.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from evaluation.postprocessing import keep_components, voxels_in
 from evaluation.prediction_tables import write_intensities
 from evaluation.synthesis import synthesise_subject
 
-# Slices, and windows of volumes: few, to save memory, but two, because of one alone TensorFlow's sums differ by 1e-4.
+# Slices, and windows of volumes: few, to save memory, but two, because for one alone TensorFlow's sums differ by 1e-4.
 BATCH_SIZE = {2: 16, 3: 2}
 
 
@@ -30,12 +31,12 @@ def read_slices(model, files):
     mask = read_mask(files, volume.shape[:3], affine)
     scaled = scale_intensities(volume, mask, model["percentiles"], affine)
     grid = SliceGrid(volume.shape[:3], affine, model["slices"]["pixel_size"], model["slices"]["image_size"])
-    # Rounded as in the HDF5 files, so that a test subject gets here what it got in step 4.
+    # Rounded as in the HDF5 files, so that a test subject has the same input as in step 4.
     return grid.to_slices(scaled).astype("float16"), grid, mask
 
 
 def segment(network, model, files, paths, *, largest_of=(), min_component_ml=0.0):
-    """Segment one scan; write its label map, and the probabilities that it was made of where `paths` has them.
+    """Segment one scan; write its label map and, if `paths` names them, the probabilities.
 
     Args:
         network: Anything with Keras' `predict_on_batch`.
@@ -61,13 +62,13 @@ def segment(network, model, files, paths, *, largest_of=(), min_component_ml=0.0
 
 
 def synthesise(network, model, files, paths, *, table):
-    """Synthesise contrasts of one scan and write those that `paths` names; how they are scaled goes into `table`."""
+    """Synthesise contrasts of one scan and write those in `paths`; `table` records their scaling."""
     slices, grid, mask = read_slices(model, files)
     size = model["crop_size"]
     windows = {"overlap": model["overlap"], "batch_size": BATCH_SIZE[len(size)]}
     made = synthesise_subject(network, slices, grid, size, **windows)
     ranges = {target: acquired_range(model, files, target, mask) for target in paths}
-    # Before the contrasts, so that none is ever without its row.
+    # Before the contrasts, so that no result is ever without its row.
     write_intensities(table, files.subject, ranges)
     for target, path in paths.items():
         low, high = ranges[target] or (0.0, 1.0)
@@ -76,7 +77,7 @@ def synthesise(network, model, files, paths, *, table):
 
 
 def acquired_range(model, files, target, mask):
-    """Return the intensities of the acquired contrast that are 0 and 1 for the network, or None if there is none."""
+    """Return the intensities of the acquired contrast that the network sees as 0 and 1, or None if there is none."""
     if not patterns_of(model, [target]).keys() <= files.contrasts.keys():
         return None
     volume, affine = read_contrasts(files, [target], model["files"])

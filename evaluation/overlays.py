@@ -1,8 +1,8 @@
-"""Pictures of single test subjects: the reference contour and each initialisation's prediction on the image.
+"""Pictures of individual test subjects: the reference contour and each initialisation's prediction on the image.
 
-Which subjects are shown follows a rule, never taste: test subjects are ranked by their Dice, averaged over labels,
-repeats and all initialisations, and the middle and the last one are shown, on the axial slice on which the reference
-labels together are largest, each measured by its own largest slice (so that a liver does not hide the kidneys).
+The choice of subjects follows a fixed rule: test subjects are ranked by their Dice, averaged over labels, repeats and
+all initialisations, and the median and the worst are shown, on the axial slice on which the reference labels together
+are largest, each relative to its own largest slice (so that the liver does not outweigh the kidneys).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from utils.checks import InputError
 
 PICTURE_INCHES = 2.3
 LARGEST_CLASS = 255
-MOST_COLUMNS = 4  # more pictures of a subject go on in the next row
+MOST_COLUMNS = 4  # further pictures of a subject continue in the next row
 WINDOW = (1, 99.5)  # percentiles of a slice that are shown black and white
 RULE = (
     "Subjects are ranked by Dice averaged over labels, repeats and all initialisations at this N; the median and the "
@@ -29,7 +29,7 @@ RULE = (
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One subject as it is drawn.
+    """One subject to be drawn.
 
     Attributes:
         title: What stands left of its row, such as "median: sub-01".
@@ -63,8 +63,7 @@ def read_pictures(scores, files, shown, *, contrasts, labels, ignored=()):
         List of `Picture`.
 
     Raises:
-        InputError: When no subject has a Dice, or an image, the label or a prediction is missing or does not fit the
-            others.
+        InputError: If no subject has a Dice, or an image, label or prediction is missing or does not match the others.
     """
     keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
     chosen = choose_subjects(scores.per_subject())
@@ -105,9 +104,9 @@ def first_repeat(scores, subject, init):
 
 
 def read_prediction(path, shape, *, is_label=False):
-    """Read what step 4 made of a subject, `(X, Y, Z)` on the grid `shape`; InputError when it cannot be used.
+    """Read a prediction of step 4, `(X, Y, Z)` on the grid `shape`; InputError if it cannot be used.
 
-    A label map comes as whole numbers, also where an editor has saved it as floats.
+    A label map is returned as integers, even if an editor has saved it as floats.
     """
     subject, again = path.name.split(".nii")[0], "run step 4 again with --overwrite"
     if not path.exists():
@@ -121,15 +120,15 @@ def read_prediction(path, shape, *, is_label=False):
 
 
 def choose_subjects(values):
-    """Return `{"median": subject, "worst": subject}` by the rule above; only "worst" when there is one subject.
+    """Return `{"median": subject, "worst": subject}` by the rule above; only "worst" if there is one subject.
 
-    Of an even number of subjects, the better of the two in the middle is the median.
+    For an even number of subjects, the better of the two in the middle is the median.
 
     Args:
         values: From `Scores.per_subject` of the Dice, or of what else ranks them, one input set and one N.
     """
     ranking = values[values["label"] == MEAN].groupby("subject")["value"].mean().dropna()
-    # The name settles ties, so that the choice never depends on the order of files.
+    # Ties are broken by name, so that the choice does not depend on the order of files.
     names = sorted(ranking.index, key=lambda subject: (ranking[subject], subject))
     if len(names) < 2:
         return dict(zip(["worst"], names, strict=False))
@@ -184,7 +183,7 @@ def draw_overlays(pictures, labels, title):
 
 
 def mark_right(axis):
-    """Write an R at the left border of a picture: in radiological display the patient's right is there."""
+    """Write an R at the left border, where the patient's right is in radiological display."""
     from matplotlib.patheffects import withStroke
 
     outline = [withStroke(linewidth=1.5, foreground="black")]  # the border may be bright
@@ -209,7 +208,7 @@ def slices_to_show(volumes, affine):
     turn = orientations.ornt_transform(start, orientations.axcodes2ornt("PLS"))
     turned = [orientations.apply_orientation(volume, turn) for volume in volumes]
     position = int(np.argmax(_extent(turned[1])))
-    # Without a reference voxel the predictions say where to look.
+    # Without reference voxels, the predictions determine the slice.
     if not turned[1].any() and len(turned) > 2:
         position = int(np.argmax(sum(_extent(volume) for volume in turned[2:])))
     spacing = np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0))[np.argsort(start[:, 0])]
@@ -218,7 +217,7 @@ def slices_to_show(volumes, affine):
 
 
 def _extent(classes):
-    """Sum over the classes of their area in each slice, relative to the largest area of that class."""
+    """Sum the areas of the classes in each slice, each relative to the largest area of its class."""
     extent = np.zeros(classes.shape[2])
     for index in np.unique(classes[classes > 0]):
         area = (classes == index).sum(axis=(0, 1))
@@ -235,6 +234,6 @@ def _contours(axis, classes, count, linestyle):
 
 
 def label_colour(index):
-    """Colour of the label with this index, counted from 0."""
-    # Black, the first of the palette, would vanish on a dark image.
+    """Return the colour of the label with this index, counted from 0."""
+    # Black, the first of the palette, would be invisible on a dark image.
     return OKABE_ITO[1:][::-1][index % (len(OKABE_ITO) - 1)]

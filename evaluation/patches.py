@@ -1,4 +1,4 @@
-"""Patches of packed slices or volumes: which are looked at, what tissue they hold, where they lie."""
+"""Patches of packed slices or volumes: their selection, tissue and position."""
 
 import dataclasses
 import functools
@@ -11,12 +11,12 @@ from data.volumes import read_contrasts
 from utils.checks import InputError
 
 TRUTH = {"T1": "true_t1.nii.gz", "T2": "true_t2.nii.gz", "PD": "true_pd.nii.gz"}  # of simulate_cohort.py
-FEWEST = 10  # patches; with fewer there is nothing to see
+FEWEST = 10  # patches; with fewer, results would be meaningless
 
 
 @dataclasses.dataclass(frozen=True)
 class Regions:
-    """What a network is shown of a store: whole slices, or crops of volumes.
+    """The regions of a store that a network sees: whole slices, or crops of volumes.
 
     Attributes:
         store: `SliceStore`.
@@ -38,7 +38,7 @@ class Regions:
 
     @classmethod
     def of_crops(cls, store, subjects, generator, *, size, min_foreground, validation):
-        """Crops of volumes, as many of each subject as `validation`, and drawn as those are; they may overlap."""
+        """Crops of volumes, `validation` of each subject, drawn like validation crops; they may overlap."""
         rows, corners = [], []
         for volume in open_volumes(store, subjects, store.contrasts[:1], size):
             for *corner, place in draw_crops(volume, size, validation, generator, min_foreground=min_foreground):
@@ -47,7 +47,7 @@ class Regions:
         return cls(store, np.array(rows), np.array(corners), tuple(size))
 
     def take(self, places):
-        """Some of these regions."""
+        """Select some of these regions."""
         return dataclasses.replace(self, rows=self.rows[places], corners=self.corners[places])
 
     def cut(self, read):
@@ -70,7 +70,7 @@ class Patches:
         images: Slices or crops that the patches are taken from, `(S, h, w[, d], C)` float32.
         table: DataFrame, a row for each patch: `image` (place in `images`), `patch` (row-major), `subject`,
             `constraint_class`, `label` (0: none) where there are labels, T1, T2 (ms) and PD (percent) where they are
-            known, and means of the contrasts asked for, in [0, 1].
+            known, and means of the requested contrasts, in [0, 1].
         positions: Row, column and slice of each patch, from -1 to 1 in the whole slice and scan, `(n, 3)`.
     """
 
@@ -86,21 +86,21 @@ class Patches:
 def sample_patches(
     store, subjects, contrasts, edge, *, majority, most_images, most_patches, seed, truth=None, beside=(), crops=None
 ):
-    """Draw slices or crops of some subjects, and patches of them that are foreground throughout.
+    """Draw slices or crops of some subjects, and patches in them that consist of foreground only.
 
-    With `truth`, every pixel must have protons too: bowel gas has neither T1 nor T2.
+    With `truth`, every pixel must also have protons: bowel gas has neither T1 nor T2.
 
     Args:
         store: `SliceStore`; without labels, patches have none.
-        subjects: Whose patches.
+        subjects: Their identifiers.
         contrasts: Channels of the images.
         edge: Edge of a patch in pixels, along every axis.
-        majority: Function `(maps (S, h, w[, d]), edge)` to the commonest class of each patch, `(S, P)`.
-        most_images: Slices or crops drawn at most, of all subjects together.
-        most_patches: Patches drawn at most.
+        majority: Function `(maps (S, h, w[, d]), edge)` to the most frequent class of each patch, `(S, P)`.
+        most_images: Largest number of slices or crops, over all subjects.
+        most_patches: Largest number of patches.
         seed: Integer; the same seed draws the same patches.
         truth: From `find_truth`, or None.
-        beside: Channels whose mean in each patch is wanted as well; columns `contrast <name>`.
+        beside: Channels whose mean in each patch is computed as well; columns `contrast <name>`.
         crops: Section `crops` of the config, as a dictionary; None: whole slices.
 
     Returns:
@@ -136,7 +136,7 @@ def sample_patches(
 
 
 def _contents(regions, edge, majority, truth, beside):
-    """What all patches of regions hold, `{column: (S, P)}`, and which are inside throughout, boolean `(S, P)`."""
+    """Return the contents of all patches, `{column: (S, P)}`, and which lie entirely inside, boolean `(S, P)`."""
     store, means = regions.store, functools.partial(patch_means, edge=edge, rank=len(regions.size))
     maps = regions.cut(store.constraint_maps)
     columns, is_inside = {"constraint_class": majority(maps, edge)}, means(maps > 0) == 1
@@ -168,10 +168,10 @@ def patch_means(maps, edge, rank=2):
 
 
 def patch_positions(regions, numbers, edge):
-    """Tell where patches lie.
+    """Compute the positions of patches.
 
     Args:
-        regions: `Regions`, that of each patch, `n` of them.
+        regions: `Regions`, one for each of the `n` patches.
         numbers: Number of each patch in its region, row-major, `(n,)`.
         edge: Edge of a patch in pixels.
 
@@ -196,7 +196,7 @@ def find_truth(scans, subjects):
         subjects: Identifiers.
 
     Returns:
-        Subject to `{quantity: file}`; None when no subject has any.
+        Subject to `{quantity: file}`; None if no subject has any.
 
     Raises:
         InputError: Some subjects have them and others do not, or a subject has no scans.
@@ -217,8 +217,8 @@ def find_truth(scans, subjects):
 def true_parameters(regions, edge, truth):
     """Average the true tissue parameters over the patches of regions.
 
-    T1 and T2 of a voxel are means over its protons, and so are those of a patch here. Weighted by PD they can be
-    resampled like images, across an edge to air too.
+    T1 and T2 of a voxel are means over its protons, and so are those of a patch. Weighted by PD, they can be resampled
+    like images, even across an edge to air.
 
     Args:
         regions: `Regions`.
@@ -247,15 +247,15 @@ def true_parameters(regions, edge, truth):
 
 
 def draw_balanced(classes, number, seed):
-    """Draw patches so that rare classes are seen: an equal share for each, what is left over goes to class 0.
+    """Draw patches such that rare classes are represented: equal shares, with the remainder for class 0.
 
     Args:
         classes: `(n,)` integers.
-        number: How many to draw at most.
+        number: Largest number to draw.
         seed: Integer.
 
     Returns:
-        Places in `classes`, ascending.
+        Indices into `classes`, ascending.
     """
     shuffled = np.random.default_rng(seed).permutation(len(classes))
     members = {value: shuffled[classes[shuffled] == value] for value in np.unique(classes)}

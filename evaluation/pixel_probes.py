@@ -1,7 +1,7 @@
-"""Label probes of pixels: what each level of a network knows of the labels, the cheap judge before any finetuning.
+"""Label probes of pixels: the label information at each level of a network, a quick test before finetuning.
 
 A probe is fitted on pixels of training subjects and scored on pixels of validation subjects, so that settings can be
-chosen by it without a look at test subjects.
+chosen with it without using test subjects.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from evaluation.representations import balanced_accuracy, by_subject, with_sprea
 from evaluation.tables import Table
 from utils.checks import InputError, counted
 
-PER_CLASS = {"train": 1000, "val": 2000}  # pixels drawn of each class at most
+PER_CLASS = {"train": 1000, "val": 2000}  # largest number of pixels per class
 PENALTIES = (1e-3, 1e-2, 1e-1)  # of the probe, relative to its mean cost per pixel; chosen among training subjects
-USUAL = 1e-2  # with one training subject there is nothing to choose by
+USUAL = 1e-2  # with one training subject, it cannot be chosen
 FOLDS = 3  # of training subjects, to choose the penalty
 TOGETHER = "all together"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Some pixels of some subjects, drawn so that every class has its share.
+    """Some pixels of some subjects, with an equal share for every class.
 
     Attributes:
         images: Slices or crops that the pixels are taken from, `(S, h, w[, d], C)` float32.
@@ -49,14 +49,14 @@ class Pixels:
 def sample_pixels(store, subjects, contrasts, *, most_images, per_class, seed, crops=None):
     """Draw slices or crops of some subjects, and from all of them the same number of pixels of each class.
 
-    Class 0 is the foreground without a label; air beside the body is left out, because anything tells it apart.
+    Class 0 is the unlabelled foreground; air outside the body is left out, because any feature separates it.
 
     Args:
         store: `SliceStore` with labels.
-        subjects: Whose pixels.
+        subjects: Their identifiers.
         contrasts: Channels of the images.
-        most_images: Slices or crops drawn at most, of all subjects together.
-        per_class: Pixels drawn of each class; of a class with fewer, all.
+        most_images: Largest number of slices or crops, over all subjects.
+        per_class: Number of pixels per class; all pixels of classes with fewer.
         seed: Integer; the same seed draws the same pixels.
         crops: Section `crops` of the config, as a dictionary; None: whole slices.
 
@@ -97,14 +97,14 @@ def sample_pixels(store, subjects, contrasts, *, most_images, per_class, seed, c
 def level_features(network, pixels, channels, batch_size):
     """Read the features of each level of a network at some pixels.
 
-    A coarser level has one feature vector for all pixels of its cell. It is taken as it is: nothing is interpolated,
-    and every level is asked for the labels of the same pixels at the image's resolution.
+    A coarser level has one feature vector for all pixels of a cell, which is used without interpolation. Every level
+    must predict the labels of the same pixels at image resolution.
 
     Args:
         network: With `predict_on_batch`, `(batch_size, H, W[, D], C)` to one map `(batch_size, h, w[, d], F)` per
             level (`models.unet.feature_levels`); h divides H.
         pixels: `Pixels`.
-        channels: Those of the images that the network sees, an index of their last axis.
+        channels: Channels of the images that the network sees, an index of the last axis.
         batch_size: Images per call.
 
     Returns:
@@ -117,20 +117,20 @@ def level_features(network, pixels, channels, batch_size):
         maps = [np.asarray(one, np.float32) for one in network.predict_on_batch(padded)]
         rows = np.flatnonzero((pixels.image >= start) & (pixels.image < start + batch_size))
         read.append([_at(one, pixels.image[rows] - start, pixels.place[rows], images.shape[1]) for one in maps])
-    # Pixels are in the order of their images, so batch after batch gives them back in order.
+    # Pixels are in the order of their images, so the batches return them in order.
     return [np.concatenate(level) for level in zip(*read, strict=True)]
 
 
 def _at(maps, image, place, height):
-    """Feature vectors of the cells that pixels lie in, `(n, F)`."""
+    """Return the feature vectors of the cells that contain the pixels, `(n, F)`."""
     return maps[(image, *(place // (height // maps.shape[1])).T)]
 
 
 def probe_pixels(train, labels, subjects, test):
-    """Predict labels from features: logistic regression on standardised features, every class weighing the same.
+    """Predict labels from features: logistic regression on standardised features with equal class weights.
 
-    The penalty is the one with the best balanced accuracy in cross-validation over training subjects; of equally good
-    ones the strongest.
+    The penalty is the one with the best balanced accuracy in cross-validation over training subjects, the strongest if
+    several are equal.
 
     Args:
         train: Features of training pixels, `(n, F)`.
@@ -144,7 +144,7 @@ def probe_pixels(train, labels, subjects, test):
     groups = np.unique(subjects, return_inverse=True)[1]
     folds = min(FOLDS, groups.max() + 1)
     held_out = [groups % folds == fold for fold in range(folds)] if folds > 1 else []
-    # A fold must show the probe two classes at least.
+    # The training part of a fold needs at least two classes.
     held_out = [out for out in held_out if len(np.unique(labels[~out])) > 1]
     scores = {
         penalty: [
@@ -170,7 +170,7 @@ def pixel_scores(about, levels, train, validation):
     """Probe the labels from each of several sets of features.
 
     Args:
-        about: What is known of the representation; goes into every row.
+        about: Description of the representation, copied to every row.
         levels: Level to its features of the training and of the validation pixels, `{name: ((n, F), (m, F))}`.
         train: `Pixels` of training subjects.
         validation: `Pixels` of validation subjects.
@@ -186,7 +186,7 @@ def pixel_scores(about, levels, train, validation):
 
 
 def without_network(train, validation):
-    """Yield what needs no network, intensity and position: what pretraining adds is what exceeds the first."""
+    """Yield the probes without a network, intensity and position: pretraining adds what exceeds the former."""
     parts = (train, validation)
     intensity = [part.intensities() for part in parts]
     place = [np.hstack([part.positions, part.positions**2]) for part in parts]
@@ -197,12 +197,12 @@ def without_network(train, validation):
 
 
 def network_scores(about, network, inputs, parts, batch_size):
-    """Probe each level of a network, and all its decoder levels side by side.
+    """Probe each level of a network, and all its decoder levels concatenated.
 
     Args:
-        about: What is known of the representation.
+        about: Description of the representation.
         network: As `level_features` takes it; the first map is of the encoder.
-        inputs: What the network sees at once, indices of channels; features of several inputs go side by side.
+        inputs: Inputs of the network, indices of channels; features of several inputs are concatenated.
         parts: `Pixels` of training and of validation subjects.
         batch_size: Images per call.
 
@@ -234,7 +234,7 @@ def pixel_table(rows, parts, labels, note=""):
     scores = pandas.DataFrame(rows)
     columns = [*dict.fromkeys(level for level in scores["level"] if level != TOGETHER), TOGETHER]
     text = []
-    # A stage may be called as what needs no network is: `position`.
+    # A stage may have the name of a probe without a network: `position`.
     for (name, pretrained), part in scores.groupby(["representation", "pretrained"], sort=False):
         cells = {level: _cell(part[part["level"] == level]["value"].to_numpy()) for level in columns}
         text.append({"Representation": name, "Pretrained": pretrained} | cells)
@@ -245,14 +245,14 @@ def pixel_table(rows, parts, labels, note=""):
 
 
 def _cell(values):
-    """Mean over draws, and the range over draws where there are several."""
+    """Write the mean over draws, and the range if there are several."""
     if not len(values):
         return "-"
     return f"{values.mean():.3f}" + (f" [{values.min():.3f}, {values.max():.3f}]" if len(values) > 1 else "")
 
 
 def _caption(parts, classes, chance, note):
-    """Say what the numbers of the table are."""
+    """Write the caption of the table."""
     counts = [
         f"{len(part.label)} pixels of {counted(len(np.unique(part.subject)), f'{name} subject')}"
         for name, part in zip(("training", "validation"), parts, strict=True)

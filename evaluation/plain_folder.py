@@ -1,4 +1,4 @@
-"""A plain folder of scans, and single 4D files, for models with one input contrast: each file is a subject."""
+"""Plain folders of scans and single 4D files for models with one input contrast: each file is a subject."""
 
 import json
 import logging
@@ -15,12 +15,12 @@ from utils.checks import InputError
 log = logging.getLogger("mrccl")
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case_0000 is the first channel of a case
-MOST_CLASSES = 32  # whole numbers, and no more different ones: a label map
+MOST_CLASSES = 32  # whole numbers; a file with at most this many different ones is a label map
 NAMES_SHOWN = 5
 
 
 def scans_in(folder, contrast, model, left_out=None):
-    """Take every NIfTI file directly in a folder as a scan, called by its name.
+    """Use every NIfTI file directly in a folder as a scan, named after the file.
 
     Args:
         folder: Path.
@@ -29,11 +29,12 @@ def scans_in(folder, contrast, model, left_out=None):
         left_out: List, or None. Given a list, scans with a problem are described there instead of raising.
 
     Returns:
-        Subject -> `SubjectFiles`; empty where there is no NIfTI file. What else lies there is a warning. In layout
-        nnunet names lose the number of their channel.
+        Subject -> `SubjectFiles`; empty if there is no NIfTI file. Other files are listed in a warning. In layout
+        nnunet, the channel number is removed from the names.
 
     Raises:
-        InputError: Two files would have one name, one is a label map, or nothing says which channel the model needs.
+        InputError: Two files would have the same name, one is a label map, or it is unknown which channel the model
+        needs.
     """
     everything = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     scans = [path for path in everything if path.name.endswith(SUFFIXES)]
@@ -80,7 +81,7 @@ def _problems_of_names(folder, named):
 
 
 def files_of_scan(subject, path, contrast, model):
-    """Describe one file as the scan of one contrast; of a Decathlon file the model's own volume is taken."""
+    """Describe one file as the scan of one contrast; from a Decathlon file, the volume of the model is used."""
     chosen = _volume_of(path, contrast, model)
     return SubjectFiles(
         subject,
@@ -95,7 +96,7 @@ def _by_name(scans):
 
 
 def _by_channel(folder, scans, contrast, model):
-    """Pair scans with the names of their cases; of several channels those that the model needs are taken."""
+    """Match scans with the names of their cases; of several channels, the one that the model needs is used."""
     matches = {path: CHANNEL.fullmatch(stem_of(path)) for path in scans}
     numbers = sorted({match[2] for match in matches.values() if match})
     if len(numbers) > 1:
@@ -116,7 +117,7 @@ def _volume_of(path, contrast, model):
         return None
     image, problems = read_image(path, contrast)
     if problems or len(image.shape) != 4:
-        return None  # what is wrong with it, the check of the scan says
+        return None  # problems are reported by the check of the scan
     if contrast in model["volumes"]:
         return tuple(model["volumes"][contrast])
     known = _channels_near(path.parent)
@@ -129,7 +130,7 @@ def _volume_of(path, contrast, model):
 
 
 def _channels_near(folder):
-    """Return the channels that dataset.json in a folder or above it names, `{name in lower case: number}`."""
+    """Return the channels in the dataset.json of a folder or above it, `{name in lower case: number}`."""
     for place in (folder, folder.resolve().parent):
         try:
             content = json.loads((place / "dataset.json").read_text(encoding="utf-8-sig"))
@@ -141,11 +142,11 @@ def _channels_near(folder):
 
 
 def _no_scan(subject, path):
-    """Say that a file is a label map, and would be segmented like a scan."""
+    """Report that a file is a label map, which would otherwise be segmented like a scan."""
     image, problems = read_image(path, subject)
     values = image.values if image else np.empty(0)
     if problems or not values.size or not 0 <= values.min() <= values.max() < 2**16:
-        return []  # the check of the scan says what is wrong
+        return []  # problems are reported by the check of the scan
     if values.dtype.kind == "f" and not (values == np.rint(values)).all():
         return []
     classes = np.flatnonzero(np.bincount(values.astype(np.int64).ravel()))

@@ -1,7 +1,7 @@
 """The tables beside predictions: volumes of the classes, and units of synthesised contrasts.
 
-Rows of subjects that are predicted again are replaced, those of others stay, those that another run adds
-meanwhile, too.
+Rows of subjects that are predicted again are replaced; all others are kept, including those that another run adds in
+the meantime.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ def write_volumes(table, paths, labels, is_size_known):
         table: CSV file.
         paths: Subject -> its label map, NIfTI.
         labels: Class name -> class index.
-        is_size_known: False where the headers of the scans give no real voxel size: a volume would be an invention.
+        is_size_known: False if the headers of the scans give no real voxel size; volumes would be meaningless.
 
     Raises:
-        InputError: One line for each file that is no label map of the model; nothing is written then.
+        InputError: One line for each file that is not a label map of the model; nothing is written then.
     """
     measured, problems = {}, []
     for subject, path in paths.items():
@@ -59,7 +59,7 @@ def write_intensities(table, subject, ranges):
     Args:
         table: CSV file.
         subject: Identifier.
-        ranges: Contrast -> `(low, high)` of the acquired contrast, or None where there is none.
+        ranges: Contrast -> `(low, high)` of the acquired contrast, or None if there is none.
     """
     table.parent.mkdir(parents=True, exist_ok=True)
     with one_after_the_other(table.parent):
@@ -71,13 +71,13 @@ def write_intensities(table, subject, ranges):
 
 
 def summary_of_units(table):
-    """Return how many rows of intensities.csv are in which unit, such as "3 acquired, 1 scaled 0 to 1"."""
+    """Count the rows of intensities.csv by unit, such as "3 acquired, 1 scaled 0 to 1"."""
     units = [row["unit"] for row in read_rows(table, INTENSITY_COLUMNS).values()]
     return ", ".join(f"{units.count(unit)} {unit}" for unit in (ACQUIRED, SCALED))
 
 
 def read_rows(table, columns):
-    """Read a table of this module: `{values of the first two columns: row}`, empty when there is none.
+    """Read a table of this module: `{values of the first two columns: row}`, empty if there is none.
 
     Raises:
         InputError: The table has other columns.
@@ -95,10 +95,10 @@ def read_rows(table, columns):
 
 @contextlib.contextmanager
 def one_after_the_other(folder):
-    """Let runs that add rows to a table in a folder do so one after the other; the lock goes with the process."""
+    """Lock a folder so that runs add rows to its table one after the other; the lock ends with the process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems know no locks
+        with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -110,7 +110,7 @@ def _row(columns, *values):
 
 
 def write_rows(table, columns, rows):
-    """Write a table whole, or not at all."""
+    """Write a table atomically."""
     with atomic_path(table) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Networks filled with the weights of pretraining, one after the other, for what looks at their representations."""
+"""Networks with pretrained weights, one after the other, for the analysis of their representations."""
 
 import logging
 
@@ -6,15 +6,15 @@ log = logging.getLogger("mrccl")
 
 
 def filled_networks(pretrained, build, draws, target_contrasts):
-    """Yield what is known of each network, and the network (one, refilled).
+    """Yield a description of each network, and the network (a single one, refilled).
 
-    What pretraining left untrained is drawn several times: representations depend on it a good deal.
+    Layers that were not pretrained are drawn several times, because representations strongly depend on them.
 
     Args:
         pretrained: Initialisation to its `models.weights.Pretrained`; None: random weights.
         build: Function from the number of a draw to a network with random weights.
-        draws: How often untrained layers are drawn.
-        target_contrasts: Contrasts of the network's input channels; None where it sees them one by one.
+        draws: Number of draws of untrained layers.
+        target_contrasts: Contrasts of the network's input channels; None if it sees them one by one.
 
     Yields:
         `{"representation", "draw", "pretrained"}` and the network.

@@ -1,4 +1,4 @@
-"""The picture of step 1 for one subject: was the foreground found, and do the classes follow the tissues?"""
+"""The quality-control picture of step 1: whether the foreground is correct and the classes follow the tissues."""
 
 import numpy as np
 from nibabel import orientations
@@ -14,7 +14,7 @@ WINDOW = (1, 99)  # percentiles of the foreground shown as black and white
 ENOUGH = 200_000  # voxels for these percentiles
 OUTLINE = "#ffb000"
 EXPLANATION = "orange: border of the foreground; R: the patient's right"
-NEARLY_MOST = 0.8  # share of the largest foreground area from which on a slice may be shown
+NEARLY_MOST = 0.8  # smallest share of the largest foreground area for a slice to be shown
 
 
 @drawn_with(NAMES_AS_THEY_ARE)
@@ -94,7 +94,7 @@ def _panels(volume, names, details, affine):
     shown, is_inside = space.components_of_slice(number), space.inside[..., number]
     for p, share in enumerate(space.explained_variance[: shown.shape[2]]):
         window = _window(*ends[:, p])
-        # Components are 0 outside the foreground: blank there, or the average tissue would look like air.
+        # Components are 0 outside the foreground and left blank there, or average tissue would look like air.
         image = np.where(is_inside, shown[..., p], window[0])
         panels.append((f"PC {p + 1}, {share:.1%} of the variance", image, window, False))
     return panels, _turned(details.classes, affine)[..., number], number
@@ -121,24 +121,24 @@ def _draw_classes(figure, axis, classes, number, aspect):
 
 
 def _representative_slice(areas):
-    """Middle one of the slices with nearly the most foreground."""
+    """Return the middle one of the slices with nearly the largest foreground."""
     candidates = np.flatnonzero(areas >= NEARLY_MOST * areas.max())
     return int(candidates[len(candidates) // 2])
 
 
 def _turned(volume, affine):
-    """Turn a volume to rows (from anterior), columns (from the patient's right) and slices (from below)."""
+    """Reorient a volume to rows (from anterior), columns (from the patient's right) and slices (from below)."""
     turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(SLICE_AXES))
     return orientations.apply_orientation(volume, turn)
 
 
 def _slice_axis(affine):
-    """Axis on disk along which the axial slices lie."""
+    """Return the axis on disk along which axial slices are stacked."""
     return int(np.flatnonzero(orientations.io_orientation(affine)[:, 0] == 2)[0])
 
 
 def _pixel_aspect(affine):
-    """Height of a displayed pixel over its width."""
+    """Return the ratio of height to width of a displayed pixel."""
     axes = orientations.io_orientation(affine)[:, 0]
     spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
     return float(spacing[axes == 1][0] / spacing[axes == 0][0])

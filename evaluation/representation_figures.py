@@ -1,13 +1,13 @@
-"""The plane of representations: one column per initialisation, one row per property of the tissue."""
+"""Representations in the plane: one column per initialisation, one row per tissue property."""
 
 import numpy as np
 
 from evaluation.figures import OKABE_ITO, in_report_style, panels
 
 PANEL_INCHES = (1.7, 1.6)
-LEGEND_INCHES, SCALE_INCHES = 1.7, 0.85  # width of the keys: with names of labels, or colour scales alone
+LEGEND_INCHES, SCALE_INCHES = 1.7, 0.85  # width of the legends: with names of labels, or only colour scales
 BAR_INCHES = 0.12
-SPREAD = (5, 95)  # percentiles of T1, T2 and contrasts that the colours span
+SPREAD = (5, 95)  # percentiles of T1, T2 and contrasts covered by the colour scale
 OTHER = "#C8C8C8"
 
 
@@ -17,7 +17,7 @@ def draw_embeddings(points, patches, labels, title=""):
 
     Args:
         points: Mapping of initialisation to positions, `(n, 2)`, dimensionless.
-        patches: DataFrame, a row for each patch: `constraint_class`; where they are known `label` (0: none), `T2` and
+        patches: DataFrame, a row for each patch: `constraint_class`; if known, `label` (0: none), `T2` and
             `T1` in ms, and contrasts in [0, 1], in columns `contrast <name>`.
         labels: Names of the labels 1, 2, ...
         title: Above the panels.
@@ -28,7 +28,7 @@ def draw_embeddings(points, patches, labels, title=""):
     rows = ["constraint_class", *(name for name in ("label", "T2", "T1") if name in patches)]
     rows += [name for name in patches if name.startswith("contrast ")]
     key_inches = LEGEND_INCHES if "label" in rows else SCALE_INCHES
-    figure, axes = panels(len(rows), len(points) + 1, PANEL_INCHES, key_inches)  # the last column holds the keys
+    figure, axes = panels(len(rows), len(points) + 1, PANEL_INCHES, key_inches)  # the last column holds the legends
     for axis, init in zip(axes[0], points, strict=False):
         axis.set_title(init)
     for (*row, key), name in zip(axes, rows, strict=True):

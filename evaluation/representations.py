@@ -1,4 +1,4 @@
-"""What the representations of patches hold: linear probes of tissue and label, how far classes lie apart.
+"""Information in the representations of patches: linear probes of tissue and label, separation of classes.
 
 A probe is fitted on patches of training subjects and scored on patches of test subjects.
 """
@@ -11,9 +11,9 @@ from evaluation.scores import mean_interval
 from evaluation.tables import Table
 from utils.runs import child_seed
 
-PENALTY = 1.0  # of both probes: weighs as much as one patch does, against thousands of them
+PENALTY = 1.0  # of both probes: weight of one patch, compared with thousands of them
 PERPLEXITY = 30  # of t-SNE, the usual value
-SILHOUETTE_PATCHES = 1000  # of one subject at most: silhouettes need all distances
+SILHOUETTE_PATCHES = 1000  # largest number per subject: silhouettes need all distances
 R2, ACCURACY, SILHOUETTE = "R²", "balanced accuracy", "silhouette"
 
 
@@ -53,7 +53,7 @@ def probe_values(train, values, test):
 
 
 def probe_classes(train, classes, test):
-    """Predict classes from representations: logistic regression, in which every class weighs the same.
+    """Predict classes from representations: logistic regression with equal class weights.
 
     Args and returns are those of `probe_values`, with integers for values.
     """
@@ -66,26 +66,26 @@ def probe_classes(train, classes, test):
 
 
 def r_squared(true, predicted):
-    """Share of the variance that is predicted; below 0 when the mean would predict better, NaN without variance."""
+    """Return the share of the variance that is predicted; below 0 if the mean predicts better, NaN without variance."""
     spread = np.sum((true - np.mean(true)) ** 2, dtype=np.float64)
     return float(1 - np.sum((true - predicted) ** 2, dtype=np.float64) / spread) if spread > 0 else np.nan
 
 
 def balanced_accuracy(true, predicted):
-    """Share of patches whose class is found, per class, averaged over the classes that occur in `true`."""
+    """Return the share of correctly classified patches per class, averaged over the classes in `true`."""
     return float(np.mean([np.mean(predicted[true == value] == value) for value in np.unique(true)]))
 
 
 def silhouette(representations, classes):
-    """Mean silhouette coefficient with cosine distance, in [-1, 1]; averaged within classes first, then over classes.
+    """Return the mean silhouette coefficient with cosine distance, in [-1, 1], averaged within classes first.
 
     Args:
         representations: `(n, F)`.
         classes: `(n,)` integers.
 
     Returns:
-        1 when classes are compact and far apart, negative when patches lie nearer to another class than to their own;
-        NaN for one class only, or when no class has two patches.
+        1 if classes are compact and far apart, negative if patches are nearer to another class than to their own; NaN
+        for a single class, or if no class has two patches.
 
     Reference:
         Rousseeuw, J. Comput. Appl. Math. 1987;20:53. The average over classes is ours.
@@ -108,7 +108,7 @@ def by_subject(measure, subjects, *arrays):
         *arrays: `(n, ...)`.
 
     Returns:
-        Dictionary with `value`; `each`, `(subjects,)`, subjects sorted, NaN where there is none; and `patches`.
+        Dictionary with `value`; `each`, `(subjects,)`, subjects sorted, NaN if undefined; and `patches`.
     """
     subjects = np.asarray(subjects)
     parts = [subjects == subject for subject in np.unique(subjects)]
@@ -140,16 +140,16 @@ def probe_scores(train, test, train_patches, test_patches, quantities):
 
 
 def silhouette_scores(test, patches, drawn, seed):
-    """Measure how far labels, if any, lie apart over all test subjects, and constraint classes within each of them.
+    """Measure the separation of labels, if any, over all test subjects, and of constraint classes within each subject.
 
-    Labelled patches only, unless there is a single label: then it is set against the other foreground. Constraint
-    classes are numbered anew in every subject, so they are compared within subjects only.
+    Only labelled patches count, unless there is a single label, which is compared with the other foreground.
+    Constraint classes are numbered separately in every subject, so they are compared only within subjects.
 
     Args:
         test: Representations of test patches, `(m, F)`.
         patches: DataFrame, a row for each patch: `subject`, `constraint_class`, and maybe `label`.
-        drawn: Patches that the silhouette of the labels is computed from.
-        seed: Integer; draws the patches of a subject with very many.
+        drawn: Patches used for the silhouette of the labels.
+        seed: Integer; draws patches in subjects with very many.
 
     Yields:
         As `probe_scores`.
@@ -170,11 +170,11 @@ def silhouette_scores(test, patches, drawn, seed):
 
 
 def embed(representations, seed):
-    """Lay representations out in the plane: t-SNE with cosine distance, started from principal components.
+    """Embed representations in the plane: t-SNE with cosine distance, initialised by principal components.
 
     Args:
         representations: `(n, F)`.
-        seed: Integer; the same representations and seed give the same picture.
+        seed: Integer; the same representations and seed give the same result.
 
     Returns:
         `(n, 2)`, dimensionless.
@@ -194,7 +194,7 @@ def probe_table(rows, caption):
     Args:
         rows: List of dictionaries: `representation`, `draw`, `pretrained`, `features`, and what `probe_scores` and
             `silhouette_scores` yield. Draws of the untrained layers are averaged, per subject first.
-        caption: What the numbers are.
+        caption: Description of the numbers.
 
     Returns:
         A `Table`.
@@ -203,7 +203,7 @@ def probe_table(rows, caption):
 
     scores = pandas.DataFrame(rows)
     columns, text = dict.fromkeys(zip(scores["measure"], scores["target"], strict=True)), []
-    # A stage may be called as what needs no network is: `intensity`.
+    # A stage may have the name of a probe without a network: `intensity`.
     for (name, pretrained), part in scores.groupby(["representation", "pretrained"], sort=False):
         row = {"Representation": name, "Pretrained": pretrained, "Features": part["features"].iloc[0]}
         for measure, target in columns:
@@ -215,7 +215,7 @@ def probe_table(rows, caption):
 
 
 def with_spread(scores):
-    """Replace the column `each`, values per subject, by how many there are, their mean and standard deviation."""
+    """Replace the column `each`, values per subject, by their number, mean and standard deviation."""
     counts = [int(np.isfinite(each).sum()) for each in scores["each"]]
     numbers = scores.drop(columns="each").assign(subjects=counts)
     numbers[["subject_mean", "subject_sd"]] = [mean_interval(each)[:2] for each in scores["each"]]
@@ -223,7 +223,7 @@ def with_spread(scores):
 
 
 def _cell(values, each):
-    """Mean over draws, mean ± standard deviation over subjects, and the range over draws where there are several."""
+    """Write the mean over draws, mean ± standard deviation over subjects, and the range if there are several draws."""
     if len(values) == 0 or np.isnan(values).all():
         return "-"
     mean, sd, *_ = mean_interval(np.mean(each, axis=0))

@@ -1,4 +1,4 @@
-"""Annotation saved: the fewest annotated subjects with which one initialisation is as good as another with more."""
+"""Annotation saved: the smallest N at which one initialisation matches another with more annotated subjects."""
 
 import dataclasses
 import math
@@ -12,17 +12,17 @@ from evaluation.statistics import CONFIDENCE
 from evaluation.tables import Table
 
 SAVED = [f"{way}{end}" for way in ("saved_tested", "saved") for end in ("", "_low", "_high")]
-NEVER = -math.inf  # less than any saving, so that draws which never reach the goal are the low end of an interval
+NEVER = -math.inf  # below any saving, so that draws that never reach the goal form the low end of an interval
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedAnnotation:
-    """Outcome of `annotation_saved_interval`; None: never as good at any tested N.
+    """Result of `annotation_saved_interval`; None: the goal is never reached at any tested N.
 
     Attributes:
         saved: Share saved, as `annotation_saved` of the mean curves.
-        low: Lower end of the 95 % interval; None when more than 2.5 % of the draws never reach the goal.
-        high: Upper end; None when more than 97.5 % never do.
+        low: Lower end of the 95 % interval; None if more than 2.5 % of the draws never reach the goal.
+        high: Upper end; None if more than 97.5 % never do.
         share_never: Share of draws that never reach the goal.
         share_at_smallest: Share of draws that reach it at the smallest tested N: their saving is a lower bound.
     """
@@ -37,11 +37,11 @@ class SavedAnnotation:
 def annotation_saved_interval(curve, reference_curve, reference_n, *, interpolate=True, draws=10_000, seed=0):
     """Bootstrap `annotation_saved` over test subjects and repeats.
 
-    In a draw the test subjects are resampled, the same ones for both curves and every N, for all are measured on them;
-    the repeats are resampled for every initialisation and N by themselves. Draws that never reach the goal count as
-    the worst outcome and stay in the interval. Percentiles of the draws; the order of subjects and repeats does not
-    matter. On simulated curves with three repeats it covers the true saving in 95 to 99 % of experiments, with two in
-    87 % where training differs much; a single repeat has no spread to resample.
+    In each draw, test subjects are resampled together for both curves and every N, because all are measured on the same
+    subjects; repeats are resampled separately for every initialisation and N. Draws that never reach the goal count as
+    the worst outcome and stay in the interval, which is given by percentiles; the order of subjects and repeats does
+    not matter. On simulated curves with three repeats, the interval covers the true saving in 95 to 99 % of
+    experiments, and with two repeats in 87 % if trainings differ strongly; a single repeat has no spread.
 
     Args:
         curve: Mapping of N to scores `(repeats, subjects, labels)` of the pretrained network, NaN where there is none;
@@ -56,7 +56,7 @@ def annotation_saved_interval(curve, reference_curve, reference_n, *, interpolat
         A `SavedAnnotation`.
 
     Raises:
-        ValueError: When `reference_n` is not on the reference curve, or `curve` is empty.
+        ValueError: If `reference_n` is not on the reference curve, or `curve` is empty.
 
     Reference:
         Ours; the papers give no interval.
@@ -72,7 +72,7 @@ def annotation_saved_interval(curve, reference_curve, reference_n, *, interpolat
     means = [_drawn_means(scores[:, rank], subjects, rng) for scores in (*(curve[n] for n in tested), goal_scores)]
     saved = _saved(np.stack(means[:-1], axis=1), np.asarray(tested, float), means[-1], reference_n, interpolate)
     drawn = saved[1:]
-    # Percentiles that are draws themselves: nothing is interpolated between a saving and "never".
+    # Percentiles are draws themselves, because nothing can be interpolated between a saving and "never".
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="inverted_cdf")
     at_smallest = np.isclose(drawn, 1 - tested[0] / reference_n)
     return SavedAnnotation(
@@ -151,10 +151,10 @@ def savings_table(scores, baseline=BASELINE):
         f"{scores.note} "
         f"Annotation saved, 1 - N / N of {baseline}: the goal is the mean Dice (over test subjects, labels and "
         f"repeats) of {baseline} initialisation at its largest N below the number of annotated subjects there are; N "
-        "is the fewest with which the other initialisation reaches it, as tested, and on straight lines between the "
-        "tested N. ≤, ≥: reached at the smallest tested N already. 95 % CI: 10000 bootstrap draws of the "
-        "interpolated saving; test subjects are drawn for both curves together, repeats for every curve and N by "
-        'themselves; a draw that never reaches the goal counts as the worst outcome ("not reached" where the interval '
+        "is the fewest with which the other initialisation reaches it, as tested, and by linear interpolation between "
+        "tested N. ≤, ≥: already reached at the smallest tested N. 95 % CI: 10000 bootstrap draws of the "
+        "interpolated saving; test subjects are drawn jointly for both curves, repeats separately for every "
+        'curve and N; a draw that never reaches the goal counts as the worst outcome ("not reached" if the interval '
         f'ends there), "Never" is their share.{known}'
     ).strip()
     text = pandas.DataFrame([_savings_text(row) for row in numbers.to_dict("records")])
@@ -212,14 +212,14 @@ def _rows_of_contrasts(scores, baseline):
 
 
 def _falls_again(curve, goal):
-    """Name the tested N at which a curve that has reached the goal is below it again."""
+    """Name the tested N at which a curve that has reached the goal falls below it again."""
     reached = [n for n, value in curve.items() if value >= goal]
     below = [str(n) for n, value in curve.items() if reached and n > min(reached) and value < goal]
     return f"below the goal again at N = {', '.join(below)}" if below else ""
 
 
 def _unequal(runs_of_cells):
-    """Name how many runs each cell of a curve has, when they are not the same runs."""
+    """Name the numbers of runs of the cells of a curve, if the runs differ."""
     if len(set(map(frozenset, runs_of_cells.values()))) == 1:
         return ""
     return "unequal repeats: " + ", ".join(f"{len(runs)} ({cell})" for cell, runs in runs_of_cells.items())
@@ -227,7 +227,7 @@ def _unequal(runs_of_cells):
 
 def _savings_text(row):
     goal_n, smallest = row["reference_n"], row["smallest_n"]
-    most = 1 - smallest / goal_n  # a saving that is this large is a lower bound
+    most = 1 - smallest / goal_n  # a saving of this size is a lower bound
 
     def needed(saved):
         if math.isnan(saved):

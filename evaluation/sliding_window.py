@@ -1,4 +1,4 @@
-"""Predictions for volumes of any size: overlapping windows, blended where they overlap."""
+"""Predictions for volumes of any size by overlapping, blended windows."""
 
 import itertools
 
@@ -13,15 +13,15 @@ BLENDS = ("gaussian", "linear")
 def predict_volume(model, volume, window, *, batch_size, overlap=0.5, blend="gaussian", out=None):
     """Predict a volume, or an image, window by window.
 
-    Windows lie at equal distances, the first and the last flush with the border. Where they overlap, their
-    predictions are averaged with weights that fall off from the middle of a window; the weights of a voxel add up
-    to 1. A volume smaller than the window along an axis is padded with zeros on both sides there.
+    Windows are equidistant, and the first and last are flush with the border. Overlapping predictions are averaged with
+    weights that decrease from the centre of a window; the weights of a voxel sum to 1. A volume smaller than the window
+    along an axis is padded with zeros on both sides.
 
-    Windows without any signal, zero everywhere, are not predicted and count as zero: training shows no such crops, and
-    a normalising network makes anything of them.
+    Windows without any signal, zero everywhere, are not predicted and count as zero: they do not occur in training, and
+    the output of a normalising network would be arbitrary.
 
-    Besides the result, memory holds one batch and the rows that a window spans: pieces of the volume are read and
-    rows of the result written as they are needed.
+    Besides the result, memory holds one batch and the rows that a window spans: parts of the volume are read, and rows
+    of the result are written, as needed.
 
     Args:
         model: Anything with Keras' `predict_on_batch`, `(batch_size, *window, C)` to `(batch_size, *window, K)`.
@@ -29,7 +29,7 @@ def predict_volume(model, volume, window, *, batch_size, overlap=0.5, blend="gau
             slices of it as `data.crops.SubjectVolume`.
         window: Sizes that the model takes, voxels.
         batch_size: Windows per call. Every call has exactly this many, so that the network compiles once.
-        overlap: Share of a window that the next one overlaps at least, in [0, 1).
+        overlap: Smallest overlap of neighbouring windows, as a share of a window, in [0, 1).
         blend: `"gaussian"` (sigma 1/8 of the window) or `"linear"` weights.
         out: Array `(H, W[, D], K)` to write into, such as a memory map; None: a new one.
 
@@ -37,7 +37,7 @@ def predict_volume(model, volume, window, *, batch_size, overlap=0.5, blend="gau
         `(H, W[, D], K)` float32, or `out`.
 
     Raises:
-        InputError: For an overlap, blend, batch size or shapes that are impossible.
+        InputError: For an invalid overlap, blend, batch size or shape.
     """
     sizes, window = tuple(volume.shape[:-1]), tuple(window)
     _check(volume, window, batch_size, overlap, blend)
@@ -61,11 +61,11 @@ def predict_volume(model, volume, window, *, batch_size, overlap=0.5, blend="gau
 
 
 class _Axis:
-    """Where the windows lie along one axis, and what each of their voxels weighs there.
+    """Positions of the windows along one axis, and the weights of their voxels.
 
     Attributes:
         starts: First voxel of each window, `(n,)`; negative where the volume is padded.
-        weights: `(n, window)` float64; those of one voxel add up to 1 over the windows.
+        weights: `(n, window)` float64; the weights of one voxel sum to 1 over the windows.
     """
 
     def __init__(self, size, window, overlap, blend):
@@ -94,7 +94,7 @@ class _Axis:
 
 
 class _Rows:
-    """Sums in float64 of the rows that are not complete yet; complete ones go to the result, once each."""
+    """Float64 sums of the rows that are not yet complete; complete rows are written to the result once."""
 
     def __init__(self, out):
         self.out, self.first, self.sums = out, 0, np.zeros((0, *out.shape[1:]))
@@ -115,7 +115,7 @@ class _Rows:
 
 
 def _pieces(volume, axes):
-    """Yield places and voxels of the windows with signal, and of the very first one, which shows what a model gives."""
+    """Yield positions and voxels of windows with signal, and of the first one, which shows the output shape."""
     first = True
     for places in itertools.product(*(range(len(axis.starts)) for axis in axes)):
         piece = _read(volume, axes, places)
@@ -125,7 +125,7 @@ def _pieces(volume, axes):
 
 
 def _add(sums, axes, places, prediction):
-    """Add one window's prediction, weighted."""
+    """Add the weighted prediction of one window."""
     values = prediction[tuple(axis.within(place) for axis, place in zip(axes, places, strict=True))]
     values = values.astype(np.float64)
     for number, (axis, place) in enumerate(zip(axes, places, strict=True)):

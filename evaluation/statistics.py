@@ -1,4 +1,4 @@
-"""Comparing initialisations on the same test subjects, volumes with their reference, and the annotation saved."""
+"""Statistics: paired comparisons on the same test subjects, agreement of volumes, and the annotation saved."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 
 @dataclasses.dataclass(frozen=True)
 class PairedComparison:
-    """Outcome of `paired_comparison`; None where a quantity is not defined, and then `note` says why."""
+    """Result of `paired_comparison`; None if a quantity is undefined, with the reason in `note`."""
 
     pairs: int
     unpaired: int
@@ -33,13 +33,13 @@ def paired_comparison(a, b, *, comparisons=1):
     """Compare two conditions measured on the same subjects, a - b.
 
     Args:
-        a: One value per subject, `(subjects,)`; NaN where there is none.
+        a: One value per subject, `(subjects,)`; NaN if missing.
         b: One value per subject, same order.
         comparisons: Number of comparisons in the family, for the adjusted p values.
 
     Returns:
         A `PairedComparison`: paired t statistic and two-sided p; that p times `comparisons` (Bonferroni); Holm's p,
-        which for a single comparison can only be bounded by Bonferroni's (`adjust_family` knows the whole family);
+        which for a single comparison can only be bounded by Bonferroni's (`adjust_family` handles the whole family);
         Wilcoxon signed-rank p; mean difference with its 95 % CI (t distribution); effect size d_z = mean / sd of the
         differences. Subjects with a NaN on either side are left out and counted in `unpaired`.
 
@@ -69,7 +69,7 @@ def paired_comparison(a, b, *, comparisons=1):
 
 
 def _test(difference):
-    """Test differences against zero; the cases in which a t-test is undefined are told apart and named."""
+    """Test differences against zero, and name the reason if a t-test is undefined."""
     from scipy import stats
 
     undefined = dict.fromkeys(("ci_low", "ci_high", "effect_size", "t", "p", "p_wilcoxon"))
@@ -78,7 +78,7 @@ def _test(difference):
     mean = float(difference.mean())
     if len(difference) == 1:
         return undefined | {"mean_difference": mean, "note": "one pair: no test"}
-    # Differences that are equal up to rounding have no spread to test against.
+    # Differences that are equal up to rounding have no variance to test against.
     if np.ptp(difference) <= 1e-12 * max(1.0, np.abs(difference).max()):
         known = {"mean_difference": mean, "ci_low": mean, "ci_high": mean}
         if abs(mean) <= 1e-12:
@@ -130,7 +130,7 @@ def stars(p):
     """Mark an adjusted p value.
 
     Args:
-        p: In [0, 1], or None where there is no test.
+        p: In [0, 1], or None if there is no test.
 
     Returns:
         `***` up to 0.001, `**` up to 0.01, `*` up to 0.05 (Ghoul et al., ISMRM 2024: * for p <= 0.05), else nothing.
@@ -140,7 +140,7 @@ def stars(p):
 
 @dataclasses.dataclass(frozen=True)
 class BlandAltman:
-    """Outcome of `bland_altman`, in the unit of the measurements; None where a quantity is not defined."""
+    """Result of `bland_altman`, in the unit of the measurements; None if a quantity is undefined."""
 
     pairs: int
     bias: float | None = None
@@ -156,7 +156,7 @@ class BlandAltman:
 
 
 def bland_altman(measured, reference):
-    """Agreement of a measurement with a reference: bias and 95 % limits of agreement, bias -+ 1.96 sd.
+    """Compute the agreement of a measurement with a reference: bias and 95 % limits of agreement, bias -+ 1.96 sd.
 
     se(bias)^2 = sd^2 / n,  se(limit)^2 = sd^2 (1 / n + 1.96^2 / (2 (n - 1))),  CI = value -+ t_(n-1) se.
 
@@ -208,7 +208,8 @@ def bland_altman(measured, reference):
 
 
 def annotation_saved(curve, reference_curve, reference_n, *, interpolate=True):
-    """Share of annotated subjects saved: 1 - N / reference_n, N the fewest with which `curve` is as good.
+    """Compute the share of annotated subjects saved: 1 - N / reference_n, with the smallest N at which `curve` is as
+    good.
 
     Args:
         curve: Mapping of N annotated subjects to mean Dice, of the pretrained network.
@@ -217,11 +218,11 @@ def annotation_saved(curve, reference_curve, reference_n, *, interpolate=True):
         interpolate: True: `curve` is joined by straight lines between tested N. False: only tested N count.
 
     Returns:
-        A fraction, negative when `curve` needs more subjects than the reference; None when it never gets there. A
+        A fraction, negative if `curve` needs more subjects than the reference; None if it never reaches the goal. A
         curve that is as good at its smallest N gives a lower bound: nothing is extrapolated.
 
     Raises:
-        ValueError: When `reference_n` is not on the reference curve, or `curve` is empty.
+        ValueError: If `reference_n` is not on the reference curve, or `curve` is empty.
 
     Reference:
         "60 % less annotation" = 1 - 8/20, Ghoul et al., ISMRM 2024. Interpolation: ours.

@@ -1,4 +1,4 @@
-"""From the slices of one subject to synthesised contrasts on the subject's own grid."""
+"""Synthesised contrasts on the subject's own grid from its slices."""
 
 import numpy as np
 
@@ -6,17 +6,17 @@ from evaluation.sliding_window import predict_volume
 
 
 def synthesise_subject(model, slices, grid, crop_size, *, overlap, batch_size):
-    """Synthesise contrasts window by window and carry them back to the subject's own voxels.
+    """Synthesise contrasts window by window and resample them to the subject's own voxels.
 
-    The network sees windows of one size, however large the subject is; slices and results are held whole: at most
-    about 6 bytes per pixel for each of the C contrasts and 12 bytes per voxel for each of the K.
+    The network sees windows of one size, regardless of the size of the subject; slices and results are in memory
+    completely: at most about 6 bytes per pixel for each of the C contrasts and 12 bytes per voxel for each of the K.
 
     Args:
         model: Anything with Keras' `predict_on_batch`, `(batch_size, *crop_size, C)` to `(batch_size, *crop_size, K)`.
         slices: All slices of the subject, `(S, H, W, C)`, in [0, 1].
         grid: The subject's `data.geometry.SliceGrid`.
         crop_size: `(h, w, d)` that the network was trained on, or `(h, w)`.
-        overlap: Share of a window that the next one overlaps at least, in [0, 1).
+        overlap: Smallest overlap of neighbouring windows, as a share of a window, in [0, 1).
         batch_size: Windows per call. Every call has exactly this many, so that the network compiles once.
 
     Returns:

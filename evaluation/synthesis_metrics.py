@@ -1,9 +1,9 @@
-"""How close synthesised contrasts are to the acquired ones: MSE, PSNR and SSIM, over the volume and inside a mask.
+"""Similarity of synthesised and acquired contrasts: MSE, PSNR and SSIM, over the volume and inside a mask.
 
 Conventions, the same in every table and figure:
 
-- every value refers to a data range that the caller states and that the row repeats (1 for images scaled to [0, 1]);
-- SSIM is three-dimensional, with Wang's Gaussian window (sigma 1.5, 11 voxels wide) in voxels, whatever their size;
+- every value refers to a data range that the caller provides and that the row repeats (1 for images scaled to [0, 1]);
+- SSIM is three-dimensional, with Wang's Gaussian window (sigma 1.5, 11 voxels wide) in voxels of any size;
 - without a mask the columns `*_mask` are None; with an empty one they are NaN, to be counted, never dropped;
 - a synthesis without any error has the PSNR infinity.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from utils.checks import InputError
 
 SIGMA = 1.5  # voxels
-REACH = 5  # voxels from the middle to the end of the window
+REACH = 5  # voxels from the centre to the edge of the window
 MEASURES = ("mse", "psnr_db", "ssim")
 
 
@@ -32,14 +32,13 @@ def score_synthesis(prediction, reference, contrasts, *, data_range, mask=None):
     Returns:
         List of dicts in the order of the contrasts, with the keys `label` (the contrast), `data_range`, `mse`,
         `psnr_db`, `ssim`, and `mse_mask`, `psnr_db_mask`, `ssim_mask` for the voxels of the mask; NaN, None and
-        infinity as the module's docstring says.
+        infinity as described in the docstring of this module.
 
     Raises:
-        InputError: For shapes that do not fit, a data range that is missing or not positive, or values that are not
-            finite.
+        InputError: For mismatched shapes, a data range that is missing or not positive, or values that are not finite.
 
     Reference:
-        The poster's three measures; over what voxels and in what units it took them is not stated.
+        The poster's three measures; it does not state their voxels and units.
     """
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     ranges = data_range if isinstance(data_range, dict) else dict.fromkeys(contrasts, data_range)
@@ -61,15 +60,15 @@ def psnr_db(mse, data_range):
 
 
 def ssim_map(predicted, true, data_range):
-    """Structural similarity at every voxel, `(X, Y, Z)`; at the border the volume goes on as its mirror image.
+    """Compute the structural similarity at every voxel, `(X, Y, Z)`; the volume is mirrored at the border.
 
     Reference:
         Wang et al., IEEE Trans. Image Process. 2004, by scikit-image, with population variances as there.
     """
-    # Deferred: training processes that never score a synthesis do without it.
+    # Deferred, because training processes never need it.
     from skimage.metrics import structural_similarity
 
-    # With Gaussian weights the width only says what is cut off at the border, and thin volumes have less than 11.
+    # With Gaussian weights, the width only determines the truncation, and thin volumes have fewer than 11 voxels.
     width = min(2 * REACH + 1, *(size - 1 + size % 2 for size in true.shape))
     return structural_similarity(
         predicted,
@@ -84,7 +83,7 @@ def ssim_map(predicted, true, data_range):
 
 
 def _measures(predicted, true, data_range, mask):
-    """All six measures of one contrast; the SSIM of the volume is the mean over voxels whose window lies in it.
+    """Compute all six measures of one contrast; the SSIM of the volume is the mean over voxels whose window fits.
 
     Along an axis of fewer than 11 voxels no window fits, and all voxels count.
     """

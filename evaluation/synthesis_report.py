@@ -1,4 +1,4 @@
-"""What a report says on contrast synthesis: its tables, its figures, and notes on what could not be drawn."""
+"""Figures of contrast synthesis in a report, and notes on those that cannot be drawn."""
 
 from evaluation.error_maps import RULE, draw_error_maps, largest_error, read_error_maps
 from evaluation.figures import AGAINST_N_SHOWS, against_n, save_figure
@@ -41,7 +41,7 @@ def draw_error_figures(scores, find_files, folder, **keys):
         **keys: `contrasts`, `labels` and `ignored` as for `error_maps.read_error_maps`.
 
     Returns:
-        `(figures, notes)`: a list of at most one `ReportFigure`, and a sentence on each figure that is not possible.
+        `(figures, notes)`: a list of at most one `ReportFigure`, and a sentence on each figure that cannot be drawn.
     """
     pictures, notes = {}, []
     for inputs, of_inputs in scores.by_contrasts().items():

@@ -29,7 +29,7 @@ def synthesis_tables(scores):
         scores: A `Scores` of synthesis.
 
     Returns:
-        List of `Table`: inside the mask, over the whole volume, durations; without those that have nothing to show.
+        List of `Table`: inside the mask, over the whole volume, durations; without empty ones.
     """
     tables = []
     for region in REGIONS:
@@ -135,6 +135,6 @@ def _difference_table(scores, region, compared):
 
 
 def _in_its_words(table):
-    """Write a table that segmentation has too in the words of synthesis."""
+    """Adapt the wording of a segmentation table to synthesis."""
     caption = table.caption.replace("annotated subjects", "finetuning subjects")
     return dataclasses.replace(table, caption=caption, text=table.text.rename(columns={"Contrasts": "Inputs"}))

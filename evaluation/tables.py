@@ -17,12 +17,12 @@ STARS_SAY = "* p ≤ 0.05, ** p ≤ 0.01, *** p ≤ 0.001, Bonferroni-adjusted"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One table, ready to be written: numbers for programs, text for readers.
+    """One table: numbers for programs, text for readers.
 
     Attributes:
         name: File name without suffix.
         title: Heading.
-        caption: What the numbers are and how they were averaged.
+        caption: Meaning of the numbers and order of averaging.
         numbers: Tidy DataFrame in full precision (CSV).
         text: DataFrame of strings as a reader sees it (Markdown, LaTeX, HTML, terminal).
         is_folded: Whether the page hides it until a reader opens it.
@@ -139,7 +139,7 @@ def difference_table(scores, by_label=False, baseline=BASELINE):
         baseline: The initialisation the others are compared with.
 
     Returns:
-        A `Table`, or None when no init shares contrasts and N with the baseline, and by label when there is only one.
+        A `Table`, or None if no init shares contrasts and N with the baseline, and by label if there is only one.
     """
     numbers = compare_inits(scores, by_label, baseline=baseline)
     if numbers.empty or (by_label and numbers["label"].nunique() == 1):
@@ -161,8 +161,8 @@ def differences_as_table(numbers, name, title, opening, describe):
         numbers: From `compare_inits`, not empty.
         name: File name of the table.
         title: Its heading.
-        opening: First words of the caption: what is compared with what.
-        describe: Function of a row that returns what stands behind its N, `{column: text}`, and the decimal places.
+        opening: First words of the caption: what is compared.
+        describe: Function of a row that returns the text after its N, `{column: text}`, and the decimal places.
 
     Returns:
         A `Table`.
@@ -172,11 +172,11 @@ def differences_as_table(numbers, name, title, opening, describe):
     caption = (
         f"{opening} across the same test subjects, with 95 % CI. Paired two-sided t-test; Bonferroni and Holm over the "
         f"family of {counted(len(numbers), 'comparison')} in this table. d_z: mean difference / standard deviation of "
-        f"the differences. {STARS_SAY}. These columns compare the networks that were trained, on other subjects. By "
+        f"the differences. {STARS_SAY}. These columns compare the trained networks on other subjects. By "
         "repeat: the same difference in single repeats (other annotated subjects, other random weights, the same "
-        "pretrained ones), mean ± standard deviation over repeats. Same sign: repeats that agree with that mean; among "
-        "K repeats all agree by chance with probability 1 / 2^(K-1). A difference that is small beside its spread over "
-        "repeats may turn round in another training, however small p is."
+        "pretrained ones), mean ± standard deviation over repeats. Same sign: repeats that agree with that mean; all "
+        "K repeats agree by chance with probability 1 / 2^(K-1). A difference that is small compared with its spread "
+        "over repeats may change its sign in another training, however small p is."
     ).strip()
     text = pandas.DataFrame([_difference_text(row, *describe(row)) for row in numbers.itertuples()])
     text = text if text["Note"].any() else text.drop(columns="Note")
@@ -208,7 +208,7 @@ def duration_table(scores):
     """Wall-clock time per cell of a `Scores`, and how much of it was compilation.
 
     Returns:
-        A `Table` with one row per contrasts, init and N and one for all of them, or None when no cell has a duration.
+        A `Table` with one row per contrasts, init and N and one for all of them, or None if no cell has a duration.
     """
     import pandas
 
@@ -237,7 +237,7 @@ def duration_table(scores):
     caption = (
         f"{scores.note} Wall-clock time of finetuning runs: training, validation and prediction of the test subjects. "
         "Compiling [s]: in all runs of a row, until their first training and validation steps have run; runs of one "
-        "call share what is compiled, so the first pays for the others. -: not recorded."
+        "call share compiled code, so the first includes the compilation for all. -: not recorded."
     ).strip()
     return Table("durations", "Time per run", caption, numbers, pandas.DataFrame(text))
 

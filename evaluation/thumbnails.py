@@ -1,4 +1,4 @@
-"""Small pictures of every test subject for the HTML page, so that a reader finds the failures.
+"""Small pictures of every test subject for the HTML report, so that failures can be found.
 
 Drawn with array arithmetic instead of matplotlib: a study with 15 subjects, five contrasts and six initialisations
 needs 450 of them.
@@ -14,12 +14,12 @@ from evaluation.scores import MEAN
 from utils.checks import InputError
 
 HEIGHT_PX = 150
-FINER = 2  # drawn at this multiple of the size and averaged down, so that contours are smooth
+FINER = 2  # drawn at this multiple of the size and downsampled, for smooth contours
 MARGIN = 0.2  # of the labels' extent, kept around them
 LEAST_SHARE = 0.5  # of the slice, shown in either direction
 BRIGHTEST = 190  # of 255: the white reference must stay visible on bright tissue
 QUALITY = 82
-BUDGET_BYTES = 6_000_000  # of all pictures; 8 MB as text in the page
+BUDGET_BYTES = 6_000_000  # for all pictures; 8 MB as text in the page
 RULE = (
     "The axial slice on which the reference labels together are largest, each relative to its own largest slice; shown "
     "is the part of it around the labels, at least half of each side. The patient's right is on the left. White: "
@@ -80,7 +80,7 @@ def draw_thumbnails(scores, files, shown, *, contrasts, labels, ignored=(), budg
 
 
 def worst_first(values):
-    """List subjects by Dice, averaged over labels, repeats and initialisations; those without a value first.
+    """List subjects by Dice, averaged over labels, repeats and initialisations; subjects without a value first.
 
     Args:
         values: From `Scores.per_subject` of the Dice.

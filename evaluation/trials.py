@@ -1,8 +1,8 @@
 """Trials of settings, scored on validation subjects: one table, and the winner of each initialisation.
 
-Averages go in this order: the repeats of a subject, then its classes, then the subjects (a subject that validates in
-several folds counts once in each). An initialisation is never compared with another here: each gets the trial that is
-best for it, and a winner is named only when all of them had the same trials with the same runs.
+Averages are taken in this order: the repeats of a subject, then its classes, then the subjects (a validation subject of
+several folds counts once in each). Initialisations are not compared with one another here: each gets its own best
+trial, and winners are named only if all of them had the same trials with the same runs.
 """
 
 import dataclasses
@@ -29,20 +29,20 @@ TRIALS = dataclasses.replace(
     untested=("train_subjects",),
 )
 RUN = ["contrasts", "n_annotated", "repeat", "split"]
-DEAD = 0.2  # Dice of a class, mean over the subjects of a run, below which the network has not learned it
+DEAD = 0.2  # Dice of a class, mean over the subjects of a run; below, the class was not learned
 ALL = "all"
 KEPT = {"best": "best of validation", "last": "last"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The table of trials and what follows from it.
+    """The table of trials and its result.
 
     Attributes:
         table: `tables.Table`.
-        winners: Init to its best trial; empty while something is missing.
-        missing: One sentence for each init and trial that lacks runs which others have.
-        outdated: Folders of cells that were left out because other settings made them.
+        winners: Init to its best trial; empty while runs are missing.
+        missing: One sentence for each init and trial that lacks runs that others have.
+        outdated: Folders of cells that were left out because they were made with other settings.
     """
 
     table: Table
@@ -51,7 +51,7 @@ class Comparison:
     outdated: list
 
     def conclusion(self):
-        """Return the winners as YAML that fits below `finetuning:`, or what is missing."""
+        """Return the winners as YAML for the section `finetuning`, or what is missing."""
         if self.missing:
             return "\n".join(["No winner is named: every init needs the same trials and runs.", *self.missing])
         text = yaml.safe_dump({"chosen": self.winners}, sort_keys=False)
@@ -59,11 +59,11 @@ class Comparison:
 
 
 def collect_trials(work_dir, is_current):
-    """Read the finished trials below a work dir, those of all folds together.
+    """Read the finished trials below a work dir, over all folds.
 
     Args:
         work_dir: Folder with `trials/` or `fold<K>/trials/`.
-        is_current: Function of the content of metrics.json: whether the config of today would make the same cell.
+        is_current: Function of the content of metrics.json: whether the current config would make the same cell.
 
     Returns:
         `(results, outdated)`: a DataFrame like that of `Scores` with `trial`, `weights_kept` and
@@ -94,7 +94,7 @@ def compare(results, asked, inits, trials, outdated=()):
 
     Args:
         results: From `collect_trials`.
-        asked: Cells that there should be, `(trial, contrasts, init, n, repeat, split)`.
+        asked: Requested cells, `(trial, contrasts, init, n, repeat, split)`.
         inits: Initialisations of the config, all of which need the same trials.
         trials: Trials of the config, in the order of the rows.
         outdated: Folders that were left out.
@@ -111,7 +111,7 @@ def compare(results, asked, inits, trials, outdated=()):
 
 
 def missing_runs(results, asked, inits):
-    """Say which inits lack trials, or runs of a trial, that others have or that were asked for.
+    """Report inits that lack trials, or runs of a trial, that others have or that were requested.
 
     Args:
         results: From `collect_trials`.
@@ -119,7 +119,7 @@ def missing_runs(results, asked, inits):
         inits: Initialisations that count even without any trial.
 
     Returns:
-        List of sentences, one per init and trial; empty when each init has every trial, each of them with every run.
+        List of sentences, one per init and trial; empty if each init has every trial with every run.
     """
     cells = results.drop_duplicates("folder")
     there = set(cells[["init", "trial", *RUN]].itertuples(index=False, name=None))
@@ -138,13 +138,13 @@ def missing_runs(results, asked, inits):
 
 
 def summarise(results, inits, trials):
-    """Summarise every trial by contrasts, init and N, and by init over all of these.
+    """Summarise every trial by contrasts, init and N, and by init over all contrasts and N.
 
     Returns:
         DataFrame with `contrasts`, `init`, `n_annotated`, `trial`, `dice` (mean), `sd_repeats` (standard deviation of
         the means of single repeats, NaN for one), `dead` (classes below `DEAD`, counted in every run) and `dead_names`,
-        `worst` and `worst_dice`, `runs`, `subjects`, `mean_s`, `updates` and `weights_kept`. Where there are several
-        contrasts or N, rows with `all` for both follow: the mean over these rows, each counting the same.
+        `worst` and `worst_dice`, `runs`, `subjects`, `mean_s`, `updates` and `weights_kept`. If there are several
+        contrasts or N, rows with `all` for both follow: the mean over these rows with equal weights.
     """
     import pandas
 
@@ -165,7 +165,7 @@ def summarise(results, inits, trials):
 
 
 def _statistics(part):
-    """Statistics of the rows of one contrasts, init, N and trial."""
+    """Compute the statistics of one contrasts, init, N and trial."""
     by_subject = part.groupby(["split", "subject", "label"], sort=False)["dice"].mean()
     by_label = by_subject.groupby("label", sort=False).mean()
     by_run = part.groupby(["split", "repeat", "label"], sort=False)["dice"].mean()
@@ -188,7 +188,7 @@ def _statistics(part):
 
 
 def _mean_dice(by_subject):
-    """Mean over subjects of their mean over classes."""
+    """Return the mean over subjects of their mean over classes."""
     return float(by_subject.mean().mean())
 
 
@@ -200,7 +200,7 @@ def _deviation(values):
 
 
 def _over_groups(rows):
-    """One row for all contrasts and N of an init and trial, each counting the same."""
+    """Build one row for all contrasts and N of an init and trial, with equal weights."""
     lowest = rows.loc[rows["worst_dice"].idxmin()] if rows["worst_dice"].notna().any() else rows.iloc[0]
     return {
         "dice": rows["dice"].mean(),
@@ -218,9 +218,10 @@ def _over_groups(rows):
 
 
 def winners_of(numbers):
-    """Return the trial with the highest mean Dice of every init, over all contrasts and N; the first of equal ones.
+    """Return the trial with the highest mean Dice of every init, over all contrasts and N; the first if several are
+    equal.
 
-    An init whose trials have no Dice (nothing to find, and nothing found) has no winner.
+    An init whose trials have no Dice (classes absent in reference and prediction) has no winner.
     """
     decisive = numbers[numbers["n_annotated"] == ALL] if (numbers["n_annotated"] == ALL).any() else numbers
     best = {}
@@ -267,7 +268,7 @@ def _caption(results, outdated):
             "Weights, best of validation: the same subjects chose the epoch whose weights are scored here, so these "
             "numbers are higher than those of other subjects will be."
         )
-    parts.append("The winner was chosen on these subjects too: its number here is no result to report.")
+    parts.append("The winner was chosen on the same subjects: its Dice here is not a result to report.")
     if len(per_split) > 1 or per_split.index[0]:
         parts.append("Cross-validation: a validation subject of one fold is a test subject of another.")
     if outdated:

@@ -94,14 +94,14 @@ def test_clean_up_does_not_shape_probabilities(made):
 
 def test_a_scan_that_changed_is_not_what_was_predicted(made):
     write_scan(made / "scans/sub-2/t1.nii.gz", 7)
-    line = "another scan, or an older version of it, lies behind 1 result there (sub-2.nii.gz)"
+    line = "another scan, or an older version of it, was used for 1 result there (sub-2.nii.gz)"
     assert_refused(made, f"--output {made}/out: {line}; {CURE}")
 
 
 @pytest.mark.parametrize("spoil", [lambda table: table.unlink(), lambda table: cut(table)])
 def test_results_that_nothing_is_known_of_are_refused(made, spoil):
     spoil(made / "out/made_by.csv")
-    assert_refused(made, f"--output {made}/out: nothing says what made {BOTH}; {CURE}")
+    assert_refused(made, f"--output {made}/out: there is no record of what made {BOTH}; {CURE}")
     assert predict(made, "--overwrite").code == 0 and predict(made).code == 0
 
 
