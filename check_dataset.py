@@ -1,14 +1,14 @@
-"""Look at a data set before anything is trained: who is there, on which grids, with which labels.
+"""Check a dataset before training: its subjects, grids and labels.
 
     python check_dataset.py --config configs/brats2015_subset.yaml
     python check_dataset.py --config configs/chaos_mr.yaml --whole --jobs 2
 
-Reads   the scans where `data` of the config says (docs/data.md has the layouts): headers, and label maps whole. With
-        --whole every voxel of every file, as steps 1 and 2 do before they start.
-Prints  a table with a row per subject: contrasts, grid, voxel size, orientation, volume of each class, warnings. What
-        must be mended follows, one line each: subject, file, what was found, what to do (exit code 2).
+Reads   the scans described in the section `data` of the config (docs/data.md has the layouts): headers and complete
+        label maps; with --whole every voxel of every file, as steps 1 and 2 do before they start.
+Prints  a table with a row per subject: contrasts, grid, voxel size, orientation, volume of each class, warnings; then
+        one line per problem: subject, file, what was found, what to do (exit code 2).
 Writes  check/subjects.csv (the table) and check/montage.png (some subjects, all contrasts, labels) in the work dir.
-Takes   seconds; 0.2 s per label map of a brain, so 4 minutes for the 1,251 of BraTS 2021, which --jobs share.
+Takes   seconds; 0.2 s per label map of a brain, so 4 minutes for the 1,251 of BraTS 2021, divided by --jobs.
 Next    python generate_constraint_maps.py --config FILE
 """
 
@@ -30,7 +30,7 @@ PICTURES = 6
 def add_options(parser):
     parser.add_argument("--whole", action="store_true", help="read every voxel of every file")
     parser.add_argument("--pictures", type=positive, default=PICTURES, metavar="N", help="subjects in the montage")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects looked at a time (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects checked at a time (default: 1)")
 
 
 def main(arguments=None):
@@ -61,7 +61,7 @@ def main(arguments=None):
 
 
 def check(config, whole, files):
-    """Look at one subject."""
+    """Check one subject."""
     from data.dataset_check import check_subject
 
     data = config.plain()["data"]
@@ -69,7 +69,7 @@ def check(config, whole, files):
 
 
 def problems_of_splits(config, subjects):
-    """Say why the splits of the config cannot be made of these subjects, if so."""
+    """Report why the splits of the config are not possible with these subjects."""
     from data.splits import make_splits
 
     try:
@@ -80,7 +80,7 @@ def problems_of_splits(config, subjects):
 
 
 def table_of(config, checks, subjects):
-    """One row per subject, as text."""
+    """Return one row of text per subject."""
     is_mm, sessions = config.data.voxel_size_known, any(f.person not in (None, s) for s, f in subjects.items())
     unit, digits = ("mL", 2) if is_mm else ("voxels", 0)
     rows = []
@@ -96,13 +96,13 @@ def table_of(config, checks, subjects):
         volumes = each.volumes(is_mm)
         for name in config.data.labels:
             row[f"{name}, {unit}"] = f"{volumes[name]:.{digits}f}" if name in volumes else "-"
-        to_mend = f"{len(each.problems)} to mend" if each.problems else ""
-        rows.append(row | {"warnings": "; ".join([*each.warnings, *filter(None, [to_mend])])})
+        to_fix = f"{len(each.problems)} to fix" if each.problems else ""
+        rows.append(row | {"warnings": "; ".join([*each.warnings, *filter(None, [to_fix])])})
     return rows
 
 
 def print_rows(rows):
-    """Print the table, as wide as its content: it may go into a file."""
+    """Print the table in the width of its content, because it may be redirected to a file."""
     columns = list(rows[0])
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     for cells in ({name: name for name in columns}, {name: "-" * widths[name] for name in columns}, *rows):
@@ -117,9 +117,9 @@ def write_rows(path, rows):
 
 
 def draw(config, path, files, number):
-    """Draw the montage of subjects spread over the data set, those with a label first; returns what was wrong then.
+    """Draw the montage of subjects from the whole dataset, those with labels first; returns the problems found.
 
-    Here some scans are read whole, which headers looked sound of.
+    Some scans are read completely here, of which only the header was checked before.
     """
     from evaluation.dataset_montage import draw_montage
 
@@ -155,7 +155,7 @@ def picture_of(files, data):
 
 
 def summarise(config, checks, subjects):
-    """Say how many subjects, grids and labels there are."""
+    """Summarise the numbers of subjects, grids and labels."""
     from data.derivatives import numbered_otherwise
 
     for files in [files for files in subjects.values() if files.label and config.data.layout == "nnunet"][:1]:

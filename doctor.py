@@ -1,11 +1,11 @@
-"""Look at this machine: is everything there that the suite needs, and which device will it train on?
+"""Check this machine: whether it has everything that the suite needs, and on which device it will train.
 
     python doctor.py
-    python doctor.py --config configs/lgg_tcga.yaml      also its scans, its work dir and the space there
+    python doctor.py --config configs/lgg_tcga.yaml      also its scans, its work dir and the free space
 
-Reads   the environment, requirements.txt and, when given, a config.
-Writes  nothing; prints one line for each thing looked at: 'ok', 'note' (works, but worth knowing) or 'mend'.
-Takes   seconds; most of them start the backend.
+Reads   the environment, requirements.txt and, if given, a config.
+Writes  nothing; prints one line per check: 'ok', 'note' (works, but worth knowing) or 'fix'.
+Takes   seconds, mostly to start the backend.
 Next    python check_dataset.py --config FILE
 """
 
@@ -25,7 +25,7 @@ from utils.parallel import pool_of
 from utils.runs import exit_code_of
 
 ROOT = Path(__file__).resolve().parent
-OK, NOTE, MEND = "ok", "note", "mend"
+OK, NOTE, FIX = "ok", "note", "fix"
 SPARE = (
     "jax",
     "onnx",
@@ -39,8 +39,8 @@ SPARE = (
     "ruff",
 )
 LITTLE_DISK_GB, LITTLE_MEMORY_GB = 10, 6
-SECONDS_OF_DRIVER = 60  # until a driver that does not answer is given up
-BFLOAT16_CAPABILITY = 8.0  # of CUDA devices, from which on bfloat16 is computed by the hardware
+SECONDS_OF_DRIVER = 60  # until an unresponsive driver is given up
+BFLOAT16_CAPABILITY = 8.0  # of CUDA devices; from this version on, bfloat16 is supported by the hardware
 INSTALL_GPU = {
     "tensorflow": "make install GPU=1 installs TensorFlow with CUDA",
     "jax": "install jax[cuda13] beside it",
@@ -55,20 +55,20 @@ def main(arguments=None):
     found = [*python(), *packages(), *backend(), *machine(), *(places(options.config) if options.config else [])]
     for state, line in found:
         print(f"{state:5}{line}")
-    number = sum(state == MEND for state, _ in found)
+    number = sum(state == FIX for state, _ in found)
     if number:
-        raise InputError(f"{number} to mend; the lines that begin with 'mend' say how")
+        raise InputError(f"{number} to fix; the lines that begin with 'fix' say how")
 
 
 def python():
-    """Yield what is to be said of the interpreter."""
+    """Yield the checks of the interpreter."""
     is_new_enough = sys.version_info >= (3, 11)
     cure = "" if is_new_enough else ": 3.11 or newer is needed; type: make PYTHON=python3.11 install"
-    yield OK if is_new_enough else MEND, f"Python {platform.python_version()} at {sys.executable}{cure}"
+    yield OK if is_new_enough else FIX, f"Python {platform.python_version()} at {sys.executable}{cure}"
 
 
 def packages(pins=ROOT / "requirements.txt"):
-    """Yield what is to be said of the packages: absent, another version than the tested one, or all as tested."""
+    """Yield the checks of the packages: missing, a version other than the tested one, or all as tested."""
     pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", pins.read_text(), re.MULTILINE))
     others = 0
     for name, tested in pinned.items():
@@ -77,7 +77,7 @@ def packages(pins=ROOT / "requirements.txt"):
         except importlib.metadata.PackageNotFoundError:
             others += 1
             is_spared = name == "tensorflow" and os.environ.get("KERAS_BACKEND") in ("jax", "torch")
-            state = NOTE if is_spared or name in SPARE else MEND
+            state = NOTE if is_spared or name in SPARE else FIX
             yield state, f"{name} is not installed; make install installs {tested}"
             continue
         if version != tested:
@@ -88,17 +88,17 @@ def packages(pins=ROOT / "requirements.txt"):
 
 
 def backend():
-    """Yield what is to be said of Keras' backend, its devices and their precision."""
+    """Yield the checks of Keras' backend, its devices and their precision."""
     try:
         import keras  # starts the backend
 
         name = keras.backend.backend()
         device = device_name()
-    except Exception as error:  # whatever a broken installation raises
-        yield MEND, f"Keras' backend does not start ({type(error).__name__}: {error}); see KERAS_BACKEND in README.md"
+    except Exception as error:  # any exception of a broken installation
+        yield FIX, f"Keras' backend does not start ({type(error).__name__}: {error}); see docs/running.md"
         return
     version = importlib.metadata.version(name)
-    chosen = "KERAS_BACKEND" if os.environ.get("KERAS_BACKEND") else "the default; KERAS_BACKEND chooses another"
+    chosen = "KERAS_BACKEND" if os.environ.get("KERAS_BACKEND") else "the default; KERAS_BACKEND selects another"
     yield OK, f"backend {name} {version} ({chosen})"
     if device != "cpu":
         yield OK, f"trains on {device}"
@@ -112,7 +112,7 @@ def backend():
 
 
 def graphics_cards():
-    """Return NVIDIA's cards and their drivers, whether the backend sees them or not, and why there are none."""
+    """Return NVIDIA's cards and drivers, whether or not the backend sees them, and the reason if there are none."""
     if not shutil.which("nvidia-smi"):
         cure = "if there is a card of NVIDIA, install its driver; in a container, start it with --gpus all"
         return [], f"there is no nvidia-smi; {cure}"
@@ -132,7 +132,7 @@ def graphics_cards():
 
 
 def why_unused(cards, backend):
-    """Say why a backend does not use the cards that the driver lists, and what to do.
+    """Explain why a backend does not use the cards that the driver lists, and what to do.
 
     Args:
         cards: From `graphics_cards`.
@@ -165,7 +165,7 @@ def _installed():
 
 
 def precision():
-    """Say whether `training.mixed_precision` pays on the device that the backend uses."""
+    """Tell whether `training.mixed_precision` is worthwhile on the device of the backend."""
     if backend_name() == "tensorflow":
         card = tensorflow().config.list_physical_devices("GPU")[0]
         capability = tensorflow().config.experimental.get_device_details(card).get("compute_capability", (0, 0))
@@ -182,7 +182,7 @@ def precision():
 
 
 def machine():
-    """Yield what is to be said of processor cores, memory and tools."""
+    """Yield the checks of processor cores, memory and tools."""
     yield OK, f"{os.cpu_count()} processor cores, {platform.machine()}, {platform.system()}"
     memory = Path("/proc/meminfo")
     if memory.exists():
@@ -198,24 +198,24 @@ def machine():
 
 
 def places(path):
-    """Yield what is to be said of a config, its scans and its work dir."""
+    """Yield the checks of a config, its scans and its work dir."""
     from utils.config import load_config
 
     try:
         config = load_config(path)
     except InputError as error:
-        yield from ((MEND, line) for line in error.lines)
+        yield from ((FIX, line) for line in error.lines)
         return
-    yield OK, f"{path} is a sound config"
+    yield OK, f"{path} is a valid config"
     root = Path(config.data.root)
-    yield (OK, f"scans at {root}") if root.is_dir() else (MEND, f"data.root: '{root}' is not a folder")
+    yield (OK, f"scans at {root}") if root.is_dir() else (FIX, f"data.root: '{root}' is not a folder")
     folder = Path(config.work_dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not os.access(existing, os.W_OK):
-        yield MEND, f"work_dir: '{existing}' may not be written; give another with --work-dir"
+        yield FIX, f"work_dir: '{existing}' is not writable; give another with --work-dir"
     free = shutil.disk_usage(existing).free / 1e9
     state = OK if free >= LITTLE_DISK_GB else NOTE
-    yield state, f"{free:.0f} GB free at work_dir {folder} (docs/scale.md says what a data set takes)"
+    yield state, f"{free:.0f} GB free at work_dir {folder} (docs/scale.md says what a dataset takes)"
 
 
 if __name__ == "__main__":

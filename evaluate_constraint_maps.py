@@ -1,8 +1,8 @@
-"""Optional, beside step 1: how well constraint maps follow the tissue, how stable they are, how many classes to take.
+"""Optional, with step 1: agreement of constraint maps with tissue, their stability, and the number of classes.
 
     python evaluate_constraint_maps.py --config configs/lgg_tcga.yaml --clusters 5 10 20 40 --seeds 3
 
-Reads   the scans below data.root and their labels; of simulated scans also true_tissue, true_t1 and true_t2.nii.gz.
+Reads   the scans below data.root and their labels; for simulated scans also true_tissue, true_t1 and true_t2.nii.gz.
 Writes  report/constraint_maps/ in the work dir: agreement.csv, .md and .tex (means over subjects for every K),
         change.csv, .md and .tex (paired differences to the config's K), agreement.png and .pdf, per_subject.csv, and
         subjects/<subject>.json, from which the others are made.
@@ -27,8 +27,8 @@ log = logging.getLogger("mrccl")
 
 CLUSTERS = (5, 10, 15, 20, 25, 30, 40, 50)
 TRUTH = ("true_tissue", "true_t1", "true_t2")
-MEASURES_VERSION = 1  # raised when a measure changes, so that older results are made again
-OUTSIDE = 0.01  # share of labelled voxels outside the foreground that is worth a look
+MEASURES_VERSION = 1  # increased when a measure changes, so that older results are recomputed
+OUTSIDE = 0.01  # share of labelled voxels outside the foreground that is reported
 
 
 def add_options(parser):
@@ -41,8 +41,8 @@ def add_options(parser):
         help=f"numbers of classes to try (default: {' '.join(map(str, CLUSTERS))}, and the config's)",
     )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="maps of each, by seed (default: 3)")
-    parser.add_argument("--subjects", nargs="+", type=composed, metavar="ID", help="evaluate these only")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects worked on at a time (default: 1)")
+    parser.add_argument("--subjects", nargs="+", type=composed, metavar="ID", help="evaluate only these")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects processed at a time (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="evaluate finished subjects again")
 
 
@@ -59,7 +59,7 @@ def main(arguments=None):
 
 
 def evaluate_constraint_maps(config, options):
-    """Evaluate every subject that is not finished, then write the report over all that are."""
+    """Evaluate all unfinished subjects, then write the report over all finished ones."""
     everyone, wanted = find_wanted(config, options.subjects)
     clusters = sorted({1, config.constraint_maps.clusters, *options.clusters})
     if options.seeds < 2 and not any(files.label or truth_of(config, files) for files in everyone.values()):
@@ -84,7 +84,7 @@ def evaluate_constraint_maps(config, options):
 
 
 def find_wanted(config, asked):
-    """Return `{subject: files}` of everyone in the dataset, and of those that the command line asks for."""
+    """Return `{subject: files}` of all subjects in the dataset, and of those requested on the command line."""
     from data.layouts import find_subjects
 
     everyone = find_subjects(**config.data.places())
@@ -100,7 +100,7 @@ def find_wanted(config, asked):
 
 
 def settings_of(config, clusters, seeds, files):
-    """Hash of all that shapes the result of a subject."""
+    """Hash all settings that affect the result of a subject."""
     plain = config.plain()
     data = {key: plain["data"][key] for key in ("contrasts", "mask", "labels", "ignored_label_values")}
     data |= config.reading()
@@ -118,7 +118,7 @@ def truth_of(config, files):
 
 
 def refuse_unsound(config, options, subjects):
-    """Read every file once before the work starts, and name every problem."""
+    """Read every file once before the work starts, and report every problem."""
     checked = in_order(functools.partial(check_subject, config), subjects, options.jobs)
     problems = [line for found in progress(checked, "Checking scans", len(subjects)) for line in found]
     if problems:
@@ -126,7 +126,7 @@ def refuse_unsound(config, options, subjects):
     without = [files.subject for files in subjects if len(truth_of(config, files)) < len(TRUTH)]
     if config.data.simulated and without:
         log.warning(
-            "%s: no %s beside the scans of %s (%s, ...); make the cohort anew with simulate_cohort.py to have "
+            "%s: no %s beside the scans of %s (%s, ...); simulate the cohort again with simulate_cohort.py for "
             "all measures",
             config.data.root,
             ", ".join(TRUTH),
@@ -136,7 +136,7 @@ def refuse_unsound(config, options, subjects):
 
 
 def check_subject(config, files):
-    """Return one line for each thing that is wrong with a subject's files."""
+    """Return one line for each problem of a subject's files."""
     from data.volumes import problems_of_subject
 
     data = config.data
@@ -170,12 +170,12 @@ def evaluate_subject(config, clusters, seeds, files):
 
 
 def seed_of_map(config, subject, number):
-    """Seed of k-means; that of number 0 is the seed of step 1, so that its map is evaluated too."""
+    """Return the seed of k-means; number 0 gives the seed of step 1, so that its map is evaluated, too."""
     return child_seed(config.seed, "constraint_map", subject, *([number] if number else ()))
 
 
 def read_references(config, files):
-    """Read one subject: what k-means sees, and what its classes are compared with.
+    """Read one subject: the input of k-means, and the references of its classes.
 
     Returns:
         `(features, labels, truth, outside)`: `(voxels, P)`; labels `(voxels,)` uint8 or None; name -> true values
@@ -192,7 +192,7 @@ def read_references(config, files):
     mask = read_mask(files, shape, affine)
     recipe = section.model_dump(exclude={"contrasts", "clusters", "spaces"})
     space = contrast_space(volume, mask, **recipe, affine=affine)
-    # Number of every foreground voxel in the features; to read a volume at these places puts it into their order.
+    # Indices of the foreground voxels in the order of the features.
     place = space.restore(np.arange(1, len(space.features) + 1))
     order = np.flatnonzero(place)[np.argsort(place[place > 0])]
     labels, outside = None, None
@@ -224,7 +224,7 @@ def read_truth(config, files, shape, affine):
 
 
 def point_out(subject, result):
-    """Warn of a subject whose labels are not all seen by the maps."""
+    """Warn of a subject with labels outside the maps."""
     if (result["labelled_outside"] or 0) > OUTSIDE:
         share = 100 * result["labelled_outside"]
         log.warning("%s: %.1f %% of the labelled voxels lie outside the foreground and are not counted", subject, share)
@@ -274,7 +274,7 @@ def result_of(config, subject):
 
 
 def is_finished(config, files, settings):
-    """Whether there is a result of the same settings, and, where they were noted, of the same files."""
+    """Whether there is a result with the same settings and, if recorded, the same files."""
     path = result_of(config, files.subject)
     found = read_json(path) if path.is_file() else {}
     if found.get("settings") != settings:
@@ -283,7 +283,7 @@ def is_finished(config, files, settings):
 
 
 def files_of(config, files):
-    """Text on all files of a subject that a result is made from."""
+    """Describe all files of a subject from which a result is made."""
     from data.identity import note_of_files
 
     others = truth_of(config, files) | ({"label": files.label} if files.label else {})

@@ -1,14 +1,14 @@
-"""Export finetuned models, or a pretrained encoder, as a folder that needs nothing else.
+"""Export finetuned models, or a pretrained encoder, as a self-contained folder.
 
     python export_model.py --model runs/lgg_tcga/finetuning/flair/constrained/n08/r0 --output lgg_model/
     python export_model.py --model runs/lgg_tcga/finetuning/flair/constrained/n08/r* --output lgg_ensemble/
     python export_model.py --model runs/lgg_tcga/pretraining/constrained --output lgg_encoder/ --formats onnx
 
-Reads   cell folders of step 4, several of one kind for the mean of their outputs; or one stage folder of step 3.
-Writes  model.keras (of a stage encoder.keras: the feature maps of all levels), which Keras loads without this suite;
+Reads   cell folders of step 4 (outputs of several matching cells are averaged), or one stage folder of step 3.
+Writes  model.keras (for a stage encoder.keras, the feature maps of all levels), which Keras loads without this suite;
         model.json (contrasts, labels, preprocessing), config.yaml and README.md, a model card. With --formats also
         model.onnx (needs onnx, tf2onnx, onnxruntime) and saved_model/, each run once and compared with model.keras.
-        Neither subjects nor places on disk are named anywhere.
+        Subject names and file paths are removed everywhere.
 Takes   seconds.
 Next    python predict.py --model DIR --input scans/ --output predictions/
 """
@@ -29,13 +29,13 @@ from utils.runs import atomic_path, exit_code_of, read_json, write_json
 from utils.yaml_files import read_yaml
 
 log = logging.getLogger("mrccl")
-SAME = 1e-4  # largest difference of exported formats
+SAME = 1e-4  # largest difference between exported formats
 KEPT_AT_HOME = ("trained_on", "target_intensities")  # keys of model.json that name subjects
 WRITTEN = ("model.json", "encoder.json", "model.keras", "encoder.keras", "model.onnx", "encoder.onnx", "config.yaml")
 FILES = {
     "keras": "the network, for Keras on any backend",
     "json": "contrasts, labels and preprocessing, for predict.py",
-    "yaml": "the config that it was made with, without places and names of subjects",
+    "yaml": "the config that it was made with, without paths and names of subjects",
     "onnx": "the network, for ONNX Runtime",
     "saved_model": "the network, for TensorFlow",
 }
@@ -80,7 +80,7 @@ def is_stage(folder):
 
 
 def check_output(options):
-    """Refuse a place that is taken, or cannot be written."""
+    """Refuse an output folder that is not empty or not writable."""
     output = options.output
     check_writable(output, "--output", "give another folder")
     if output.resolve() in {folder.resolve() for folder in options.model}:
@@ -93,7 +93,7 @@ def check_output(options):
 
 
 def check_formats(formats):
-    """Refuse formats that cannot be made here."""
+    """Refuse formats that are not available here."""
     if not formats:
         return
     import keras
@@ -108,14 +108,14 @@ def check_formats(formats):
 
 
 def export_model(options):
-    """Export cells as one network, the mean of theirs."""
+    """Export cells as one network that averages their outputs."""
     from evaluation.model_card import RESEARCH, model_card
     from models.portable import load_network, mean_of, portable
 
     members = {folder: read_member(folder) for folder in options.model}
     check_agreement({folder: member.model for folder, member in members.items()})
     networks = [load_network(folder, member.model) for folder, member in members.items()]
-    # What was exported before is portable already.
+    # An exported model is portable already.
     networks = [portable(network) if network.name == "unet" else network for network in networks]
     about = {"licence": options.licence, "intended_use": options.intended_use or RESEARCH}
     described = next(iter(members.values())).model
@@ -125,7 +125,7 @@ def export_model(options):
 
 
 def read_member(folder):
-    """Read what a cell says of its model."""
+    """Read the description of a cell's model."""
     from evaluation.model_card import Member
 
     paths = folder / "metrics.json", folder / "environment.json"
@@ -135,7 +135,7 @@ def read_member(folder):
 
 
 def subjects_of_stage(folder, init):
-    """Return how many subjects the stage saw that a cell started from; None if it is not there any more."""
+    """Return the number of subjects in the stage from which a cell started; None if it no longer exists."""
     from models.weights import read_weights
 
     stages = (parent / "pretraining" / init / "weights.npz" for parent in folder.resolve().parents)
@@ -177,7 +177,7 @@ def export_encoder(options):
 
 
 def write_folder(options, name, network, description, card):
-    """Write all files; the description, without which nothing uses the folder, comes last."""
+    """Write all files; the description, which makes the folder usable, is written last."""
     from models.portable import write_keras
 
     output = options.output
@@ -211,7 +211,7 @@ def export_as(form, network, path):
         import onnxruntime
 
         with atomic_path(path) as temporary, warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of numpy, about names that the converter looks for
+            warnings.simplefilter("ignore", FutureWarning)  # by numpy, about names that the converter searches
             network.export(temporary, format="onnx", verbose=False)
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -227,7 +227,7 @@ def export_as(form, network, path):
 
 
 def shareable_configs(folders):
-    """Return the configs of some models as YAML text, each once, without places and names of subjects."""
+    """Return the configs of some models as YAML text, each once, without paths and names of subjects."""
     import yaml
 
     texts = []

@@ -6,8 +6,8 @@ Reads   nothing.
 Writes  one folder per subject (sub-001, ...) with one NIfTI per contrast, label.nii.gz, true_t1.nii.gz and
         true_t2.nii.gz (ms), true_pd.nii.gz (percent), true_tissue.nii.gz; beside them splits.json,
         participants.tsv, dataset_description.json and README.
-Takes   1 to 3 seconds and up to 0.5 GB per subject and job. Finished subjects are skipped: the same command continues
-        an interrupted cohort, and a larger --subjects extends a finished one (and moves the borders of its sets).
+Takes   1 to 3 seconds and up to 0.5 GB per subject and job. Finished subjects are skipped: rerun the command to
+        resume an interrupted cohort; a larger --subjects extends a finished one (and changes its sets).
 Next    python generate_constraint_maps.py --config FILE
 """
 
@@ -56,8 +56,8 @@ def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the cohort")
     parser.add_argument("--subjects", type=int, default=18, metavar="N", help="number of subjects (18)")
-    parser.add_argument("--anatomy", choices=("renal", "brain_tumour"), default="renal", help="what is drawn (renal)")
-    parser.add_argument("--seed", type=int, default=1, metavar="K", help="another seed, another cohort (1)")
+    parser.add_argument("--anatomy", choices=("renal", "brain_tumour"), default="renal", help="anatomy (renal)")
+    parser.add_argument("--seed", type=int, default=1, metavar="K", help="seed of the cohort (1)")
     parser.add_argument(
         "--shape",
         type=int,
@@ -71,7 +71,7 @@ def parse(arguments):
 
 
 def simulate_cohort(folder, number, anatomy, seed, shape, jobs):
-    # Deferred so that --help and mistakes on the command line answer at once.
+    # Deferred so that --help and errors in the command line are answered at once.
     from data.simulation import ANATOMIES, check_shape
 
     shape = check_shape(shape or ANATOMIES[anatomy].shape)
@@ -90,7 +90,7 @@ def write_cohort(folder, number, anatomy, seed, shape, jobs):
     subjects = [f"sub-{index:03d}" for index in range(1, number + 1)]
     missing = [subject for subject in subjects if not (folder / subject).exists()]
     if len(missing) < number:
-        log.info("%d of %d subjects are there already", number - len(missing), number)
+        log.info("%d of %d subjects exist already", number - len(missing), number)
     work = functools.partial(write_subject, folder, anatomy, seed, shape)
     for _ in progress(in_order(work, missing, jobs), "Simulated subjects", total=len(missing)):
         pass
@@ -114,7 +114,7 @@ def write_cohort(folder, number, anatomy, seed, shape, jobs):
 
 
 def describe(folder, anatomy, seed, shape):
-    """Write what the cohort is made of; refuse to mix it with one made differently."""
+    """Write the parameters of the cohort; refuse to mix it with a different one."""
     path = folder / "dataset_description.json"
     made_of = {"anatomy": anatomy, "seed": seed, "shape": list(shape)}
     if path.exists():
@@ -129,7 +129,7 @@ def describe(folder, anatomy, seed, shape):
 
 
 def write_subject(folder, anatomy, seed, shape, subject):
-    """Simulate one subject and put its folder in place only when it is complete."""
+    """Simulate one subject and move its folder into place once it is complete."""
     from data.simulation import simulate_subject
     from data.volumes import write_nifti
 
@@ -144,7 +144,7 @@ def write_subject(folder, anatomy, seed, shape, subject):
 
 
 def split(subjects):
-    """Split subjects in order: every subject is an independent draw, so that shuffling would add nothing."""
+    """Split subjects in order: every subject is an independent draw, so shuffling is unnecessary."""
     test = max(1, round(TEST_SHARE * len(subjects)))
     validation = max(1, round(VALIDATION_SHARE * len(subjects)))
     train = len(subjects) - test - validation

@@ -1,20 +1,21 @@
-"""Optional, after step 3: what do the representations of pretrained networks hold?
+"""Optional, after step 3: what the representations of pretrained networks encode.
 
     python visualize_representations.py --config configs/renal_demo.yaml
     python visualize_representations.py --config configs/renal_demo.yaml --init random constrained
     python visualize_representations.py --config configs/renal_demo.yaml --only pixels
 
-Reads   h5/annotated.h5, or without labels h5/volumes.h5 (step 2), pretraining/<stage>/weights.npz (step 3) and, of
-        simulated scans, the true T1, T2 and PD beside them. Of slices, some are drawn at random. Volumes (network.rank:
-        3) are seen as in validation: crops.validation crops of each subject, at most 200 of all training and of all
-        test subjects, and cubic patches of them.
+Reads   h5/annotated.h5, or without labels h5/volumes.h5 (step 2), pretraining/<stage>/weights.npz (step 3) and, for
+        simulated scans, the true T1, T2 and PD beside them. Slices are drawn at random. Volumes (network.rank: 3) are
+        cropped as in validation: crops.validation crops of each subject, at most 200 of all training and of all test
+        subjects, with cubic patches.
 Writes  report/representations/ in the work dir, with cross-validation one such folder per fold: probe.{csv,md,tex},
-        how well a linear probe that is fitted on patches of training subjects tells T1, T2, PD, label and the contrasts
-        to be synthesised of patches of test subjects, and how far classes lie apart; tsne.{png,pdf}; a run record. In
-        pixels/ there: pixel_probe.{csv,md,tex}, how well a linear probe tells the labels of single pixels of validation
-        subjects from each level of each network. It may choose settings of pretraining: no test subject is looked at.
-Takes   a minute or two on a CPU with small images. No network is trained; every call writes anew. Stages without
-        weights are left out and named.
+        how well linear probes fitted on patches of training subjects predict T1, T2, PD, label and the contrasts to be
+        synthesised in patches of test subjects, and the separation of classes; tsne.{png,pdf}; a run record. In its
+        subfolder pixels/: pixel_probe.{csv,md,tex}, how well linear probes predict the labels of pixels of validation
+        subjects from each level of each network. Settings of pretraining may be chosen with it, because it does not
+        use test subjects.
+Takes   a minute or two on a CPU with small images. No network is trained; every call overwrites the results. Stages
+        without weights are reported and left out.
 Next    python finetune_segmentation.py --config FILE, or finetune_synthesis.py
 """
 
@@ -26,12 +27,12 @@ from utils.runs import child_seed, exit_code_of, open_run
 from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
-IMAGES = {2: 500, 3: 200}  # slices or crops at most, of all training and of all test subjects
+IMAGES = {2: 500, 3: 200}  # largest number of slices or crops, of all training and of all test subjects
 PATCHES = 20_000  # likewise
-SHOWN = 1500  # patches of t-SNE and of the silhouette by label, at most
-PATCH_SIZE = 4  # without a constrained stage that says otherwise; authors' code
+SHOWN = 1500  # largest number of patches for t-SNE and for the silhouette by label
+PATCH_SIZE = 4  # default without a constrained stage; authors' code
 DRAWS = 3  # of untrained layers
-BATCH_SIZE = {2: 16, 3: 1}  # a crop weighs more than a slice
+BATCH_SIZE = {2: 16, 3: 1}  # a crop takes more memory than a slice
 
 
 def add_options(parser):
@@ -42,7 +43,7 @@ def add_options(parser):
     parser.add_argument(
         "--only",
         choices=("pixels", "patches"),
-        help="pixels: the label probe on validation subjects, test subjects stay unseen (default: both)",
+        help="pixels: the label probe on validation subjects, without test subjects (default: both)",
     )
 
 
@@ -60,7 +61,7 @@ def main(arguments=None):
 
     works = config.work.splits_with("annotated" if config.data.labels else "pretrain_train")
     works = chosen_folds(works, options.folds)
-    splits = [RepresentedSplit(config, work, options.init) for work in works]  # every mistake comes to light here
+    splits = [RepresentedSplit(config, work, options.init) for work in works]  # every mistake is detected here
     for split in splits:
         for write in split.deeds(options.only):
             table, target = write()
@@ -77,7 +78,7 @@ def print_table(table):
 
 
 def open_split(config, work):
-    """Open the file that holds test subjects too.
+    """Open the file that also holds test subjects.
 
     Returns:
         The `SliceStore`, the subjects of each part that it holds, and the hash of the split.
@@ -86,7 +87,7 @@ def open_split(config, work):
     from data.splits import hash_of_split
 
     store = SliceStore(work.store("annotated") if config.data.labels else work.volumes)
-    # volumes.h5 serves all folds; who trains and who is tested stands beside it.
+    # volumes.h5 serves all folds; training and test subjects are listed beside it.
     told = store if config.data.labels else SliceStore(work.store("pretrain_train"))
     for file in (store, told):
         file.check_hash(config.hash_of_slices())
@@ -129,13 +130,14 @@ class RepresentedSplit:
         return child_seed(self.config.seed, "representations", self.name, *names)
 
     def read_pretrained(self, wanted):
-        """Read the weights of all stages that have any, or of those that are wanted.
+        """Read the weights of all stages that have weights, or of the requested ones.
 
         Returns:
             Initialisation to its `Pretrained`, None for random weights, and the stages without weights.
 
         Raises:
-            InputError: Test subjects that were pretrained on, weights of another config, wanted weights not there.
+            InputError: Test subjects were used in pretraining, weights have another config, or requested weights are
+            missing.
         """
         from data.identity import owners_of_images
         from models.weights import Pretrained
@@ -162,7 +164,7 @@ class RepresentedSplit:
         return pretrained, missing
 
     def deeds(self, only):
-        """List what is measured: labels of pixels of validation subjects, and patches of test subjects."""
+        """List the measurements: labels of pixels of validation subjects, and patches of test subjects."""
         has_validation = self.store.has_labels and bool(self.subjects.get("val"))
         if not has_validation and only == "pixels":
             raise InputError(f"{self.store.path}: the probe of pixels needs labels of training and validation subjects")
@@ -249,9 +251,9 @@ class RepresentedSplit:
         )
 
     def representations(self, train, test):
-        """Yield what is known of each representation, and its values on training and test patches, `(n, F)`.
+        """Yield a description of each representation, and its values on training and test patches, `(n, F)`.
 
-        First those that need no network: what pretraining adds is what exceeds them.
+        Those without a network come first: pretraining adds what exceeds them.
         """
         import numpy as np
 
@@ -273,13 +275,13 @@ class RepresentedSplit:
             yield represent(network, part.images[..., channels], self.patch_size, BATCH_SIZE[self.rank])
 
     def networks(self, build):
-        """Yield what is known of each network, and the network, as `filled_networks` does."""
+        """Yield a description of each network, and the network, like `filled_networks`."""
         from evaluation.pretrained import filled_networks
 
         return filled_networks(self.pretrained, build, DRAWS, self.contrasts if len(self.inputs) == 1 else None)
 
     def build(self, draw, decoder_levels=None):
-        """Build the network as far as its representations go, with the initial weights of a repeat of step 4."""
+        """Build the network up to its representations, with the initial weights of a repeat of step 4."""
         from models.unet import build_unet
 
         return build_unet(
@@ -292,13 +294,13 @@ class RepresentedSplit:
         )
 
     def build_levels(self, draw):
-        """Build the network with its full decoder, as step 4 does, to be read at every level."""
+        """Build the network with its full decoder, as in step 4, to be probed at every level."""
         from models.unet import feature_levels
 
         return feature_levels(self.build(draw, len(self.config.network.filters) - 1))
 
     def caption(self, train, test):
-        """Say what the numbers of the table are."""
+        """Write the caption of the table."""
         labels = ["other foreground", *self.config.data.labels]
         levels = len(self.config.network.filters) - 1
         together = ", one by one, their features side by side" if len(self.inputs) > 1 else ""

@@ -1,4 +1,4 @@
-"""Time each script until its first useful line: its help, and its answer to what the user must mend.
+"""Time each script until its first useful line: its help, and its answer to what the user must fix.
 
     PYTHONPATH=. python benchmarks/bench_start.py [--runs N] [--output FILE]
 

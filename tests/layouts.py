@@ -1,4 +1,4 @@
-"""Small data sets as they are released: every voxel differs from its mirror image, so that swapped axes show."""
+"""Small datasets as they are released: every voxel differs from its mirror image, so that swapped axes show."""
 
 import json
 import locale

@@ -1,4 +1,4 @@
-"""check_dataset.py: the table, the montage, and what must be mended."""
+"""check_dataset.py: the table, the montage, and what must be fixed."""
 
 import csv
 
@@ -61,7 +61,7 @@ def test_what_must_be_mended_follows_the_table(tmp_path):
     (folder / "BraTS2021_00000/BraTS2021_00000_t1ce.nii.gz").unlink()
     save(folder / "BraTS2021_00001/BraTS2021_00001_flair.nii.gz", ramp(shape=(9, 8, 6)))
     rows, problems = run(tmp_path, BRATS)
-    assert [row["warnings"] for row in rows.values()] == ["1 to mend", "1 to mend", ""]
+    assert [row["warnings"] for row in rows.values()] == ["1 to fix", "1 to fix", ""]
     missing, grid, value = problems
     assert missing.startswith("BraTS2021_00000: contrast 't1gd' is missing: no file")
     assert "flair.nii.gz' is (9, 8, 6) but 'BraTS2021_00001_t1ce.nii.gz' is (9, 8, 7)" in grid
@@ -99,7 +99,7 @@ def test_msd_and_a_series(tmp_path):
     rows, problems = run(tmp_path, data)
     assert rows["prostate_03"]["warnings"] == "no label" and rows["prostate_03"]["zone, mL"] == "-"
     assert problems == [
-        "data.splits: train 1 + val 1 + test 1 = 3 labelled subjects asked for, but 2 of 3 subjects have a file that "
+        "data.splits: train 1 + val 1 + test 1 = 3 labelled subjects requested, but 2 of 3 subjects have a file that "
         "data.label names; choose smaller numbers, or correct data.label"
     ]
     save(tmp_path / "scans/imagesTr/prostate_00.nii.gz", ramp())

@@ -193,7 +193,7 @@ def test_an_older_cohort_and_subjects_without_labels(cohort, tmp_path, caplog):
             (tmp_path / "older" / "sub-001" / path.name).symlink_to(path)
     config = write_config(tmp_path, tmp_path / "older")
     assert run(config) == 0
-    assert any("make the cohort anew with simulate_cohort.py" in line for line in caplog.messages)
+    assert any("simulate the cohort again with simulate_cohort.py" in line for line in caplog.messages)
     rows = json.loads((report(config) / "subjects" / "sub-001.json").read_text())["rows"]
     assert {row[2] for row in rows} == {"variance_t1", "variance_t2", "stability"}
 

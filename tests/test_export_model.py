@@ -326,7 +326,7 @@ def test_what_cannot_be_exported_is_refused(work, tmp_path):
     for words, line in {
         ("--model", tmp_path): r"neither model.json nor the weights.npz of a stage there; give a cell or a stage",
         ("--model", cell, stage): r"late: is a stage of step 3; export it alone",
-        ("--model", cell, work / "synthesis/late/n02/r0"): r"does not fit together with",
+        ("--model", cell, work / "synthesis/late/n02/r0"): r"does not match",
     }.items():
         with pytest.raises(InputError, match=line):
             export(*words, "--output", tmp_path / "out")

@@ -340,7 +340,7 @@ def test_mistakes_are_named_before_anything_is_trained(packed, tmp_path):
     assert line.startswith("sub-002: a crop of (16, 12, 8) does not fit into (32, 28) pixels and 6 packed slices")
     assert line.endswith("volumes.h5); use a smaller crop")
     with pytest.raises(
-        InputError, match="^synthesis.subjects_n: 4 annotated subjects asked for, but the training set has 3; choose"
+        InputError, match="^synthesis.subjects_n: 4 annotated subjects requested, but the training set has 3; choose"
     ):
         run(config, *words, "--subjects-n", "4")
     (tmp_path / "scans").mkdir()

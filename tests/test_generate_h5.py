@@ -200,7 +200,7 @@ def test_numbers_of_subjects_instead_of_names(config):
     assert "sub-6" in split["train"] and [len(split[part]) for part in ("train", "val", "test")] == [4, 1, 2]
     assert found["pretrain_train"].subjects == split["train"] and found["pretrain_val"].subjects == split["val"]
     assert found["annotated"].subjects == [subject for subject in SUBJECTS if subject != "sub-6"]
-    with pytest.raises(InputError, match="train 4 . val 1 . test 2 = 7 labelled subjects asked for, but 6 of 7"):
+    with pytest.raises(InputError, match="train 4 . val 1 . test 2 = 7 labelled subjects requested, but 6 of 7"):
         run(config, "--set", "data.splits={train: 4, val: 1, test: 2}")
 
 

@@ -1,4 +1,4 @@
-"""Data sets as they are released, through steps 1 and 2."""
+"""Datasets as they are released, through steps 1 and 2."""
 
 import nibabel
 import numpy as np

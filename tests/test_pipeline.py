@@ -318,7 +318,7 @@ def test_an_interrupted_and_then_killed_pretraining_resumes(finished, tmp_path):
         process.send_signal(sent)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == code
-        assert ("same command again to continue" in errors) == (sent == signal.SIGTERM)
+        assert ("rerun the command to resume" in errors) == (sent == signal.SIGTERM)
         (stage / "run.log").rename(tmp_path / f"{sent.name}.log")
     assert not (work / "pretraining" / "global" / "weights.npz").exists()
     succeed("constrained_contrastive_learning.py", *words)

@@ -196,7 +196,7 @@ def test_every_message_that_steps_and_predict_share_is_said_without_keys():
 
 
 @pytest.mark.parametrize(
-    "line", ["'/x/data.root/a.nii' is gone", "a: '/data/data.nii.gz' is empty", "'data.label.nii' is no NIfTI file"]
+    "line", ["'/x/data.root/a.nii' is gone", "a: '/data/data.nii.gz' is empty", "'data.label.nii' is not a NIfTI file"]
 )
 def test_names_of_files_stay_as_they_are(line):
     assert for_prediction(line) == line

@@ -208,7 +208,7 @@ def test_a_model_trained_with_bias_correction_corrects_new_scans(scans, tmp_path
     for corrected in (0, 1):
         np.testing.assert_array_equal(found[corrected, True], found[corrected, False])
     assert np.abs(found[0, True] - found[1, True]).max() > 0.001
-    with pytest.raises(InputError, match=r"does not fit together with .* \(bias_correction \['t1'\] and \[\]\)"):
+    with pytest.raises(InputError, match=r"does not match .* \(bias_correction \['t1'\] and \[\]\)"):
         run([tmp_path / "model 0", tmp_path / "model 1"], scans, tmp_path / "out")
 
 
@@ -251,7 +251,7 @@ def test_single_scans_are_called_as_their_results(models, scans, tmp_path):
 )
 def test_models_of_different_kinds_are_no_ensemble(models, scans, tmp_path, changes, what):
     other = write_model(tmp_path / "other", **changes)
-    with pytest.raises(InputError, match=rf"other: does not fit together with .*1 \({what}\); give models of one kind"):
+    with pytest.raises(InputError, match=rf"other: does not match .*1 \({what}\); give matching models"):
         run([models[0], other], scans, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""The papers' presets run, from generated files that lie as the public data sets do to the report, in small."""
+"""The papers' presets run, from generated files that lie as the public datasets do to the report, in small."""
 
 from pathlib import Path
 
