@@ -1,7 +1,6 @@
-"""All scripts on a small cohort of phantoms with oblique, flipped grids: as a user types them, then in this process.
+"""All scripts on a small cohort of phantoms with oblique, flipped grids, in this process: no start of TensorFlow each.
 
-The five steps and the interrupted run are processes of their own, because exit codes, streams, signals and the start
-itself are tested there. What follows calls `main`, which costs no new start of Python and TensorFlow.
+A pretraining that is killed starts afresh, as a user types it; all five steps do in test_snakefile.py.
 """
 
 import json
@@ -36,18 +35,11 @@ STEPS = (
 )
 
 
-def typed(script, *words):
-    """Run a script as a user does, in a process of its own."""
-    command = [sys.executable, str(ROOT / script), *map(str, words)]
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT, env=environment)
-
-
 def succeed(script, *words):
-    """Run a script in this process; return the lines that it logged."""
+    """Run a script in this process; return what it said, logged and printed."""
     outcome = run(script.removesuffix(".py"), *words, seconds=400)
     assert outcome.code == 0, outcome.said
-    return outcome.logged
+    return outcome
 
 
 def refuse(script, message, *words):
@@ -116,7 +108,7 @@ def cohort(tmp_path_factory):
             "contrasts": {"t1": ["t1"]},
             "subjects_n": [1, 3],
             "repeats": 1,
-            "training": {"epochs": 12, "steps_per_epoch": 8, "batch_size": 8, "learning_rate": 0.01},
+            "training": {"epochs": 8, "steps_per_epoch": 8, "batch_size": 8, "learning_rate": 0.01},
             "evaluate_every": 2,
         },
     }
@@ -128,10 +120,7 @@ def cohort(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(cohort):
     """The cohort after all five steps; the outputs of the steps come along."""
-    done = [typed(step, "--config", cohort) for step in STEPS]
-    for step, result in zip(STEPS, done, strict=True):
-        assert result.returncode == 0, f"{step}\n{result.stdout}\n{result.stderr}"
-    return cohort, done
+    return cohort, [succeed(step, "--config", cohort) for step in STEPS]
 
 
 def cell_of(cohort, init="constrained", n=3):
@@ -140,16 +129,16 @@ def cell_of(cohort, init="constrained", n=3):
 
 def test_every_step_names_the_next_one(finished):
     _, done = finished
-    for result, following in zip(done, STEPS[1:], strict=False):
-        assert f"python {following} --config" in result.stderr.splitlines()[-1]
+    for outcome, following in zip(done, STEPS[1:], strict=False):
+        assert f"python {following} --config" in outcome.logged[-1]
 
 
 def test_the_table_and_the_page_come_last(finished):
     cohort, done = finished
-    last = done[-1].stdout.splitlines()[-1]
+    *table, last = done[-1].printed
     page = Path(last.removeprefix("report: "))
     assert page.is_file() and "simulated" in page.read_text().lower()
-    assert "±" in done[-1].stdout and "constrained" in done[-1].stdout
+    assert "±" in "\n".join(table) and "constrained" in "\n".join(table)
 
 
 def test_metrics_follow_the_contract(finished):
@@ -204,7 +193,7 @@ def test_predict_repeats_step_4_from_the_model_folder_alone(finished, tmp_path):
     assert volumes.loc["right_kidney", "volume_ml"] == pytest.approx(right * 54 / 1000, abs=1e-3)
     succeed("predict.py", "--model", cell_of(cohort), "--input", scan.parents[1], "--output", tmp_path / "all")
     assert len(list((tmp_path / "all").glob("*.nii.gz"))) == 6
-    assert "1 of 1 label maps exist and are kept" in "\n".join(succeed("predict.py", *words))
+    assert "1 of 1 label maps exist and are kept" in "\n".join(succeed("predict.py", *words).logged)
     for model in (tmp_path, cell_of(cohort) / "weights.npz"):
         words = ["--model", model, "--input", scan, "--output", tmp_path / "other.nii.gz"]
         refuse("predict.py", "no model.json there", *words)
@@ -300,8 +289,8 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
     assert re.search(r"trains on .+ with \w+ [\d.]+\S* in float32\n", started)
 
 
-def test_an_interrupted_and_then_killed_pretraining_resumes(finished, tmp_path):
-    """One moment each; more of them, in every step, in reliability/test_kills.py."""
+def test_a_killed_pretraining_resumes(finished, tmp_path):
+    """One moment of a process that starts afresh; more of them, in every step, in reliability/test_kills.py."""
     cohort, _ = finished
     work = tmp_path / "work"
     (work / "h5").mkdir(parents=True)
@@ -310,17 +299,14 @@ def test_an_interrupted_and_then_killed_pretraining_resumes(finished, tmp_path):
     words = ["--config", cohort, "--work-dir", work, "--method", "global"]
     command = [sys.executable, ROOT / "constrained_contrastive_learning.py", *words]
     stage = work / "pretraining" / "global"
-    for sent, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        while not (stage / "run.log").exists():
-            time.sleep(0.02)
-            assert process.poll() is None
-        process.send_signal(sent)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == code
-        assert ("rerun the command to resume" in errors) == (sent == signal.SIGTERM)
-        (stage / "run.log").rename(tmp_path / f"{sent.name}.log")
-    assert not (work / "pretraining" / "global" / "weights.npz").exists()
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    while not (stage / "run.log").exists():
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert not (stage / "weights.npz").exists()
     succeed("constrained_contrastive_learning.py", *words)
     ours, theirs = (np.load(w / "pretraining" / "global" / "weights.npz") for w in (work, cohort.parent / "work"))
     for name in ours.files:

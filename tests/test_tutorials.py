@@ -22,7 +22,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MOST_BYTES = 150_000  # of a committed picture
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
 ENVIRONMENT["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# These start afresh, as the five steps do in test_pipeline.py; the others are forks of a Python with their libraries.
+# These start afresh, as the five steps do in test_snakefile.py; the others are forks of a Python with their libraries.
 FRESH = ("doctor.py", "predict.py")
 COMMANDS = """
 set -euo pipefail

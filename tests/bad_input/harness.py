@@ -19,11 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Outcome:
-    """What a script did: exit code, lines on stderr, lines of the log."""
+    """What a script did: exit code, lines on stderr, lines of the log, lines on stdout."""
 
     code: int
     said: list[str]
     logged: list[str] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -53,12 +54,12 @@ class _Lines(logging.Handler):
 
 def run(script, *words, seconds=SECONDS):
     """Run the `main` of a script in this process, as from a shell, and return an `Outcome`."""
-    log, handler, stderr = logging.getLogger("mrccl"), _Lines(), io.StringIO()
+    log, handler, stderr, stdout = logging.getLogger("mrccl"), _Lines(), io.StringIO(), io.StringIO()
     before = log.handlers[:], log.level, log.propagate, sys.argv, signal.getsignal(signal.SIGTERM)
     log.handlers[:], log.propagate, sys.argv = [handler], False, [f"{script}.py", *map(str, words)]
     log.setLevel("INFO")
     try:
-        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()), at_most(seconds):
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout), at_most(seconds):
             code = exit_code_of(importlib.import_module(script).main, sys.argv[1:])
     except SystemExit as stop:  # argparse
         code = stop.code
@@ -66,7 +67,7 @@ def run(script, *words, seconds=SECONDS):
         log.handlers[:], level, log.propagate, sys.argv, on_term = before
         log.setLevel(level)
         signal.signal(signal.SIGTERM, on_term)
-    return Outcome(code, without_usage(stderr.getvalue()), handler.lines)
+    return Outcome(code, without_usage(stderr.getvalue()), handler.lines, stdout.getvalue().splitlines())
 
 
 def without_usage(text):
