@@ -1,8 +1,9 @@
 """Steps without compiler, figures without detail: for tests of what happens around these.
 
 Tracing a training step costs 4 to 6 s of CPU, running one operation by operation about 0.2 s: that pays where a test
-takes a dozen steps or fewer. A report costs 5 s, most of it for embedding fonts and for pixels. Compiled steps are
-tested in test_pipeline.py, tests/training and test_backends.py, figures as readers get them in tests/evaluation.
+takes a dozen steps or fewer, and where predicting takes a few batches. A report costs 5 s, most of it for embedding
+fonts and for pixels; of step 1 nine tenths are pictures. Compiled steps are tested in test_pipeline.py, tests/training
+and test_backends.py, figures as readers get them in tests/evaluation, pictures of step 1 there and in test_pipeline.py.
 """
 
 import contextlib
@@ -10,14 +11,29 @@ import os
 import warnings
 from unittest import mock
 
-from evaluation import figures
+from evaluation import figures, quality_control
+from utils.runs import atomic_path
 
 COARSE = {"savefig.dpi": 50, "pdf.use14corefonts": True}
 
 
+@contextlib.contextmanager
 def coarse_figures():
-    """A context in which, and in forks made inside it, reports hold the same figures in few pixels."""
-    return mock.patch.dict(figures.STYLE, COARSE)
+    """A context in which, and in forks made inside it, figures have few pixels and pictures of step 1 one panel."""
+    with (
+        mock.patch.dict(figures.STYLE, COARSE),
+        mock.patch.object(quality_control, "draw_constraint_map", draw_classes_alone),
+    ):
+        yield
+
+
+def draw_classes_alone(path, volume, names, details, affine, title):
+    """Stand in for `quality_control.draw_constraint_map`: all panels are computed, the last one is written."""
+    from PIL import Image
+
+    _, classes, _ = quality_control._panels(volume, names, details, affine)
+    with atomic_path(path) as temporary:
+        Image.fromarray(classes.astype("uint8")).save(temporary)
 
 
 @contextlib.contextmanager

@@ -97,6 +97,7 @@ LONG = (
     "tests/training/test_checkpoints.py::test_a_training_on_one_class_warns",
 )
 SOONER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
+FIGURES_IN_FULL = {"test_pipeline.py", "test_names.py"}  # beside those of tests/evaluation
 NOTABLE_S = 1.0  # of CPU: a test in `make test` that takes more is named at the end
 
 
@@ -163,7 +164,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="module", autouse=True)
 def figures(request):
     """Figures are coarse where they are not what is tested."""
-    with contextlib.nullcontext() if request.path.parent.name == "evaluation" else coarse_figures():
+    is_tested = request.path.parent.name == "evaluation" or request.path.name in FIGURES_IN_FULL
+    with contextlib.nullcontext() if is_tested else coarse_figures():
         yield
 
 

@@ -24,6 +24,15 @@ def gradient(function, array):
     return variable.grad.cpu().numpy()
 
 
+def compiled(function):
+    """Have JAX compile a function as a whole, which it otherwise does operation by operation."""
+    if keras.backend.backend() != "jax":
+        return function
+    import jax
+
+    return jax.jit(function)
+
+
 def central_differences(function, array, step=1e-6):
     """Return the gradient of the sum of a float64 numpy function, one entry at a time."""
     array = np.array(array, "float64")

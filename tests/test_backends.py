@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.gradients import compiled, gradient
 from tests.losses import test_synthesis
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ def weights():
             build = {"encoder": build_encoder, "unet": build_unet}[name]
             network = build(shape, rank=rank, filters=(4, 8), head=head, seed=3)
             key = f"{name}_{head}_{rank}d"
-            result[f"output/{key}"] = keras.ops.convert_to_numpy(network(images))
+            result[f"output/{key}"] = keras.ops.convert_to_numpy(compiled(network)(images))
             for variable in network.weights:
                 result[f"weights/{key}/{variable.path}"] = keras.ops.convert_to_numpy(variable)
     return result
@@ -52,7 +53,6 @@ def losses_and_gradients():
     from losses.local_contrastive import local_contrastive_loss
     from losses.regression import masked_l1
     from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, plain_cross_entropy
-    from tests.gradients import gradient
 
     generator = np.random.default_rng(0)
     patches, views = generator.normal(size=(2, 16, 6)), generator.normal(size=(2, 6, 5))
@@ -81,7 +81,7 @@ def losses_and_gradients():
     result = {}
     for name, (loss, argument) in losses.items():
         argument = argument.astype("float32")
-        result[f"loss/{name}"] = keras.ops.convert_to_numpy(loss(keras.ops.convert_to_tensor(argument)))
+        result[f"loss/{name}"] = keras.ops.convert_to_numpy(compiled(loss)(keras.ops.convert_to_tensor(argument)))
         result[f"gradient/{name}"] = gradient(loss, argument)
     return result
 

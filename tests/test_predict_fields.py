@@ -11,6 +11,8 @@ from tests.bad_input.harness import run
 from tests.cohort import MODEL, write_cohort
 from tests.test_predict_segmentation import write_model
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 SPACING = (2.0, 2.0, 4.0)
 
 

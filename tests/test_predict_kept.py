@@ -11,6 +11,8 @@ import pytest
 from tests.bad_input.harness import listing, run
 from tests.test_predict_segmentation import AFFINE, write_model, write_scan
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 
 @pytest.fixture
 def made(tmp_path):

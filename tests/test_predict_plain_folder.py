@@ -14,6 +14,8 @@ from tests.bad_input.harness import ROOT, listing, messages_of, run
 from tests.test_predict_segmentation import AFFINE, BIDS, SHAPE, write_model, write_scan
 from utils.words_of_predict import for_prediction
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
 LAYOUTS = {
     "pattern": {},
     "brats": {"layout": "brats", "files": {"t1": "t1"}},

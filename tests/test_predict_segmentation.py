@@ -1,6 +1,7 @@
 """predict.py with several models, mirror images, probabilities and clean-up."""
 
 import csv
+import functools
 import json
 
 import nibabel
@@ -28,13 +29,15 @@ MODEL = {
     "slices": {"image_size": [24, 24], "pixel_size": None, "min_foreground": 0.1},
     "filters": [4, 8],
 }
+pytestmark = pytest.mark.usefixtures("uncompiled")
+build = functools.cache(build_unet)  # once for each seed and shape: to be saved, not to be changed
 
 
 def write_model(folder, seed=0, **changes):
     model = MODEL | changes
     folder.mkdir()
     shape = (*model["slices"]["image_size"], len(model["contrasts"]))
-    network = build_unet(shape, filters=model["filters"], outputs=len(model["labels"]) + 1, seed=seed)
+    network = build(shape, filters=tuple(model["filters"]), outputs=len(model["labels"]) + 1, seed=seed)
     save_weights(network, folder / "weights.npz")
     (folder / "model.json").write_text(json.dumps(model))
     return folder
