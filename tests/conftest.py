@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import keras
 import pytest
 
 from tests.bad_input.harness import run
@@ -21,8 +22,8 @@ from tests.cohort import FIRST_FOUR, write_cohort, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Files, or tests in them (`file::test`), in the order in which they begin: the longest first, so that neither of two
-# processes idles at the end.
+# Files, tests in them (`file::test`) or cases (`file::test[case]`; in all tests of a file: `file[case]`), in the order
+# in which they begin: the longest first, so that neither of two processes idles at the end.
 LONG = (
     "tests/test_tutorials.py::test_a_page_does_what_it_says",
     "tests/reliability/test_kills.py",
@@ -46,13 +47,7 @@ LONG = (
     "tests/test_finetune_schedules.py",
     "tests/reliability/test_full_disk.py",
     "tests/reliability/test_repeatability.py",
-    "tests/test_finetune_synthesis.py::test_the_grid_is_complete_and_says_what_it_is_made_of",
-    "tests/test_finetune_synthesis.py::test_model_json_holds_what_predicting_needs",
-    "tests/test_finetune_synthesis.py::test_the_scores_are_those_of_the_written_predictions_against_the_acquired_scans",
-    "tests/test_finetune_synthesis.py::test_what_is_synthesised_lies_where_the_head_lies",
-    "tests/test_finetune_synthesis.py::test_pretrained_cells_start_from_the_pretrained_network",
-    "tests/test_finetune_synthesis.py::test_finished_cells_are_kept_and_those_of_another_config_refused",
-    "tests/test_finetune_synthesis.py::test_an_interrupted_cell_ends_like_one_that_went_through",
+    "tests/test_finetune_synthesis.py",
     "tests/test_pipeline.py::test_every_method_runs_from_a_config_and_warm_starts_finetuning",
     "tests/test_export_model.py::test_the_lines_of_the_documentation_work_in_plain_keras",
     "tests/test_export_model.py::test_onnx_gives_the_same_for_batches_of_any_size",
@@ -63,7 +58,6 @@ LONG = (
     "tests/fuzz/test_h5.py",
     "tests/fuzz/test_nifti.py",
     "tests/bad_input/test_labels.py::test_healthy_subjects_train_and_are_scored_when_the_config_says_so",
-    "tests/test_finetune_synthesis.py::test_with_folds_every_subject_is_tested_once_by_a_network_that_never_saw_it",
     "tests/reliability/test_changed_inputs.py::test_synthesis_refuses_references_and_masks_that_changed",
     "tests/reliability/test_changed_inputs.py::test_step_5_refuses_two_references_of_one_subject_and_label",
     "tests/reliability/test_changed_inputs.py::test_a_reference_whose_file_only_looks_different_is_taken",
@@ -95,7 +89,55 @@ LONG = (
     "tests/training/test_tensorboard.py::test_scalars_and_pictures_of_representations",
     "tests/training/test_tracking.py::test_a_run_has_config_losses_and_records",
     "tests/training/test_checkpoints.py::test_a_training_on_one_class_warns",
+    "tests/training/test_training.py::test_every_method_learns_from_slices_and_logs_its_health[global]",
+    "tests/training/test_training.py::test_every_method_learns_from_slices_and_logs_its_health[constrained]",
+    "tests/training/test_training.py::test_every_method_learns_from_slices_and_logs_its_health[anatomical]",
+    "tests/training/test_effective.py::test_shares_train_and_resume_to_the_bit",
+    "tests/training/test_synthesis.py::test_a_cell_taken_up_from_a_checkpoint_ends_like_one_that_went_through[3]",
+    "tests/training/test_schedules.py::test_scales_of_one_are_adam_to_the_bit",
+    "tests/training/test_folding.py::test_the_default_never_folds_in_10000_draws",
+    "tests/training/test_finetuning.py::test_a_fixed_schedule_trains_without_validation_subjects_and_to_the_same_weights",
+    "tests/training/test_finetuning.py::test_a_loss_that_is_not_finite_is_named_without_validation_subjects_too",
+    "tests/training/test_stopped_training.py::test_a_loss_that_is_not_finite_stops_the_run",
+    "tests/training/test_tracking.py::test_a_resumed_run_has_the_losses_of_earlier_epochs",
+    "tests/training/test_augmented_training.py::test_cells_with_all_changes_share_one_step_and_repeat_exactly",
+    "tests/training/test_augmentation.py::test_where_the_image_of_a_class_is_clear_the_label_says_so",
+    "tests/training/test_augmentation.py::test_augmentation_compiles_with_xla[3]",
+    "tests/models/test_remat.py::test_frozen_layers_stay_and_the_others_learn_the_same",
+    "tests/models/test_unet.py::test_feature_levels_are_those_of_the_network_stopped_at_each_level[3]",
+    "tests/test_predict_synthesis.py[volumes, mask]",
+    "tests/test_predict_segmentation.py::test_a_model_trained_with_bias_correction_corrects_new_scans",
+    "tests/test_visualize_representations.py::test_pixels_are_probed_in_validation_subjects_and_test_subjects_stay_unseen",
+    "tests/test_generate_h5.py::test_the_script_from_the_shell",
+    "tests/test_results.py::test_a_committed_model_repeats_its_score_on_a_real_scan[lgg_tcga]",
+    "tests/test_export_model.py::test_predict_makes_the_same_of_a_scan_from_the_folder_alone[both-cells1]",
+    "tests/data/test_h5_store.py::test_a_thousand_subjects_fit_the_attributes",
+    "tests/data/test_common_grid.py::test_n4_makes_one_tissue_equally_bright",
+    "tests/data/test_simulation.py::test_resolution_does_not_change_the_anatomy",
+    "tests/evaluation/test_error_maps.py::test_the_figures_of_all_n_have_the_same_scale",
+    "tests/evaluation/test_pixel_probes.py::test_a_pixel_has_the_features_of_its_cell_at_every_level[3]",
+    "tests/evaluation/test_pixel_probes.py::test_a_pixel_has_the_features_of_its_cell_at_every_level[12]",
+    "tests/evaluation/test_quality_control.py::test_pyplot_is_not_loaded",
+    "tests/evaluation/test_quality_control.py::test_picture_is_written_whatever_the_number_of_panels[9-4]",
+    "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[False-local]",
+    "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[False-regression]",
+    "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[False-constrained]",
+    "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[False-constrained_in_mm]",
+    "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[False-partial]",
+    "tests/models/test_remat.py::test_output_and_gradients_are_those_of_the_plain_network[partial-2]",
+    "tests/models/test_remat.py::test_output_and_gradients_are_those_of_the_plain_network[patches-2]",
+    "tests/models/test_remat.py::test_output_and_gradients_are_those_of_the_plain_network[patches-3]",
+    "tests/models/test_remat.py::test_output_and_gradients_are_those_of_the_plain_network[no head-2]",
+    "tests/models/test_remat.py::test_output_and_gradients_are_those_of_the_plain_network[no head-3]",
+    "tests/training/test_training.py::test_every_method_learns_from_slices_and_logs_its_health[local]",
+    "tests/training/test_schedules.py::test_the_last_weights_stay_where_the_last_are_asked_for",
+    "tests/training/test_augmentation.py::test_no_change_leaves_image_and_label_as_they_are",
+    "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[True-regression]",
+    "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[True-constrained]",
+    "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[True-constrained_in_mm]",
+    "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[True-partial]",
 )
+PLACES = {entry: place for place, entry in enumerate(LONG)}
 SOONER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
 FIGURES_IN_FULL = {"test_pipeline.py", "test_names.py"}  # beside those of tests/evaluation
 NOTABLE_S = 1.0  # of CPU: a test in `make test` that takes more is named at the end
@@ -114,8 +156,9 @@ def pytest_collection_modifyitems(items):
 
 def place_in_long(nodeid):
     """Position of a test in LONG; its length for a test that is not there."""
-    name = nodeid.split("[")[0]
-    return next((n for n, entry in enumerate(LONG) if name == entry or name.startswith(f"{entry}::")), len(LONG))
+    name, bracket, case = nodeid.partition("[")
+    file = name.partition("::")[0]
+    return min(PLACES.get(entry, len(LONG)) for entry in (file, name, nodeid, f"{file}{bracket}{case}"))
 
 
 class CpuSeconds:
@@ -167,6 +210,19 @@ def figures(request):
     is_tested = request.path.parent.name == "evaluation" or request.path.name in FIGURES_IN_FULL
     with contextlib.nullcontext() if is_tested else coarse_figures():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_as_they_are(request):
+    """Spare TensorFlow's rewriting of graphs, a fifth of a small training; in the pipeline it trains as for users."""
+    if keras.backend.backend() != "tensorflow" or request.path.name == "test_pipeline.py":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +295,7 @@ def finished(packed, tmp_path_factory):
     def train(folder):
         shutil.copytree(packed, folder, dirs_exist_ok=True)
         write_config(folder)
-        with steps_uncompiled(False):  # for whichever test it is made first
+        with steps_uncompiled():  # two steps for each network
             run_steps(FIRST_FOUR[2:], folder)
 
     return made_once(tmp_path_factory, "finished", train)

@@ -6,22 +6,34 @@ import numpy as np
 
 def gradient(function, array):
     """Return the gradient of the sum of `function(tensor)`, as numpy."""
+    return value_and_gradient(function, array)[1]
+
+
+def value_and_gradient(function, array):
+    """Return `function(tensor)` and the gradient of its sum, as numpy; JAX compiles both at once."""
     backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        def summed(tensor):
+            value = function(tensor)
+            return keras.ops.sum(value), value
+
+        (_, value), result = jax.jit(jax.value_and_grad(summed, has_aux=True))(array)
+        return np.asarray(value), np.asarray(result)
     if backend == "tensorflow":
         import tensorflow as tf
 
         variable = tf.Variable(array)
         with tf.GradientTape() as tape:
-            total = keras.ops.sum(function(variable))
-        result = tape.gradient(total, variable)
-        return tf.convert_to_tensor(result).numpy()  # gathers give IndexedSlices
-    if backend == "jax":
-        import jax
-
-        return np.asarray(jax.jit(jax.grad(lambda tensor: keras.ops.sum(function(tensor))))(array))
+            value = function(variable)
+            total = keras.ops.sum(value)
+        result = tf.convert_to_tensor(tape.gradient(total, variable))  # gathers give IndexedSlices
+        return keras.ops.convert_to_numpy(value), result.numpy()
     variable = keras.ops.convert_to_tensor(array).requires_grad_()
-    keras.ops.sum(function(variable)).backward()
-    return variable.grad.cpu().numpy()
+    value = function(variable)
+    keras.ops.sum(value).backward()
+    return keras.ops.convert_to_numpy(value), variable.grad.cpu().numpy()
 
 
 def compiled(function):

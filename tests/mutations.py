@@ -70,7 +70,7 @@ FAULTS = (
         "training/checkpoints.py",
         "return [*self.task.network.weights, *self.task.optimizer.variables]",
         "return [*self.task.network.weights]",
-        ("tests/training/test_effective.py",),
+        ("tests/training/test_training.py",),
     ),
     Fault(
         "names not escaped on the page",

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.gradients import compiled, gradient
+from tests.gradients import compiled, value_and_gradient
 from tests.losses import test_synthesis
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,9 +80,7 @@ def losses_and_gradients():
     }
     result = {}
     for name, (loss, argument) in losses.items():
-        argument = argument.astype("float32")
-        result[f"loss/{name}"] = keras.ops.convert_to_numpy(compiled(loss)(keras.ops.convert_to_tensor(argument)))
-        result[f"gradient/{name}"] = gradient(loss, argument)
+        result[f"loss/{name}"], result[f"gradient/{name}"] = value_and_gradient(loss, argument.astype("float32"))
     return result
 
 

@@ -108,7 +108,7 @@ def cohort(tmp_path_factory):
             "contrasts": {"t1": ["t1"]},
             "subjects_n": [1, 3],
             "repeats": 1,
-            "training": {"epochs": 8, "steps_per_epoch": 8, "batch_size": 8, "learning_rate": 0.01},
+            "training": {"epochs": 10, "steps_per_epoch": 8, "batch_size": 8, "learning_rate": 0.01},
             "evaluate_every": 2,
         },
     }
@@ -257,7 +257,7 @@ def test_pretraining_on_a_test_subject_is_refused(finished):
 def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
     cohort, _ = finished
     config = yaml.safe_load(cohort.read_text())
-    stages, training = config["pretraining"]["stages"], {"epochs": 1, "steps_per_epoch": 2, "batch_size": 4}
+    stages, training = config["pretraining"]["stages"], {"epochs": 1, "steps_per_epoch": 1, "batch_size": 4}
     training["learning_rate"] = 0.003
     more = {
         "regression": {"method": "regression"},
@@ -267,7 +267,8 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
         | {"decoder_levels": 1, "background_patches": False, "anchor_is_positive": False},
     }
     stages |= {name: stage | {"training": dict(training)} for name, stage in more.items()}
-    config["finetuning"]["training"] |= {"epochs": 2, "steps_per_epoch": 2}
+    config["finetuning"]["training"] |= {"epochs": 1, "steps_per_epoch": 1, "batch_size": 4}
+    config["finetuning"]["evaluate_every"] = 1
     config["work_dir"] = str(cohort.parent / "methods")
     for folder in ("h5", "pretraining"):
         shutil.copytree(cohort.parent / "work" / folder, cohort.parent / "methods" / folder)

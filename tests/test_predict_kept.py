@@ -14,13 +14,20 @@ from tests.test_predict_segmentation import AFFINE, write_model, write_scan
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
-@pytest.fixture
-def made(tmp_path):
-    """A model, two scans and what it made of them."""
-    write_model(tmp_path / "model")
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    write_model(folder / "model")
     for number in (1, 2):
-        write_scan(tmp_path / f"scans/sub-{number}/t1.nii.gz", number)
-    assert predict(tmp_path).code == 0
+        write_scan(folder / f"scans/sub-{number}/t1.nii.gz", number)
+    assert predict(folder).code == 0
+    return folder
+
+
+@pytest.fixture
+def made(made_once, tmp_path):
+    """A model, two scans and what it made of them."""
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -4,8 +4,6 @@ import html.parser
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import nibabel
 import numpy as np
@@ -126,12 +124,11 @@ def work(dataset, tmp_path):
 
 @pytest.fixture(scope="module")
 def report(dataset, tmp_path_factory):
-    """The report of a complete work dir, made once from the shell; not to be changed."""
+    """The report of a complete work dir, made once; not to be changed."""
     path, config = make_work(dataset, tmp_path_factory.mktemp("report"), paper="renal_ismrm2024")
-    command = [sys.executable, "reproduce_tables.py", "--config", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return config.work_dir / "report", done.stdout
+    done = as_from_shell("reproduce_tables", "--config", path)
+    assert done.code == 0, done.said
+    return config.work_dir / "report", "\n".join(done.printed)
 
 
 def test_a_complete_grid_from_the_shell(report):

@@ -14,7 +14,7 @@ from utils.checks import InputError
 GRID = 3.0 * np.indices((4, 5)).reshape(2, -1).T.astype("float32")  # places of 20 patches
 
 
-def slices(seed=0, batch=3, patches=20, features=5, anchors=6, classes=3):
+def slices(seed=0, batch=3, patches=20, features=3, anchors=6, classes=3):
     generator = np.random.default_rng(seed)
     return (
         generator.normal(size=(batch, patches, features)).astype("float32"),

@@ -10,6 +10,7 @@ import pytest
 from tests.bad_input.harness import assert_refused, listing, run
 from tests.cohort import CONFIG, FIRST_FOUR, MODEL, of_several_epochs, write_cohort, write_config
 
+pytestmark = pytest.mark.usefixtures("uncompiled")
 MAPS, SLICES, _, CELLS = FIRST_FOUR
 
 

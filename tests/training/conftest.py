@@ -1,19 +1,5 @@
-import keras
 import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Spare TensorFlow's rewriting of graphs, a fifth of a small training; whoever runs a script trains with it."""
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
-    import tensorflow as tf
-
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
 @pytest.fixture(scope="module")
