@@ -8,7 +8,7 @@ from utils.checks import counted
 LEVEL = STARS[-1][0]  # of the adjusted p value, as for the stars in the tables
 RULE = (
     "Ahead or behind: the difference over test subjects is significant (paired two-sided t-test, p ≤ {level:g} after "
-    "Bonferroni's correction for {family}). Of several initialisations at an N, the one furthest ahead and the one "
+    "Bonferroni's correction for {family}). Of several that differ at an N, the one furthest ahead and the one "
     "furthest behind are named. This holds for the networks that were trained. Whether other trainings would agree is "
     "what the repeats say; K of K agree by chance with probability 1 / 2^(K-1). No difference shown is not the same as "
     "no difference."
@@ -35,21 +35,19 @@ def _sentence(contrasts, compared, scores, measure):
     what = f"{scores.note} {contrasts}, {_named(scores, measure)}:".strip()
     if compared is None:
         return f"{what} nothing to compare, because no other initialisation shares an N with {BASELINE}."
-    shown, hidden, untested = [], [], []
+    shown, hidden, untested = [], {}, []  # `hidden`: the inits that were compared to the N at which none differs
     for n, at_n in compared.groupby("n_annotated"):
         tested = at_n[at_n["p_bonferroni"].notna()]
         differing = tested[tested["p_bonferroni"] <= LEVEL]
         if len(differing):
             shown += _furthest(n, differing, measure.digits)
+        elif len(tested):
+            hidden.setdefault(tuple(tested["init"]), []).append(n)
         else:
-            (hidden if len(tested) else untested).append(n)
-    parts = shown
-    if hidden:
-        others = [name for name in scores.present if name in set(compared["init"])]
-        who = f"none of {_listed(others)} is" if len(others) > 1 else f"{others[0]} is not"
-        parts = [*parts, f"{who} shown to differ from {BASELINE} at N = {_listed(hidden)}"]
+            untested.append(n)
+    parts = [*shown, *(_not_shown(inits, numbers) for inits, numbers in hidden.items())]
     if untested:
-        parts = [*parts, f"no test is possible at N = {_listed(untested)}"]
+        parts.append(f"no test is possible at N = {_listed(untested)}")
     sentence = f"{what} {'; '.join(parts)}."
     if compared["repeats"].max() == 1:
         sentence += " There is one repeat, which cannot tell whether another training would agree."
@@ -60,6 +58,12 @@ def _named(scores, measure):
     """Name a measure, of what part of the volume it is, and what it is averaged over."""
     inside, averaged = (f" inside the {measure.region}", "target contrasts") if measure.region else ("", "labels")
     return f"{measure.name}{inside}" + (f" (mean over {averaged})" if len(scores.labels) > 1 else "")
+
+
+def _not_shown(inits, numbers):
+    """Say of initialisations that none differs from the baseline at some N."""
+    who = f"none of {_listed(inits)} is" if len(inits) > 1 else f"{inits[0]} is not"
+    return f"{who} shown to differ from {BASELINE} at N = {_listed(numbers)}"
 
 
 def _furthest(n, differing, digits):

@@ -167,6 +167,7 @@ def page_facts(segmentation, synthesis, runs, seed):
         seed: Seed of the config, for run records without one.
     """
     parts = [scores.frame for scores in (segmentation, synthesis) if scores is not None]
+    has_runs = all(scores.work_dir for scores in (segmentation, synthesis) if scores is not None)
     splits = {split for part in parts for split in part["split"] if split}
     facts = {
         "Test subjects": len({subject for part in parts for subject in part["subject"]}),
@@ -182,7 +183,7 @@ def page_facts(segmentation, synthesis, runs, seed):
         "Seed": ", ".join(map(str, runs["seeds"])) or seed,
         "Software": "; ".join(runs["software"]) or "not recorded",
         "Device": ", ".join(runs["devices"]) or "not recorded",
-        "Hours in all": f"{runs['hours']:.2f}" if runs["hours"] else "not recorded",
+        "Hours in all": f"{runs['hours']:.2f}" if has_runs else "not recorded",
     }
 
 
