@@ -45,7 +45,8 @@ def files(tmp_path):
     for name, array in arrays.items():
         save(tmp_path / f"{name}.nii.gz", array)
     contrasts = {name: tmp_path / f"{name}.nii.gz" for name in CONTRASTS}
-    return SubjectFiles("sub-07", contrasts, tmp_path / "label.nii.gz", tmp_path / "mask.nii.gz")
+    paths = tmp_path / "label.nii.gz", tmp_path / "mask.nii.gz"
+    return SubjectFiles("sub-07", contrasts, *paths, empty_labels="refuse")
 
 
 def problems(files):
