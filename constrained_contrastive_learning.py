@@ -10,6 +10,8 @@ Takes   minutes (CPU, small images) to hours. Finished stages are skipped; an in
 Next    python finetune_segmentation.py --config FILE
 """
 
+import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -23,6 +25,7 @@ from utils.schema import channel_names, fingerprint
 from utils.work_dir import WEIGHTS
 
 log = logging.getLogger("mrccl")
+HEAD_OPTIONS = ("patch_representation", "head_normalization", "projection_position")
 
 
 def add_options(parser):
@@ -62,6 +65,7 @@ def pretrain(config, name, work, overwrite, **sinks):
     """Train one stage of one split, unless it is finished."""
     from evaluation.figures import save_training_curves
     from models.weights import save_weights
+    from training.checkpoints import RunOptions
     from training.devices import use_precision
     from training.tracking import tracked
 
@@ -83,18 +87,10 @@ def pretrain(config, name, work, overwrite, **sinks):
             log.info("warm start from %s", stage.warm_start)
         write_json(target / "subjects.json", made_from.others["subjects"])
         use_precision(stage.training.mixed_precision)
-        network, history = train(
-            config,
-            stage,
-            stores,
-            contrasts,
-            seed=child_seed(config.seed, "pretraining", name),
-            warm_start=lambda network: start_from(earlier, network, inputs),
-            folder=target,
-            tag=json.dumps(made_from.as_dict()),
-            name=work.name_of(target),
-            **sinks,
-        )
+        seed, tag = child_seed(config.seed, "pretraining", name), json.dumps(made_from.as_dict())
+        run = RunOptions(target, tag, work.name_of(target), seed, **sinks)
+        warm_start = functools.partial(start_from, earlier, inputs) if earlier else None
+        network, history = train(config, stage, stores, contrasts, run, warm_start)
         shown = {"contrasts": inputs} | ({"contrasts_one_by_one": contrasts} if inputs is None else {})
         note = "Simulated scans. " if config.data.simulated else ""
         save_training_curves(history, target / "curves.png", title=f"{note}{config.name}: {name}")
@@ -182,52 +178,92 @@ def read_earlier(config, source, work, scans):
     return found
 
 
-def start_from(earlier, network, inputs):
+def start_from(earlier, inputs, network):
     """Move earlier weights into a network whose input channels have these names, or none."""
-    if earlier:
-        log.info("%s", earlier.move_into(network, inputs).summary())
+    log.info("%s", earlier.move_into(network, inputs).summary())
 
 
-def train(config, stage, stores, contrasts, **run):
+def train(config, stage, stores, contrasts, run, warm_start=None):
     """Hand images, maps and the stage's settings to its method."""
-    from data.slices import in_memory_if, stored_images, stored_maps
+    from losses.local_contrastive import Regions
     from training import pretraining
+    from training.effective import PatchCounts
+    from training.schedules import Schedule
+
+    network, schedule = config.network, Schedule.of(stage.training.model_dump())
+    run = dataclasses.replace(run, subjects=subjects_of(config, stores, contrasts))
+    setup = pretraining.Setup(network.filters, schedule, run, warm_start, network.remat)
+    shown = [images_of(config, stage, store, contrasts) for store in stores.values()]
+    shown, loss = in_memory(config, shown), loss_of(stage)
+    if stage.method == "regression":
+        block_px = stage.block_edge(config.slices.pixel_size)
+        corruption = pretraining.Corruption(stage.corrupted_share, stage.noise, block_px)
+        return pretraining.pretrain_regression(*shown, corruption, setup)
+    if stage.method == "global":
+        views = pretraining.Views(stage.brightness, stage.contrast, stage.crop_scale)
+        return pretraining.pretrain_global(*shown, loss, views, stage.features, stage.n_partitions, setup)
+    if stage.method == "local":
+        views = pretraining.Views(stage.brightness, stage.contrast)
+        decoder = pretraining.Decoder(stage.decoder_levels, stage.features, freeze_encoder=stage.freeze_encoder)
+        regions = Regions(stage.region_size, stage.regions, stage.negatives)
+        return pretraining.pretrain_local(*shown, loss, views, decoder, regions, setup)
+    head = {name: value for name in HEAD_OPTIONS if (value := getattr(stage, name))}
+    decoder = pretraining.Decoder(stage.decoder_levels, stage.features, config.patch_edge(stage), head)
+    counts = PatchCounts(stage.nearest_patches, stage.anchors_per_slice, stage.nearest_share, stage.anchors_share)
+    pixel_mm = None if network.rank == 3 else config.slices.pixel_size
+    patches = pretraining.Patches(stage.background_patches, pixel_mm, stage.positive_within_mm)
+    return pretraining.pretrain_constrained(*shown, loss, decoder, counts, patches, setup)
+
+
+def loss_of(stage):
+    """The loss of a stage with its settings bound; None for a regression, whose loss has none."""
+    from losses.constrained_contrastive import constrained_contrastive_loss
+    from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
+    from losses.local_contrastive import region_contrast
+
+    if stage.method == "regression":
+        return None
+    loss, others = {"global": simclr_loss, "local": region_contrast}.get(stage.method), {}
+    if stage.method == "global" and stage.n_partitions:
+        loss, others = anatomical_contrastive_loss, {"same_part_attracts": stage.partition_positives}
+    if stage.method == "constrained":
+        loss = constrained_contrastive_loss
+        others = {"comparison": stage.comparison, "anchor_is_positive": stage.anchor_is_positive}
+    return functools.partial(loss, temperature=stage.temperature, **others)
+
+
+def images_of(config, stage, store, contrasts):
+    """What a stage is shown of a store: slices or crops of volumes, their maps and their places."""
+    from data.slices import stored_images, stored_maps
+    from training.pretraining import Images
+
+    if config.network.rank == 3:
+        return Images(crops_of(config, stage, store, contrasts))
+    is_one_by_one = config.pretraining.contrasts_as == "samples"
+    maps = stored_maps(store, stage.space) if stage.method == "constrained" else None
+    places = places_of(store, contrasts if is_one_by_one else [""])
+    return Images(stored_images(store, contrasts, one_by_one=is_one_by_one), maps, places)
+
+
+def in_memory(config, shown):
+    """Read the images of all sets into memory, if they fit; crops stay as they are."""
+    from data.slices import in_memory_if
     from training.devices import free_bytes
 
-    parts = [stores[part] for part in ("train", "val")]
-    is_one_by_one, is_volumes = config.pretraining.contrasts_as == "samples", config.network.rank == 3
-    if is_volumes:
-        images = [crops_of(config, stage, store, contrasts) for store in parts]
-    else:
-        images = [stored_images(store, contrasts, one_by_one=is_one_by_one) for store in parts]
-        images = in_memory_if(images, config.data.resident, free_bytes() // 2)
-    run["subjects"] = [subjects_of(store, is_volumes, len(contrasts) if is_one_by_one else 1) for store in parts]
-    settings = stage.model_dump(exclude={"method", "warm_start", "space"}) | run
-    settings |= {"filters": config.network.filters, "remat": config.network.remat}
-    if stage.method == "regression":
-        settings["block_px"] = stage.block_edge(config.slices.pixel_size)
-        del settings["block_mm"]
-        return pretraining.pretrain_regression(*images, **settings)
-    if stage.method == "local":
-        return pretraining.pretrain_local(*images, **settings)
-    if stage.method == "global":
-        places = [places_of(store, contrasts if is_one_by_one else [""]) for store in parts]
-        return pretraining.pretrain_global(*images, places=places[0], validation_places=places[1], **settings)
-    maps = [None if is_volumes else stored_maps(store, stage.space) for store in parts]
-    names = ("temperature", "nearest_patches", "comparison", "anchor_is_positive")
-    loss = {name: settings.pop(name) for name in names}
-    head = {name: settings.pop(name) for name in ("patch_representation", "head_normalization", "projection_position")}
-    settings["head"] = {name: value for name, value in head.items() if value}
-    del settings["patch_mm"]
-    settings |= {"patch_size": config.patch_edge(stage), "pixel_mm": None if is_volumes else config.slices.pixel_size}
-    return pretraining.pretrain_constrained(images[0], maps[0], images[1], maps[1], loss_settings=loss, **settings)
+    if config.network.rank == 3:
+        return shown
+    images = in_memory_if([one.images for one in shown], config.data.resident, free_bytes() // 2)
+    return [one._replace(images=array) for one, array in zip(shown, images, strict=True)]
 
 
-def subjects_of(store, is_volumes, copies):
-    """Subject of each image that is shown: of each volume, or of each slice, which is shown in so many copies."""
+def subjects_of(config, stores, contrasts):
+    """Subject of each image of both sets: of each volume, or of each slice, which may be shown contrast by contrast."""
     import numpy as np
 
-    return store.subjects if is_volumes else np.tile(np.array(store.subjects)[store.subject_index], copies)
+    if config.network.rank == 3:
+        return tuple(store.subjects for store in stores.values())
+    copies = len(contrasts) if config.pretraining.contrasts_as == "samples" else 1
+    return tuple(np.tile(np.array(store.subjects)[store.subject_index], copies) for store in stores.values())
 
 
 def crops_of(config, stage, store, contrasts):

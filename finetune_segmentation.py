@@ -17,6 +17,7 @@ trains every trial of finetuning.trials for every init, scores the annotated val
 trials/<trial>/<contrasts>/<init>/n<NN>/r<K>/, trials/table.csv and trials/table.md. It reads nothing of test subjects.
 """
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -162,7 +163,7 @@ class Segmentations(CellTask):
     def seed_of(self, cell):
         return child_seed(self.config.seed, "finetuning", self.split.name, cell.contrasts, cell.n, cell.repeat)
 
-    def train(self, trainer, cell, subjects, **run):
+    def train(self, trainer, cell, subjects, run):
         from data.slices import in_memory_if, some_rows, stored_images, stored_labels
         from training.devices import free_bytes
 
@@ -174,7 +175,7 @@ class Segmentations(CellTask):
             trainer.source = (self.store.path, channels)
         names = [self.store.subjects[number] for number in self.store.subject_index[self.rows]]
         rows = (self.rows.searchsorted(self.store.rows_of(chosen)) for chosen in (subjects, self.val_subjects))
-        trainer.train(*rows, subjects=(names, names), **run)
+        trainer.train(*rows, dataclasses.replace(run, subjects=(names, names)))
 
     def predicted(self, network, cell, subjects):
         """Yield each subject with the class probabilities of its slices, `(D, H, W, K)`."""
@@ -287,28 +288,25 @@ def compare_trials(config, options, cells, splits):
 
 def build_trainer(config, channels, settings=None):
     """Build the trainer of one network shape and one set of settings (default: the section as it stands)."""
+    from losses.segmentation import segmentation_loss
+    from models.unet import build_unet
+    from training.augmentation import Changes
     from training.devices import use_precision
     from training.finetuning import SegmentationTrainer
+    from training.schedules import Schedule
 
     settings = settings or config.finetuning
     use_precision(settings.training.mixed_precision)
-    loss = settings.loss.model_dump()
-    loss_name = loss.pop("name")
+    classes, loss = ("background", *config.data.labels), settings.loss.model_dump()
     if weights := loss.pop("class_weights"):
-        loss["class_weights"] = [weights.get(name, 1.0) for name in ("background", *config.data.labels)]
+        loss["class_weights"] = [weights.get(name, 1.0) for name in classes]
+    shape, head = (*config.slices.image_size, channels), {"outputs": len(classes), "head_block": settings.head_block}
     return SegmentationTrainer(
-        (*config.slices.image_size, channels),
-        filters=config.network.filters,
+        functools.partial(build_unet, shape, filters=config.network.filters, **head),
+        functools.partial(segmentation_loss, **loss),
+        augmentation=Changes(**settings.augmentation.changes(config.pixel_mm())),
+        schedule=Schedule.of(settings.training.model_dump() | {"evaluate_every": settings.evaluate_every}),
         remat=config.network.remat,
-        classes=len(config.data.labels) + 1,
-        loss=loss_name,
-        cross_entropy_weight=loss.pop("cross_entropy_weight"),
-        cross_entropy=loss.pop("cross_entropy"),
-        loss_settings=loss,
-        augmentation=settings.augmentation.changes(config.pixel_mm()),
-        training=settings.training.model_dump(),
-        evaluate_every=settings.evaluate_every,
-        head_block=settings.head_block,
         fresh_levels=settings.fresh_levels,
     )
 

@@ -10,6 +10,7 @@ Takes   a minute or two a cell on a CPU with small slices. Finished cells are sk
 Next    python reproduce_tables.py --config FILE
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -98,9 +99,9 @@ class Syntheses(CellTask):
     def build_trainer(self, cell):
         return build_trainer(self.config, len(self.channels))
 
-    def train(self, trainer, cell, subjects, **run):
+    def train(self, trainer, cell, subjects, run):
         names = (subjects, self.val_subjects)
-        trainer.train(*map(self.crops, names), subjects=names, **run)
+        trainer.train(*map(self.crops, names), dataclasses.replace(run, subjects=names))
 
     def crops(self, subjects):
         """The volumes of some subjects, to be shown in crops."""
@@ -196,20 +197,23 @@ class Syntheses(CellTask):
 
 def build_trainer(config, channels):
     """Build the trainer of one network shape."""
+    from losses.synthesis import synthesis_loss
+    from models.unet import build_unet
+    from training.augmentation import Changes
     from training.devices import use_precision
     from training.finetuning import SynthesisTrainer
+    from training.schedules import Schedule
 
-    settings = config.synthesis
+    settings, network = config.synthesis, config.network
     use_precision(settings.training.mixed_precision)
+    shape, outputs = (*config.crops.size, channels), len(channel_names(config.data.contrasts, settings.targets))
+    head = {"rank": len(shape) - 1, "head": "synthesis", "outputs": outputs}
     return SynthesisTrainer(
-        (*config.crops.size, channels),
-        filters=config.network.filters,
-        outputs=len(channel_names(config.data.contrasts, settings.targets)),
-        loss_settings=settings.loss.model_dump(),
-        remat=config.network.remat,
-        augmentation=settings.augmentation.changes(config.pixel_mm()),
-        training=settings.training.model_dump(),
-        evaluate_every=settings.evaluate_every,
+        functools.partial(build_unet, shape, filters=network.filters, **head),
+        functools.partial(synthesis_loss, **settings.loss.model_dump()),
+        remat=network.remat,
+        augmentation=Changes(**settings.augmentation.changes(config.pixel_mm())),
+        schedule=Schedule.of(settings.training.model_dump() | {"evaluate_every": settings.evaluate_every}),
         fresh_levels=settings.fresh_levels,
     )
 

@@ -12,6 +12,7 @@ Writes benchmarks/output/paper_<backend>.json; exit code 1 when a goal is missed
 the default share there; on a GPU the default is all of it.
 """
 
+import functools
 import sys
 import tempfile
 import time
@@ -69,26 +70,20 @@ def slices(count, seed):
 
 def pretraining(share, folder):
     """Pretrain on a share of the slices, for a share of the epochs, and extrapolate to all of them."""
-    from training.pretraining import pretrain_constrained
+    from losses.constrained_contrastive import constrained_contrastive_loss
+    from training.checkpoints import RunOptions
+    from training.effective import PatchCounts
+    from training.pretraining import Decoder, Images, Patches, Setup, pretrain_constrained
+    from training.schedules import Schedule
 
     count, seen = (max(2 * BATCH, round(share * number * SLICES)) for number in (SUBJECTS, VALIDATION))
     epochs = max(3, round(share * EPOCHS))
-    options = {"decoder_levels": 3, "patch_size": 1, "features": 64, "anchors_per_slice": 20, "filters": FILTERS}
-    training = {"epochs": epochs, "steps_per_epoch": None, "batch_size": BATCH, "learning_rate": 1e-4}
-    run = {"warm_start": lambda network: None, "folder": folder / "pretraining", "tag": "bench", "name": "pretraining"}
-    (images, maps), (others, other_maps) = slices(count, 0), slices(seen, 1)
+    run = RunOptions(folder / "pretraining", "bench", "pretraining", seed=1)
+    setup = Setup(FILTERS, Schedule(epochs, learning_rate=1e-4, batch_size=BATCH), run)
+    counts, decoder = PatchCounts(nearest=100, anchors=20), Decoder(levels=3, features=64)
+    shown = Images(*slices(count, 0)), Images(*slices(seen, 1))
     started = time.perf_counter()
-    _, history = pretrain_constrained(
-        images,
-        maps,
-        others,
-        other_maps,
-        **options,
-        loss_settings={"temperature": 0.1, "nearest_patches": 100},
-        training=training | {"plateau_epochs": 10},
-        seed=1,
-        **run,
-    )
+    _, history = pretrain_constrained(*shown, constrained_contrastive_loss, decoder, counts, Patches(), setup)
     whole = time.perf_counter() - started
     later = [row["seconds"] for row in history[1:]]  # the first compiles
     first, per_epoch = whole - sum(later), float(np.mean(later))
@@ -109,18 +104,19 @@ def pretraining(share, folder):
 
 def finetuning(share, folder):
     """Train cells on a share of the epochs and extrapolate to the grid; every cell has the same number of updates."""
+    from losses.segmentation import segmentation_loss
+    from models.unet import build_unet
+    from training.augmentation import Changes
+    from training.checkpoints import RunOptions
     from training.finetuning import SegmentationTrainer
+    from training.schedules import Schedule
 
-    steps = 10
-    training = {"epochs": max(3, round(share * GRID["epochs"])), "steps_per_epoch": steps, "batch_size": GRID["batch"]}
+    steps, epochs = 10, max(3, round(share * GRID["epochs"]))
     trainer = SegmentationTrainer(
-        (*SIZE, CONTRASTS),
-        filters=FILTERS,
-        classes=CLASSES,
-        loss_settings={},
-        augmentation={"translation": 0.1, "rotation_degrees": 10, "scale": (0.9, 1.1), "elastic_px": 2.0},
-        training=training | {"learning_rate": 1e-3, "plateau_epochs": 10},
-        evaluate_every=2,
+        functools.partial(build_unet, (*SIZE, CONTRASTS), filters=FILTERS, outputs=CLASSES),
+        segmentation_loss,
+        augmentation=Changes(translation=0.1, rotation_degrees=10, scale=(0.9, 1.1), elastic_px=2.0),
+        schedule=Schedule(epochs, 1e-3, GRID["batch"], steps_per_epoch=steps, evaluate_every=2),
     )
     images, maps = slices(max(2 * GRID["batch"], round(share * 30 * SLICES)), 2)
     rows, others = np.split(np.arange(len(images)), [len(images) * 2 // 3])
@@ -129,14 +125,14 @@ def finetuning(share, folder):
     for name in "ab":  # the first compiles
         started = time.perf_counter()
         trainer.start_from(seed=1)
-        trainer.train(rows, others, seed=1, folder=folder / name, tag="bench", name=name)
+        trainer.train(rows, others, RunOptions(folder / name, "bench", name, seed=1))
         seconds.append(time.perf_counter() - started)
     first, later = seconds
     cells = GRID["inits"] * len(GRID["subjects_n"]) * GRID["repeats"]
     tested = testing(trainer.network, share)
-    at_size = later * GRID["epochs"] / training["epochs"] + GRID["tests"] * tested
+    at_size = later * GRID["epochs"] / epochs + GRID["tests"] * tested
     return {
-        "epochs": training["epochs"],
+        "epochs": epochs,
         "updates_a_cell": steps * GRID["epochs"],
         "validation_slices": len(others),
         "first_cell_s": first,

@@ -27,6 +27,7 @@ their distances after one and three steps, as a share of the way that training h
 benchmarks/output/stacked_cells.json. Takes about ten minutes on two cores, mostly compiling.
 """
 
+import functools
 import os
 import re
 import statistics
@@ -102,16 +103,16 @@ def batch_of(config, seed, moved=True):
     """Return a training batch of a cell: random images, labels in blocks of 8 pixels, changes of the config or none."""
     import keras
 
-    from training.augmentation import draw_changes
+    from training.augmentation import Changes, draw_changes
 
     generator = np.random.default_rng(seed)
     size, count = config.slices.image_size, config.finetuning.training.batch_size
-    changes = config.finetuning.augmentation.changes()
+    changes = Changes(**config.finetuning.augmentation.changes())
     blocks = generator.integers(0, len(config.data.labels) + 1, (count, *(-(-length // 8) for length in size)))
     batch = {
         "image": generator.random((count, *size, 1), "float32"),
         "label": blocks.repeat(8, 1).repeat(8, 2)[:, : size[0], : size[1]].astype("uint8"),
-        **draw_changes(count, size, generator, **(changes if moved else {"elastic_grid": changes["elastic_grid"]})),
+        **draw_changes(count, size, generator, changes if moved else Changes(elastic_grid=changes.elastic_grid)),
     }
     return {name: keras.ops.convert_to_tensor(array) for name, array in batch.items()}
 
@@ -119,14 +120,14 @@ def batch_of(config, seed, moved=True):
 def cells_of(config, batch, count):
     """Return a task of a config's grid, and for each cell what its step changes, with weights of its own."""
     from benchmarks.steps import state_of
+    from losses.segmentation import segmentation_loss
     from models.unet import build_unet
     from training.tasks import Segmentation
 
-    loss = config.finetuning.loss.model_dump(exclude={"name", "cross_entropy_weight", "class_weights"})
     shape, classes = (*config.slices.image_size, 1), len(config.data.labels) + 1
     networks = [build_unet(shape, filters=config.network.filters, outputs=classes, seed=seed) for seed in range(count)]
-    settings = config.finetuning.loss
-    task = Segmentation(networks[0], loss, settings.cross_entropy_weight, loss=settings.name)
+    loss = config.finetuning.loss.model_dump(exclude={"class_weights"})
+    task = Segmentation(networks[0], functools.partial(segmentation_loss, **loss))
     task.ready(config.finetuning.training.learning_rate)
     _, *others = state_of(task)
     states = [([variable.value for variable in network.trainable_variables], *others) for network in networks]

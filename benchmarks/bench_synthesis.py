@@ -73,12 +73,13 @@ def measure(case, remat, steps):
     import keras
     import numpy as np
 
+    from losses.synthesis import synthesis_loss
     from models.unet import build_unet
     from training.tasks import Synthesis
 
     size, images = CASES[case]["size"], CASES[case]["batch"]
     network = build_unet((*size, CONTRASTS), rank=len(size), filters=FILTERS, head="synthesis", outputs=TARGETS)
-    task = Synthesis(network, {"name": "l1"}).sparing_memory(remat).ready(1e-3)
+    task = Synthesis(network, synthesis_loss).sparing_memory(remat).ready(1e-3)
     generator = np.random.default_rng(0)
     channels = {"image": CONTRASTS, "target": TARGETS}
     batch = {

@@ -9,6 +9,7 @@ least 0.95 of the step's throughput resident, 0.90 streaming. Writes benchmarks/
 code 1 when a goal is missed. Takes about five minutes on two cores.
 """
 
+import functools
 import statistics
 import sys
 import tempfile
@@ -93,18 +94,19 @@ def store_of(case, path):
 def build_constrained(store, case, is_resident):
     """Return task and training batches of constrained pretraining, just before its first step."""
     from data.slices import in_memory_if, stored_images, stored_maps
+    from losses.constrained_contrastive import constrained_contrastive_loss
     from training import pretraining
+    from training.effective import PatchCounts
 
     caught, train = [], pretraining._train
-    pretraining._train = lambda task, batches, training, **run: caught.extend((task.ready(1e-4), batches[0]))
+    pretraining._train = lambda task, batches, setup: caught.extend((task.ready(1e-4), batches[0]))
     images = in_memory_if([stored_images(store, store.contrasts)], "always" if is_resident else "never", 0)[0]
-    training = {"batch_size": case["batch"], "steps_per_epoch": None}
-    levels = len(case["filters"]) - 3
-    options = {"decoder_levels": levels, "patch_size": 1, "features": 64, "anchors_per_slice": 20}
-    loss = {"temperature": 0.1, "nearest_patches": 100}
-    maps = stored_maps(store)
-    options |= {"loss_settings": loss, "filters": case["filters"], "training": training, "seed": 1}
-    pretraining.pretrain_constrained(images, maps, images, maps, **options)
+    shown = pretraining.Images(images, stored_maps(store))
+    decoder = pretraining.Decoder(len(case["filters"]) - 3, features=64)
+    counts, patches = PatchCounts(nearest=100, anchors=20), pretraining.Patches()
+    with tempfile.TemporaryDirectory() as folder:
+        setup = pretraining.Setup(case["filters"], schedule_of(case), run_in(Path(folder)))
+        pretraining.pretrain_constrained(shown, shown, constrained_contrastive_loss, decoder, counts, patches, setup)
     pretraining._train = train
     task, batches = caught
     held = {name: batches.arrays[name].values for name in batches.on_device}
@@ -112,25 +114,39 @@ def build_constrained(store, case, is_resident):
     return task, batches
 
 
+def schedule_of(case, steps=None):
+    """Return what a training of a case is told of its batches."""
+    from training.schedules import Schedule
+
+    return Schedule(epochs=1, learning_rate=1e-3, batch_size=case["batch"], steps_per_epoch=steps)
+
+
+def run_in(folder):
+    """Return a run that is kept in a folder."""
+    from training.checkpoints import RunOptions
+
+    return RunOptions(folder, tag="bench", name="bench", seed=1)
+
+
 def build_segmentation(store, case, is_resident):
     """Return task and training batches of a finetuning cell, just before its first step."""
     from data.slices import in_memory_if, stored_images, stored_labels
+    from losses.segmentation import segmentation_loss
+    from models.unet import build_unet
+    from training.augmentation import Changes
     from training.finetuning import SegmentationTrainer
 
-    caught = []
+    caught, shape = [], (*case["size"], case["contrasts"])
     trainer = SegmentationTrainer(
-        (*case["size"], case["contrasts"]),
-        filters=case["filters"],
-        classes=2,
-        loss_settings={},
-        augmentation={"translation": 0.1, "rotation_degrees": 10, "scale": (0.9, 1.1), "elastic_px": 2.0},
-        training={"batch_size": case["batch"], "steps_per_epoch": 10, "learning_rate": 1e-3},
-        evaluate_every=1,
+        functools.partial(build_unet, shape, filters=case["filters"], outputs=2),
+        segmentation_loss,
+        augmentation=Changes(translation=0.1, rotation_degrees=10, scale=(0.9, 1.1), elastic_px=2.0),
+        schedule=schedule_of(case, steps=10),
     )
-    trainer.fit = lambda batches, validation, **run: caught.append(batches)
+    trainer.fit = lambda batches, validation, run: caught.append(batches)
     arrays = [stored_images(store, store.contrasts), stored_labels(store)]
     trainer.use(*in_memory_if(arrays, "always" if is_resident else "never", 0))
-    trainer.train(np.arange(len(store)), np.arange(len(store)), seed=1)
+    trainer.train(np.arange(len(store)), np.arange(len(store)), run_in(Path("nowhere")))
     return trainer.task, caught[0]
 
 

@@ -3,6 +3,7 @@
 Synthetic images, random classes and anchors: what is computed does not depend on them.
 """
 
+import functools
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ FILTERS = (16, 32, 64, 128, 128, 128)  # authors' code
 # As in configs/papers: lesions get a partial decoder with 1 x 1 patches, organs the full one with 4 x 4 patches; of
 # 160 x 160 pixels either makes 1,600 patches.
 DECODERS = {"partial": {"decoder_levels": 3, "patch_size": 1}, "full": {"decoder_levels": 5, "patch_size": 4}}
-LOSS = {"temperature": 0.1, "nearest_patches": 100}
+TEMPERATURE, NEAREST_PATCHES = 0.1, 100
 ANCHORS, CLASSES, LEARNING_RATE = 20, 20, 1e-4
 MODES = {
     "tensorflow": {"eager": {"run_eagerly": True}, "compiled": {"jit_compile": False}, "xla": {"jit_compile": True}},
@@ -27,11 +28,13 @@ def constrained_task(image_shape, *, filters=FILTERS, decoder="partial", kind=No
 
     Without `compilation` the step is compiled as in a training.
     """
+    from losses.constrained_contrastive import Selection, constrained_contrastive_loss
     from models.unet import build_unet
     from training.tasks import ConstrainedContrast
 
     network = build_unet(tuple(image_shape), filters=filters, head="projection", **DECODERS[decoder])
-    task = (kind or ConstrainedContrast)(network, LOSS).ready(LEARNING_RATE)
+    loss = functools.partial(constrained_contrastive_loss, temperature=TEMPERATURE)
+    task = (kind or ConstrainedContrast)(network, loss, Selection(NEAREST_PATCHES)).ready(LEARNING_RATE)
     if compilation:
         task.compile(task.optimizer, **compilation)
     return task

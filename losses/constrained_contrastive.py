@@ -4,6 +4,8 @@ For each anchor, the patches of the same slice with the most similar representat
 anchor's class in the constraint map are its positives, the others its negatives (Umapathy et al. 2024).
 """
 
+from typing import Any, NamedTuple
+
 from keras import ops
 
 from losses.health import masked_mean, uniformity
@@ -13,6 +15,22 @@ from utils.checks import InputError, check_axes
 EXCLUDED = -1e9  # finite, so that an anchor without comparisons has a zero gradient
 ROUNDING = 1e-5  # rounding of squared distances in float32: a patch exactly at the limit is within it
 FIRST = 4.0  # above every cosine similarity, so that the anchor sorts before all other patches
+
+
+class Selection(NamedTuple):
+    """Which patches an anchor is compared with: what the loss and the health of the anchors must agree on.
+
+    Attributes:
+        nearest_patches: Integer, or one for each slice; None where every batch brings its own. See the loss.
+        most_nearest: The largest of them, see the loss.
+        positions: Where the patches lie, `(P, axes)`.
+        positive_within: Largest distance of a positive, in the unit of `positions`.
+    """
+
+    nearest_patches: Any
+    most_nearest: int | None = None
+    positions: Any = None
+    positive_within: float | None = None
 
 
 def constrained_contrastive_loss(

@@ -1,5 +1,7 @@
 """Local contrast: a region of one view agrees with the same region of the other view, and with no other region."""
 
+from typing import NamedTuple
+
 import numpy as np
 from keras import ops
 
@@ -7,6 +9,20 @@ from losses.similarity import unit_vectors
 from utils.checks import InputError
 
 EXCLUDED = -1e9  # finite, so that a region without comparisons has a zero gradient
+
+
+class Regions(NamedTuple):
+    """Which regions of a feature map are compared, see `draw_regions`.
+
+    Attributes:
+        region_size: Edge of a region, pixels.
+        regions: Regions R per slice.
+        negatives: Negatives of each region.
+    """
+
+    region_size: int
+    regions: int
+    negatives: int
 
 
 def local_contrastive_loss(map_a, map_b, *, region_size=3, regions=13, negatives=5, temperature=0.1, seed):

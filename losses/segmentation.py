@@ -3,6 +3,8 @@
 Every overlap loss is a sum over classes of `weight * cost`. A class that is absent in target and prediction costs 0.
 """
 
+import functools
+
 import numpy as np
 from keras import ops
 
@@ -11,6 +13,51 @@ from utils.checks import InputError
 ABSENT = 1e-6  # pixels; a class with less than this in target and prediction together is absent
 SMALLEST = 1e-7  # probability; the resolution of a softmax in float32
 NEAR_PERFECT = 1e-7  # Tversky cost below which the focal power is replaced by its chord
+
+
+def segmentation_loss(
+    target,
+    probabilities,
+    *,
+    name="focal_tversky",
+    class_weights=None,
+    cross_entropy="balanced",
+    cross_entropy_weight=0.0,
+    **focal,
+):
+    """Compute the loss that is named, plus cross-entropy if it has a weight.
+
+    Args:
+        target: As for `focal_tversky_loss`.
+        probabilities: As for `focal_tversky_loss`.
+        name: `"focal_tversky"`, `"dice"` or `"cross_entropy"`, by itself.
+        class_weights: K floats, background first, of the loss that is named; None means all 1. The cross-entropy that
+            is added has none.
+        cross_entropy: `"balanced"` or `"plain"`: which cross-entropy is meant in both places.
+        cross_entropy_weight: Weight of the cross-entropy that is added.
+        **focal: False positive and negative weight and focus of `focal_tversky_loss`; the others have none of them.
+
+    Returns:
+        Scalar float32, over the whole batch.
+
+    Raises:
+        InputError: For an unknown name, or what the loss itself refuses.
+
+    Reference:
+        Umapathy et al., Med. Phys. 2024 (focal Tversky); arXiv 2205.13109, Sec. II.E (Dice). The sum with
+        cross-entropy is ours.
+    """
+    kinds = {"balanced": balanced_cross_entropy, "plain": plain_cross_entropy}
+    if cross_entropy not in kinds:
+        raise InputError(f"cross_entropy is {cross_entropy!r}; choose from {', '.join(map(repr, kinds))}")
+    added, tversky = kinds[cross_entropy], functools.partial(focal_tversky_loss, **focal)
+    losses = {"focal_tversky": tversky, "dice": dice_loss, "cross_entropy": added}
+    if name not in losses:
+        raise InputError(f"segmentation loss is {name!r}; choose from {', '.join(map(repr, losses))}")
+    loss = losses[name](target, probabilities, class_weights=class_weights)
+    if cross_entropy_weight:
+        loss = loss + cross_entropy_weight * added(target, probabilities)
+    return loss
 
 
 def dice_loss(target, probabilities, *, class_weights=None, include_background=True, reduce="batch"):

@@ -9,12 +9,11 @@ from utils.checks import InputError
 from utils.runs import child_seed
 
 
-def project_image(x, rank, features, seed):
+def project_image(x: keras.KerasTensor, features: int, seed: int) -> keras.KerasTensor:
     """Project a feature map to one representation per image: global average, then a two-layer MLP.
 
     Args:
         x: Feature map, `(B, h, w[, d], channels)`.
-        rank: 2 or 3.
         features: Length F of a representation.
         seed: Integer seed of the network.
 
@@ -24,7 +23,7 @@ def project_image(x, rank, features, seed):
     Reference:
         Chen et al., ICML 2020 (SimCLR), Sec. 2.1; the authors' code flattens the map instead of averaging it.
     """
-    channels = x.shape[-1]
+    rank, channels = len(x.shape) - 2, x.shape[-1]
     x = {2: layers.GlobalAveragePooling2D, 3: layers.GlobalAveragePooling3D}[rank](name="projection_average")(x)
     for number, (units, activation) in enumerate(((channels, "relu"), (features, None)), start=1):
         name = f"projection_dense_{number}"
@@ -33,21 +32,19 @@ def project_image(x, rank, features, seed):
 
 
 def project_patches(
-    x,
-    rank,
-    features,
-    patch_size,
-    seed,
+    x: keras.KerasTensor,
+    features: int,
+    patch_size: int,
+    seed: int,
     *,
-    patch_representation="mean",
-    head_normalization=False,
-    projection_position=False,
-):
+    patch_representation: str = "mean",
+    head_normalization: bool = False,
+    projection_position: bool = False,
+) -> keras.KerasTensor:
     """Project a feature map to one representation per patch, patches in row-major order.
 
     Args:
         x: Feature map, `(B, H, W[, D], channels)`.
-        rank: 2 or 3.
         features: Length F of the representation of a pixel.
         patch_size: Edge of a patch in pixels of the feature map; 1 makes every pixel a patch.
         seed: Integer seed of the network.
@@ -67,6 +64,7 @@ def project_patches(
     """
     if patch_representation not in ("mean", "concatenation"):
         raise InputError(f"patch_representation is {patch_representation!r}; choose 'mean' or 'concatenation'")
+    rank = len(x.shape) - 2
     if projection_position:
         x = Coordinates(name="projection_position")(x)
     if head_normalization:

@@ -40,7 +40,7 @@ def build_encoder(image_shape, *, rank=2, filters=FILTERS, head="projection", fe
     image = keras.Input(image_shape, name="image")
     x = _encode(image, rank, filters, seed)[-1]
     if head == "projection":
-        x = project_image(x, rank, features, seed)
+        x = project_image(x, features, seed)
     return keras.Model(image, x, name=name)
 
 
@@ -99,7 +99,7 @@ def build_unet(
         x = decoder_level(x, skips[-level], rank, filters[-level - 1], level, seed)
     if head == "projection":
         _check_patches(x.shape[1:-1], patch_size)
-        x = project_patches(x, rank, features, patch_size, seed, **projection)
+        x = project_patches(x, features, patch_size, seed, **projection)
     elif head is not None:
         if head == "synthesis":
             x = _join_image(x, image, rank, seed)

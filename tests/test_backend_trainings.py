@@ -38,21 +38,21 @@ def curve(method, steps=STEPS):
     """Training and validation loss after each step of one pretraining method, `(steps, 2)`."""
     from tests.training.small import settings
 
-    training = settings(epochs=steps, steps=1, rate=1e-3) | {"plateau_epochs": STEPS}
+    schedule = settings(epochs=steps, steps=1, rate=1e-3, plateau_epochs=STEPS)
     with tempfile.TemporaryDirectory() as folder:
-        network, history = trained(method, Path(folder), training)
+        network, history = trained(method, Path(folder), schedule)
     assert {weight.dtype for weight in network.weights} == {"float32"}
     return np.array([[row["loss"], row["val_loss"]] for row in history])
 
 
-def trained(method, folder, training):
+def trained(method, folder, schedule):
     """Pretrain a network of two levels on small slices; returns network and history."""
     from tests.training.test_training import pretrain
 
     generator = np.random.default_rng(0)
     maps = generator.integers(0, 4, (16, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
     images = (maps[..., None] / 4 + generator.normal(0, 0.1, (16, 16, 16, 1))).astype("float32")
-    return pretrain(method, images, maps.astype("int32"), folder, filters=[4, 8], training=training)
+    return pretrain(method, images, maps.astype("int32"), folder, schedule)
 
 
 def loop():

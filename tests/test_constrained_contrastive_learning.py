@@ -1,6 +1,7 @@
 """Step 3: which images and maps reach the training, and that networks of one channel go through to step 4."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from data.h5_store import SliceStore
 from data.volumes import write_nifti
 from models.weights import read_weights
 from training import pretraining
+from training.checkpoints import RunOptions
 from utils.checks import InputError
 from utils.config import load_config
 
 SUBJECTS = [f"sub-{number}" for number in range(1, 7)]
 SPLIT = {"train": SUBJECTS[:3], "val": SUBJECTS[3:4], "test": SUBJECTS[4:]}
 pytestmark = pytest.mark.usefixtures("uncompiled")
+RUN = RunOptions(Path("nowhere"), "tag", "stage", seed=1)
 SHAPE, AFFINE = (16, 16, 6), np.diag([-3.0, -3.0, 5.0, 1.0])
 
 
@@ -88,8 +91,8 @@ def given(packed, monkeypatch):
     calls = {}
 
     def record(method):
-        def pretrain(*arrays, **settings):
-            calls[method] = arrays, settings
+        def pretrain(*told):
+            calls[method] = told
             raise InputError("recorded")
 
         return pretrain
@@ -101,7 +104,7 @@ def given(packed, monkeypatch):
         config = load_config(make_config(packed, contrasts_as=contrasts_as), overrides)
         stores = script.open_stores(config, config.work)
         with pytest.raises(InputError, match="recorded"):
-            script.train(config, config.pretraining.stages[stage], stores, ["flair", "t1"])
+            script.train(config, config.pretraining.stages[stage], stores, ["flair", "t1"], RUN)
         return calls[config.pretraining.stages[stage].method]
 
     return run
@@ -113,52 +116,53 @@ def stores_of(packed):
 
 @pytest.mark.parametrize("stage", ["regression", "anatomical", "local"])
 def test_one_by_one_every_slice_is_shown_once_in_every_contrast(packed, given, stage):
-    arrays, settings = given(stage, "samples")
-    for number, (images, store) in enumerate(zip(arrays, stores_of(packed), strict=True)):
+    *sets, setup = given(stage, "samples")
+    for number, ((images, _, places), store) in enumerate(zip(sets[:2], stores_of(packed), strict=True)):
         whole = store.images(["flair", "t1"])
         assert images.shape == (2 * len(store), 16, 16, 1)
         for place in range(2 * len(store)):
             contrast, row = divmod(place, len(store))
             np.testing.assert_array_equal(images[place, ..., 0], whole[row, ..., contrast])
         if stage == "anatomical":
-            volumes, slices = settings["places" if number == 0 else "validation_places"]
+            volumes, slices = places
             for place in range(2 * len(store)):
                 contrast, row = divmod(place, len(store))
                 subject = store.subjects[store.subject_index[row]]
                 assert volumes[place] == f"{subject}, {['flair', 't1'][contrast]}"
                 assert slices[place] == store.slice_index[row]
+                assert setup.run.subjects[number][place] == subject
 
 
 @pytest.mark.parametrize(("words", "edge"), [([], None), (["block_mm=5"], 2), (["block_px=3"], 3)])
 def test_the_edge_of_blocks_reaches_the_method_in_pixels(packed, monkeypatch, words, edge):
     given = {}
-    monkeypatch.setattr(pretraining, "pretrain_regression", lambda *images, **settings: given.update(settings))
+    record = lambda *sets: given.update(corruption=sets[2])  # noqa: E731
+    monkeypatch.setattr(pretraining, "pretrain_regression", record)
     words = ["slices.pixel_size=2.5", *(f"pretraining.stages.regression.{word}" for word in words)]
     config, stores = (
         load_config(make_config(packed), words),
         dict(zip(("train", "val"), stores_of(packed), strict=True)),
     )
-    script.train(config, config.pretraining.stages["regression"], stores, ["flair", "t1"])
-    assert given["block_px"] == edge and "block_mm" not in given
+    script.train(config, config.pretraining.stages["regression"], stores, ["flair", "t1"], RUN)
+    assert given["corruption"].block_px == edge
 
 
 @pytest.mark.parametrize(("stage", "space"), [("constrained", None), ("late", "late")])
 @pytest.mark.parametrize("contrasts_as", ["channels", "samples"])
 def test_the_maps_are_those_of_the_stages_contrast_space(packed, given, stage, space, contrasts_as):
-    arrays, settings = given(stage, contrasts_as)
+    sets = given(stage, contrasts_as)[:2]
     copies = 2 if contrasts_as == "samples" else 1
-    for images, maps, store in zip(arrays[::2], arrays[1::2], stores_of(packed), strict=True):
+    for (images, maps, _), store in zip(sets, stores_of(packed), strict=True):
         assert len(images) == copies * len(store) and images.shape[-1] == 3 - copies
         np.testing.assert_array_equal(maps, store.constraint_maps(space=space))
-    assert "space" not in settings
 
 
 def test_as_channels_nothing_has_changed(packed, given):
-    arrays, settings = given("anatomical", "channels")
-    for images, store in zip(arrays, stores_of(packed), strict=True):
+    sets = given("anatomical", "channels")[:2]
+    for (images, _, _), store in zip(sets, stores_of(packed), strict=True):
         np.testing.assert_array_equal(images, store.images(["flair", "t1"]))
-    volumes, slices = settings["places"]
-    assert set(volumes) == set(SPLIT["train"]) and len(volumes) == len(slices) == len(arrays[0])
+    volumes, slices = sets[0].places
+    assert set(volumes) == set(SPLIT["train"]) and len(volumes) == len(slices) == len(sets[0].images)
 
 
 def test_a_network_of_one_channel_goes_through_to_step_4(packed, caplog):
@@ -182,11 +186,10 @@ VOLUMES += ["pretraining.stages.anatomical={method: global, training: {epochs: 1
 @pytest.mark.parametrize("stage", ["regression", "anatomical", "local", "constrained", "late"])
 @pytest.mark.parametrize("remat", [False, True])
 def test_networks_of_rank_3_are_shown_crops_of_the_volumes_and_maps_of_the_stages_space(packed, given, stage, remat):
-    arrays, settings = given(stage, "channels", *VOLUMES, f"network.remat={remat}")
-    is_constrained = stage in ("constrained", "late")
-    assert len(arrays) == (4 if is_constrained else 2) and settings["remat"] is remat
-    assert arrays[1::2] == (None, None) or not is_constrained
-    for crops, store in zip(arrays[:: 2 if is_constrained else 1], stores_of(packed), strict=True):
+    *sets, setup = given(stage, "channels", *VOLUMES, f"network.remat={remat}")
+    assert setup.remat is remat
+    for (crops, maps, places), store in zip(sets[:2], stores_of(packed), strict=True):
+        assert maps is places is None
         assert [volume.subject for volume in crops.volumes] == store.subjects
         assert crops.shape == (len(store.subjects), 8, 12, 4, 2) and crops.inputs == ["flair", "t1"]
         assert crops.space == ("late" if stage == "late" else None) and not crops.targets
@@ -203,9 +206,8 @@ def test_networks_of_rank_3_are_shown_crops_of_the_volumes_and_maps_of_the_stage
 def test_a_crop_deeper_than_a_run_of_packed_slices_is_refused(packed, given):
     config = load_config(make_config(packed), [*VOLUMES, "crops.size=[8, 12, 8]"])
     with pytest.raises(InputError, match=r"sub-1: a crop of \(8, 12, 8\) does not fit into \(16, 16\) pixels and 6"):
-        script.train(
-            config, config.pretraining.stages["regression"], script.open_stores(config, config.work), ["flair"]
-        )
+        stores = script.open_stores(config, config.work)
+        script.train(config, config.pretraining.stages["regression"], stores, ["flair"], RUN)
 
 
 def test_a_constrained_stage_without_constraint_maps_is_a_mistake(packed):

@@ -23,7 +23,7 @@ from data.splits import hash_of_split, make_splits
 from models.weights import read_weights, save_weights
 from tests.cheaply import steps_uncompiled
 from training.cells import Cell
-from training.checkpoints import Keeper
+from training.checkpoints import Keeper, RunOptions
 from utils.checks import InputError
 from utils.config import load_config
 
@@ -303,11 +303,13 @@ def test_a_cell_is_shown_its_own_subjects_and_validated_on_others(packed):
     cells, given = finetune_synthesis.Syntheses(config, split, files, store), {}
 
     class Trainer:
-        def train(self, crops, validation, **run):
-            given.update(run, train=crops, val=validation)
+        def train(self, crops, validation, run):
+            given.update(seed=run.seed, subjects=run.subjects, train=crops, val=validation)
 
     seed = cells.seed_of(Cell("constrained", 2, 1))
-    cells.train(Trainer(), Cell("constrained", 2, 1), ("sub-003", "sub-001"), seed=seed)
+    run = RunOptions(packed, "tag", "cell", seed)
+    cells.train(Trainer(), Cell("constrained", 2, 1), ("sub-003", "sub-001"), run)
+    assert given["subjects"] == (("sub-003", "sub-001"), ["sub-004"])
     assert [volume.subject for volume in given["train"].volumes] == ["sub-003", "sub-001"]
     assert [volume.subject for volume in given["val"].volumes] == ["sub-004"] and given["seed"] == seed
     for crops in (given["train"], given["val"]):

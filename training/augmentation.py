@@ -7,6 +7,9 @@ would have had.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -21,40 +24,59 @@ MIRRORS = ("anterior_posterior", "left_right", "inferior_superior")
 AXIS_OF = {name: SLICE_AXES.index(end) for name, end in zip(MIRRORS, "PLS", strict=True)}
 
 
+@dataclass(frozen=True)
+class Changes:
+    """How large the random changes of an image are; without arguments there are none.
+
+    Attributes:
+        rotation_degrees: Largest rotation, degrees; in the H-W plane, also of a volume, whose slices are often thick.
+        elastic_px: Standard deviation of the displacements at the nodes of the coarse grid, pixels, along each axis.
+        elastic_grid: Distance of those nodes, pixels.
+        brightness: Largest shift, in units of the [0, 1] image.
+        contrast: Largest relative change of contrast about the image's mean.
+        scale: Smallest and largest share of the field of view that fills the image (below 1 enlarges); one number
+            for all axes.
+        translation: Largest shift of the field of view along each axis, share of the image size.
+        translation_px: Largest shift in pixels, instead of `translation`.
+        mirror: Names of the axes along which an image is mirrored, each with probability 1/2, see `AXIS_OF`.
+        intensities: Further changes of intensities, name: keyword arguments of its function in `INTENSITIES`.
+    """
+
+    rotation_degrees: float = 0.0
+    elastic_px: float = 0.0
+    elastic_grid: float = 8
+    brightness: float = 0.0
+    contrast: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    translation: float = 0.0
+    translation_px: float | None = None
+    mirror: Sequence[str] = ()
+    intensities: Mapping[str, Mapping[str, Any]] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all sizes, and of what has no size only what is asked for; for records and the log."""
+        return {key: value for key, value in asdict(self).items() if value or isinstance(value, int | float)}
+
+    def are_moving(self) -> bool:
+        """Whether pixels are moved at all: warping takes time and smooths noise."""
+        moving = (self.translation, self.rotation_degrees, self.elastic_px, self.translation_px, self.mirror)
+        return any(moving) or set(self.scale) != {1}
+
+    def are_any(self) -> bool:
+        """Whether anything changes."""
+        return self.are_moving() or any((self.brightness, self.contrast, self.intensities))
+
+
 def draw_changes(
-    count,
-    image_size,
-    generator,
-    *,
-    translation=0.0,
-    rotation_degrees=0.0,
-    scale=(1.0, 1.0),
-    elastic_px=0.0,
-    elastic_grid=8,
-    brightness=0.0,
-    contrast=0.0,
-    translation_px=None,
-    mirror=(),
-    intensities=None,
-    channels=1,
-):
+    count: int, image_size: Sequence[int], generator: np.random.Generator, changes: Changes, channels: int = 1
+) -> dict[str, np.ndarray]:
     """Draw the random numbers of `count` augmented images.
 
     Args:
         count: Number of images B.
         image_size: `(H, W)` of slices, `(H, W, D)` of volumes, pixels.
         generator: numpy random generator.
-        translation: Largest shift of the field of view along each axis, share of the image size.
-        rotation_degrees: Largest rotation, degrees; in the H-W plane, also of a volume, whose slices are often thick.
-        scale: Smallest and largest share of the field of view that fills the image (below 1 enlarges); one number
-            for all axes.
-        elastic_px: Standard deviation of the displacements at the nodes of the coarse grid, pixels, along each axis.
-        elastic_grid: Distance of those nodes, pixels.
-        brightness: Largest shift, in units of the [0, 1] image.
-        contrast: Largest relative change of contrast about the image's mean.
-        translation_px: Largest shift in pixels, instead of `translation`.
-        mirror: Names of the axes along which an image is mirrored, each with probability 1/2, see `AXIS_OF`.
-        intensities: Further changes of intensities, name: keyword arguments of its function in `INTENSITIES`.
+        changes: How large they are.
         channels: Contrasts of an image; noise differs between them.
 
     Returns:
@@ -66,29 +88,31 @@ def draw_changes(
         arXiv 2205.13109, Sec. II.E names translation, crop and elastic deformation; sizes are ours.
     """
     rank = len(image_size)
-    angle = np.radians(generator.uniform(-rotation_degrees, rotation_degrees, count))
-    zoom = generator.uniform(*scale, count)
+    angle = np.radians(generator.uniform(-changes.rotation_degrees, changes.rotation_degrees, count))
+    zoom = generator.uniform(*changes.scale, count)
     affine = np.zeros((count, rank, rank + 1))
-    shift, unit = (translation, image_size) if translation_px is None else (translation_px, 1)
+    is_in_pixels = changes.translation_px is not None
+    shift, unit = (changes.translation_px, 1) if is_in_pixels else (changes.translation, image_size)
     affine[:, :, rank] = generator.uniform(-shift, shift, (count, rank)) * unit
     affine[:, 0, 0] = affine[:, 1, 1] = zoom * np.cos(angle)
     affine[:, 1, 0] = zoom * np.sin(angle)
     affine[:, 0, 1] = -affine[:, 1, 0]
     affine[:, range(2, rank), range(2, rank)] = zoom[:, None]
-    nodes = [max(2, round(size / elastic_grid) + 1) for size in image_size]
-    changes = {
+    nodes = [max(2, round(size / changes.elastic_grid) + 1) for size in image_size]
+    drawn = {
         "affine": affine,
-        "elastic": generator.normal(0.0, elastic_px, (count, *nodes, rank)),
-        "brightness": generator.uniform(-brightness, brightness, count),
-        "contrast": generator.uniform(1 - contrast, 1 + contrast, count),
+        "elastic": generator.normal(0.0, changes.elastic_px, (count, *nodes, rank)),
+        "brightness": generator.uniform(-changes.brightness, changes.brightness, count),
+        "contrast": generator.uniform(1 - changes.contrast, 1 + changes.contrast, count),
     }
+    mirror, intensities = changes.mirror, changes.intensities or {}
     if mirror or intensities:
         mirroring, *others = generator.spawn(1 + len(INTENSITIES))  # so that no change shifts the numbers of another
         affine[:, :, [AXIS_OF[name] for name in mirror]] *= _signs(count, mirror, mirroring)[:, None]
         for (name, draw), own in zip(INTENSITIES.items(), others, strict=True):
-            if name in (intensities or ()):
-                changes |= draw(count, (*image_size, channels), own, **intensities[name])
-    return {name: values.astype("float32") for name, values in changes.items()}
+            if name in intensities:
+                drawn |= draw(count, (*image_size, channels), own, **intensities[name])
+    return {name: values.astype("float32") for name, values in drawn.items()}
 
 
 def _signs(count, mirror, generator):
@@ -154,13 +178,7 @@ INTENSITIES = {  # the order fixes which numbers each of them gets: add at the e
 }
 
 
-def moves(changes):
-    """Whether keyword arguments of `draw_changes` move pixels at all: warping takes time and smooths noise."""
-    keys = ("translation", "rotation_degrees", "elastic_px", "translation_px", "mirror")
-    return any(changes.get(key) for key in keys) or set(changes.get("scale", (1,))) != {1}
-
-
-def folded_share(image_size, changes, samples=32):
+def folded_share(image_size: Sequence[int], changes: Changes, samples: int = 32) -> float:
     """Share of pixels at which the displacement of an image folds: the image is read backwards there.
 
     The determinant of the Jacobian, from differences between neighbouring pixels, has another sign than that of the
@@ -168,13 +186,13 @@ def folded_share(image_size, changes, samples=32):
 
     Args:
         image_size: `(H, W)`, or `(H, W, D)` for volumes.
-        changes: Keyword arguments of `draw_changes`.
+        changes: How large the changes are.
         samples: Number of displacements that are drawn for it.
     """
     generator, folded, rank = np.random.default_rng(0), [], len(image_size)
-    changes = {key: value for key, value in changes.items() if key != "intensities"}
+    changes = replace(changes, intensities=None)
     for _ in range(samples):
-        drawn = draw_changes(1, image_size, generator, **changes)
+        drawn = draw_changes(1, image_size, generator, changes)
         field = ops.convert_to_numpy(sampling_positions(drawn["affine"], drawn["elastic"], image_size))[0]
         steps = [np.diff(field, axis=axis)[tuple(slice(size - 1) for size in image_size)] for axis in range(rank)]
         turn = np.linalg.det(drawn["affine"][0, :, :rank])
@@ -182,17 +200,16 @@ def folded_share(image_size, changes, samples=32):
     return float(np.mean(folded))
 
 
-def describe_changes(image_size, changes):
+def describe_changes(image_size: Sequence[int], changes: Changes) -> None:
     """Log the changes of a run, lengths in pixels, and how much of the images is folded, if any.
 
     Args:
         image_size: `(H, W)`, or `(H, W, D)` for volumes.
-        changes: Keyword arguments of `draw_changes`.
+        changes: How large they are.
     """
-    if not changes:
-        return
-    log.info("augmentation, lengths in pixels: %s", ", ".join(f"{key} {value}" for key, value in changes.items()))
-    folded = folded_share(image_size, changes) if changes.get("elastic_px") else 0
+    sizes = ", ".join(f"{key} {value}" for key, value in changes.as_dict().items())
+    log.info("augmentation, lengths in pixels: %s", sizes)
+    folded = folded_share(image_size, changes) if changes.elastic_px else 0
     if folded:
         log.warning(
             "augmentation: the elastic displacement folds %.2g %% of the pixels, where anatomy is turned inside out; a "

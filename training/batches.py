@@ -3,8 +3,10 @@
 import collections
 import functools
 import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,6 +17,8 @@ from utils.environment import tensorflow
 from utils.runs import child_seed
 
 READERS = 4  # threads that read slices ahead of the training step
+Batch = dict[str, np.ndarray]
+Finish = Callable[[Batch, np.random.Generator], Batch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +30,7 @@ class Rows:
         index: Row numbers `(n,)`; None: all.
     """
 
-    values: object
+    values: Any
     index: np.ndarray | None = None
 
     def __len__(self):
@@ -58,12 +62,22 @@ class Batches(keras.utils.PyDataset):
         shuffle: True for training.
         finish: Function `(batch, generator) -> batch` that adds what is random, such as anchors.
         on_device: Names of arrays, all of them `Rows` with one index, that the task holds.
-        per_dispatch: Batches handed over at a time, see `Task.train_step`; None: one, if they bring their images,
-            else as many as suit the device.
+
+    Attributes:
+        per_dispatch: Batches handed over at a time, see `Task.train_step`: one, if they bring their images, else as
+            many as suit the device.
     """
 
     def __init__(
-        self, arrays, batch_size, seed, *, steps=None, shuffle=True, finish=None, on_device=(), per_dispatch=None
+        self,
+        arrays: Mapping[str, Any],
+        batch_size: int,
+        seed: int,
+        *,
+        steps: int | None = None,
+        shuffle: bool = True,
+        finish: Finish | None = None,
+        on_device: Sequence[str] = (),
     ):
         is_streamed = any(isinstance(v, Rows) and name not in on_device for name, v in arrays.items())
         super().__init__(workers=READERS if is_streamed else 1)
@@ -72,7 +86,7 @@ class Batches(keras.utils.PyDataset):
         self.slices = len(next(iter(arrays.values())))
         self.steps = steps or -(-self.slices // batch_size)
         last_is_smaller = not shuffle and self.steps * batch_size != self.slices
-        self.per_dispatch = per_dispatch or (steps_per_dispatch(self.steps, last_is_smaller) if on_device else 1)
+        self.per_dispatch = steps_per_dispatch(self.steps, last_is_smaller) if on_device else 1
         self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
 
     def __len__(self):
@@ -128,14 +142,14 @@ class Batches(keras.utils.PyDataset):
                     self.on_epoch_end()
                 yield dispatch
 
-    def batch(self, step):
+    def batch(self, step: int) -> Batch:
         """One batch, a dictionary of arrays `(B, ...)`."""
         batch = self.read(self.rows(step), step)
         if self.finish:
             batch = self.finish(batch, np.random.default_rng(child_seed(self.seed, "draw", self.epoch, step)))
         return batch
 
-    def sources(self, step):
+    def sources(self, step: int) -> np.ndarray:
         """Rows of the images of a step in the array that they come from, `(B,)`."""
         return self.arrays["image"].numbers(self.rows(step))
 
@@ -147,7 +161,7 @@ class Batches(keras.utils.PyDataset):
         return sent | {"rows": self.arrays[self.on_device[0]].numbers(rows).astype("int32")}
 
 
-def fed(batches):
+def fed(batches: Batches) -> Any:
     """Return what `fit` reads `Batches` from, epoch after epoch, without taking time from the training step.
 
     On TensorFlow that is a data set with a thread of its own. The one that Keras makes of a `PyDataset` works in
@@ -166,12 +180,12 @@ def fed(batches):
     return dataset.apply(tf.data.experimental.assert_cardinality(len(batches))).with_options(options)
 
 
-def in_memory(arrays):
+def in_memory(arrays: Mapping[str, Any]) -> list[str]:
     """Names of those `Rows` among arrays whose values are in memory, and can go to the device as they are."""
     return [name for name, rows in arrays.items() if isinstance(rows, Rows) and isinstance(rows.values, np.ndarray)]
 
 
-def size_of(batch):
+def size_of(batch: Batch) -> int:
     """Number of slices in a batch."""
     return len(next(iter(batch.values())))
 
@@ -234,7 +248,7 @@ class PartitionedBatches(Batches):
         return self.by_part[self.first[chosen] + slices].ravel()
 
 
-def assign_partitions(subjects, slices, n_partitions):
+def assign_partitions(subjects: Sequence[str], slices: Sequence[int], n_partitions: int) -> np.ndarray:
     """Cut every volume into parts along its slice axis.
 
     Args:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from data.h5_store import SliceStore
     from data.layouts import SubjectFiles
     from data.splits import Split
+    from training.checkpoints import RunOptions
     from training.finetuning import Trainer
     from utils.schema import Config
     from utils.work_dir import WorkDir
@@ -95,7 +96,7 @@ class CellTask(ABC):
         """Build the trainer of a cell."""
 
     @abstractmethod
-    def train(self, trainer: "Trainer", cell: Cell, subjects: Sequence[str], **run: Any) -> None:
+    def train(self, trainer: "Trainer", cell: Cell, subjects: Sequence[str], run: "RunOptions") -> None:
         """Train on these subjects; leaves the weights to keep in `trainer.network`."""
 
     @abstractmethod

@@ -4,13 +4,19 @@ import json
 import logging
 import time
 import zipfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from models.weights import save_weights
-from training.batches import fed
+from training.batches import Batches, fed
 from training.optimizers import reset_optimizer, set_scales
+from training.schedules import Schedule
+from training.steps import Task
 from training.tensorboard import TensorBoard
 from training.tracking import MLflow
 from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
@@ -26,43 +32,54 @@ CURE = "lower learning_rate, switch mixed_precision off, or look at their scans;
 SECONDS_BETWEEN_CHECKPOINTS = 20.0  # a kill costs at most this much work; writing more often would slow small networks
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run a training is: where it is kept and resumed, what it draws from, and who watches.
+
+    Attributes:
+        folder: Run folder.
+        tag: Text that identifies the run (what it is made from); a checkpoint with another tag is not resumed.
+        name: What the messages call this run.
+        seed: Seed of all that the training draws.
+        subjects: Subject of each row of the training and of the validation slices, two sequences, for messages; None:
+            not known.
+        with_bar: Show a progress bar of epochs; off where a bar of runs is shown already.
+        with_tensorboard: Write events for TensorBoard as well, into `tensorboard/` in the run folder.
+        with_mlflow: Send every epoch to MLflow as well, to the run that is open.
+    """
+
+    folder: Path
+    tag: str
+    name: str
+    seed: int
+    subjects: tuple[Sequence[str], Sequence[str]] | None = None
+    with_bar: bool = False
+    with_tensorboard: bool = False
+    with_mlflow: bool = False
+
+
 def fit(
-    task,
-    training,
-    validation,
-    *,
-    folder,
-    tag,
-    schedule,
-    fresh=(),
-    evaluate_every=1,
-    name="",
-    with_bar=False,
-    callbacks=(),
-    subjects=None,
-    with_tensorboard=False,
-    with_mlflow=False,
-):
+    task: Task,
+    training: Batches,
+    validation: Batches | None,
+    schedule: Schedule,
+    run: RunOptions,
+    fresh: Collection[str] = (),
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> list[dict[str, Any]]:
     """Train a task, or go on training it, and leave it with the weights to keep: its best or its last ones.
 
-    Writes `history.csv`, `weights_last.npz` and `checkpoint.npz` into `folder`; the caller drops the checkpoint when
-    the result is written.
+    Writes `history.csv`, `weights_last.npz` and `checkpoint.npz` into the run folder; the caller drops the checkpoint
+    when the result is written.
 
     Args:
         task: Compiled `keras.Model` with an attribute `network`, whose weights are kept.
         training: `Batches` of the training slices.
         validation: `Batches` of the validation slices, fixed; None where there are none, which the schedule must allow.
-        folder: Run folder.
-        tag: Text that identifies the run (its config hash); a checkpoint with another tag is not resumed.
-        schedule: `training.schedules.Schedule`.
+        schedule: Epochs, learning rates, and which weights are kept.
+        run: Which run this is.
         fresh: Names of the layers that are not pretrained, which the head phase trains.
-        evaluate_every: Epochs between two looks at the validation set.
-        name: What the messages call this run.
-        with_bar: Show a progress bar of epochs; off where a bar of runs is shown already.
-        callbacks: More `keras.callbacks.Callback`, which watch only.
-        subjects: Subject of each row of the training and of the validation slices, two sequences, for messages.
-        with_tensorboard: Write events for TensorBoard as well, into `tensorboard/` in the run folder.
-        with_mlflow: Send every epoch to MLflow as well, to the run that is open.
+        callbacks: More callbacks, which watch only.
 
     Returns:
         History, a list with one dictionary per epoch.
@@ -70,22 +87,22 @@ def fit(
     Raises:
         InputError: The loss is not finite any more, or the memory of the device does not suffice.
     """
-    keeper, epochs = Keeper(task, training, folder, tag, schedule, name, fresh), schedule.epochs
+    keeper, epochs = Keeper(task, training, schedule, run, fresh), schedule.epochs
     reset_optimizer(task.optimizer, schedule.learning_rate)
     start = keeper.resume()
     keeper.remember()
-    if with_bar:
-        keeper.advance = bar(name, epochs - start)
-    if with_tensorboard:
-        callbacks = [*callbacks, TensorBoard(folder, validation, epochs, start)]
-    if with_mlflow:
+    if run.with_bar:
+        keeper.advance = bar(run.name, epochs - start)
+    if run.with_tensorboard:
+        callbacks = [*callbacks, TensorBoard(run.folder, validation, epochs, start)]
+    if run.with_mlflow:
         callbacks = [*callbacks, MLflow(keeper.history)]
     try:
         if start < epochs:
             task.fit(
                 fed(training),
                 validation_data=None if validation is None else fed(validation),
-                validation_freq=evaluate_every,
+                validation_freq=schedule.evaluate_every,
                 initial_epoch=start,
                 epochs=epochs,
                 shuffle=False,  # the batches come shuffled, by seed and epoch
@@ -100,16 +117,17 @@ def fit(
         keeper.restore()
         keeper.prepare(len(keeper.history))
         training.epoch = keeper.epoch_of_batches  # Keras has gone on to the next one
-        raise InputError(f"{name}: {error}{subjects_to_blame(task, training, validation, subjects)}; {CURE}") from None
+        blamed = subjects_to_blame(task, training, validation, run.subjects)
+        raise InputError(f"{run.name}: {error}{blamed}; {CURE}") from None
     except Exception as error:
         if is_out_of_memory(error):
-            raise InputError(f"{name}: {out_of_memory(training, task.network.input_shape)}") from None
+            raise InputError(f"{run.name}: {out_of_memory(training, task.network.input_shape)}") from None
         raise
     keeper.finish()
     return keeper.history
 
 
-def health_complaints(row):
+def health_complaints(row: dict[str, float]) -> dict[str, str]:
     """Say what is wrong with the representations of an epoch, if anything.
 
     Args:
@@ -138,14 +156,14 @@ def health_complaints(row):
 class Keeper(keras.callbacks.Callback):
     """Keeps what must not be lost: weights, last state, history; sets the learning rate, and halves it on a plateau."""
 
-    def __init__(self, task, training, folder, tag, schedule, name, fresh=()):
+    def __init__(self, task: Task, training: Batches, schedule: Schedule, run: RunOptions, fresh: Collection[str] = ()):
         super().__init__()
-        self.task, self.training, self.folder, self.tag, self.name = task, training, folder, tag, name
+        self.task, self.training, self.folder, self.tag, self.name = task, training, run.folder, run.tag, run.name
         self.schedule, self.epochs, self.fresh = schedule, schedule.epochs, frozenset(fresh)
         self.best, self.best_epoch, self.waited, self.history = float("inf"), 0, 0, []
         self.best_values, self.state, self.kept = None, None, None
         self.advance = lambda note="": None
-        self.checkpoint = folder / CHECKPOINT
+        self.checkpoint = self.folder / CHECKPOINT
         self.saved_at = self.epoch_started = time.monotonic()
 
     def resume(self):

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from data.crops import draw_crops, region_of
-from training.batches import Batches
+from data.crops import SubjectVolume, draw_crops, region_of
+from training.batches import Batches, Finish
 from utils.checks import InputError
 from utils.runs import child_seed
 
@@ -16,42 +17,31 @@ class Crops:
     """Volumes to be shown in crops; pretraining takes it in place of an array of images.
 
     Attributes:
-        volumes: `data.crops.SubjectVolume`, one per subject.
+        volumes: One per subject, all with the same contrasts.
         size: `(h, w, d)`, or `(h, w)` for crops of single slices.
         inputs: Contrasts shown, in order.
         targets: Contrasts to be synthesised, in order.
-        min_foreground: See `CropBatches`.
+        min_foreground: Share of foreground that a crop should have, see `draw_crops`.
         per_volume: Crops of each volume in validation.
         space: Contrast space of the constraint maps; None: the default one.
     """
 
-    volumes: list
+    volumes: Sequence[SubjectVolume]
     size: tuple[int, ...]
-    inputs: list[str]
+    inputs: Sequence[str]
     targets: Sequence[str] = ()
     min_foreground: float = 0.25
     per_volume: int = 1
     space: str | None = None
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """`(volumes, h, w[, d], C)`, as an array of crops would have."""
         return (len(self.volumes), *self.size, len(self.inputs))
 
-    def batches(self, batch_size, seed, **options):
+    def batches(self, batch_size: int, seed: int, **options: Any) -> "CropBatches":
         """Return `CropBatches`; `options` are `steps`, `shuffle`, `with_maps` and `finish` of it."""
-        return CropBatches(
-            self.volumes,
-            batch_size,
-            seed,
-            crop_size=self.size,
-            inputs=self.inputs,
-            targets=self.targets,
-            min_foreground=self.min_foreground,
-            crops_per_volume=self.per_volume,
-            space=self.space,
-            **options,
-        )
+        return CropBatches(self, batch_size, seed, **options)
 
 
 class CropBatches(Batches):
@@ -62,18 +52,12 @@ class CropBatches(Batches):
     `Batches`, a batch is a function of (seed, epoch, step) and of nothing else.
 
     Args:
-        volumes: `data.crops.SubjectVolume`, one per subject, all with the same contrasts.
+        crops: What is shown: inputs become `image`, targets, if there are any, `target`.
         batch_size: Crops per batch.
         seed: Seed of this set.
-        crop_size: `(h, w, d)` of volumes, or `(h, w)` for crops of single slices.
-        inputs: Contrasts of `image`, in order.
-        targets: Contrasts of `target`, in order; none: no `target`.
         steps: Batches per epoch; None: as many as show one crop of each volume (validation: all crops).
         shuffle: True for training.
-        min_foreground: Share of foreground that a crop should have, see `draw_crops`.
-        crops_per_volume: Crops of each volume in validation.
         with_maps: Add `constraint_map` to the batch.
-        space: Contrast space of these maps; None: the default one.
         finish: Function `(batch, generator) -> batch` that adds random changes, or turns maps into what a loss needs.
 
     A batch is a dictionary of `image (B, h, w[, d], C)` and `target (B, h, w[, d], C')` float32, `constraint_map
@@ -86,32 +70,26 @@ class CropBatches(Batches):
 
     def __init__(
         self,
-        volumes,
-        batch_size,
-        seed,
+        crops: Crops,
+        batch_size: int,
+        seed: int,
         *,
-        crop_size,
-        inputs,
-        targets=(),
-        steps=None,
-        shuffle=True,
-        min_foreground=0.25,
-        crops_per_volume=1,
-        with_maps=False,
-        space=None,
-        finish=None,
+        steps: int | None = None,
+        shuffle: bool = True,
+        with_maps: bool = False,
+        finish: Finish | None = None,
     ):
-        self.is_flat, self.min_foreground = len(crop_size) == 2, min_foreground
-        self.crop_size = (*crop_size, 1) if self.is_flat else tuple(crop_size)
-        self.volumes, self.with_maps, self.space = list(volumes), with_maps, space
-        self._check(inputs, targets)
+        self.is_flat, self.min_foreground = len(crops.size) == 2, crops.min_foreground
+        self.crop_size = (*crops.size, 1) if self.is_flat else tuple(crops.size)
+        self.volumes, self.with_maps, self.space = list(crops.volumes), with_maps, crops.space
+        self._check(crops.inputs, crops.targets)
         contrasts = self.volumes[0].contrasts
-        self.parts = {"image": inputs, "target": targets}
+        self.parts = {"image": crops.inputs, "target": crops.targets}
         self.parts = {part: [contrasts.index(name) for name in names] for part, names in self.parts.items() if names}
-        numbers = np.repeat(np.arange(len(self.volumes)), 1 if shuffle else crops_per_volume)
+        numbers = np.repeat(np.arange(len(self.volumes)), 1 if shuffle else crops.per_volume)
         super().__init__({"volume": numbers}, batch_size, seed, steps=steps, shuffle=shuffle, finish=finish)
         if not shuffle:
-            fixed = [self._draw(number, "crops", number, count=crops_per_volume) for number in range(len(self.volumes))]
+            fixed = [self._draw(number, "crops", number, count=crops.per_volume) for number in range(len(self.volumes))]
             self.arrays["corner"] = np.concatenate(fixed)
 
     def sources(self, step):

@@ -4,17 +4,19 @@ import collections
 import functools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
-from models.unet import build_unet
-from models.weights import HEADS, Pretrained
-from training.augmentation import describe_changes, draw_changes, moves
+from models.weights import HEADS, Pretrained, TransferReport
+from training.augmentation import Changes, describe_changes, draw_changes
 from training.batches import Batches, Rows, in_memory, size_of
-from training.checkpoints import fit
+from training.checkpoints import RunOptions, fit
+from training.crops import Crops
 from training.schedules import Schedule
+from training.steps import Task
 from training.tasks import Segmentation, Synthesis
 from utils.runs import child_seed
 
@@ -25,9 +27,8 @@ class Trainer:
     Args:
         build: Function `seed -> keras.Model` of that shape.
         make_task: Function `network -> Task`.
-        augmentation: Keyword arguments of `augmentation.draw_changes`.
-        training: Dictionary with `steps_per_epoch`, `batch_size` and what `training.schedules.Schedule` takes.
-        evaluate_every: Epochs between two looks at the validation set.
+        augmentation: Random changes of training images.
+        schedule: Batches, epochs and learning rates of every cell.
         fresh_levels: So many of the last decoder levels stay random where pretrained weights have them, too.
         remat: Compute activations twice instead of keeping them.
 
@@ -38,19 +39,28 @@ class Trainer:
         updates: Updates of its weights that the last cell has had in all.
     """
 
-    def __init__(self, build, make_task, *, augmentation, training, evaluate_every, fresh_levels=0, remat=False):
-        self.augmentation, self.training = augmentation, training
-        self.evaluate_every, self.compile_s, self.updates = evaluate_every, 0.0, 0
+    def __init__(
+        self,
+        build: Callable[..., keras.Model],
+        make_task: Callable[[keras.Model], Task],
+        *,
+        augmentation: Changes,
+        schedule: Schedule,
+        fresh_levels: int = 0,
+        remat: bool = False,
+    ):
+        self.augmentation, self.schedule, self.compile_s, self.updates = augmentation, schedule, 0.0, 0
         self.network = build(seed=0)
         describe_changes(self.network.input_shape[1:-1], augmentation)
         self.stay = last_decoder_levels(self.network, fresh_levels)
-        self.schedule, self.fresh = Schedule.of(training), self._never_pretrained()
-        is_layerwise = self.schedule.is_layerwise
+        self.fresh = self._never_pretrained()
         task = make_task(self.network).sparing_memory(remat)
-        self.task = task.ready(training["learning_rate"], is_layerwise=is_layerwise)
+        self.task = task.ready(schedule.learning_rate, is_layerwise=schedule.is_layerwise)
         self._random_weights = functools.lru_cache(maxsize=4)(lambda seed: build(seed=seed).get_weights())
 
-    def start_from(self, seed: int, pretrained: Pretrained | None = None, contrasts: Sequence[str] | None = None):
+    def start_from(
+        self, seed: int, pretrained: Pretrained | None = None, contrasts: Sequence[str] | None = None
+    ) -> TransferReport | None:
         """Set the weights at which a cell starts.
 
         Args:
@@ -70,38 +80,28 @@ class Trainer:
         """Layers that no transfer moves: what the head phase trains where nothing is pretrained, to treat it alike."""
         return tuple(layer.name for layer in self.network.layers if layer.name.startswith((*HEADS, *self.stay)))
 
-    def fit(self, batches, validation, **run):
+    def fit(self, batches: Batches, validation: Batches | None, run: RunOptions) -> list[dict[str, Any]]:
         """Train one cell; leaves `network` with the weights to keep.
 
         Args:
             batches: Training batches.
             validation: Validation batches, fixed; None where there are none.
-            **run: `folder`, `tag` (hash of what shapes the result), `name` and what else `checkpoints.fit` takes.
+            run: The run of this cell.
 
         Returns:
             History, a list with one dictionary per epoch.
         """
         clock = CompileClock(batches, validation)
-        history = fit(
-            self.task,
-            batches,
-            validation,
-            schedule=self.schedule,
-            fresh=self.fresh,
-            evaluate_every=self.evaluate_every,
-            callbacks=[clock],
-            **run,
-        )
+        history = fit(self.task, batches, validation, self.schedule, run, self.fresh, callbacks=[clock])
         self.compile_s, self.updates = clock.compile_s(), len(history) * batches.steps
         return history
 
-    def add_changes(self, batch, generator):
+    def add_changes(self, batch: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
         """Add the random numbers of augmentation to a batch, if there is any: warping takes time and smooths noise."""
-        is_moved = moves(self.augmentation)
-        if not is_moved and not any(self.augmentation.get(key) for key in ("brightness", "contrast", "intensities")):
+        if not self.augmentation.are_any():
             return batch
-        *image_size, channels = self.network.input_shape[1:]
-        drawn = draw_changes(size_of(batch), image_size, generator, channels=channels, **self.augmentation)
+        is_moved, (*image_size, channels) = self.augmentation.are_moving(), self.network.input_shape[1:]
+        drawn = draw_changes(size_of(batch), image_size, generator, self.augmentation, channels)
         return batch | {name: values for name, values in drawn.items() if is_moved or name not in ("affine", "elastic")}
 
 
@@ -115,15 +115,9 @@ class SegmentationTrainer(Trainer):
     """Trains segmentation networks of one shape.
 
     Args:
-        image_shape: `(H, W, C)`, or `(H, W, D, C)` for volumes.
-        filters: Filters per level.
-        classes: Classes K, background included.
-        loss: `focal_tversky`, `dice` or `cross_entropy`.
-        loss_settings: Keyword arguments of that loss.
-        cross_entropy_weight: Weight of the cross-entropy that is added to it.
-        cross_entropy: `balanced` or `plain`, the kind of cross-entropy.
-        head_block: Give the network one more convolution before its last one.
-        **settings: `augmentation`, `training`, `evaluate_every`, `fresh_levels` and `remat` of `Trainer`.
+        build: As for `Trainer`.
+        loss: Function `(labels, probabilities) -> cost`, such as `segmentation_loss`.
+        **settings: `augmentation`, `schedule`, `fresh_levels` and `remat` of `Trainer`.
 
     Attributes:
         source: What the slices of `use` are, for the caller to remember.
@@ -131,27 +125,10 @@ class SegmentationTrainer(Trainer):
 
     source = None
 
-    def __init__(
-        self,
-        image_shape,
-        *,
-        filters,
-        classes,
-        loss_settings,
-        loss="focal_tversky",
-        cross_entropy_weight=0.0,
-        cross_entropy="balanced",
-        head_block=False,
-        **settings,
-    ):
-        shape = {"rank": len(image_shape) - 1, "filters": filters, "outputs": classes, "head_block": head_block}
-        super().__init__(
-            functools.partial(build_unet, tuple(image_shape), **shape),
-            lambda network: Segmentation(network, loss_settings, cross_entropy_weight, loss, cross_entropy),
-            **settings,
-        )
+    def __init__(self, build: Callable[..., keras.Model], loss: Callable, **settings: Any):
+        super().__init__(build, lambda network: Segmentation(network, loss), **settings)
 
-    def use(self, images, labels):
+    def use(self, images: Any, labels: Any) -> None:
         """Take over the slices that cells are trained on; numpy arrays go to the device once, for all these cells.
 
         Args:
@@ -162,62 +139,56 @@ class SegmentationTrainer(Trainer):
         held = {name: values for name, values in self.arrays.items() if isinstance(values, np.ndarray)}
         self.task.hold(held, held)
 
-    def train(self, rows, validation_rows, *, seed, **run):
+    def train(self, rows: np.ndarray, validation_rows: np.ndarray, run: RunOptions) -> list[dict[str, Any]]:
         """Train one cell; leaves `network` with the weights to keep.
 
         Args:
             rows: Numbers of the slices of the annotated subjects among those of `use`, `(n,)`.
             validation_rows: The same of the validation subjects; may be empty where the schedule needs none.
-            seed: Seed of order and augmentation.
-            **run: `folder`, `tag`, `name` and `subjects` of `fit`.
+            run: The run of this cell; its seed is that of order and augmentation.
 
         Returns:
             History, a list with one dictionary per epoch.
         """
-        size, steps = self.training["batch_size"], self.training["steps_per_epoch"]
+        size, steps = self.schedule.batch_size, self.schedule.steps_per_epoch
+        seeds = [child_seed(run.seed, part) for part in ("training", "validation")]
         sets = [{name: Rows(values, r) for name, values in self.arrays.items()} for r in (rows, validation_rows)]
         options = {"on_device": in_memory(sets[0])}
-        batches = Batches(sets[0], size, child_seed(seed, "training"), steps=steps, finish=self.add_changes, **options)
+        batches = Batches(sets[0], size, seeds[0], steps=steps, finish=self.add_changes, **options)
         validation = None  # where no subject is annotated for it
         if len(validation_rows):
-            validation = Batches(sets[1], size, child_seed(seed, "validation"), shuffle=False, **options)
-        return self.fit(batches, validation, **run)
+            validation = Batches(sets[1], size, seeds[1], shuffle=False, **options)
+        return self.fit(batches, validation, run)
 
 
 class SynthesisTrainer(Trainer):
     """Trains networks of one shape that synthesise contrasts from others.
 
     Args:
-        image_shape: `(h, w, C)` of crops of slices, or `(h, w, d, C)` of volumes.
-        filters: Filters per level.
-        outputs: Number of contrasts K that are synthesised.
-        loss_settings: Keyword arguments `name` and `ssim_weight` of `synthesis_loss`.
-        **settings: `augmentation`, `training`, `evaluate_every`, `fresh_levels` and `remat` of `Trainer`.
+        build: As for `Trainer`.
+        loss: Function `(targets, predictions) -> cost`, such as `synthesis_loss`.
+        **settings: `augmentation`, `schedule`, `fresh_levels` and `remat` of `Trainer`.
     """
 
-    def __init__(self, image_shape, *, filters, outputs, loss_settings, **settings):
-        shape = {"rank": len(image_shape) - 1, "filters": filters, "head": "synthesis", "outputs": outputs}
-        super().__init__(
-            functools.partial(build_unet, tuple(image_shape), **shape),
-            lambda network: Synthesis(network, loss_settings),
-            **settings,
-        )
+    def __init__(self, build: Callable[..., keras.Model], loss: Callable, **settings: Any):
+        super().__init__(build, lambda network: Synthesis(network, loss), **settings)
 
-    def train(self, crops, validation_crops, *, seed, **run):
+
+    def train(self, crops: Crops, validation_crops: Crops, run: RunOptions) -> list[dict[str, Any]]:
         """Train one cell; leaves `network` with the weights to keep.
 
         Args:
             crops: `training.crops.Crops` of the subjects of the cell.
             validation_crops: `Crops` of the validation subjects.
-            seed: Seed of places, order and augmentation.
-            **run: `folder`, `tag`, `name` and `subjects` of `fit`.
+            run: The run of this cell; its seed is that of places, order and augmentation.
 
         Returns:
             History, a list with one dictionary per epoch.
         """
-        size, steps = self.training["batch_size"], self.training["steps_per_epoch"]
-        batches = crops.batches(size, child_seed(seed, "training"), steps=steps, finish=self.add_changes)
-        return self.fit(batches, validation_crops.batches(size, child_seed(seed, "validation"), shuffle=False), **run)
+        size, steps = self.schedule.batch_size, self.schedule.steps_per_epoch
+        seeds = [child_seed(run.seed, part) for part in ("training", "validation")]
+        batches = crops.batches(size, seeds[0], steps=steps, finish=self.add_changes)
+        return self.fit(batches, validation_crops.batches(size, seeds[1], shuffle=False), run)
 
 
 class CompileClock(keras.callbacks.Callback):

@@ -10,6 +10,7 @@ from data.identity import of_scans, owners_of_images, refuse_same_scans
 from data.splits import annotated_subsets, hash_of_split
 from models.weights import Pretrained, load_weights, save_weights
 from training.cells import Cell, CellTask
+from training.checkpoints import RunOptions
 from training.devices import data_parallel
 from training.tracking import tracked
 from utils.checks import InputError, accept
@@ -161,8 +162,8 @@ class Grid:
         with open_run(folder, self.config.plain(), self.config.seed), send:
             trainer = self._trainer(cell)
             self._start(trainer, cell)
-            run = {"folder": folder, "tag": json.dumps(made_from.as_dict()), "name": name} | self.sinks
-            task.train(trainer, cell, subjects, seed=task.seed_of(cell), **run)
+            run = RunOptions(folder, json.dumps(made_from.as_dict()), name, task.seed_of(cell), **self.sinks)
+            task.train(trainer, cell, subjects, run)
             made = {"config_hash": made_from.config_hash, "split_hash": self.split_hash}
             # Half precision on disk; what is scored is what is stored, so predict.py gives what was scored.
             save_weights(trainer.network, folder / WEIGHTS, half=True, contrasts=task.inputs(cell), **made)
@@ -190,7 +191,7 @@ class Grid:
             **self.task.judge(trainer.network, cell),
             "compile_s": round(trainer.compile_s, 2),
             "updates": trainer.updates,
-            "augmentation_px": trainer.augmentation,  # what is in mm in the config is in pixels here
+            "augmentation_px": trainer.augmentation.as_dict(),  # what is in mm in the config is in pixels here
         }
 
     def _trainer(self, cell):

@@ -1,7 +1,9 @@
-"""How one network is trained over its epochs: phases, learning rates, and which weights train how fast."""
+"""How one network is trained: batches, phases and learning rates by epoch, and which weights train how fast."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,9 @@ class Schedule:
     Attributes:
         epochs: Epochs in all.
         learning_rate: The rate after the warm-up.
+        batch_size: Slices per step.
+        steps_per_epoch: None: as many as cover the slices once.
+        evaluate_every: Epochs between two looks at the validation set.
         plateau_epochs: Epochs without a better validation loss that halve the rate; of `plateau` only.
         schedule: `plateau`, `cosine` (down to 0) or `poly`, (1 - t)^0.9 as in nnU-Net.
         warm_up: Share of the epochs in which the rate rises.
@@ -31,6 +36,9 @@ class Schedule:
 
     epochs: int
     learning_rate: float
+    batch_size: int
+    steps_per_epoch: int | None = None
+    evaluate_every: int = 1
     plateau_epochs: int = 10
     schedule: str = "plateau"
     warm_up: float = 0.0
@@ -40,31 +48,31 @@ class Schedule:
     layer_decay: float = 1.0
 
     @classmethod
-    def of(cls, training):
-        """Take what concerns the schedule from the dictionary of a config's section `training`."""
+    def of(cls, training: Mapping[str, Any]) -> "Schedule":
+        """Take what is named here from a config's section `training`, and `evaluate_every` where that is beside it."""
         return cls(**{field.name: training[field.name] for field in fields(cls) if field.name in training})
 
     @property
-    def head_epochs(self):
+    def head_epochs(self) -> int:
         """Epochs of the head phase."""
         return whole_epochs(self.head_first, self.epochs)
 
     @property
-    def full_from(self):
+    def full_from(self) -> int:
         """The first epoch, counted from 0, at the full rate: head phase and warm-up are over."""
         return self.head_epochs + whole_epochs(self.warm_up, self.epochs)
 
     @property
-    def is_layerwise(self):
+    def is_layerwise(self) -> bool:
         """Whether some weights train at another rate than others, in any epoch."""
         return self.head_first > 0 or self.layer_decay < 1
 
     @property
-    def needs_validation(self):
+    def needs_validation(self) -> bool:
         """Whether a validation set chooses the weights or the learning rates."""
         return self.keep == "best" or self.schedule == "plateau"
 
-    def rate(self, epoch):
+    def rate(self, epoch: int) -> float | None:
         """Return the learning rate with which an epoch begins.
 
         Args:
@@ -82,7 +90,7 @@ class Schedule:
         t = (epoch - self.full_from) / (self.epochs - self.full_from)
         return self.learning_rate * ((1 + math.cos(math.pi * t)) / 2 if self.schedule == "cosine" else (1 - t) ** POWER)
 
-    def scales(self, epoch, levels, fresh):
+    def scales(self, epoch: int, levels: Sequence[int], fresh: Sequence[bool]) -> np.ndarray:
         """Return the factors of the rate in an epoch.
 
         Args:
@@ -97,7 +105,7 @@ class Schedule:
             return np.asarray(fresh, "float32")
         return (self.layer_decay ** np.asarray(levels, "float64")).astype("float32")
 
-    def halves_after(self, epoch, last_better):
+    def halves_after(self, epoch: int, last_better: int) -> bool:
         """True where a plateau halves the rate: so many epochs without a better loss, since the rate is full.
 
         Args:

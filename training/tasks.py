@@ -1,26 +1,25 @@
 """Network and loss, joined: one `keras.Model` per way of training, the same on every backend.
 
-A task's `forward` turns a batch into what its loss compares; `cost` compares it. Keras supplies gradient, optimiser
+A task's `forward` turns a batch into what its loss compares; `cost` compares it. The loss is a function of `losses/`
+whose settings are bound already (`functools.partial`). Keras supplies gradient, optimiser
 and compilation for TensorFlow, JAX and PyTorch alike; `training.devices` shares a batch among several devices.
 """
 
+from collections.abc import Callable, Sequence
+
+import keras
 from keras import ops
 
-from losses.constrained_contrastive import anchor_health, constrained_contrastive_loss
-from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
+from losses.constrained_contrastive import Selection, anchor_health
 from losses.health import feature_spread, view_health
-from losses.local_contrastive import region_contrast, regions_of
+from losses.local_contrastive import regions_of
 from losses.regression import masked_l1
-from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, plain_cross_entropy
-from losses.synthesis import synthesis_loss
 from training.devices import gathered
 from training.intensity_changes import change_intensities, changed_intensities
 from training.steps import Task
 from training.warping import sampling_positions, warp, warp_labels
 
 VIEW_HEALTH = ("alignment", "uniformity", "feature_spread")
-# Settings of the loss that say which patches are compared.
-SELECTION = ("nearest_patches", "most_nearest", "positions", "positive_within")
 ANCHOR_HEALTH = ("share_without_positive", "share_without_negative", "mean_positives", *VIEW_HEALTH)
 
 
@@ -45,17 +44,20 @@ class GlobalContrast(Task):
     """Global contrast on the encoder: two random views of a slice attract, views of other slices repel.
 
     Batches hold `image (B, H, W[, D], C)` and, for each view `a` and `b`, the changes of `augmentation.draw_changes`.
-    With `partition (B,)` in the batch, slices of the same partition do not repel each other, or even attract each other
-    (`partition_positives`).
+    With `partition (B,)` in the batch, the loss is told from which part of its volume each slice comes.
+
+    Args:
+        network: As for `Task`.
+        loss: `simclr_loss`, or `anatomical_contrastive_loss` where batches hold `partition`.
 
     Reference:
         Chen et al., ICML 2020, Eq. 1; with partitions Chaitanya et al., NeurIPS 2020, G^{D-} and G^D. Crop, brightness
         and contrast as in arXiv 2205.13109, Sec. II.C.
     """
 
-    def __init__(self, network, temperature, partition_positives=False, **kwargs):
-        super().__init__(network, VIEW_HEALTH, **kwargs)
-        self.temperature, self.partition_positives = temperature, partition_positives
+    def __init__(self, network: keras.Model, loss: Callable):
+        super().__init__(network, VIEW_HEALTH)
+        self.compare = loss
 
     def forward(self, batch, training):
         image = self.read(batch, "image", training)
@@ -68,9 +70,8 @@ class GlobalContrast(Task):
         views = gathered(*views)
         if "partition" in batch:
             (partitions,) = gathered(batch["partition"])
-            settings = {"temperature": self.temperature, "same_part_attracts": self.partition_positives}
-            return anatomical_contrastive_loss(ops.stack(views), partitions, **settings)
-        return simclr_loss(*views, temperature=self.temperature)
+            return self.compare(ops.stack(views), partitions)
+        return self.compare(*views)
 
 
 class LocalContrast(Task):
@@ -79,13 +80,22 @@ class LocalContrast(Task):
     Batches hold `image (B, H, W[, D], C)`, for each view `a` and `b` its `brightness_<view> (B,)` and
     `contrast_<view> (B,)`, and the regions of `local_contrastive.draw_regions`.
 
+    Args:
+        network: As for `Task`.
+        loss: `region_contrast`.
+        map_size: Size of the decoder's output, pixels.
+        region_size: Edge of a region, pixels of that output.
+        freeze_encoder: Leave the encoder as it is.
+
     Reference:
         Chaitanya et al., NeurIPS 2020, L^R.
     """
 
-    def __init__(self, network, map_size, loss_settings, freeze_encoder, **kwargs):
-        super().__init__(network, VIEW_HEALTH, **kwargs)
-        self.map_size, self.loss_settings = map_size, loss_settings
+    def __init__(
+        self, network: keras.Model, loss: Callable, map_size: Sequence[int], region_size: int, freeze_encoder: bool
+    ):
+        super().__init__(network, VIEW_HEALTH)
+        self.compare, self.map_size, self.region_size = loss, map_size, region_size
         for layer in network.layers:
             if freeze_encoder and layer.name.startswith("encoder_"):
                 layer.trainable = False
@@ -99,10 +109,10 @@ class LocalContrast(Task):
 
     def cost(self, batch, maps, training):
         self.watch(training, self._region_health, batch["corners"], *maps)
-        return region_contrast(*maps, batch["corners"], batch["is_negative"], **self.loss_settings)
+        return self.compare(*maps, batch["corners"], batch["is_negative"], region_size=self.region_size)
 
     def _region_health(self, corners, *maps):
-        regions = (regions_of(values, corners, self.loss_settings["region_size"]) for values in maps)
+        regions = (regions_of(values, corners, self.region_size) for values in maps)
         return view_health(*regions, corners[..., 0] >= 0)
 
 
@@ -110,20 +120,20 @@ class ConstrainedContrast(Task):
     """Constrained contrastive learning: patches of one class of the constraint map attract, others repel.
 
     Batches hold `image (B, H, W[, D], C)`, `patch_classes (B, P)` and `anchors (B, A)`; also `nearest_patches (B,)`
-    where each image has a number of its own, which then takes the place of the one in the settings.
+    where each image has a number of its own, which then takes the place of the one in the selection.
 
     Args:
         network: As for `Task`.
-        loss_settings: Keyword arguments of `constrained_contrastive_loss`.
-        **kwargs: Of `Task`.
+        loss: `constrained_contrastive_loss`, without what the selection says.
+        selection: Which patches are compared, for the loss and for the health of the anchors.
 
     Reference:
         Umapathy et al., Med. Phys. 2024;51:2707.
     """
 
-    def __init__(self, network, loss_settings, **kwargs):
-        super().__init__(network, ANCHOR_HEALTH, **kwargs)
-        self.loss_settings = loss_settings
+    def __init__(self, network: keras.Model, loss: Callable, selection: Selection):
+        super().__init__(network, ANCHOR_HEALTH)
+        self.compare, self.selection = loss, selection
 
     def forward(self, batch, training):
         return self.run(self.read(batch, "image", training), training)
@@ -132,18 +142,16 @@ class ConstrainedContrast(Task):
         compared = (representations, batch["patch_classes"], batch["anchors"])
         own = [batch["nearest_patches"]] if "nearest_patches" in batch else []
         self.watch(training, self._anchor_health, *compared, *own)
-        return constrained_contrastive_loss(*compared, **self._with(own))
+        return self.compare(*compared, **self._with(own))
 
     def _anchor_health(self, representations, classes, anchors, *own):
-        settings = self._with(own)
-        selection = {name: settings[name] for name in SELECTION if name in settings}
-        return anchor_health(representations, classes, anchors, **selection) | {
+        return anchor_health(representations, classes, anchors, **self._with(own)) | {
             "feature_spread": feature_spread(representations, classes > 0)
         }
 
     def _with(self, own):
-        """The settings, with the numbers of nearest patches that the images of a batch have of their own."""
-        return self.loss_settings | ({"nearest_patches": own[0]} if own else {})
+        """The selection, with the numbers of nearest patches that the images of a batch have of their own."""
+        return self.selection._asdict() | ({"nearest_patches": own[0]} if own else {})
 
 
 class Segmentation(Task):
@@ -154,30 +162,12 @@ class Segmentation(Task):
 
     Args:
         network: As for `Task`.
-        loss_settings: Keyword arguments of `focal_tversky_loss`; other losses take `class_weights` of them.
-        cross_entropy_weight: Weight of the cross-entropy that is added, without class weights.
-        loss: `"focal_tversky"`, `"dice"`, the multi-label Dice loss of arXiv 2205.13109, Sec. II.E, or
-            `"cross_entropy"`, by itself.
-        cross_entropy: `"balanced"` or `"plain"`: which cross-entropy is meant in both places.
-        **kwargs: Of `Task`.
+        loss: `segmentation_loss`.
     """
 
-    def __init__(
-        self,
-        network,
-        loss_settings,
-        cross_entropy_weight=0.0,
-        loss="focal_tversky",
-        cross_entropy="balanced",
-        **kwargs,
-    ):
-        super().__init__(network, **kwargs)
-        self.cross_entropy = {"balanced": balanced_cross_entropy, "plain": plain_cross_entropy}[cross_entropy]
-        losses = {"focal_tversky": focal_tversky_loss, "dice": dice_loss, "cross_entropy": self.cross_entropy}
-        self.main_loss, is_tversky = losses[loss], loss == "focal_tversky"
-        # Others weigh false positives and negatives alike and have no focus.
-        self.loss_settings = {k: v for k, v in loss_settings.items() if k == "class_weights" or is_tversky}
-        self.cross_entropy_weight = cross_entropy_weight
+    def __init__(self, network: keras.Model, loss: Callable):
+        super().__init__(network)
+        self.compare = loss
 
     def forward(self, batch, training):
         image, label = (self.read(batch, name, training) for name in ("image", "label"))
@@ -188,10 +178,7 @@ class Segmentation(Task):
 
     def cost(self, batch, outputs, training):
         probabilities, label = gathered(*outputs)  # its sums run over the whole batch
-        loss = self.main_loss(label, probabilities, **self.loss_settings)
-        if self.cross_entropy_weight:
-            loss = loss + self.cross_entropy_weight * self.cross_entropy(label, probabilities)
-        return loss
+        return self.compare(label, probabilities)
 
 
 class Synthesis(Task):
@@ -202,13 +189,12 @@ class Synthesis(Task):
 
     Args:
         network: As for `Task`.
-        loss_settings: Keyword arguments `name` and `ssim_weight` of `synthesis_loss`.
-        **kwargs: Of `Task`.
+        loss: `synthesis_loss`.
     """
 
-    def __init__(self, network, loss_settings, **kwargs):
-        super().__init__(network, **kwargs)
-        self.loss_settings = loss_settings
+    def __init__(self, network: keras.Model, loss: Callable):
+        super().__init__(network)
+        self.compare = loss
 
     def forward(self, batch, training):
         image, target = batch["image"], batch["target"]
@@ -221,7 +207,7 @@ class Synthesis(Task):
 
     def cost(self, batch, outputs, training):
         prediction, target = outputs
-        return synthesis_loss(target, prediction, **self.loss_settings)
+        return self.compare(target, prediction)
 
 
 def augmented(image, batch, view):

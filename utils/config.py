@@ -140,7 +140,7 @@ def add_training_options(parser):
 
 
 def chosen_sinks(options):
-    """Return the trackers of a training as keyword arguments of `training.checkpoints.fit`.
+    """Return the trackers of a training as keyword arguments of `training.checkpoints.RunOptions`.
 
     Raises:
         InputError: MLflow is requested but not installed.

@@ -133,7 +133,7 @@ class AugmentationSection(Section):
             yield f"{where}.mirror: inferior_superior lies across slices; it is for network.rank 3"
 
     def changes(self, pixel_mm=None):
-        """Return the keyword arguments of `training.augmentation.draw_changes`, every length in pixels.
+        """Return the keyword arguments of `training.augmentation.Changes`, every length in pixels.
 
         Args:
             pixel_mm: Edge of a pixel, mm; needed where a length is in mm.

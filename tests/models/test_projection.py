@@ -58,7 +58,7 @@ def test_representations_equal_the_reference(size, patch_size, representation, i
     image = keras.Input((*size, 3))
     options = {"patch_representation": representation, "head_normalization": is_normalised}
     options["projection_position"] = has_position
-    model = keras.Model(image, project_patches(image, len(size), 8, patch_size, 5, **options))
+    model = keras.Model(image, project_patches(image, 8, patch_size, 5, **options))
     for layer in model.layers:  # biases, scales and shifts start at 0 and 1, which would hide mistakes
         layer.set_weights([w + generator.normal(scale=0.3, size=w.shape) for w in layer.get_weights()])
     expected = projected_by_hand(x, model, patch_size, representation, is_normalised, has_position)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from losses.synthesis import synthesis_loss
 from models.remat import rematerialised
 from models.unet import build_encoder, build_unet
 from models.weights import load_weights, save_weights, weights_of
@@ -111,7 +112,7 @@ def trained(remat, *, rank=3, jit_compile=False, frozen=()):
     network, image = built("full", rank, filters=(4, 8))
     for layer in network.layers:
         layer.trainable = not layer.name.startswith(frozen) if frozen else True
-    task = Synthesis(network, {"name": "l1"}).sparing_memory(remat)
+    task = Synthesis(network, synthesis_loss).sparing_memory(remat)
     task.compile(keras.optimizers.Adam(1e-2), jit_compile=jit_compile)
     task.optimizer.build(task.trainable_variables)
     batch = {name: ops.convert_to_tensor(values) for name, values in (("image", image), ("target", image[::-1].copy()))}
@@ -165,7 +166,7 @@ def peaks():
     batch = {name: ops.ones((12, 256, 256, 1)) for name in ("image", "target")}
     found = [peak()]
     for remat in (True, False):  # the larger one last: a peak never falls
-        task = Synthesis(network, {"name": "l1"}).sparing_memory(remat).ready(1e-3)
+        task = Synthesis(network, synthesis_loss).sparing_memory(remat).ready(1e-3)
         task.train_on_batch(batch)
         found.append(peak())
     return found

@@ -16,7 +16,7 @@ def stopped_and_resumed(train, folder):
     """Train without a break, and with two: within the third epoch, and at the end of the fourth.
 
     Args:
-        train: Function of a folder and of `training`, the settings; returns network and history.
+        train: Function of a folder and of a schedule; returns network and history.
         folder: Where the runs go: `whole/` and `cut/`.
 
     Returns:

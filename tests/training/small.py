@@ -1,35 +1,57 @@
 """What small trainings share."""
 
 import functools
+from dataclasses import replace
 
 import keras
 import pytest
 
+from losses.constrained_contrastive import constrained_contrastive_loss
+from losses.segmentation import segmentation_loss
+from models.unet import build_unet
 from training import pretraining
-from training.pretraining import pretrain_constrained
+from training.augmentation import Changes
+from training.checkpoints import RunOptions
+from training.effective import PatchCounts
+from training.finetuning import SegmentationTrainer
+from training.pretraining import Decoder, Images, Patches, Setup, pretrain_constrained
+from training.schedules import Schedule
 from training.steps import Task
 
 FILTERS = [4, 8]
-RUN = {"warm_start": lambda network: None, "tag": "hash", "name": "test", "seed": 1, "filters": FILTERS, "features": 8}
-LOSS = {"temperature": 0.1, "nearest_patches": 20, "comparison": "pairwise", "anchor_is_positive": True}
+LOSS = functools.partial(constrained_contrastive_loss, temperature=0.1)
+PATCHES, COUNTS, ALL = Decoder(None, 8, patch_size=4), PatchCounts(nearest=20, anchors=5), Patches()
+STILL = Changes()
 
 
-def settings(epochs=3, steps=4, rate=1e-2):
-    return {
-        "epochs": epochs,
-        "steps_per_epoch": steps,
-        "batch_size": 4,
-        "learning_rate": rate,
-        "plateau_epochs": 2,
-        "mixed_precision": False,
-    }
+def settings(epochs=3, steps=4, rate=1e-2, **more):
+    """A schedule of small batches."""
+    return Schedule(epochs, rate, 4, steps, **({"plateau_epochs": 2} | more))
 
 
-def constrained(slices, folder, *, training, decoder_levels=None, patch_size=4, **changes):
+def run_in(folder, seed=1, **options):
+    """A run that is kept in a folder."""
+    return RunOptions(folder, "hash", "test", seed, **options)
+
+
+def setup_in(folder, schedule, filters=FILTERS, warm_start=None, **options):
+    """What all methods of pretraining share; `options` are those of `run_in`."""
+    return Setup(filters, schedule, run_in(folder, **options), warm_start)
+
+
+def constrained(slices, folder, *, decoder=PATCHES, counts=COUNTS, patches=ALL, **setup):
+    """Pretrain by constrained contrast; the first six slices are the validation set."""
     images, maps = slices
-    settings_of = {"decoder_levels": decoder_levels, "patch_size": patch_size, "anchors_per_slice": 5}
-    settings_of |= {"loss_settings": LOSS, "training": training, "folder": folder}
-    return pretrain_constrained(images, maps, images[:6], maps[:6], **(settings_of | RUN | changes))
+    sets = Images(images, maps), Images(images[:6], maps[:6])
+    return pretrain_constrained(*sets, LOSS, decoder, counts, patches, setup_in(folder, **setup))
+
+
+def segmentation_trainer(schedule, augmentation=STILL, loss=segmentation_loss, fresh_levels=0, **network):
+    """A trainer of networks for slices of 16 x 16 pixels and two classes, unless `network` says otherwise."""
+    shape = network.pop("shape", (16, 16, 1))
+    build = functools.partial(build_unet, shape, **({"filters": FILTERS, "outputs": 2} | network))
+    settings_of = {"augmentation": augmentation, "schedule": schedule, "fresh_levels": fresh_levels}
+    return SegmentationTrainer(build, loss, **settings_of)
 
 
 class SharedSteps:
@@ -54,13 +76,14 @@ class SharedSteps:
 
         return call
 
-    def train(self, train, task, batches, training, *, warm_start, **run):
+    def train(self, train, task, batches, setup):
         """Stand in for `pretraining._train`."""
-        warm_start(task.network)
+        if setup.warm_start:
+            setup.warm_start(task.network)
         start, result = task.network.get_weights(), keras.models.clone_model(task.network)
         task = self.tasks.setdefault(what_is_compiled(task), task)
         try:
-            network, history = train(task, batches, training, warm_start=lambda own: own.set_weights(start), **run)
+            network, history = train(task, batches, replace(setup, warm_start=lambda own: own.set_weights(start)))
         finally:
             task.ready = lambda rate: task  # it is, and `fit` sets the rate
         result.set_weights(network.get_weights())

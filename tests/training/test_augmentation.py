@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keras import ops
 from scipy import ndimage
 
-from training.augmentation import draw_changes
+from training.augmentation import Changes, draw_changes
 from training.intensity_changes import change_intensities
 from training.warping import sampling_positions, warp, warp_labels
 
@@ -22,7 +22,7 @@ both_ranks = pytest.mark.parametrize("rank", [2, 3])
 
 
 def positions_of(size, seed=0, count=3, **changes):
-    drawn = draw_changes(count, size, np.random.default_rng(seed), **changes)
+    drawn = draw_changes(count, size, np.random.default_rng(seed), Changes(**changes))
     return drawn, ops.convert_to_numpy(sampling_positions(drawn["affine"], drawn["elastic"], size))
 
 
@@ -113,7 +113,7 @@ def test_displacements_are_interpolated_by_the_cubic_kernel_along_every_axis(siz
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends do not round to 1/1024")
 @pytest.mark.parametrize("size", [(24, 32), (160, 160), (31, 17), (2, 5)])
 def test_displacements_of_slices_equal_bicubic_resizing_to_the_bit(size):
-    drawn = draw_changes(2, size, np.random.default_rng(0), elastic_px=2.0)
+    drawn = draw_changes(2, size, np.random.default_rng(0), Changes(elastic_px=2.0))
     still = np.zeros_like(drawn["affine"])  # reads the centre everywhere, which shifts every displacement alike
     centre = np.array([(length - 1) / 2 for length in size], "float32")
     found = sampling_positions(still, drawn["elastic"], size)
@@ -125,7 +125,7 @@ def test_displacements_of_slices_equal_bicubic_resizing_to_the_bit(size):
 def test_what_is_drawn_for_old_configs_has_not_changed(name):
     """Shape, sum and last numbers of each array, and the number after them, as drawn before there were new changes."""
     old, generator = OLD_DRAWS[name], np.random.default_rng(7)
-    drawn = draw_changes(3, old["size"], generator, **old["changes"])
+    drawn = draw_changes(3, old["size"], generator, Changes(**old["changes"]))
     assert list(drawn) == list(old["drawn"])
     for key, (shape, total, last) in old["drawn"].items():
         assert list(drawn[key].shape) == shape
@@ -148,7 +148,8 @@ def test_a_shift_moves_each_axis_and_no_other(rank):
 
 def test_a_volume_turns_in_the_plane_of_its_slices():
     size = SIZES[3]
-    drawn = draw_changes(2, size, np.random.default_rng(0), rotation_degrees=20, scale=(0.8, 1.2), translation=0.1)
+    changes = Changes(rotation_degrees=20, scale=(0.8, 1.2), translation=0.1)
+    drawn = draw_changes(2, size, np.random.default_rng(0), changes)
     zoom = np.hypot(drawn["affine"][:, 0, 0], drawn["affine"][:, 1, 0])
     np.testing.assert_allclose(drawn["affine"][:, 2, 2], zoom, rtol=1e-6)
     assert (drawn["affine"][:, 2, :2] == 0).all() and (drawn["affine"][:, :2, 2] == 0).all()
@@ -163,7 +164,8 @@ def test_a_volume_turns_in_the_plane_of_its_slices():
 @both_ranks
 def test_changes_keep_to_their_limits(rank):
     size = np.array(SIZES[rank])
-    drawn = draw_changes(4000, SIZES[rank], np.random.default_rng(0), brightness=0.2, contrast=0.3, **ALL)
+    changes = Changes(brightness=0.2, contrast=0.3, **ALL)
+    drawn = draw_changes(4000, SIZES[rank], np.random.default_rng(0), changes)
     assert {name: values.shape[1:] for name, values in drawn.items()} == {
         "affine": (rank, rank + 1),
         "elastic": ((4, 5, 2) if rank == 2 else (3, 3, 2, 3))[: rank + 1],
@@ -211,7 +213,7 @@ class Augmentation(keras.Model):
 @both_ranks
 def test_augmentation_compiles_with_xla(rank):
     generator = np.random.default_rng(0)
-    drawn = draw_changes(2, SIZES[rank], generator, brightness=0.2, contrast=0.3, **ALL)
+    drawn = draw_changes(2, SIZES[rank], generator, Changes(brightness=0.2, contrast=0.3, **ALL))
     image = generator.random((2, *SIZES[rank], 2)).astype("float32")
     batch = drawn | {"image": image, "label": (image[..., 0] > 0.5).astype("int32")}
     model = Augmentation()

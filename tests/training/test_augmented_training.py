@@ -4,9 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from tests.training.small import FILTERS, settings
-from training.augmentation import draw_changes
-from training.finetuning import SegmentationTrainer
+from tests.training.small import run_in, segmentation_trainer, settings
+from training.augmentation import Changes, draw_changes
 from training.tasks import Segmentation, Synthesis
 from utils.sections_augmentation import AugmentationSection
 
@@ -18,15 +17,7 @@ ONLY_INTENSITIES = AugmentationSection(**OFF, **INTENSITIES, **ALWAYS).changes()
 
 
 def trainer(augmentation, **training):
-    return SegmentationTrainer(
-        (16, 16, 1),
-        filters=FILTERS,
-        classes=2,
-        loss_settings={},
-        augmentation=augmentation,
-        training=settings(**training),
-        evaluate_every=1,
-    )
+    return segmentation_trainer(settings(**training), Changes(**augmentation))
 
 
 class Unchanged(keras.layers.Layer):
@@ -37,7 +28,7 @@ class Unchanged(keras.layers.Layer):
 
 
 def seen(task, batch):
-    outputs = task(Unchanged(), {}).forward(batch, training=True)
+    outputs = task(Unchanged(), None).forward(batch, training=True)
     return [keras.ops.convert_to_numpy(output) for output in outputs]
 
 
@@ -48,8 +39,7 @@ def test_cells_with_all_changes_share_one_step_and_repeat_exactly(slices, tmp_pa
     runs, steps = [], []
     for name in "ab":
         shared.start_from(seed=0)
-        run = {"folder": tmp_path / name, "tag": "hash", "name": name}
-        history = shared.train(np.arange(16), np.arange(6), seed=0, **run)
+        history = shared.train(np.arange(16), np.arange(6), run_in(tmp_path / name, seed=0))
         runs.append(([row["val_loss"] for row in history], shared.network.get_weights()))
         steps.append(shared.task.train_function)
     assert steps[0] is steps[1]
@@ -63,7 +53,7 @@ def test_changes_of_intensities_leave_labels_and_targets_as_they_are():
     image = generator.random((3, 16, 16, 2)).astype("float32")
     label = generator.integers(0, 4, (3, 16, 16)).astype("int32")
     target = generator.random((3, 16, 16, 1)).astype("float32")
-    drawn = draw_changes(3, (16, 16), generator, channels=2, **ONLY_INTENSITIES)
+    drawn = draw_changes(3, (16, 16), generator, Changes(**ONLY_INTENSITIES), channels=2)
     changed, same = seen(Segmentation, drawn | {"image": image, "label": label})
     np.testing.assert_array_equal(same, label)
     changed_input, same = seen(Synthesis, drawn | {"image": image, "target": target})
@@ -97,7 +87,7 @@ def test_a_batch_whose_pixels_stay_is_what_it_was_when_it_was_warped_in_vain():
     changes = AugmentationSection(**OFF | {"brightness": 0.1, "contrast": 0.2}).changes()
     batch = {"image": np.random.default_rng(1).random((4, 16, 16, 1)).astype("float32")}
     batch["label"] = np.random.default_rng(2).integers(0, 4, (4, 16, 16)).astype("int32")
-    before = batch | draw_changes(4, (16, 16), np.random.default_rng(0), **changes)
+    before = batch | draw_changes(4, (16, 16), np.random.default_rng(0), Changes(**changes))
     now = trainer(changes).add_changes(batch, np.random.default_rng(0))
     assert "affine" in before and "affine" not in now
     for one, two in zip(seen(Segmentation, before), seen(Segmentation, now), strict=True):

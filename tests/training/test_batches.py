@@ -35,7 +35,7 @@ def test_patches_come_in_the_order_of_the_network(size):
     numbers = np.random.default_rng(0).permutation(np.prod(patches)).reshape(1, *patches)
     maps = np.kron(numbers, np.ones((1, *(4,) * len(size)), int))
     image = keras.Input((*size, 1))
-    network = keras.Model(image, project_patches(image, len(size), 1, 4, seed=0))
+    network = keras.Model(image, project_patches(image, 1, 4, seed=0))
     for number in (1, 2):
         network.get_layer(f"projection_conv_{number}").set_weights([np.ones((1,) * (len(size) + 2)), np.zeros(1)])
     means = ops.convert_to_numpy(network(maps[..., None].astype("float32")))
@@ -279,7 +279,8 @@ def test_a_batch_size_that_parts_do_not_divide_is_refused():
 def test_stacked_steps_are_the_same_batches_and_a_smaller_last_one_goes_by_itself():
     def contents(per_dispatch, **options):
         arrays = {"image": Rows(np.arange(23.0), np.arange(22, 0, -1)), "number": np.arange(22)}
-        made = Batches(arrays, 4, 3, finish=add_noise, per_dispatch=per_dispatch, **options)
+        made = Batches(arrays, 4, 3, finish=add_noise, **options)
+        made.per_dispatch = per_dispatch
         kinds = [made.kind(number) for number in range(len(made))]
         return kinds, [made[number][0] for number in range(len(made))]
 

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 
-from training.checkpoints import LEAST_SPREAD, MOST_WITHOUT_NEGATIVE, Keeper, health_complaints
-from training.pretraining import pretrain_constrained
+from tests.training.small import constrained, settings
+from training.checkpoints import LEAST_SPREAD, MOST_WITHOUT_NEGATIVE, Keeper, RunOptions, health_complaints
+from training.effective import PatchCounts
 from training.schedules import Schedule
 
 SPREAD, SHARE = "val_feature_spread", "val_share_without_negative"
@@ -45,8 +46,8 @@ def keeper(tmp_path):
 
 
 def make_keeper(folder, epochs=100):
-    schedule = Schedule(epochs, 0.1, plateau_epochs=100)
-    return Keeper(Task(), Training(), folder, "tag", schedule, name="pretraining/constrained")
+    schedule = Schedule(epochs, 0.1, batch_size=4, plateau_epochs=100)
+    return Keeper(Task(), Training(), schedule, RunOptions(folder, "tag", "pretraining/constrained", seed=1))
 
 
 def end_epoch(keeper, loss=None, **measures):
@@ -153,23 +154,6 @@ def test_a_training_on_one_class_warns(tmp_path, warnings):
     """Constraint maps of a single class, everywhere: no anchor has a negative, and the loss is 0 from the start."""
     images = np.random.default_rng(0).normal(size=(4, 16, 16, 1)).astype("float32")
     maps = np.ones((4, 16, 16), "int32")
-    pretrain_constrained(
-        images,
-        maps,
-        images,
-        maps,
-        filters=[4, 8],
-        decoder_levels=None,
-        patch_size=4,
-        features=8,
-        anchors_per_slice=3,
-        loss_settings={"temperature": 0.1, "nearest_patches": 5},
-        training={"epochs": 2, "steps_per_epoch": 1, "batch_size": 4, "learning_rate": 1e-3, "plateau_epochs": 2},
-        seed=1,
-        warm_start=lambda network: None,
-        folder=tmp_path,
-        tag="tag",
-        name="test",
-    )
+    constrained((images, maps), tmp_path, schedule=settings(epochs=2, steps=1), counts=PatchCounts(5, 3))
     at_crossing, at_end = (message for message in warnings() if "val_share_without_negative is 1, above" in message)
     assert at_crossing.startswith("test: epoch 1: ") and at_end.startswith("test: the weights kept, of epoch 1: ")

@@ -11,15 +11,16 @@ from data.h5_store import SliceStore, SubjectSlices
 from losses.synthesis import synthesis_loss
 from models.unet import build_unet
 from tests.stores import write_store
-from training.augmentation import draw_changes
+from tests.training.small import run_in
+from training.augmentation import Changes, draw_changes
 from training.checkpoints import fit
-from training.crops import CropBatches
+from training.crops import Crops
 from training.schedules import Schedule
 from training.steps import Task
 from utils.checks import InputError
 
 CONTRASTS = ["t1", "t1gd", "t2"]
-SIZE = {"crop_size": (8, 4, 4), "inputs": ["t2", "t1gd"], "targets": ["t1"]}
+SIZE = {"size": (8, 4, 4), "inputs": ["t2", "t1gd"], "targets": ["t1"]}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def assert_equal(one, other):
 
 
 def test_a_batch_holds_inputs_and_targets_of_one_place_in_the_order_asked_for(volumes):
-    (batch,) = CropBatches(volumes, 3, 1, **SIZE, with_maps=True)[0]
+    (batch,) = Crops(volumes, **SIZE).batches(3, 1, with_maps=True)[0]
     assert {name: values.shape for name, values in batch.items()} == {
         "image": (3, 8, 4, 4, 2),
         "target": (3, 8, 4, 4, 1),
@@ -76,34 +77,34 @@ def test_a_batch_holds_inputs_and_targets_of_one_place_in_the_order_asked_for(vo
     places = places_of(batch, volumes)
     assert len(places) == 3
     for crop, (number, *corner) in enumerate(places):
-        region = region_of(corner, SIZE["crop_size"])
+        region = region_of(corner, SIZE["size"])
         np.testing.assert_array_equal(batch["image"][crop], volumes[number][region][..., [2, 1]])
         np.testing.assert_array_equal(batch["constraint_map"][crop], volumes[number].constraint_map(region))
-    assert set(CropBatches(volumes, 3, 1, **SIZE)[0][0]) == {"image", "target"}
-    assert set(CropBatches(volumes, 3, 1, crop_size=(4, 4, 4), inputs=["t1"])[0][0]) == {"image"}
+    assert set(Crops(volumes, **SIZE).batches(3, 1)[0][0]) == {"image", "target"}
+    assert set(Crops(volumes, (4, 4, 4), ["t1"]).batches(3, 1)[0][0]) == {"image"}
 
 
 def test_crops_of_single_slices_for_networks_of_rank_two(volumes):
-    (batch,) = CropBatches(volumes, 3, 1, **SIZE | {"crop_size": (8, 6)}, with_maps=True)[0]
+    (batch,) = Crops(volumes, **SIZE | {"size": (8, 6)}).batches(3, 1, with_maps=True)[0]
     assert [batch[name].shape for name in batch] == [(3, 8, 6, 2), (3, 8, 6, 1), (3, 8, 6)]
     assert len(places_of({"target": batch["target"][:, :, :, None]}, volumes)) == 3
 
 
 def test_training_visits_every_volume_equally_often_at_new_places(volumes):
-    batches = CropBatches(volumes, 4, 2, **SIZE, steps=5)
+    batches = Crops(volumes, **SIZE).batches(4, 2, steps=5)
     places = [places_of(batch, volumes) for batch in contents(batches, epochs=4)]
     assert all(len(batch) == 4 for batch in places)
     flat = [place for batch in places for place in batch]
     assert np.bincount([place[0] for place in flat]).tolist() == [16] * 5
     assert len(set(flat)) > 50  # of 80
-    shares = [(volumes[n].constraint_map(region_of(c, SIZE["crop_size"])) > 0).mean() for n, *c in flat]
+    shares = [(volumes[n].constraint_map(region_of(c, SIZE["size"])) > 0).mean() for n, *c in flat]
     assert min(shares) >= 0.25
 
 
 def test_training_batches_depend_on_seed_epoch_and_step_only(volumes):
     def build(seed):
         finish = lambda batch, generator: batch | {"noise": generator.random(2)}  # noqa: E731
-        return CropBatches(volumes, 2, seed, **SIZE, steps=3, finish=finish)
+        return Crops(volumes, **SIZE).batches(2, seed, steps=3, finish=finish)
 
     walked, jumped, other = build(5), build(5), build(6)
     before = contents(walked, epochs=2)
@@ -112,13 +113,13 @@ def test_training_batches_depend_on_seed_epoch_and_step_only(volumes):
         assert_equal(walked[step][0], jumped[step][0])
         assert not np.array_equal(walked[step][0]["image"], other[step][0]["image"])
         assert all(not np.array_equal(walked[step][0]["noise"], batch["noise"]) for batch in before)
-    held = CropBatches([volume.held() for volume in volumes], 2, 5, **SIZE, steps=3)
+    held = Crops([volume.held() for volume in volumes], **SIZE).batches(2, 5, steps=3)
     np.testing.assert_array_equal(held[1][0]["image"], build(5)[1][0]["image"])
 
 
 def test_places_change_with_seed_epoch_step_and_crop(volumes):
     def places(seed):  # of one volume, so that nothing but the place can differ
-        batches = CropBatches(volumes[4:], 2, seed, **SIZE | {"crop_size": (4, 4, 4)}, steps=3)
+        batches = Crops(volumes[4:], **SIZE | {"size": (4, 4, 4)}).batches(2, seed, steps=3)
         return [place for batch in contents(batches, epochs=3) for place in places_of(batch, volumes[4:])]
 
     found = places(1)
@@ -127,8 +128,8 @@ def test_places_change_with_seed_epoch_step_and_crop(volumes):
 
 
 def test_validation_is_one_fixed_pass_with_equally_many_crops_of_each_volume(volumes):
-    options = {"shuffle": False, "crops_per_volume": 3}
-    batches = CropBatches(volumes, 4, 7, **SIZE, **options)
+    crops = Crops(volumes, **SIZE, per_volume=3)
+    batches = crops.batches(4, 7, shuffle=False)
     first = contents(batches)
     assert len(batches) == 4 and [len(batch["image"]) for batch in first] == [4, 4, 4, 3]
     for one, other in zip(first, contents(batches), strict=True):
@@ -137,15 +138,15 @@ def test_validation_is_one_fixed_pass_with_equally_many_crops_of_each_volume(vol
     assert np.bincount([place[0] for place in places]).tolist() == [3] * 5
     assert len(set(places)) > 10
     assert len({place[0] for place in places[:4]}) > 1  # a batch mixes subjects
-    for one, other in zip(first, contents(CropBatches(volumes, 4, 7, **SIZE, **options)), strict=True):
+    for one, other in zip(first, contents(crops.batches(4, 7, shuffle=False)), strict=True):
         assert_equal(one, other)
-    other = CropBatches(volumes, 4, 8, **SIZE, **options)
+    other = crops.batches(4, 8, shuffle=False)
     assert len(set(places) & {place for batch in contents(other) for place in places_of(batch, volumes)}) < 5
 
 
 def test_mistakes_are_told_all_at_once(volumes):
     with pytest.raises(InputError) as caught:
-        CropBatches(volumes[3:], 2, 1, crop_size=(8, 8, 11), inputs=["t2", "t1", "t2"], targets=["t1", "flair"])
+        Crops(volumes[3:], (8, 8, 11), ["t2", "t1", "t2"], ["t1", "flair"]).batches(2, 1)
     assert caught.value.lines[:3] == [
         "synthesis: 't2' is named twice; name each contrast once",
         "synthesis: 't1' is input and target; a contrast can be only one of them",
@@ -153,7 +154,7 @@ def test_mistakes_are_told_all_at_once(volumes):
     ]
     assert [line[:35] for line in caught.value.lines[3:]] == ["sub-3: a crop of (8, 8, 11) does no"]
     with pytest.raises(InputError, match="crops: there are no subjects to draw them from"):
-        CropBatches([], 2, 1, **SIZE)
+        Crops([], **SIZE).batches(2, 1)
 
 
 class Synthesis(Task):
@@ -169,8 +170,8 @@ class Synthesis(Task):
 @pytest.fixture(scope="module")
 def train(volumes):
     """Function `(folder, epochs, stop_after=None) -> (history, weights)`, always from the same initial weights."""
-    options = {**SIZE, "crop_size": (4, 4, 4)}
-    finish = lambda batch, generator: batch | draw_changes(2, (4, 4, 4), generator, translation=0.1)  # noqa: E731
+    crops, changes = Crops(volumes, **SIZE | {"size": (4, 4, 4)}), Changes(translation=0.1)
+    finish = lambda batch, generator: batch | draw_changes(2, (4, 4, 4), generator, changes)  # noqa: E731
     network = build_unet((4, 4, 4, 2), rank=3, filters=(2, 4), head="synthesis", outputs=1, seed=1)
     task, initial = Synthesis(network).ready(1e-2), network.get_weights()
 
@@ -182,11 +183,10 @@ def train(volumes):
         network.set_weights(initial)
         history = fit(
             task,
-            CropBatches(volumes, 2, 3, **options, steps=3, finish=finish),
-            CropBatches(volumes, 2, 4, **options, shuffle=False),
-            folder=folder,
-            tag="hash",
-            schedule=Schedule(epochs, learning_rate=1e-2, plateau_epochs=9),
+            crops.batches(2, 3, steps=3, finish=finish),
+            crops.batches(2, 4, shuffle=False),
+            Schedule(epochs, learning_rate=1e-2, batch_size=2, plateau_epochs=9),
+            run_in(folder),
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=interrupt)],
         )
         return history, ops.convert_to_numpy(network.weights[0])

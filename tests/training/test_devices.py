@@ -1,7 +1,9 @@
 """Two devices train what one device trains. The processor stands in for both devices, so no GPU is needed."""
 
+import functools
 import importlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -39,33 +41,28 @@ def history(method):
     generator = np.random.default_rng(0)
     maps = generator.integers(0, 4, (18, 4, 4)).repeat(4, axis=1).repeat(4, axis=2).astype("int32")
     images = (maps[..., None] / 4 + generator.normal(0, 0.1, (18, 16, 16, 1))).astype("float32")
-    training = settings(epochs=2, steps=3, rate=3e-3)  # batches of 4, validation of 9
+    schedule = settings(epochs=2, steps=3, rate=3e-3)  # batches of 4, validation of 9
     with tempfile.TemporaryDirectory() as folder:
         if method == "segmentation":  # in phases and layer by layer; the others train with plain Adam
             phases = {"head_first": 0.5, "layer_decay": 0.8, "schedule": "cosine"}
-            rows = segment(images, maps, training | phases, Path(folder))
+            rows = segment(images, maps, replace(schedule, **phases), Path(folder))
         else:
-            _, rows = pretrain(method, images, maps, Path(folder), filters=[4, 8], training=training)
+            _, rows = pretrain(method, images, maps, Path(folder), schedule)
     names = [name for name in rows[0] if name not in ("epoch", "learning_rate", "seconds")]
     return np.array([[row[name] for name in names] for row in rows])
 
 
-def segment(images, maps, training, folder):
-    from training.finetuning import SegmentationTrainer
+def segment(images, maps, schedule, folder):
+    from losses.segmentation import segmentation_loss
+    from tests.training.small import run_in, segmentation_trainer
+    from training.augmentation import Changes
 
-    trainer = SegmentationTrainer(
-        images.shape[1:],
-        filters=[4, 8],
-        classes=4,
-        loss_settings={},
-        cross_entropy_weight=0.5,
-        augmentation={"translation": 0.1, "rotation_degrees": 10, "scale": (0.9, 1.1), "elastic_px": 1.0},
-        training=training,
-        evaluate_every=1,
-    )
+    changes = Changes(translation=0.1, rotation_degrees=10, scale=(0.9, 1.1), elastic_px=1.0)
+    loss = functools.partial(segmentation_loss, cross_entropy_weight=0.5)
+    trainer = segmentation_trainer(schedule, changes, loss, outputs=4)
     trainer.start_from(seed=1)
     trainer.use(images, maps)
-    return trainer.train(np.arange(9, 18), np.arange(9), seed=1, folder=folder, tag="hash", name="test")
+    return trainer.train(np.arange(9, 18), np.arange(9), run_in(folder))
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,19 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.training.small import LOSS, SharedSteps, constrained, settings
+from tests.training.small import SharedSteps, constrained, settings
 from training import pretraining
 from training.checkpoints import Keeper
 from training.effective import PatchCounts, effective_values, far_from_the_method
 from training.patches import patch_centres
+from training.pretraining import Decoder, Patches
 from training.steps import Task
 
-SHARES = {"nearest_share": 0.3, "anchors_share": 0.2, "anchors_per_slice": None}
-SHARES |= {"loss_settings": LOSS | {"nearest_patches": None}, "pixel_mm": 2.0, "positive_within_mm": 12.0}
-SHARES |= {
-    "head": {"patch_representation": "concatenation", "head_normalization": True, "projection_position": True},
+HEAD = {"patch_representation": "concatenation", "head_normalization": True, "projection_position": True}
+SHARES = {
+    "decoder": Decoder(None, 8, patch_size=4, head=HEAD),
+    "counts": PatchCounts(nearest_share=0.3, anchors_share=0.2),
+    "patches": Patches(pixel_mm=2.0, positive_within_mm=12.0),
 }
 
 
@@ -57,7 +59,7 @@ def test_what_is_far_from_the_method_is_named(edge, nearest, words):
 def test_a_stage_records_logs_and_warns_once(slices, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(Task, "fit", lambda *data, **options: None)
     caplog.set_level("INFO", "mrccl")
-    constrained(slices, tmp_path, training=settings(epochs=2), pixel_mm=5.0)
+    constrained(slices, tmp_path, schedule=settings(epochs=2), patches=Patches(pixel_mm=5.0))
     values = json.loads((tmp_path / "effective.json").read_text())
     maps = slices[1]
     corners = [(row, column) for row in range(0, 16, 4) for column in range(0, 16, 4)]
@@ -95,9 +97,9 @@ def test_shares_train_and_resume_to_the_bit(slices, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Keeper, "save", save_and_keep)
     pretrain = SharedSteps().of(constrained)
-    network, history = pretrain(slices, tmp_path / "through", training=settings(epochs=6), **SHARES)
+    network, history = pretrain(slices, tmp_path / "through", schedule=settings(epochs=6), **SHARES)
     monkeypatch.setattr(Keeper, "save", save)
-    resumed, again = pretrain(slices, tmp_path / "resumed", training=settings(epochs=6), **SHARES)
+    resumed, again = pretrain(slices, tmp_path / "resumed", schedule=settings(epochs=6), **SHARES)
     assert history[-1]["loss"] < history[0]["loss"]
     assert [row["val_loss"] for row in again] == [row["val_loss"] for row in history]
     for one, two in zip(network.get_weights(), resumed.get_weights(), strict=True):
@@ -109,13 +111,13 @@ def test_each_image_is_compared_by_its_own_share(slices, tmp_path, monkeypatch):
     maps = maps.copy()
     maps[::2, :8] = 0
     given = []
-    monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: given.append((task, pair)))
-    constrained((images, maps), tmp_path, training=settings(), **SHARES)
+    monkeypatch.setattr(pretraining, "_train", lambda task, pair, setup: given.append((task, pair)))
+    constrained((images, maps), tmp_path, schedule=settings(), **SHARES)
     [(task, pair)] = given
-    assert task.loss_settings["positive_within"] == 12 and task.network.output_shape == (None, 16, 8 * 16)
-    np.testing.assert_array_equal(task.loss_settings["positions"][[0, 1, 15]], [[4, 4], [4, 12], [28, 28]])
+    assert task.selection.positive_within == 12 and task.network.output_shape == (None, 16, 8 * 16)
+    np.testing.assert_array_equal(task.selection.positions[[0, 1, 15]], [[4, 4], [4, 12], [28, 28]])
     (batch,) = pair[1][0]
     foreground = (batch["patch_classes"] > 0).sum(1)
-    assert len(set(foreground)) > 1 and task.loss_settings["most_nearest"] == max(1, int(0.3 * 16 + 0.5))
+    assert len(set(foreground)) > 1 and task.selection.most_nearest == max(1, int(0.3 * 16 + 0.5))
     assert batch["nearest_patches"].tolist() == [max(1, int(0.3 * n + 0.5)) for n in foreground]
     assert (batch["anchors"] >= 0).sum(1).tolist() == [max(1, int(0.2 * n + 0.5)) for n in foreground]

@@ -11,8 +11,9 @@ import finetune_segmentation
 from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, plain_cross_entropy
 from models.unet import build_unet
 from models.weights import Pretrained, save_weights, weights_of
-from tests.training.small import FILTERS, settings
-from training.finetuning import CompileClock, SegmentationTrainer, last_decoder_levels
+from tests.training.small import FILTERS, run_in, segmentation_trainer, settings
+from training.augmentation import Changes
+from training.finetuning import CompileClock, last_decoder_levels
 from utils.checks import InputError
 from utils.config import load_config
 
@@ -21,15 +22,8 @@ DATA = (np.arange(16), np.arange(6))
 
 
 def trainer(**training):
-    return SegmentationTrainer(
-        (16, 16, 1),
-        filters=FILTERS,
-        classes=2,
-        loss_settings={},
-        augmentation={"translation": 0.1, "rotation_degrees": 10, "scale": (0.9, 1.1), "elastic_px": 1.0},
-        training=settings(**training),
-        evaluate_every=1,
-    )
+    changes = Changes(translation=0.1, rotation_degrees=10, scale=(0.9, 1.1), elastic_px=1.0)
+    return segmentation_trainer(settings(**training), changes)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +35,7 @@ def cells(slices, tmp_path_factory):
         shared.use(images, (maps == 3).astype("uint8"))  # the slices of another fold, of the same shape
         shared.start_from(seed=seed)
         started = time.monotonic()
-        history = shared.train(*DATA, seed=seed, folder=folder / name, tag="hash", name=name)
+        history = shared.train(*DATA, run_in(folder / name, seed))
         spent = time.monotonic() - started
         runs.append((history, shared.network.get_weights(), shared.task.train_function, shared.compile_s, spent))
     return runs
@@ -91,12 +85,10 @@ def test_the_loss_of_the_config_reaches_the_task(chosen):
     changes += ["finetuning.loss.class_weights={liver: 3}", "network.filters=[4, 8]"]
     config = load_config(ROOT / "configs" / "renal_demo.yaml", changes)
     built = finetune_segmentation.build_trainer(config, channels=1)
-    assert (built.task.main_loss, built.task.cross_entropy) == LOSSES[chosen]
-    assert built.task.loss_settings["class_weights"] == [1.0, 1.0, 1.0, 3.0, 1.0]
-    assert built.task.cross_entropy_weight == weight
+    main_loss, added = LOSSES[chosen]
     target, found = batch_of_outputs(classes=5)
-    expected = built.task.main_loss(target, found, **built.task.loss_settings)
-    expected = float(expected) + weight * float(built.task.cross_entropy(target, found))
+    expected = float(main_loss(target, found, class_weights=[1.0, 1.0, 1.0, 3.0, 1.0]))
+    expected += weight * float(added(target, found))
     assert float(built.task.cost({}, (found, target), training=True)) == pytest.approx(expected)
 
 
@@ -125,12 +117,8 @@ def test_pretrained_weights_reach_the_network_and_the_head_stays_random(tmp_path
                 np.testing.assert_array_equal(variable, random[variable.path])
 
 
-FIXED = settings(epochs=2) | {"keep": "last", "schedule": "poly"}
-
-
 def small_trainer(**options):
-    options = {"loss_settings": {}, "augmentation": {}, "training": FIXED, **options}
-    return SegmentationTrainer((16, 16, 1), filters=[4, 8, 8], classes=2, evaluate_every=1, **options)
+    return segmentation_trainer(settings(epochs=2, keep="last", schedule="poly"), filters=[4, 8, 8], **options)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +178,7 @@ def test_a_fixed_schedule_trains_without_validation_subjects_and_to_the_same_wei
     for validation in (np.arange(6), np.arange(0)):
         built.start_from(seed=0)
         folder = tmp_path / str(len(validation))
-        history = built.train(np.arange(16), validation, seed=0, folder=folder, tag="hash", name="cell")
+        history = built.train(np.arange(16), validation, run_in(folder, seed=0))
         weights.append(built.network.get_weights())
         assert all(("val_loss" in row) == (len(validation) > 0) for row in history)
     for one, two in zip(*weights, strict=True):
@@ -202,5 +190,5 @@ def test_a_loss_that_is_not_finite_is_named_without_validation_subjects_too(slic
     built = fixed
     built.use(np.full_like(images, np.inf), (maps == 3).astype("uint8"))
     with pytest.raises(InputError, match="the loss became nan in epoch 1 with slices of a"):
-        run = {"subjects": (["a"] * 16, ["a"] * 16), "folder": tmp_path, "tag": "hash", "name": "cell"}
-        built.train(np.arange(16), np.arange(0), seed=0, **run)
+        run = run_in(tmp_path, seed=0, subjects=(["a"] * 16, ["a"] * 16))
+        built.train(np.arange(16), np.arange(0), run)

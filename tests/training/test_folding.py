@@ -1,15 +1,16 @@
 import itertools
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.training.test_augmentation import keys_by_hand
-from training.augmentation import describe_changes, draw_changes, folded_share
+from training.augmentation import Changes, describe_changes, draw_changes, folded_share
 from utils.sections_augmentation import AugmentationSection
 
-OLD = AugmentationSection(elastic_px=2.0, elastic_grid=8).changes()
-DEFAULT = AugmentationSection().changes()
+OLD = Changes(**AugmentationSection(elastic_px=2.0, elastic_grid=8).changes())
+DEFAULT = Changes(**AugmentationSection().changes())
 
 
 def area_of_cells(changes, size, seed, count):
@@ -17,7 +18,7 @@ def area_of_cells(changes, size, seed, count):
 
     Its four triangles are looked at one by one; the smallest one counts.
     """
-    drawn = draw_changes(count, size, np.random.default_rng(seed), **changes)
+    drawn = draw_changes(count, size, np.random.default_rng(seed), changes)
     rows, columns = (
         np.stack([keys_by_hand(list(unit), length) for unit in np.eye(nodes)], 1)
         for nodes, length in zip(drawn["elastic"].shape[1:3], size, strict=True)
@@ -58,19 +59,19 @@ def test_the_default_is_far_from_folding(size, count):
 
 @pytest.mark.parametrize("mirror", [[], ["left_right"], ["left_right", "anterior_posterior"]])
 def test_mirroring_is_no_folding(mirror):
-    assert folded_share((32, 48), DEFAULT | {"mirror": mirror}) == 0
-    assert 0.01 < folded_share((32, 48), OLD | {"mirror": mirror}) < 0.05
+    assert folded_share((32, 48), replace(DEFAULT, mirror=mirror)) == 0
+    assert 0.01 < folded_share((32, 48), replace(OLD, mirror=mirror)) < 0.05
 
 
 def test_volumes_fold_too():
-    changes = {"elastic_px": 2.0, "elastic_grid": 8}
+    changes = Changes(elastic_px=2.0, elastic_grid=8)
     assert 0.01 < folded_share((16, 16, 8), changes, samples=4) < 0.2
-    assert folded_share((16, 16, 8), changes | {"elastic_px": 0.1}, samples=4) == 0
+    assert folded_share((16, 16, 8), replace(changes, elastic_px=0.1), samples=4) == 0
 
 
-@pytest.mark.parametrize(("changes", "folds"), [(OLD, True), (DEFAULT, False), ({}, False)])
+@pytest.mark.parametrize(("changes", "folds"), [(OLD, True), (DEFAULT, False), (Changes(), False)])
 def test_the_log_tells_lengths_in_pixels_and_folding(changes, folds, caplog):
     caplog.set_level(logging.INFO, logger="mrccl")
     describe_changes((32, 48), changes)
     assert ("folds" in caplog.text) == folds
-    assert (f"elastic_px {changes.get('elastic_px')}" in caplog.text) == bool(changes)
+    assert f"elastic_px {changes.elastic_px}" in caplog.text and "mirror" not in caplog.text

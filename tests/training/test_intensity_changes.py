@@ -6,7 +6,7 @@ from skimage.exposure import adjust_gamma
 from skimage.measure import block_reduce
 
 from tests.training.test_augmentation import both_ranks, keys_by_hand
-from training.augmentation import INTENSITIES, draw_changes
+from training.augmentation import INTENSITIES, Changes, draw_changes
 from training.intensity_changes import (
     apply_bias_field,
     blur,
@@ -35,8 +35,9 @@ def applied(change, images, values):
     return ops.convert_to_numpy(change(ops.convert_to_tensor(images), ops.convert_to_tensor(np.float32(values))))
 
 
-def drawn_with(intensities, size=(24, 32), count=3000, seed=0, **changes):
-    return draw_changes(count, size, np.random.default_rng(seed), intensities=intensities, **changes)
+def drawn_with(intensities, size=(24, 32), count=3000, seed=0, channels=1, **changes):
+    changes = Changes(intensities=intensities, **changes)
+    return draw_changes(count, size, np.random.default_rng(seed), changes, channels)
 
 
 @both_ranks

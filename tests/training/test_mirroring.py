@@ -3,7 +3,7 @@ import pytest
 from keras import ops
 
 from data.geometry import SliceGrid
-from training.augmentation import AXIS_OF, draw_changes
+from training.augmentation import AXIS_OF, Changes, draw_changes
 from training.warping import sampling_positions, warp, warp_labels
 
 SIZES = {2: (24, 32), 3: (12, 16, 6)}
@@ -15,7 +15,7 @@ both_ranks = pytest.mark.parametrize("rank", [2, 3])
 def moved(image, label, **changes):
     """Images `(B, ...)` and labels after changes; returns what was drawn too."""
     size = label.shape[1:]
-    drawn = draw_changes(len(label), size, np.random.default_rng(0), **changes)
+    drawn = draw_changes(len(label), size, np.random.default_rng(0), Changes(**changes))
     positions = sampling_positions(drawn["affine"], drawn["elastic"], size)
     image = warp(ops.convert_to_tensor(image), positions)
     label = warp_labels(ops.convert_to_tensor(label), positions)
@@ -63,10 +63,10 @@ def test_mirroring_alone_flips_every_second_image_exactly(rank):
 
 
 def test_axes_are_mirrored_independently():
-    drawn = draw_changes(4000, (4, 4, 4), np.random.default_rng(0), mirror=list(AXIS_OF))
+    drawn = draw_changes(4000, (4, 4, 4), np.random.default_rng(0), Changes(mirror=list(AXIS_OF)))
     signs = np.stack([drawn["affine"][:, axis, axis] for axis in range(3)])
     assert np.abs(np.corrcoef(signs) - np.eye(3)).max() < 0.06
-    alone = draw_changes(4000, (4, 4, 4), np.random.default_rng(0), mirror=["left_right"])
+    alone = draw_changes(4000, (4, 4, 4), np.random.default_rng(0), Changes(mirror=["left_right"]))
     np.testing.assert_array_equal(alone["affine"][:, 1, 1], signs[AXIS_OF["left_right"]])
 
 
@@ -95,5 +95,5 @@ def test_a_moved_image_is_mirrored_about_its_own_middle_before_it_is_moved(rank)
 
 
 def test_a_shift_in_pixels_is_the_same_along_every_axis():
-    shift = draw_changes(4000, (24, 32), np.random.default_rng(0), translation_px=3.0)["affine"][:, :, 2]
+    shift = draw_changes(4000, (24, 32), np.random.default_rng(0), Changes(translation_px=3.0))["affine"][:, :, 2]
     assert (np.abs(shift).max(0) <= 3).all() and (np.abs(shift).max(0) > 2.95).all()

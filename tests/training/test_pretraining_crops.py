@@ -1,5 +1,6 @@
 """Pretraining on crops of volumes: the batches that arrays would give, the same after an interruption, and learning."""
 
+import functools
 import shutil
 
 import numpy as np
@@ -8,22 +9,23 @@ import pytest
 from data.crops import open_volumes
 from data.geometry import SliceGrid
 from data.h5_store import SliceStore, SubjectSlices
+from losses.global_contrastive import simclr_loss
+from losses.local_contrastive import Regions, region_contrast
 from tests.stores import write_store
-from tests.training.small import SharedSteps
+from tests.training.small import COUNTS, LOSS, PATCHES, SharedSteps, settings, setup_in
 from training import pretraining
 from training.checkpoints import Keeper
 from training.crops import Crops
+from training.pretraining import Corruption, Decoder, Images, Patches, Views
 
 SIZE = (8, 8, 8)
-LOSS = {"temperature": 0.1, "nearest_patches": 20, "comparison": "pairwise", "anchor_is_positive": True}
-VIEWS = {"brightness": 0.05, "contrast": 0.05, "temperature": 0.1}
-REGIONS = {"decoder_levels": 1, "region_size": 2, "regions": 4, "negatives": 3, "freeze_encoder": False}
-METHODS = {
-    "regression": {"corrupted_share": 0.1, "noise": 0.01},
-    "global": {"crop_scale": (0.8, 1.0), "features": 8, **VIEWS},
-    "local": {"features": 8, **REGIONS, **VIEWS},
-    "constrained": {"features": 8, "decoder_levels": None, "patch_size": 4, "anchors_per_slice": 5}
-    | {"loss_settings": LOSS},
+VIEWS, CROPPED = Views(0.05, 0.05), Views(0.05, 0.05, crop_scale=(0.8, 1.0))
+METHODS = {  # what each is told, in the order of its parameters
+    "regression": {"corruption": Corruption(0.1, noise=0.01)},
+    "global": {"loss": simclr_loss, "views": CROPPED, "features": 8, "n_partitions": None},
+    "local": {"loss": functools.partial(region_contrast, temperature=0.1), "views": VIEWS}
+    | {"decoder": Decoder(1, 8), "regions": Regions(2, 4, 3)},
+    "constrained": {"loss": LOSS, "decoder": PATCHES, "counts": COUNTS, "patches": Patches()},
 }
 
 
@@ -46,22 +48,19 @@ def volumes(tmp_path_factory):
     return write_volumes(tmp_path_factory.mktemp("h5"), [16, 12, 16, 10])
 
 
-def pretrain(method, parts, folder, maps=(None, None), **changes):
+def pretrain(method, parts, folder, maps=(None, None), filters=(4, 8), **changes):
     """Run one method on a training and a validation set, `Crops` or arrays; returns network and history."""
-    run = {"warm_start": lambda network: None, "tag": "hash", "name": "test", "seed": 1, "filters": [4, 8]}
-    training = {"epochs": 6, "steps_per_epoch": 8, "batch_size": 4, "plateau_epochs": 9}
     rate = 1e-3 if method in ("global", "local") else 1e-2
-    run |= {"folder": folder, "training": training | {"learning_rate": rate}}
-    if method == "constrained":
-        parts = parts[0], maps[0], parts[1], maps[1]
-    return getattr(pretraining, f"pretrain_{method}")(*parts, **(METHODS[method] | run | changes))
+    setup = setup_in(folder, settings(epochs=6, steps=8, rate=rate, plateau_epochs=9), filters)
+    shown = map(Images, parts, maps)
+    return getattr(pretraining, f"pretrain_{method}")(*shown, *(METHODS[method] | changes).values(), setup)
 
 
 @pytest.fixture
 def batches_of(monkeypatch, tmp_path):
     """Function like `pretrain` that returns the batches of both sets instead of training on them."""
     given = []
-    monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: given.append(pair))
+    monkeypatch.setattr(pretraining, "_train", lambda task, pair, setup: given.append(pair))
 
     def prepare(*arguments, **changes):
         pretrain(*arguments, tmp_path, **changes)
@@ -102,8 +101,8 @@ def majority_by_hand(maps, patch):
 @pytest.mark.parametrize(("levels", "patch", "voxels"), [(None, 4, 4), (None, 2, 2), (1, 2, 4)])
 def test_patch_classes_are_those_of_the_crops_that_are_shown(volumes, batches_of, space, levels, patch, voxels):
     shown = [Crops(part, SIZE, ["t2"], space=space, per_volume=3) for part in (volumes[:3], volumes[3:])]
-    settings = {"decoder_levels": levels, "patch_size": patch, "filters": [4, 8, 8] if levels else [4, 8]}
-    for batches in batches_of("constrained", shown, **settings):
+    decoder, filters = Decoder(levels, 8, patch), [4, 8, 8] if levels else [4, 8]
+    for batches in batches_of("constrained", shown, decoder=decoder, filters=filters):
         (batch,) = batches[0]
         assert set(batch) == {"image", "patch_classes", "anchors"}
         for image, classes, anchors in zip(batch["image"], batch["patch_classes"], batch["anchors"], strict=True):
@@ -122,7 +121,7 @@ def test_background_patches_of_crops_may_be_left_out(tmp_path, batches_of):
         volume._held.update({"images": volume.store.images(rows=volume.rows), None: maps[volume.rows]})
     shown = [Crops([volume], (16, 16, 16), ["t1"]) for volume in volumes]
     for keep, background in ((True, 0), (False, -1)):
-        (batch,) = batches_of("constrained", shown, background_patches=keep)[0][0]
+        (batch,) = batches_of("constrained", shown, patches=Patches(background=keep))[0][0]
         classes = batch["patch_classes"].reshape(-1, 4, 4, 4)
         assert (classes[:, :2] == background).all() and (classes[:, 2:] > 0).all()
 

@@ -9,11 +9,11 @@ import pytest
 
 from models.unet import build_unet
 from models.weights import Pretrained, read_weights, weights_of
-from tests.training.small import settings
+from tests.training.small import run_in, segmentation_trainer, settings
 from training import checkpoints
-from training.finetuning import SegmentationTrainer
 from training.optimizers import LayerwiseAdam, levels_from_output
 from training.schedules import Schedule
+from utils.sections import FinetuningTrainingSection
 
 CUT, DATA = "cut", (np.arange(16), np.arange(6))
 
@@ -39,7 +39,7 @@ def rates_by_hand(kind, epochs, rate, warm_up=0.0, head_first=0.0, head_rate=Non
 @pytest.mark.parametrize("shares", [{}, {"warm_up": 0.2}, {"head_first": 0.3}, {"warm_up": 0.1, "head_first": 0.25}])
 def test_rates_are_those_of_the_formula(kind, epochs, shares):
     schedule = Schedule(
-        epochs, 3e-3, schedule=kind, head_learning_rate=2e-2 if "head_first" in shares else None, **shares
+        epochs, 3e-3, 4, schedule=kind, head_learning_rate=2e-2 if "head_first" in shares else None, **shares
     )
     if schedule.full_from >= epochs:
         pytest.skip("the config refuses these")
@@ -51,9 +51,16 @@ def test_rates_are_those_of_the_formula(kind, epochs, shares):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_defaults_are_those_of_the_config():
+    section = FinetuningTrainingSection(epochs=5, batch_size=4, learning_rate=1e-3)
+    assert Schedule.of(section.model_dump()) == Schedule(5, 1e-3, 4)
+    looks = section.model_dump() | {"evaluate_every": 2, "steps_per_epoch": 7}
+    assert Schedule.of(looks) == Schedule(5, 1e-3, 4, steps_per_epoch=7, evaluate_every=2)
+
+
 def test_a_falling_rate_begins_full_and_ends_near_zero():
     for kind in ("cosine", "poly"):
-        schedule = Schedule(1000, 1.0, schedule=kind)
+        schedule = Schedule(1000, 1.0, 4, schedule=kind)
         rates = [schedule.rate(epoch) for epoch in range(1000)]
         assert rates[0] == 1 and 0 < rates[-1] < 3e-3 and all(np.diff(rates) < 0)
 
@@ -66,19 +73,11 @@ def test_levels_count_from_the_output_back_to_the_stem():
 @functools.cache
 def compiled(is_layerwise):
     """A trainer with one compiled step, which serves every schedule."""
-    return SegmentationTrainer(
-        (16, 16, 1),
-        filters=[4, 8],
-        classes=2,
-        loss_settings={},
-        augmentation={},
-        training=settings() | {"layer_decay": 0.9 if is_layerwise else 1.0},
-        evaluate_every=1,
-    )
+    return segmentation_trainer(settings(layer_decay=0.9 if is_layerwise else 1.0))
 
 
 def trainer(epochs=6, rate=1e-2, is_layerwise=None, **training):
-    schedule = Schedule.of(settings(epochs=epochs, rate=rate) | training)
+    schedule = settings(epochs=epochs, rate=rate, **training)
     cell = compiled(schedule.is_layerwise if is_layerwise is None else is_layerwise)
     cell.schedule = schedule
     return cell
@@ -88,7 +87,7 @@ def train(trainer, slices, folder, pretrained=None):
     images, maps = slices
     trainer.use(images, (maps == 3).astype("uint8"))
     trainer.start_from(seed=0, pretrained=pretrained)
-    history = trainer.train(*DATA, seed=0, folder=folder, tag="hash", name="cell")
+    history = trainer.train(*DATA, run_in(folder, seed=0))
     return history, {w.path: np.array(keras.ops.convert_to_numpy(w)) for w in trainer.network.weights}
 
 

@@ -1,15 +1,14 @@
 """What stops a pretraining: damaged or foreign checkpoints, losses that are not finite, too little memory."""
 
-import functools
 import json
 
 import numpy as np
 import pytest
 
-from tests.training.small import RUN, SharedSteps, constrained, settings
-from tests.training.test_training import pretrain
+from tests.training.small import SharedSteps, constrained, settings, setup_in
+from tests.training.test_training import CORRUPTION, pretrain
 from training.batches import Batches, Rows
-from training.pretraining import pretrain_regression
+from training.pretraining import Images, pretrain_regression
 from training.steps import Task
 from utils.checks import InputError
 from utils.runs import child_seed
@@ -27,15 +26,19 @@ def test_a_checkpoint_of_another_config_is_not_resumed(slices, tmp_path, monkeyp
 def test_a_damaged_checkpoint_is_named(slices, tmp_path):
     (tmp_path / "checkpoint.npz").write_bytes(b"PK\x03\x04 half a file")
     with pytest.raises(InputError, match="checkpoint.npz: damaged .* delete it"):
-        constrained(slices, tmp_path, training=settings())
+        constrained(slices, tmp_path, schedule=settings())
 
 
 @pytest.fixture(scope="module")
 def restore():
     """Regression on 32 training and 32 validation images, for 3 epochs of 4 steps."""
-    run = {key: value for key, value in RUN.items() if key != "features"}
-    run |= {"corrupted_share": 0.1, "noise": 0.01, "training": settings()}
-    return functools.partial(SharedSteps().of(pretrain_regression), **run)
+    train = SharedSteps().of(pretrain_regression)
+
+    def call(images, validation, folder, subjects=None):
+        setup = setup_in(folder, settings(), subjects=subjects)
+        return train(Images(images), Images(validation), CORRUPTION["regression"], setup)
+
+    return call
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(slices, restore, tmp_path):

@@ -1,6 +1,8 @@
 """Synthesis in training: one field for all contrasts, both ranks, the same with less memory, nothing between cells."""
 
+import functools
 import shutil
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -9,15 +11,18 @@ import pytest
 from data.crops import open_volumes
 from data.geometry import SliceGrid
 from data.h5_store import SliceStore, SubjectSlices
+from losses.synthesis import synthesis_loss
+from models.unet import build_unet
 from tests.stores import write_store
-from training.augmentation import draw_changes
+from tests.training.small import run_in, settings
+from training.augmentation import Changes, draw_changes
 from training.checkpoints import Keeper
 from training.crops import Crops
 from training.finetuning import SynthesisTrainer
 from training.tasks import Synthesis
 
 SIZES = {2: (12, 8), 3: (12, 8, 8)}
-TRAINING = {"epochs": 5, "steps_per_epoch": 16, "batch_size": 4, "learning_rate": 1e-2, "plateau_epochs": 9}
+SCHEDULE = settings(epochs=5, steps=16, plateau_epochs=9)
 CHANGES = {"translation": 0.05, "rotation_degrees": 8, "scale": (0.9, 1.1), "elastic_px": 0.5, "elastic_grid": 4}
 
 
@@ -31,14 +36,14 @@ def batch_of(rank, seed=0, **changes):
     """Two smooth images; the target has the channels of the image, in the other order, and the changes."""
     generator = np.random.default_rng(seed)
     image = generator.random((2, *SIZES[rank], 2)).astype("float32")
-    drawn = draw_changes(2, SIZES[rank], generator, **changes) if changes else {}
+    drawn = draw_changes(2, SIZES[rank], generator, Changes(**changes)) if changes else {}
     return {"image": image, "target": image[..., ::-1]} | drawn
 
 
 @pytest.mark.parametrize("rank", [2, 3])
 def test_an_image_that_is_its_target_stays_so(rank):
     batch = batch_of(rank, **CHANGES | {"elastic_px": 2.0})
-    image, target = Synthesis(identity(rank, 2), {})(batch, training=True)
+    image, target = Synthesis(identity(rank, 2), synthesis_loss)(batch, training=True)
     np.testing.assert_allclose(image, np.asarray(target)[..., ::-1], atol=1e-6)
     assert np.abs(target - batch["target"]).mean() > 0.1, "it has moved"
 
@@ -46,7 +51,7 @@ def test_an_image_that_is_its_target_stays_so(rank):
 @pytest.mark.parametrize("rank", [2, 3])
 def test_intensities_change_in_the_inputs_only(rank):
     batch = batch_of(rank, **CHANGES, brightness=0.2, contrast=0.3)
-    image, target = Synthesis(identity(rank, 2), {})(batch, training=True)
+    image, target = Synthesis(identity(rank, 2), synthesis_loss)(batch, training=True)
     for number in range(2):
         for channel in range(2):
             moved = np.asarray(target)[number, ..., 1 - channel]
@@ -54,7 +59,7 @@ def test_intensities_change_in_the_inputs_only(rank):
             expected = (moved - moved.mean()) * scale + moved.mean() + shift
             np.testing.assert_allclose(image[number, ..., channel], expected, atol=1e-5)
     plain = batch | {"brightness": np.zeros(2, "float32"), "contrast": np.ones(2, "float32")}
-    np.testing.assert_array_equal(Synthesis(identity(rank, 2), {})(plain, training=True)[1], target)
+    np.testing.assert_array_equal(Synthesis(identity(rank, 2), synthesis_loss)(plain, training=True)[1], target)
     assert np.abs(batch["brightness"]).min() > 0.01
 
 
@@ -63,7 +68,7 @@ def test_both_move_the_same_way_along_every_axis(rank):
     batch = batch_of(rank, **CHANGES | {"elastic_px": 0, "rotation_degrees": 0, "scale": (1, 1)})
     shift = (2, -1, 3)[:rank]  # the field of view moves on by so many pixels
     batch["affine"][:, :, rank] = shift
-    moved = Synthesis(identity(rank, 2), {})(batch, training=True)
+    moved = Synthesis(identity(rank, 2), synthesis_loss)(batch, training=True)
     for found, before in zip(moved, (batch["image"], batch["target"]), strict=True):
         expected = np.zeros_like(before)
         for place in np.ndindex(SIZES[rank]):
@@ -78,7 +83,7 @@ def test_the_cost_is_that_of_the_configs_loss_and_validation_is_left_as_it_is(ra
     batch = batch_of(rank)
     errors = batch["image"] - batch["target"]
     for name, expected in (("l1", np.abs(errors).mean()), ("mse", (errors**2).mean())):
-        task = Synthesis(identity(rank, 2), {"name": name, "ssim_weight": 1.0})
+        task = Synthesis(identity(rank, 2), functools.partial(synthesis_loss, name=name))
         outputs = task(batch, training=False)
         np.testing.assert_array_equal(outputs[0], batch["image"])
         np.testing.assert_array_equal(outputs[1], batch["target"])
@@ -101,16 +106,10 @@ def volumes(tmp_path_factory):
     return open_volumes(SliceStore(path), [f"sub-{number}" for number in range(4)], ["t1gd", "flair", "t1"])
 
 
-def trainer(rank, **changes):
-    return SynthesisTrainer(
-        (*SIZES[rank], 2),
-        filters=[4, 8],
-        outputs=1,
-        loss_settings={"name": "l1", "ssim_weight": 1.0},
-        augmentation=CHANGES,
-        evaluate_every=1,
-        **{"training": TRAINING} | changes,
-    )
+def trainer(rank, schedule=SCHEDULE, remat=False):
+    network = {"rank": rank, "filters": [4, 8], "head": "synthesis", "outputs": 1}
+    build = functools.partial(build_unet, (*SIZES[rank], 2), **network)
+    return SynthesisTrainer(build, synthesis_loss, remat=remat, augmentation=Changes(**CHANGES), schedule=schedule)
 
 
 def train(shared, volumes, folder, seed):
@@ -118,7 +117,7 @@ def train(shared, volumes, folder, seed):
     size = shared.network.input_shape[1:-1]
     crops = [Crops(part, size, ["flair", "t1gd"], ["t1"], per_volume=4) for part in (volumes[:3], volumes[3:])]
     shared.start_from(seed=seed)
-    history = shared.train(*crops, seed=seed, folder=folder, tag="hash", name="cell")
+    history = shared.train(*crops, run_in(folder, seed))
     return history, shared.network.get_weights()
 
 
@@ -172,7 +171,7 @@ def test_a_cell_taken_up_from_a_checkpoint_ends_like_one_that_went_through(share
 def test_a_head_phase_freezes_all_but_the_head_and_resumes(volumes, tmp_path, monkeypatch):
     monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     phases = {"epochs": 4, "schedule": "poly", "keep": "last", "head_first": 0.5, "layer_decay": 0.9}
-    built, states, report = trainer(2, training=TRAINING | phases), [], Keeper._report
+    built, states, report = trainer(2, replace(SCHEDULE, **phases)), [], Keeper._report
     monkeypatch.setattr(Keeper, "_report", lambda k, *a: (states.append(k.task.network.get_weights()), report(k, *a)))
     history, weights = train(built, volumes, tmp_path / "through", seed=2)
     for before, after, end, weight in zip(states[0], states[1], states[3], built.network.weights, strict=True):

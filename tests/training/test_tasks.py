@@ -1,9 +1,12 @@
 """Which loss a task computes, against the same loss by hand."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 
+from losses.segmentation import segmentation_loss
 from tests.reference import balanced_cross_entropy_by_hand, tversky_costs_by_hand
 from training.tasks import Segmentation
 
@@ -24,14 +27,10 @@ def test_segmentation_costs_what_its_loss_says(softmax, name, weights, exponent,
     generator = np.random.default_rng(3)
     image = generator.normal(0, 1, (2, 4, 6, 3)).astype("float32")
     label = generator.integers(0, 3, (2, 4, 6))
-    task = Segmentation(softmax, SETTINGS, cross_entropy, loss=name)
+    loss = functools.partial(segmentation_loss, name=name, cross_entropy_weight=cross_entropy, **SETTINGS)
+    task = Segmentation(softmax, loss)
     batch = {"image": image, "label": label}
     found = float(task.compute_loss(batch, y_pred=task(batch, training=False), training=False))
     shares = np.exp(image) / np.exp(image).sum(-1, keepdims=True)
     expected = tversky_costs_by_hand(label, shares, *weights) ** exponent @ WEIGHTS
     assert found == pytest.approx(expected + cross_entropy * balanced_cross_entropy_by_hand(label, shares), rel=1e-4)
-
-
-def test_focal_tversky_is_the_loss_without_a_name(softmax):
-    named, unnamed = Segmentation(softmax, SETTINGS, loss="focal_tversky"), Segmentation(softmax, SETTINGS)
-    assert named.main_loss is unnamed.main_loss and named.loss_settings == unnamed.loss_settings == SETTINGS

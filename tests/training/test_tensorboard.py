@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from training.finetuning import SegmentationTrainer
-from training.pretraining import pretrain_constrained, pretrain_global
+from losses.global_contrastive import simclr_loss
+from tests.training.small import constrained, run_in, segmentation_trainer, settings, setup_in
+from training.effective import PatchCounts
+from training.pretraining import Images, Views, pretrain_global
 from training.tensorboard import picture_of
 
-FILTERS, SIZE = [4, 8], (16, 24)
-TRAINING = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "plateau_epochs": 5, "steps_per_epoch": 2}
-CHANGES = {"crop_scale": (0.5, 1.0), "brightness": 0.1, "contrast": 0.1}
-RUN = {"tag": "test", "name": "test", "with_tensorboard": True}
-SHARED = {"filters": FILTERS, "training": TRAINING, "seed": 1, "warm_start": lambda network: None}
+SIZE, SCHEDULE = (16, 24), settings(epochs=2, steps=2, rate=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +34,8 @@ def events(folder):
 
 def test_scalars_and_pictures_of_representations(images, tmp_path):
     maps = np.random.default_rng(1).integers(0, 3, (8, *SIZE)).astype("uint8")
-    options = {"patch_size": 4, "decoder_levels": None, "features": 8, "anchors_per_slice": 3}
-    loss = {"temperature": 0.1, "nearest_patches": 5}
-    _, history = pretrain_constrained(
-        images, maps, images, maps, loss_settings=loss, folder=tmp_path, **options, **SHARED, **RUN
-    )
+    options = {"counts": PatchCounts(5, 3), "schedule": SCHEDULE, "with_tensorboard": True}
+    _, history = constrained((images, maps), tmp_path, **options)
     found = events(tmp_path)
     for row in history:
         for name in ("loss", "val_loss", "learning_rate"):
@@ -49,20 +44,20 @@ def test_scalars_and_pictures_of_representations(images, tmp_path):
 
 
 def test_an_encoder_alone_has_no_picture(images, tmp_path):
-    pretrain_global(images, images, temperature=0.1, features=8, folder=tmp_path, **CHANGES, **SHARED, **RUN)
+    shown, views = Images(images), Views(0.1, 0.1, crop_scale=(0.5, 1.0))
+    setup = setup_in(tmp_path, SCHEDULE, with_tensorboard=True)
+    pretrain_global(shown, shown, simclr_loss, views, 8, None, setup)
     assert {tag for _, tag in events(tmp_path)} >= {"loss", "val_loss"}
     assert "validation" not in {tag for _, tag in events(tmp_path)}
 
 
 def test_pictures_of_a_segmentation_show_image_result_and_reference(images, tmp_path):
     labels = (images[..., 0] > 0.5).astype("uint8")
-    trainer = SegmentationTrainer(
-        (*SIZE, 1), filters=FILTERS, classes=2, loss_settings={}, augmentation={}, training=TRAINING, evaluate_every=1
-    )
+    trainer = segmentation_trainer(SCHEDULE, shape=(*SIZE, 1))
     trainer.use(images, labels)
     caught = []
-    fit, trainer.fit = trainer.fit, lambda *batches, **run: caught.append(batches) or fit(*batches, **run)
-    trainer.train(np.arange(8), np.arange(8), seed=1, folder=tmp_path, **RUN)
+    fit, trainer.fit = trainer.fit, lambda *batches: caught.append(batches) or fit(*batches)
+    trainer.train(np.arange(8), np.arange(8), run_in(tmp_path, with_tensorboard=True))
     assert events(tmp_path)[2, "validation"] == (4 * SIZE[0], 3 * SIZE[1])
     validation = caught[0][1]
     picture = picture_of(trainer.task, validation)

@@ -71,7 +71,7 @@ def options(*words):
 def test_a_run_has_config_losses_and_records(slices, pretrain, config, mlflow, tmp_path):
     folder = tmp_path / "pretraining" / "constrained"
     with tracked(folder, config, HASH, is_wanted=True):
-        _, history = pretrain(slices, folder, training=settings(epochs=2), **chosen_sinks(options("--mlflow")))
+        _, history = pretrain(slices, folder, schedule=settings(epochs=2), **chosen_sinks(options("--mlflow")))
     (run,) = mlflow.runs
     assert (run["name"], run["experiment"], run["status"]) == ("pretraining/constrained", "study", "FINISHED")
     assert run["params"]["loss.temperature"] == "0.1" and run["params"]["config_hash"] == HASH
@@ -82,9 +82,9 @@ def test_a_run_has_config_losses_and_records(slices, pretrain, config, mlflow, t
 
 
 def test_a_resumed_run_has_the_losses_of_earlier_epochs(slices, pretrain, config, mlflow, tmp_path):
-    pretrain(slices, tmp_path, training=settings(epochs=2))
+    pretrain(slices, tmp_path, schedule=settings(epochs=2))
     with tracked(tmp_path, config, HASH, is_wanted=True):
-        _, history = pretrain(slices, tmp_path, training=settings(epochs=3), with_mlflow=True)
+        _, history = pretrain(slices, tmp_path, schedule=settings(epochs=3), with_mlflow=True)
     assert mlflow.runs[0]["metrics"]["loss"] == {row["epoch"]: row["loss"] for row in history} and len(history) == 3
 
 

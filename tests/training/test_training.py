@@ -8,6 +8,8 @@ import pytest
 from keras import ops
 
 from data.slices import StoredArray
+from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
+from losses.local_contrastive import Regions, region_contrast
 from models.weights import read_weights
 from tests.training.loop import (
     EPOCHS,
@@ -19,9 +21,10 @@ from tests.training.loop import (
     described,
     stopped_and_resumed,
 )
-from tests.training.small import LOSS, RUN, SharedSteps, constrained, settings
+from tests.training.small import COUNTS, LOSS, PATCHES, SharedSteps, constrained, settings, setup_in
 from training import pretraining
-from training.pretraining import pretrain_constrained, pretrain_global, pretrain_local, pretrain_regression
+from training.effective import PatchCounts
+from training.pretraining import Corruption, Decoder, Images, Patches, Views
 from training.steps import Task
 
 
@@ -30,10 +33,10 @@ def test_images_shown_one_by_one_share_the_map_of_their_slice(slices, tmp_path, 
     maps = maps.copy()
     maps[3] = 0  # nothing to compare: left out in every contrast
     parts = []
-    monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: parts.extend(pair))
+    monkeypatch.setattr(pretraining, "_train", lambda task, pair, setup: parts.extend(pair))
     three = np.concatenate([images, images + 1, images + 2])
-    settings_of = {"patch_size": 4, "decoder_levels": None, "anchors_per_slice": 5, "loss_settings": LOSS}
-    pretrain_constrained(three, maps, three[16:], maps, **settings_of, training=settings(), folder=tmp_path, **RUN)
+    shown, setup = (Images(three, maps), Images(three[16:], maps)), setup_in(tmp_path, settings())
+    pretraining.pretrain_constrained(*shown, LOSS, PATCHES, COUNTS, Patches(), setup)
     for part, copies in zip(parts, (3, 2), strict=True):
         shown, classes = part.arrays["image"][np.arange(part.slices)], part.arrays["patch_classes"]
         assert len(shown) == len(classes) == copies * 15
@@ -42,29 +45,31 @@ def test_images_shown_one_by_one_share_the_map_of_their_slice(slices, tmp_path, 
             np.testing.assert_array_equal(found, maps[row, ::4, ::4].ravel())
 
 
-VIEWS = {"brightness": 0.05, "contrast": 0.05, "temperature": 0.1}
+VIEWS = Views(brightness=0.05, contrast=0.05, crop_scale=(0.8, 1.0))
+PARTIAL = Decoder(1, 8)
 PLACES = (np.arange(16) // 4, np.arange(16) % 4)  # four subjects of four slices
+CORRUPTION = {"regression": Corruption(0.1, noise=0.01), "masked": Corruption(0.6, noise=0.01, block_px=2)}
 
 
-def pretrain(method, images, maps, folder, epochs=12, **changes):
+def pretrain(method, images, maps, folder, schedule=None, decoder=PARTIAL, **setup):
     """Run one method on images of either rank; the first half of the images is the validation set."""
-    run = RUN | {"folder": folder, "training": settings(epochs=epochs)} | changes
-    half = len(images) // 2
-    if method in ("regression", "masked"):
-        del run["features"]
-        form = {"corrupted_share": 0.1} if method == "regression" else {"corrupted_share": 0.6, "block_px": 2}
-        return pretrain_regression(images, images[:half], noise=0.01, **form, **run)
+    setup, halves = setup_in(folder, schedule or settings(epochs=12), **setup), (images, images[: len(images) // 2])
+    shown = [Images(one) for one in halves]
+    if method in CORRUPTION:
+        return pretraining.pretrain_regression(*shown, CORRUPTION[method], setup)
     if method == "global":
-        return pretrain_global(images, images[:half], crop_scale=(0.8, 1.0), **(VIEWS | run))
+        loss = functools.partial(simclr_loss, temperature=0.1)
+        return pretraining.pretrain_global(*shown, loss, VIEWS, 8, None, setup)
     if method in ("anatomical", "attracting"):
-        changes["partition_positives"] = method == "attracting"
-        places = {"places": PLACES, "validation_places": tuple(numbers[:half] for numbers in PLACES)}
-        return pretrain("global", images, maps, folder, epochs, n_partitions=2, **places, **changes)
+        shown = [Images(one, places=tuple(numbers[: len(one)] for numbers in PLACES)) for one in halves]
+        is_attracting = method == "attracting"
+        loss = functools.partial(anatomical_contrastive_loss, temperature=0.1, same_part_attracts=is_attracting)
+        return pretraining.pretrain_global(*shown, loss, VIEWS, 8, 2, setup)
     if method == "local":
-        regions = {"decoder_levels": 1, "region_size": 2, "regions": 4, "negatives": 3, "freeze_encoder": False}
-        return pretrain_local(images, images[:half], **(regions | VIEWS | run))
-    constraint = {"decoder_levels": None, "patch_size": 4, "anchors_per_slice": 5, "loss_settings": LOSS}
-    return pretrain_constrained(images, maps, images[:half], maps[:half], **(constraint | run))
+        loss = functools.partial(region_contrast, temperature=0.1)
+        return pretraining.pretrain_local(*shown, loss, VIEWS, decoder, Regions(2, 4, 3), setup)
+    shown = [Images(one, maps[: len(one)]) for one in halves]
+    return pretraining.pretrain_constrained(*shown, LOSS, PATCHES, COUNTS, Patches(), setup)
 
 
 LEARNED = {
@@ -90,9 +95,9 @@ def learned(slices, pretrain_again, tmp_path_factory):
 
     @functools.cache
     def train(method):
-        folder, changes = tmp_path_factory.mktemp(method), {"freeze_encoder": True} if method == "local" else {}
-        start = changes["warm_start"] = Start()
-        network, history = pretrain_again(method, *slices, folder, **changes)
+        folder, start = tmp_path_factory.mktemp(method), Start()
+        decoder = Decoder(1, 8, freeze_encoder=method == "local")
+        network, history = pretrain_again(method, *slices, folder, decoder=decoder, warm_start=start)
         network.start = start.weights
         return folder, network, history
 
@@ -116,8 +121,8 @@ def test_every_method_learns_from_slices_and_logs_its_health(method, learned):
 
 
 def test_a_partial_decoder_learns_and_logs_its_health(slices, tmp_path):
-    changes = {"filters": [4, 8, 8], "decoder_levels": 1, "patch_size": 2}
-    check_constrained(tmp_path, *constrained(slices, tmp_path, training=settings(epochs=12), **changes))
+    changes = {"filters": [4, 8, 8], "decoder": Decoder(1, 8, patch_size=2)}
+    check_constrained(tmp_path, *constrained(slices, tmp_path, schedule=settings(epochs=12), **changes))
 
 
 def check_constrained(folder, _network, history):
@@ -134,8 +139,8 @@ def test_volumes_are_learned_from_as_well(method, tmp_path):
     generator = np.random.default_rng(0)
     maps = generator.integers(0, 4, (16, 2, 3, 2)).repeat(4, axis=1).repeat(4, axis=2).repeat(4, axis=3)
     images = (maps[..., None] / 4 + generator.normal(0, 0.1, (16, 8, 12, 8, 1))).astype("float32")
-    training = settings(epochs=12, rate=1e-3 if method == "anatomical" else 1e-2)
-    network, history = pretrain(method, images, maps.astype("int32"), tmp_path, training=training)
+    schedule = settings(epochs=12, rate=1e-3 if method == "anatomical" else 1e-2)
+    network, history = pretrain(method, images, maps.astype("int32"), tmp_path, schedule)
     assert network.input_shape == (None, 8, 12, 8, 1)
     assert history[-1]["val_loss"] < LEARNED[method] * history[0]["val_loss"]
 
@@ -144,8 +149,8 @@ def test_slices_of_one_part_that_look_alike_learn_to_attract(tmp_path):
     generator = np.random.default_rng(0)
     parts = generator.random((2, 16, 16, 1))  # what the two parts of every subject have in common
     images = parts[PLACES[1] // 2] + generator.normal(0, 0.1, (16, 16, 16, 1))
-    training = settings(epochs=16, rate=3e-3)
-    _, history = pretrain("attracting", images.astype("float32"), None, tmp_path, training=training)
+    schedule = settings(epochs=16, rate=3e-3)
+    _, history = pretrain("attracting", images.astype("float32"), None, tmp_path, schedule)
     # At first all representations point the same way: every pair costs log(1 + 4), with four views of other parts.
     assert history[0]["val_loss"] == pytest.approx(np.log(5), rel=0.05)
     assert history[-1]["val_loss"] < 0.2 * history[0]["val_loss"]
@@ -160,12 +165,11 @@ def test_a_frozen_encoder_stays_and_the_decoder_learns(learned):
 
 
 def test_patches_of_the_background_may_be_left_out(slices, tmp_path, monkeypatch):
-    images, maps = slices
     losses, seen = [], []
-    monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: seen.append((task, pair)))
-    changes = {"patch_size": 1, "loss_settings": LOSS | {"nearest_patches": 255}}
+    monkeypatch.setattr(pretraining, "_train", lambda task, pair, setup: seen.append((task, pair)))
+    changes = {"decoder": Decoder(None, 8), "counts": PatchCounts(255, 5), "schedule": settings()}
     for keep in (True, False):
-        pretrain("constrained", images, maps, tmp_path, background_patches=keep, **changes)
+        constrained(slices, tmp_path, patches=Patches(background=keep), **changes)
         task, pair = seen[-1]
         task.hold(*({name: part.arrays[name].values for name in part.on_device} for part in pair))
         for is_training, part in zip((True, False), pair, strict=True):
@@ -174,7 +178,7 @@ def test_patches_of_the_background_may_be_left_out(slices, tmp_path, monkeypatch
         health = {name: float(metric.result()) for name, metric in task.health.items()}
         assert 0 < health["share_without_negative"] < 1 or health["mean_positives"] > 0
     assert losses[2] < losses[0] and losses[3] < losses[1]  # fewer negatives
-    assert (maps == 0).any() and np.isfinite(losses).all()
+    assert (slices[1] == 0).any() and np.isfinite(losses).all()
 
 
 def as_stored(array):
@@ -193,7 +197,7 @@ def test_a_run_repeats_itself_to_the_bit_from_the_device_and_from_a_file(learned
 def test_batches_from_a_file_bring_what_the_device_would_read(method, slices, tmp_path, monkeypatch):
     """The other methods from a file: equal batches, and the weights at which they begin."""
     given, (images, maps) = [], slices
-    monkeypatch.setattr(pretraining, "_train", lambda task, pair, training, **run: given.append((task, pair)))
+    monkeypatch.setattr(pretraining, "_train", lambda task, pair, setup: given.append((task, pair)))
     pretrain(method, images, maps, tmp_path)
     pretrain(method, as_stored(images), as_stored(maps) if method == "constrained" else maps, tmp_path)
     (held, on_device), (streamed, from_file) = given
@@ -221,7 +225,7 @@ def with_images(batches, epoch, step):
 def stopped(slices, pretrain_again, tmp_path_factory):
     """A run without a break and one with two, and their folder."""
     folder = tmp_path_factory.mktemp("stopped")
-    train = lambda place, training: pretrain_again("regression", *slices, place, training=training)  # noqa: E731
+    train = lambda place, schedule: pretrain_again("regression", *slices, place, schedule)  # noqa: E731
     return stopped_and_resumed(train, folder), folder
 
 
@@ -232,8 +236,8 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(stopped):
 def test_a_finished_run_is_not_trained_again_until_its_result_is_written(stopped, slices, monkeypatch):
     result, folder = stopped
     monkeypatch.setattr(Task, "fit", None)  # which would train
-    training = settings(epochs=EPOCHS, rate=RATE)
-    again = described("resumed", *pretrain("regression", *slices, folder / "cut", training=training))
+    schedule = settings(epochs=EPOCHS, rate=RATE)
+    again = described("resumed", *pretrain("regression", *slices, folder / "cut", schedule))
     for name, values in again.items():
         np.testing.assert_array_equal(values, result[name], err_msg=name)
 
@@ -250,5 +254,5 @@ def test_the_learning_rate_is_halved_on_a_plateau_and_the_best_weights_return(st
 
 @pytest.mark.parametrize("method", ["global", "constrained"])
 def test_several_steps_in_a_dispatch_train_like_one_by_one(method, slices, tmp_path):
-    train = lambda place, training: pretrain(method, *slices, place, training=training)  # noqa: E731
+    train = lambda place, schedule: pretrain(method, *slices, place, schedule)  # noqa: E731
     check_dispatches(by_steps_per_dispatch(train, tmp_path))
