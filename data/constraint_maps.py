@@ -108,9 +108,11 @@ def constraint_map(
     return describe_constraint_map(volume, mask, **recipe, seed=seed, affine=affine).classes
 
 
-def describe_constraint_map(volume, mask, *, clusters, components, tv_weight, percentiles, seed, affine=None):
-    """Compute a `ConstraintMap`: the map of `constraint_map` with its contrast space and statistics."""
-    recipe = {"components": components, "tv_weight": tv_weight, "percentiles": percentiles}
+def describe_constraint_map(volume, mask, *, clusters, seed, affine=None, **recipe):
+    """Compute a `ConstraintMap`: the map of `constraint_map` with its contrast space and statistics.
+
+    `recipe` holds `components`, `tv_weight` and `percentiles` of `contrast_space`.
+    """
     space = contrast_space(volume, mask, **recipe, affine=affine)
     seconds = dict(space.seconds)
     with _timed(seconds, "kmeans"):

@@ -4,8 +4,9 @@ Times in ms, proton density in percent, flip angles in degrees, b-values in s/mm
 magnitude and noise come later (`data.simulation`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -77,14 +78,15 @@ class Sequence:
         """Whether the contrast has several echoes and therefore a fourth axis."""
         return isinstance(self.settings["te"], tuple)
 
-    def signal(self, pd, t1, t2, t2star, adc, fat, lipid, te):
+    def signal(self, water: Mapping[str, Any], lipid: Mapping[str, float], te: float) -> np.ndarray:
         """Return the complex signal of a mixture of water and lipid at one echo time.
 
         Spin echoes refocus the chemical shift; in gradient echoes fat turns against water by 2 pi FAT_OFFSET TE.
 
         Args:
-            pd, t1, t2, t2star, adc, fat: Water parameters and fat fraction (percent), arrays of one shape.
-            lipid: The same parameters of the lipid protons, a mapping of name to scalar (`t1`, `t2`, `t2star`, `adc`).
+            water: Parameters `pd`, `t1`, `t2`, `t2star` and `adc` of the water, and the `fat` fraction (percent),
+                arrays of one shape.
+            lipid: Scalars `t1`, `t2`, `t2star` and `adc` of the lipid protons.
             te: Echo time, ms.
 
         Returns:
@@ -92,13 +94,15 @@ class Sequence:
         """
         settings = self.settings | {"te": te}
         is_gradient_echo = self.equation is spoiled_gradient_echo
-        water = self.equation(1.0, t1, t2star if is_gradient_echo else t2, **settings) * np.exp(-self.b_value * adc)
-        lipid_decay = lipid["t2star"] if is_gradient_echo else lipid["t2"]
-        fatty = self.equation(1.0, lipid["t1"], lipid_decay, **settings) * np.exp(-self.b_value * lipid["adc"])
+        watery, fatty = (
+            self.equation(1.0, part["t1"], part["t2star" if is_gradient_echo else "t2"], **settings)
+            * np.exp(-self.b_value * part["adc"])
+            for part in (water, lipid)
+        )
         phase = np.exp(2j * np.pi * FAT_OFFSET * te) if is_gradient_echo else 1.0
-        fraction = fat / 100.0
-        mixture = (1.0 - fraction) * water + fraction * (self.fat_kept * fatty * phase)
-        return (pd * mixture).astype(np.complex64)
+        fraction = water["fat"] / 100.0
+        mixture = (1.0 - fraction) * watery + fraction * (self.fat_kept * fatty * phase)
+        return (water["pd"] * mixture).astype(np.complex64)
 
 
 DIXON = {"tr": 4.5, "flip_degrees": 10.0}

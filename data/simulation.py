@@ -169,7 +169,7 @@ def _scan(sequence, maps, field, generator):
     echoes = []
     for te in sequence.echo_times:
         signal = np.zeros(field.shape, np.complex64)
-        signal.ravel()[body] = sequence.signal(**local, lipid=maps["lipid"], te=te) * field.ravel()[body]
+        signal.ravel()[body] = sequence.signal(local, maps["lipid"], te) * field.ravel()[body]
         echoes.append(block_mean(signal))
     image = np.stack(echoes, axis=-1)
     brightest = np.percentile(np.abs(image[..., 0]), 99)

@@ -38,9 +38,11 @@ def scan(codes="RAS", spacing=(2.0, 1.0, 5.0), seed=0):
     return np.asarray(image.dataobj), image.affine
 
 
-def synthesise(model, volume, affine, crop, pixel_size=None, image_size=(16, 16), overlap=0.5, batch_size=3):
+def synthesise(model, volume, affine, crop, pixel_size=None, image_size=(16, 16), **windows):
     grid = SliceGrid(volume.shape[:3], affine, pixel_size, image_size)
-    made = synthesise_subject(model, grid.to_slices(volume), grid, crop, overlap=overlap, batch_size=batch_size)
+    made = synthesise_subject(
+        model, grid.to_slices(volume), grid, crop, **({"overlap": 0.5, "batch_size": 3} | windows)
+    )
     return made, grid
 
 
