@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from losses.health import masked_mean, uniformity
-from losses.similarity import unit_vectors
+from losses.similarity import Tensor, unit_vectors
 from utils.checks import InputError, check_axes
 
 EXCLUDED = -1e9  # finite, so that an anchor without comparisons has a zero gradient
@@ -34,18 +34,18 @@ class Selection(NamedTuple):
 
 
 def constrained_contrastive_loss(
-    representations,
-    patch_classes,
-    anchors,
+    representations: Tensor,
+    patch_classes: Tensor,
+    anchors: Tensor,
     *,
-    temperature=0.1,
-    nearest_patches=100,
-    comparison="pairwise",
-    anchor_is_positive=True,
-    most_nearest=None,
-    positions=None,
-    positive_within=None,
-):
+    temperature: float = 0.1,
+    nearest_patches: Any = 100,
+    comparison: str = "pairwise",
+    anchor_is_positive: bool = True,
+    most_nearest: int | None = None,
+    positions: Tensor | None = None,
+    positive_within: float | None = None,
+) -> Tensor:
     """Compute the constrained contrastive loss of each slice, the mean over its anchors.
 
     With cosine similarity s between anchor and patch, t the temperature, p positives and n negatives:
@@ -94,15 +94,15 @@ def constrained_contrastive_loss(
 
 
 def anchor_health(
-    representations,
-    patch_classes,
-    anchors,
+    representations: Tensor,
+    patch_classes: Tensor,
+    anchors: Tensor,
     *,
-    nearest_patches=100,
-    most_nearest=None,
-    positions=None,
-    positive_within=None,
-):
+    nearest_patches: Any = 100,
+    most_nearest: int | None = None,
+    positions: Tensor | None = None,
+    positive_within: float | None = None,
+) -> dict[str, Tensor]:
     """Describe the positives and negatives of the anchors of a batch, for the training log.
 
     Args:
@@ -145,7 +145,7 @@ def anchor_health(
     }
 
 
-def pairwise_contrast(logits, is_positive, is_negative):
+def pairwise_contrast(logits: Tensor, is_positive: Tensor, is_negative: Tensor) -> Tensor:
     """Average, over an anchor's positives, of each one's cost against all negatives.
 
     Args:
@@ -162,7 +162,7 @@ def pairwise_contrast(logits, is_positive, is_negative):
     return ops.sum(weight * cost, axis=-1) / ops.maximum(ops.sum(weight, axis=-1), 1.0)
 
 
-def setwise_contrast(logits, is_positive, is_negative):
+def setwise_contrast(logits: Tensor, is_positive: Tensor, is_negative: Tensor) -> Tensor:
     """Compute the loss of all positives of an anchor jointly; arguments as for `pairwise_contrast`."""
     positives, negatives = (
         ops.logsumexp(ops.where(mask, logits, EXCLUDED), axis=-1) for mask in (is_positive, is_negative)

@@ -2,13 +2,13 @@
 
 from keras import ops
 
-from losses.similarity import unit_vectors
+from losses.similarity import Tensor, unit_vectors
 from utils.checks import InputError, check_axes
 
 EXCLUDED = -1e9  # finite, so that a view without comparisons has a zero gradient
 
 
-def simclr_loss(view_a, view_b, *, temperature=0.1):
+def simclr_loss(view_a: Tensor, view_b: Tensor, *, temperature: float = 0.1) -> Tensor:
     """Compute NT-Xent: each view against its partner, among all other views of the batch.
 
     loss_i = -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) ), j the other view of the same image, over all 2B - 1
@@ -39,7 +39,9 @@ def simclr_loss(view_a, view_b, *, temperature=0.1):
     return ops.logsumexp(logits, axis=-1) - partner_logits
 
 
-def anatomical_contrastive_loss(views, partitions, *, temperature=0.1, same_part_attracts=False):
+def anatomical_contrastive_loss(
+    views: Tensor, partitions: Tensor, *, temperature: float = 0.1, same_part_attracts: bool = False
+) -> Tensor:
     """Compute global contrast in which slices of the same part of the anatomy never repel each other.
 
     For each ordered pair (i, j) of views of one slice, with n over all views of slices of other partitions:

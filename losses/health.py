@@ -6,13 +6,13 @@ use directions only, in float32; a zero vector has no direction and stays at the
 
 from keras import ops
 
-from losses.similarity import unit_vectors
+from losses.similarity import Tensor, unit_vectors
 from utils.checks import InputError
 
 SHARPNESS = 2.0  # t of the Gaussian potential in `uniformity`
 
 
-def view_health(view_a, view_b, is_counted=None):
+def view_health(view_a: Tensor, view_b: Tensor, is_counted: Tensor | None = None) -> dict[str, Tensor]:
     """Describe two views of the same images, or of the same regions of images.
 
     Args:
@@ -40,7 +40,7 @@ def view_health(view_a, view_b, is_counted=None):
     }
 
 
-def uniformity(vectors, is_counted=None):
+def uniformity(vectors: Tensor, is_counted: Tensor | None = None) -> Tensor:
     """Measure how evenly the vectors of a set cover the unit sphere.
 
     log( mean over all pairs i != j of exp(-t |u_i - u_j|^2) ), u unit vectors, t = 2
@@ -73,7 +73,7 @@ def uniformity(vectors, is_counted=None):
     return masked_mean(ops.log(ops.where(has_pair, potential, 1.0)), has_pair)
 
 
-def feature_spread(vectors, is_counted=None):
+def feature_spread(vectors: Tensor, is_counted: Tensor | None = None) -> Tensor:
     """Measure how much the unit vectors of a set differ: the standard deviation of a feature, times sqrt(F).
 
     It is 1 for isotropic directions and 0 if all point in the same direction. If all features vary equally, the mean

@@ -1,11 +1,12 @@
 """Local contrast: a region of one view agrees with the same region of the other view, and with no other region."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
-from losses.similarity import unit_vectors
+from losses.similarity import Tensor, unit_vectors
 from utils.checks import InputError
 
 EXCLUDED = -1e9  # finite, so that a region without comparisons has a zero gradient
@@ -25,7 +26,16 @@ class Regions(NamedTuple):
     negatives: int
 
 
-def local_contrastive_loss(map_a, map_b, *, region_size=3, regions=13, negatives=5, temperature=0.1, seed):
+def local_contrastive_loss(
+    map_a: Tensor,
+    map_b: Tensor,
+    *,
+    region_size: int = 3,
+    regions: int = 13,
+    negatives: int = 5,
+    temperature: float = 0.1,
+    seed: int,
+) -> Tensor:
     """Compute local contrast between two intensity-augmented views of the same slices.
 
     Draws regions and their negatives from `seed` and returns `region_contrast`. To draw new regions in every step, call
@@ -54,7 +64,14 @@ def local_contrastive_loss(map_a, map_b, *, region_size=3, regions=13, negatives
     return region_contrast(map_a, map_b, **drawn, region_size=region_size, temperature=temperature)
 
 
-def draw_regions(count, map_size, generator, region_size=3, regions=13, negatives=5):
+def draw_regions(
+    count: int,
+    map_size: Sequence[int],
+    generator: np.random.Generator,
+    region_size: int = 3,
+    regions: int = 13,
+    negatives: int = 5,
+) -> dict[str, np.ndarray]:
     """Draw regions that do not overlap, and the negatives of each.
 
     Each slice is covered by a grid of regions with a random offset; `regions` of its cells are drawn.
@@ -89,7 +106,15 @@ def draw_regions(count, map_size, generator, region_size=3, regions=13, negative
     return {"corners": corners, "is_negative": is_negative}
 
 
-def region_contrast(map_a, map_b, corners, is_negative, *, region_size=3, temperature=0.1):
+def region_contrast(
+    map_a: Tensor,
+    map_b: Tensor,
+    corners: Tensor,
+    is_negative: Tensor,
+    *,
+    region_size: int = 3,
+    temperature: float = 0.1,
+) -> Tensor:
     """Contrast corresponding regions of two views with other regions of the same slice.
 
     For a region r of one view, its partner r' in the other, and its negatives n in both views:
@@ -129,7 +154,7 @@ def region_contrast(map_a, map_b, corners, is_negative, *, region_size=3, temper
     return ops.sum(weight * cost, axis=-1) / ops.maximum(ops.sum(weight, axis=-1), 1.0)
 
 
-def regions_of(feature_map, corners, region_size):
+def regions_of(feature_map: Tensor, corners: Tensor, region_size: int) -> Tensor:
     """Read regions out of a map.
 
     Args:

@@ -2,10 +2,11 @@
 
 from keras import ops
 
+from losses.similarity import Tensor
 from utils.checks import InputError
 
 
-def masked_l1(reconstruction, image, corrupted):
+def masked_l1(reconstruction: Tensor, image: Tensor, corrupted: Tensor) -> Tensor:
     """Compute the mean absolute error over the corrupted pixels of each image.
 
     loss = sum |M * reconstruction - M * image| / sum M, with M = 1 at corrupted pixels

@@ -4,10 +4,12 @@ Every overlap loss is a sum over classes of `weight * cost`. A class that is abs
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from keras import ops
 
+from losses.similarity import Tensor
 from utils.checks import InputError
 
 ABSENT = 1e-6  # pixels; a class with less than this in target and prediction together is absent
@@ -16,15 +18,15 @@ NEAR_PERFECT = 1e-7  # Tversky cost below which the focal power is replaced by i
 
 
 def segmentation_loss(
-    target,
-    probabilities,
+    target: Tensor,
+    probabilities: Tensor,
     *,
-    name="focal_tversky",
-    class_weights=None,
-    cross_entropy="balanced",
-    cross_entropy_weight=0.0,
-    **focal,
-):
+    name: str = "focal_tversky",
+    class_weights: Sequence[float] | None = None,
+    cross_entropy: str = "balanced",
+    cross_entropy_weight: float = 0.0,
+    **focal: float,
+) -> Tensor:
     """Compute the loss that is named, plus cross-entropy if it has a weight.
 
     Args:
@@ -60,7 +62,14 @@ def segmentation_loss(
     return loss
 
 
-def dice_loss(target, probabilities, *, class_weights=None, include_background=True, reduce="batch"):
+def dice_loss(
+    target: Tensor,
+    probabilities: Tensor,
+    *,
+    class_weights: Sequence[float] | None = None,
+    include_background: bool = True,
+    reduce: str = "batch",
+) -> Tensor:
     """Compute sum_k w_k (1 - Dice_k), the multi-label soft Dice loss (Tversky with both weights 1/2).
 
     Arguments as for `focal_tversky_loss`.
@@ -73,15 +82,15 @@ def dice_loss(target, probabilities, *, class_weights=None, include_background=T
 
 
 def tversky_loss(
-    target,
-    probabilities,
+    target: Tensor,
+    probabilities: Tensor,
     *,
-    class_weights=None,
-    include_background=True,
-    false_positive_weight=0.3,
-    false_negative_weight=0.7,
-    reduce="batch",
-):
+    class_weights: Sequence[float] | None = None,
+    include_background: bool = True,
+    false_positive_weight: float = 0.3,
+    false_negative_weight: float = 0.7,
+    reduce: str = "batch",
+) -> Tensor:
     """Compute sum_k w_k (1 - TI_k). Arguments as for `focal_tversky_loss`.
 
     Reference:
@@ -92,16 +101,16 @@ def tversky_loss(
 
 
 def focal_tversky_loss(
-    target,
-    probabilities,
+    target: Tensor,
+    probabilities: Tensor,
     *,
-    class_weights=None,
-    include_background=True,
-    false_positive_weight=0.3,
-    false_negative_weight=0.7,
-    focus=4 / 3,
-    reduce="batch",
-):
+    class_weights: Sequence[float] | None = None,
+    include_background: bool = True,
+    false_positive_weight: float = 0.3,
+    false_negative_weight: float = 0.7,
+    focus: float = 4 / 3,
+    reduce: str = "batch",
+) -> Tensor:
     """Compute sum_k w_k (1 - TI_k)^(1 / focus), with TI_k = TP / (TP + a FP + b FN) of soft counts.
 
     For focus > 1, the slope of that power is infinite at a perfect class; below 1 - TI = 1e-7 it is replaced by the
@@ -135,7 +144,9 @@ def focal_tversky_loss(
     return _sum_over_classes(ops.where(cost > NEAR_PERFECT, powered, chord), class_weights, include_background)
 
 
-def balanced_cross_entropy(target, probabilities, *, class_weights=None):
+def balanced_cross_entropy(
+    target: Tensor, probabilities: Tensor, *, class_weights: Sequence[float] | None = None
+) -> Tensor:
     """Compute the mean over classes of the mean over their pixels of -log(probability of the class).
 
     The Tversky index of a class that the network no longer predicts has no gradient; this cost does, and it is equal
@@ -160,7 +171,9 @@ def balanced_cross_entropy(target, probabilities, *, class_weights=None):
     return ops.sum(weights * costs / ops.maximum(pixels, 1.0)) / ops.maximum(ops.sum(weights), SMALLEST)
 
 
-def plain_cross_entropy(target, probabilities, *, class_weights=None):
+def plain_cross_entropy(
+    target: Tensor, probabilities: Tensor, *, class_weights: Sequence[float] | None = None
+) -> Tensor:
     """Compute the mean over pixels of -log(probability of the pixel's class): classes count in proportion to size.
 
     cost = sum_i w_k(i) * -log p_i,k(i) / sum_i w_k(i), with k(i) the class of pixel i

@@ -1,11 +1,15 @@
 """Cosine similarity, the measure of all contrastive losses here."""
 
+from typing import Any
+
 from keras import ops
 
-SHORTEST = 1e-16  # squared length; shorter vectors count as zero and have a zero gradient
+Tensor = Any  # of the backend, or a numpy array, which Keras takes in its place
+
+SHORTEST = 1e-16  # squared length; below it a vector counts as zero and keeps a zero gradient
 
 
-def unit_vectors(vectors):
+def unit_vectors(vectors: Tensor) -> Tensor:
     """Divide vectors by their length, in float32.
 
     Args:

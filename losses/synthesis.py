@@ -7,6 +7,7 @@ error, which is one of the poster's three measures, and L1 with the structural s
 import numpy as np
 from keras import ops
 
+from losses.similarity import Tensor
 from utils.checks import InputError
 
 WINDOW = 11  # voxels; Wang et al.: an 11 wide Gaussian
@@ -15,7 +16,15 @@ K1, K2 = 0.01, 0.03
 NAMES = ("l1", "mse", "l1_ssim")
 
 
-def synthesis_loss(target, prediction, *, name="l1", ssim_weight=1.0, mask=None, data_range=1.0):
+def synthesis_loss(
+    target: Tensor,
+    prediction: Tensor,
+    *,
+    name: str = "l1",
+    ssim_weight: float = 1.0,
+    mask: Tensor | None = None,
+    data_range: float = 1.0,
+) -> Tensor:
     """Compute the loss of synthesised contrasts, the mean over contrasts and voxels of each image.
 
     l1: |p - t|    mse: (p - t)^2    l1_ssim: |p - t| + ssim_weight (1 - SSIM)
@@ -50,19 +59,19 @@ def synthesis_loss(target, prediction, *, name="l1", ssim_weight=1.0, mask=None,
     return loss + ssim_weight * ssim_loss(target, prediction, mask=mask, data_range=data_range)
 
 
-def l1_loss(target, prediction, *, mask=None):
+def l1_loss(target: Tensor, prediction: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Compute the mean absolute error per image, `(B,)`. Arguments as for `synthesis_loss`."""
     target, prediction, mask = _checked(target, prediction, mask)
     return _mean(ops.abs(_inside(prediction, target, mask) - target), mask)
 
 
-def mse_loss(target, prediction, *, mask=None):
+def mse_loss(target: Tensor, prediction: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Compute the mean squared error per image, `(B,)`. Arguments as for `synthesis_loss`."""
     target, prediction, mask = _checked(target, prediction, mask)
     return _mean(ops.square(_inside(prediction, target, mask) - target), mask)
 
 
-def ssim_loss(target, prediction, *, mask=None, data_range=1.0):
+def ssim_loss(target: Tensor, prediction: Tensor, *, mask: Tensor | None = None, data_range: float = 1.0) -> Tensor:
     """Compute 1 - the mean structural similarity per image, over the similarities of the contrasts.
 
     SSIM = (2 m_t m_p + c1) (2 v_tp + c2) / ((m_t^2 + m_p^2 + c1) (v_t + v_p + c2)),

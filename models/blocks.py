@@ -1,6 +1,7 @@
 """Building blocks of the U-Net, for images (rank 2) and volumes (rank 3) alike."""
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -36,7 +37,7 @@ class HeNormal(keras.initializers.Initializer):
         return {"seed": self.seed}
 
 
-def convolution(rank, filters, kernel_size, name, seed, **options):
+def convolution(rank: int, filters: int, kernel_size: int, name: str, seed: int, **options: Any) -> layers.Layer:
     """Build a convolution that keeps the image size, with initial weights of its own.
 
     Args:
@@ -52,12 +53,14 @@ def convolution(rank, filters, kernel_size, name, seed, **options):
     return layer(filters, kernel_size, padding="same", kernel_initializer=initializer, name=name, **options)
 
 
-def groups_of(filters):
+def groups_of(filters: int) -> int:
     """Return the number of normalisation groups: four channels each, if that divides the number of filters."""
     return math.gcd(filters, max(1, filters // CHANNELS_PER_GROUP))
 
 
-def conv_norm_relu(x, rank, filters, kernel_size, part, seed, number=None):
+def conv_norm_relu(
+    x: keras.KerasTensor, rank: int, filters: int, kernel_size: int, part: str, seed: int, number: int | None = None
+) -> keras.KerasTensor:
     """Apply convolution, group normalisation and ReLU.
 
     Groups hold four channels each as in the authors' code: group statistics do not depend on the batch size (Wu and
@@ -85,7 +88,7 @@ def conv_norm_relu(x, rank, filters, kernel_size, part, seed, number=None):
     return layers.ReLU(name=relu)(x)
 
 
-def encoder_level(x, rank, filters, level, seed):
+def encoder_level(x: keras.KerasTensor, rank: int, filters: int, level: int, seed: int) -> keras.KerasTensor:
     """Apply one level of the encoder: halve the size (not at level 1), then two 3 x 3 convolutions."""
     part = f"encoder_{level}"
     if level > 1:
@@ -95,7 +98,9 @@ def encoder_level(x, rank, filters, level, seed):
     return x
 
 
-def decoder_level(x, skip, rank, filters, level, seed):
+def decoder_level(
+    x: keras.KerasTensor, skip: keras.KerasTensor, rank: int, filters: int, level: int, seed: int
+) -> keras.KerasTensor:
     """Apply one level of the decoder: double the size, join the encoder's features of that size, convolve twice.
 
     The convolution after upsampling is 2 x 2 (Ronneberger et al., MICCAI 2015; authors' code).

@@ -4,7 +4,12 @@ The suite's networks differ from plain Keras only in how initial weights are dra
 is irrelevant once they have trained weights.
 """
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import keras
+import numpy as np
 
 from models.unet import build_encoder, build_unet
 from models.weights import DAMAGE, load_weights, transfer
@@ -15,7 +20,7 @@ NETWORK = "model.keras"
 AGAIN = "export the model again"
 
 
-def load_network(folder, model):
+def load_network(folder: Path, model: Any) -> keras.Model:
     """Load the finetuned network of a model folder: model.keras of an exported one, else weights.npz of a cell.
 
     Args:
@@ -45,7 +50,7 @@ def load_network(folder, model):
     return network
 
 
-def read_keras(path):
+def read_keras(path: Path) -> keras.Model:
     """Read a .keras file without running code from it (Keras' `safe_mode`)."""
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -55,13 +60,13 @@ def read_keras(path):
         raise InputError(f"{path}: cannot be read as a Keras model ({reason[:200]}); {AGAIN}") from None
 
 
-def write_keras(network, path):
+def write_keras(network: keras.Model, path: Path) -> None:
     """Write a .keras file atomically."""
     with atomic_path(path) as temporary:
         network.save(temporary)
 
 
-def portable(network, image_shape=None):
+def portable(network: keras.Model, image_shape: Sequence[int] | None = None) -> keras.Model:
     """Copy a network into layers that Keras alone can load, keeping layer names and weights.
 
     Args:
@@ -78,7 +83,7 @@ def portable(network, image_shape=None):
     return copy
 
 
-def mean_of(networks):
+def mean_of(networks: Sequence[keras.Model]) -> keras.Model:
     """Combine networks of the same shape into one that averages their outputs.
 
     Args:
@@ -94,7 +99,9 @@ def mean_of(networks):
     return keras.Model(image, keras.layers.Average(name="mean")([member(image) for member in members]), name="ensemble")
 
 
-def pretrained_encoder(arrays, channels, *, rank, filters):
+def pretrained_encoder(
+    arrays: Mapping[str, np.ndarray], channels: int, *, rank: int, filters: Sequence[int]
+) -> keras.Model:
     """Build the encoder of pretrained weights, for use in networks of any kind.
 
     Args:

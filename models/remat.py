@@ -1,13 +1,14 @@
 """Gradient checkpointing by levels: less memory per training step, at the cost of computing every level twice."""
 
 import re
+from collections.abc import Callable
 
 import keras
 
 from utils.checks import InputError
 
 
-def rematerialised(network):
+def rematerialised(network: keras.Model) -> Callable:
     """Make a network store only the inputs of its levels for the backward pass, and recompute the rest there.
 
     A level is one of the encoder, one of the decoder, or the head. All activations of the largest level

@@ -4,6 +4,9 @@ Layers are named by floor, level and part (`encoder_3_conv_1`, `decoder_1_up`). 
 partial decoder has the first few levels of the full one, under the same names.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import layers
 
@@ -16,7 +19,16 @@ SYNTHESIS_FILTERS = 16  # ours
 OUTPUT_ACTIVATIONS = {"segmentation": "softmax", "reconstruction": "linear", "synthesis": "linear"}
 
 
-def build_encoder(image_shape, *, rank=2, filters=FILTERS, head="projection", features=128, seed=0, name="encoder"):
+def build_encoder(
+    image_shape: Sequence[int],
+    *,
+    rank: int = 2,
+    filters: Sequence[int] = FILTERS,
+    head: str | None = "projection",
+    features: int = 128,
+    seed: int = 0,
+    name: str = "encoder",
+) -> keras.Model:
     """Build the contracting half of the U-Net.
 
     Args:
@@ -45,20 +57,20 @@ def build_encoder(image_shape, *, rank=2, filters=FILTERS, head="projection", fe
 
 
 def build_unet(
-    image_shape,
+    image_shape: Sequence[int],
     *,
-    rank=2,
-    filters=FILTERS,
-    decoder_levels=None,
-    head="segmentation",
-    outputs=None,
-    features=64,
-    patch_size=1,
-    head_block=False,
-    seed=0,
-    name="unet",
-    **projection,
-):
+    rank: int = 2,
+    filters: Sequence[int] = FILTERS,
+    decoder_levels: int | None = None,
+    head: str | None = "segmentation",
+    outputs: int | None = None,
+    features: int = 64,
+    patch_size: int = 1,
+    head_block: bool = False,
+    seed: int = 0,
+    name: str = "unet",
+    **projection: Any,
+) -> keras.Model:
     """Build a U-Net with a full or partial decoder and one head.
 
     Args:
@@ -110,7 +122,7 @@ def build_unet(
     return keras.Model(image, x, name=name)
 
 
-def feature_levels(network):
+def feature_levels(network: keras.Model) -> keras.Model:
     """Return the same network with different outputs: features of the deepest encoder level and each decoder level.
 
     Args:

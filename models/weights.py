@@ -41,7 +41,7 @@ class TransferReport:
     adapted: tuple[str, ...]
     left: tuple[str, ...]
 
-    def summary(self):
+    def summary(self) -> str:
         """Return one line for the log."""
         parts = [f"{counted(len(self.moved), 'layer')} moved"]
         parts += [f"adapted to other contrasts: {', '.join(self.adapted)}"] * bool(self.adapted)
@@ -63,12 +63,12 @@ def _level(name):
     return "_".join(name.split("_")[:2])
 
 
-def weights_of(model):
+def weights_of(model: keras.Model) -> dict[str, np.ndarray]:
     """Return a dict from `layer/variable` to numpy array, in the order of the layers."""
     return {key: keras.ops.convert_to_numpy(variable) for key, variable in _variables(model).items()}
 
 
-def save_weights(model, path, *, half=False, **metadata):
+def save_weights(model: keras.Model, path: Path, *, half: bool = False, **metadata: Any) -> None:
     """Write all weights of a model to an .npz file, atomically; the same weights give the same bytes.
 
     Args:
@@ -98,7 +98,7 @@ def _check_range(arrays, path, kind):
             raise InputError(f"{path}: not written, because {key} reaches {largest:.3g}, beyond {kind}: {cure}")
 
 
-def read_weights(path):
+def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a file of `save_weights`.
 
     Returns:
@@ -154,7 +154,9 @@ class Pretrained:
         seen, scans = frozenset(found.get("seen", ())), found.get("seen_scans", {})
         return cls(Path(path), arrays, found.get("contrasts"), found, seen, scans)
 
-    def move_into(self, network: keras.Model, contrasts: Sequence[str] | None, stay: Iterable[str] = ()):
+    def move_into(
+        self, network: keras.Model, contrasts: Sequence[str] | None, stay: Iterable[str] = ()
+    ) -> TransferReport:
         """Move the weights into another network, see `transfer`; returns a `TransferReport`."""
         return transfer(self.arrays, network, source_contrasts=self.contrasts, target_contrasts=contrasts, stay=stay)
 
@@ -187,7 +189,7 @@ class Pretrained:
             yield f"{self.path}: made with another config; {again}"
 
 
-def load_weights(model, path):
+def load_weights(model: keras.Model, path: Path) -> dict[str, Any]:
     """Load a file of `save_weights` into a model of the same build, heads included.
 
     Returns:
@@ -214,7 +216,14 @@ def load_weights(model, path):
     return metadata
 
 
-def transfer(source, target, *, source_contrasts=None, target_contrasts=None, stay=()):
+def transfer(
+    source: Any,
+    target: keras.Model,
+    *,
+    source_contrasts: Sequence[str] | None = None,
+    target_contrasts: Sequence[str] | None = None,
+    stay: Iterable[str] = (),
+) -> TransferReport:
     """Move pretrained weights into another network, layer by layer, by name.
 
     Heads never move, nor what is told to stay. The stem adapts when the contrasts differ: with both lists given, a

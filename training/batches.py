@@ -215,7 +215,17 @@ class PartitionedBatches(Batches):
         Chaitanya et al., NeurIPS 2020, Sec. 3.1: a batch of m volumes, one slice of each partition of each.
     """
 
-    def __init__(self, arrays, batch_size, seed, *, subjects, steps=None, shuffle=True, **options):
+    def __init__(
+        self,
+        arrays: Mapping[str, Any],
+        batch_size: int,
+        seed: int,
+        *,
+        subjects: Sequence[str],
+        steps: int | None = None,
+        shuffle: bool = True,
+        **options: Any,
+    ):
         partitions = np.asarray(arrays["partition"])
         names, volumes = np.unique(subjects, return_inverse=True)
         parts = int(partitions.max()) + 1

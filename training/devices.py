@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import keras
@@ -24,7 +25,7 @@ MOST_STEPS = 32  # in one dispatch: the host then waits for the device, and not 
 
 
 @contextlib.contextmanager
-def data_parallel(count):
+def data_parallel(count: int) -> Iterator[None]:
     """Share every batch among several devices; networks must be built and trained inside this context.
 
     Args:
@@ -47,19 +48,19 @@ def data_parallel(count):
         yield
 
 
-def has_accelerator():
+def has_accelerator() -> bool:
     """True when the backend of this process computes on a GPU or TPU."""
     return device_name() != "cpu"
 
 
-def use_precision(mixed):
+def use_precision(mixed: bool) -> None:
     """Compute in bfloat16 (weights and losses stay float32) or in float32; call it before building networks."""
     keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")
     backend, numbers = keras.backend.backend(), "bfloat16, weights in float32" if mixed else "float32"
     log.info("trains on %s with %s %s in %s", device_name(), backend, sys.modules[backend].__version__, numbers)
 
 
-def free_bytes():
+def free_bytes() -> int:
     """Memory for data that is free on the device, or in this machine when the processor is the device; bytes.
 
     Where the backend does not tell (TensorFlow on a GPU), 8 GB are assumed.
@@ -75,7 +76,7 @@ def free_bytes():
     return sys.modules["torch"].cuda.mem_get_info()[0] if backend == "torch" else UNKNOWN_FREE_BYTES
 
 
-def steps_per_dispatch(steps, last_is_smaller=False):
+def steps_per_dispatch(steps: int, last_is_smaller: bool = False) -> int:
     """Say how many steps of an epoch go to the device at a time; 1 where the step itself takes longest.
 
     Args:
@@ -95,7 +96,7 @@ def steps_per_dispatch(steps, last_is_smaller=False):
     return divisors[0] if divisors else min(MOST_STEPS, steps)
 
 
-def check_batch_sizes(count, batch_sizes):
+def check_batch_sizes(count: int, batch_sizes: Mapping[str, int]) -> None:
     """Raise InputError unless all batch sizes, a dictionary by section of the config, are multiples of the devices."""
     lines = [
         f"{key}.batch_size: {size} slices cannot be shared evenly by --devices {count}; give a multiple of {count}"
@@ -140,7 +141,7 @@ def _mirrored(devices):
     return tensorflow().distribute.MirroredStrategy(devices)
 
 
-def replicas():
+def replicas() -> int:
     """How many TensorFlow programs share the batch that is being trained on; 1 on other backends."""
     if keras.backend.backend() != "tensorflow":
         return 1

@@ -1,7 +1,10 @@
 """What numbers and shares of a constrained stage come to on the data: for the log, the run record and a warning."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,15 +44,15 @@ class PatchCounts:
     nearest_share: float | None = None
     anchors_share: float | None = None
 
-    def nearest_of(self, foreground):
+    def nearest_of(self, foreground: Sequence[int]) -> np.ndarray:
         """Nearest patches of images with so many foreground patches, `(n,)` int32."""
         return self._of(self.nearest, self.nearest_share, foreground)
 
-    def anchors_of(self, foreground):
+    def anchors_of(self, foreground: Sequence[int]) -> np.ndarray:
         """Anchors of images with so many foreground patches, `(n,)` int32."""
         return self._of(self.anchors, self.anchors_share, foreground)
 
-    def largest(self, most_foreground):
+    def largest(self, most_foreground: int) -> dict[str, int]:
         """Nearest patches and anchors of an image with so many foreground patches, when no image has more of them."""
         nearest, anchors = (of([most_foreground])[0] for of in (self.nearest_of, self.anchors_of))
         return {"nearest": int(nearest), "anchors": int(anchors)}
@@ -58,7 +61,9 @@ class PatchCounts:
         return np.full(len(foreground), number, "int32") if share is None else share_of(share, foreground)
 
 
-def effective_values(counts, foreground, patches, edge_px, pixel_mm):
+def effective_values(
+    counts: PatchCounts, foreground: Sequence[int], patches: int, edge_px: int, pixel_mm: float | None
+) -> dict[str, Any]:
     """Describe a stage by what its keys come to on its training images.
 
     Args:
@@ -112,7 +117,15 @@ def far_from_the_method(values):
         )
 
 
-def record_effective(counts, foreground, patches, edge_px, pixel_mm, folder, name):
+def record_effective(
+    counts: PatchCounts,
+    foreground: np.ndarray,
+    patches: int,
+    edge_px: int,
+    pixel_mm: float | None,
+    folder: Path,
+    name: str,
+) -> None:
     """Write `effective.json` into the folder of a stage, log what it says, and warn where that is far from the method.
 
     Arguments are those of `effective_values`, the folder, and the name of the stage in messages.

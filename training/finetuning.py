@@ -105,7 +105,7 @@ class Trainer:
         return batch | {name: values for name, values in drawn.items() if is_moved or name not in ("affine", "elastic")}
 
 
-def last_decoder_levels(network, count):
+def last_decoder_levels(network: keras.Model, count: int) -> tuple[str, ...]:
     """Return the beginnings of the layer names of the last decoder levels of a network, none for a count of 0."""
     numbers = {int(layer.name.split("_")[1]) for layer in network.layers if layer.name.startswith("decoder_")}
     return tuple(f"decoder_{number}_" for number in sorted(numbers)[len(numbers) - count :])
@@ -173,7 +173,6 @@ class SynthesisTrainer(Trainer):
     def __init__(self, build: Callable[..., keras.Model], loss: Callable, **settings: Any):
         super().__init__(build, lambda network: Synthesis(network, loss), **settings)
 
-
     def train(self, crops: Crops, validation_crops: Crops, run: RunOptions) -> list[dict[str, Any]]:
         """Train one cell; leaves `network` with the weights to keep.
 
@@ -205,7 +204,7 @@ class CompileClock(keras.callbacks.Callback):
 
     async_safe = True  # JAX goes on while a step is awaited
 
-    def __init__(self, training, validation):
+    def __init__(self, training: Batches, validation: Batches | None):
         super().__init__()
         self.sets, self.started, self.seconds = (training, validation), {}, collections.defaultdict(list)
 
@@ -224,7 +223,7 @@ class CompileClock(keras.callbacks.Callback):
     def _add(self, part, batch):
         self.seconds[part, self.sets[part].kind(batch)].append(time.perf_counter() - self.started[part, batch])
 
-    def compile_s(self):
+    def compile_s(self) -> float:
         """Return the seconds spent on compiling; a kind of batch that came only once counts in full."""
         excess = (first - (statistics.median(later) if later else 0.0) for first, *later in self.seconds.values())
         return sum(max(0.0, seconds) for seconds in excess)

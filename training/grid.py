@@ -1,9 +1,11 @@
 """The grid of finetuning: which cells are finished, from which weights they start, that nothing leaks; and one cell."""
 
+import argparse
 import gc
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from data.identity import of_scans, owners_of_images, refuse_same_scans
@@ -211,7 +213,13 @@ class Grid:
         log.info("%s: %s", self.task.folder(cell), report.summary() if report else "random initialisation")
 
 
-def run_grids(grids, cells, options, finish=None, failures=None):
+def run_grids(
+    grids: list[Grid],
+    cells: list[Cell],
+    options: argparse.Namespace,
+    finish: Callable[[], str] | None = None,
+    failures: list[str] | None = None,
+) -> int:
     """Check all grids, then run them on the devices asked for; returns the exit code of the script.
 
     Args:
@@ -236,7 +244,7 @@ def run_grids(grids, cells, options, finish=None, failures=None):
     return 1 if failed else 0
 
 
-def by_trainer(grids):
+def by_trainer(grids: list[Grid]) -> list[tuple[Grid, list[Cell]]]:
     """Put the unfinished cells of all grids in the order in which each trainer is built once and then dropped.
 
     Returns:

@@ -1,9 +1,13 @@
 """Which pixels of an image are hidden from the network that shall restore them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def draw_hidden(count, image_size, share, generator, block_px=None):
+def draw_hidden(
+    count: int, image_size: Sequence[int], share: float, generator: np.random.Generator, block_px: int | None = None
+) -> np.ndarray:
     """Draw the hidden pixels of some images: single ones, or whole blocks.
 
     Blocks are the cells of a grid of that edge, shifted anew for each image. Each cell is hidden with the same

@@ -1,6 +1,7 @@
 """Adam whose rate differs from weight to weight, changed between epochs without compiling anything anew."""
 
 import re
+from collections.abc import Sequence
 
 import keras
 
@@ -30,7 +31,7 @@ class LayerwiseAdam(keras.optimizers.Adam):
         super().update_step(gradient, variable, rate)
 
 
-def levels_from_output(names):
+def levels_from_output(names: Sequence[str]) -> dict[str, int]:
     """Count the levels between each layer of a U-Net and its output.
 
     Args:
@@ -52,7 +53,7 @@ def levels_from_output(names):
     return levels
 
 
-def reset_optimizer(optimizer, learning_rate):
+def reset_optimizer(optimizer: keras.optimizers.Optimizer, learning_rate: float) -> None:
     """Forget all moments, so that one compiled step serves many runs."""
     for variable in optimizer.variables:
         variable.assign(keras.ops.zeros(variable.shape, variable.dtype))

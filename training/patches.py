@@ -1,15 +1,18 @@
 """Patches of slices and volumes: the class of each in the constraint map, and which of them are anchors."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from training.effective import PatchCounts
 from utils.checks import InputError
 
 BLOCK = 256  # constraint maps that are read at a time
 
 
-def assign_patch_classes(constraint_maps, patch_px):
+def assign_patch_classes(constraint_maps: Any, patch_px: int) -> np.ndarray:
     """Give each patch the class that most of its pixels have.
 
     Args:
@@ -52,7 +55,9 @@ def _majority(maps, patch_px):
     return best.reshape(count, math.prod(patches))
 
 
-def draw_anchors(patch_classes, anchors_per_slice, generator, wanted=None):
+def draw_anchors(
+    patch_classes: np.ndarray, anchors_per_slice: int, generator: np.random.Generator, wanted: np.ndarray | None = None
+) -> np.ndarray:
     """Draw anchors among the foreground patches of each slice, without replacement.
 
     Args:
@@ -77,12 +82,14 @@ def draw_anchors(patch_classes, anchors_per_slice, generator, wanted=None):
     return np.pad(anchors, ((0, 0), (0, max(0, missing))), constant_values=-1)
 
 
-def foreground_of(patch_classes):
+def foreground_of(patch_classes: np.ndarray) -> np.ndarray:
     """Number of foreground patches of each image, `(n,)`, of classes `(n, P)`."""
     return (patch_classes > 0).sum(axis=1)
 
 
-def draw_compared(patch_classes, counts, most_anchors, generator):
+def draw_compared(
+    patch_classes: np.ndarray, counts: PatchCounts, most_anchors: int, generator: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Draw anchors and say how many nearest patches they have, as far as that differs between images.
 
     Args:
@@ -100,7 +107,7 @@ def draw_compared(patch_classes, counts, most_anchors, generator):
     return compared | ({"nearest_patches": counts.nearest_of(foreground)} if counts.nearest_share else {})
 
 
-def patch_centres(sizes, patch_px):
+def patch_centres(sizes: Sequence[int], patch_px: int) -> np.ndarray:
     """Centres of the patches of a map in pixels, `(P, axes)` float32, patches in row-major order."""
     grid = np.indices([size // patch_px for size in sizes]).reshape(len(sizes), -1).T
     return ((grid + 0.5) * patch_px).astype("float32")

@@ -1,6 +1,9 @@
 """One step of training on every backend: a network with its loss, slices on the device, several steps per dispatch."""
 
+from collections.abc import Mapping
+
 import keras
+import numpy as np
 from keras import ops
 
 from models.remat import rematerialised
@@ -23,7 +26,7 @@ class Task(keras.Model):
         self.health = {name: keras.metrics.Mean(name) for name in health}
         self.built = True  # as it is: Keras would call the task with several steps' batches to learn its shapes
 
-    def sparing_memory(self, remat=True):
+    def sparing_memory(self, remat: bool = True) -> "Task":
         """Compute activations twice instead of keeping them, if asked to; returns the task itself."""
         self._rematerialised = rematerialised(self.network) if remat else None
         return self
@@ -32,7 +35,7 @@ class Task(keras.Model):
         """Return what the network makes of images."""
         return (self._rematerialised or self.network)(images, training=training)
 
-    def hold(self, training, validation):
+    def hold(self, training: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray]) -> None:
         """Put arrays on the device once; batches then name their slices by `rows` instead of bringing them.
 
         New arrays of the same shapes take the place of the old ones without compiling anything anew.
@@ -86,7 +89,7 @@ class Task(keras.Model):
         step(({name: values[number] for name, values in batches.items()},))
         return done
 
-    def ready(self, learning_rate, *, is_layerwise=False):
+    def ready(self, learning_rate: float, *, is_layerwise: bool = False) -> "Task":
         """Compile with Adam, or with one whose rate differs from weight to weight; returns the task itself."""
         # XLA's convolutions on a CPU are slower than TensorFlow's own (oneDNN); on a GPU and on JAX it pays.
         is_slow = keras.backend.backend() == "tensorflow" and not has_accelerator()

@@ -4,6 +4,9 @@ import contextlib
 import math
 import numbers
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -22,7 +25,7 @@ FILES += ("model.json", "metrics.json")
 
 
 @contextlib.contextmanager
-def tracked(folder, config, config_hash, is_wanted):
+def tracked(folder: Path, config: dict[str, Any], config_hash: str, is_wanted: bool) -> Iterator[None]:
     """Show in MLflow what is done inside, as one run; an exception makes it a failed one.
 
     `MLFLOW_TRACKING_URI` says where to; without it MLflow takes `mlflow.db` and `mlruns/` in the current folder.

@@ -1,5 +1,8 @@
 """What goes wrong in training, and what the user can do about it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from utils.environment import device_name
@@ -47,7 +50,7 @@ def _described(batches, step, subjects):
     return f" with slices of {', '.join(names[:MOST_NAMED])}{more} ({where})"
 
 
-def is_out_of_memory(error):
+def is_out_of_memory(error: Exception) -> bool:
     """True for what TensorFlow, JAX, PyTorch and Python raise when memory does not suffice."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}:
@@ -55,7 +58,7 @@ def is_out_of_memory(error):
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def out_of_memory(batches, input_shape):
+def out_of_memory(batches: Any, input_shape: Sequence[int]) -> str:
     """Say what did not fit into memory and what to lower."""
     device = device_name()
     size = " x ".join(str(length) for length in input_shape[1:-1])

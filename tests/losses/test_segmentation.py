@@ -7,6 +7,7 @@ from losses.segmentation import (
     dice_loss,
     focal_tversky_loss,
     plain_cross_entropy,
+    segmentation_loss,
     tversky_loss,
 )
 from tests.gradients import central_differences, gradient
@@ -172,3 +173,30 @@ def test_class_weights_that_do_not_fit_are_refused_by_cross_entropy_too():
     for loss, _ in CROSS_ENTROPIES.values():
         with pytest.raises(InputError, match="2 weights for 3 classes"):
             loss(*batch(0), class_weights=[1, 2])
+
+
+@pytest.mark.parametrize("kind", CROSS_ENTROPIES)
+def test_the_loss_is_chosen_and_combined_by_name(kind):
+    target, probabilities = batch(4)
+    weights, focal = [0.5, 1, 3], {"false_positive_weight": 0.2, "false_negative_weight": 0.9, "focus": 2.0}
+    _, by_hand = CROSS_ENTROPIES[kind]
+    added = by_hand(target, probabilities)
+    costs = {
+        "focal_tversky": tversky_costs_by_hand(target, probabilities, 0.2, 0.9) ** 0.5 @ weights,
+        "dice": tversky_costs_by_hand(target, probabilities, 0.5, 0.5) @ weights,
+        "cross_entropy": by_hand(target, probabilities, weights),
+    }
+    for name, cost in costs.items():
+        for weight in (0.0, 0.4):
+            settings = {"class_weights": weights, "cross_entropy": kind, "cross_entropy_weight": weight} | focal
+            found = segmentation_loss(target, probabilities, name=name, **settings)
+            assert float(found) == pytest.approx(cost + weight * added, rel=1e-5)
+
+
+def test_names_that_no_loss_has_are_refused():
+    for settings, message in (
+        ({"name": "jaccard"}, "segmentation loss is 'jaccard'; choose from 'focal_tversky', 'dice', 'cross_entropy'"),
+        ({"cross_entropy": "focal"}, "cross_entropy is 'focal'; choose from 'balanced', 'plain'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            segmentation_loss(*batch(), **settings)
