@@ -16,10 +16,9 @@ from tests.training.loop import check_dispatches, check_halved, check_resumed, f
 from tests.training.small import SharedSteps
 from training.devices import use_precision
 
-pytestmark = pytest.mark.usefixtures("uncompiled")  # TensorFlow, for so few steps
 COMMAND = "import sys, numpy; from tests import test_backend_trainings as t; numpy.savez(sys.argv[1], **t.everything())"
 METHODS = ("regression", "global", "anatomical", "local", "constrained")
-STEPS, HALF_STEPS = 10, 6
+STEPS, HALF_STEPS = 20, 12
 # Of the validation loss after each step. Local contrast soon comes near 0 here, where a share of the loss is little.
 HALF_TOLERANCE = {"regression": 0.02, "global": 0.02, "local": 0.05, "constrained": 0.02}
 
