@@ -268,7 +268,7 @@ def test_a_stage_pretrained_on_a_test_subject_is_refused(cohort, tmp_path):
         ),
         (
             ["--score-on", "validation", "--devices", 2, "--set", "finetuning.trials={odd: {training.batch_size: 3}}"],
-            "finetuning.trials.odd.training.batch_size: 3 slices cannot be shared evenly by --devices 2",
+            "finetuning.trials.odd.training.batch_size: 3 slices cannot be split evenly by --devices 2",
         ),
     ],
 )

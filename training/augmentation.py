@@ -1,9 +1,9 @@
-"""Random changes of training images: what is drawn for them, for slices and volumes alike.
+"""Augmentation: the random numbers for changes of training images, both slices and volumes.
 
-Everything random is drawn on the host, with numpy from a named seed, and travels with the batch as a few small
-arrays (noise alone is as large as the images); the device only computes (`training.warping`,
-`training.intensity_changes`). So an epoch is the same on every backend, and a resumed run continues with the numbers it
-would have had.
+All random numbers are drawn on the host, by numpy from a named seed, and sent with the batch as a few small arrays
+(only noise is as large as the images); the device computes the changes (`training.warping`,
+`training.intensity_changes`). An epoch is therefore the same on every backend, and a resumed run continues with the
+same numbers.
 """
 
 import logging
@@ -82,7 +82,7 @@ def draw_changes(
     Returns:
         Dictionary of float32 arrays: `affine (B, 2, 3)` from output to input pixels about the image centre,
         `elastic (B, h, w, 2)` in pixels, `brightness (B,)`, `contrast (B,)`; for volumes `affine (B, 3, 4)` and
-        `elastic (B, h, w, d, 3)`. With `intensities` also what their functions return.
+        `elastic (B, h, w, d, 3)`. With `intensities`, also the results of their functions.
 
     Reference:
         arXiv 2205.13109, Sec. II.E names translation, crop and elastic deformation; sizes are ours.
@@ -107,7 +107,7 @@ def draw_changes(
     }
     mirror, intensities = changes.mirror, changes.intensities or {}
     if mirror or intensities:
-        mirroring, *others = generator.spawn(1 + len(INTENSITIES))  # so that no change shifts the numbers of another
+        mirroring, *others = generator.spawn(1 + len(INTENSITIES))  # changes do not affect each other's numbers
         affine[:, :, [AXIS_OF[name] for name in mirror]] *= _signs(count, mirror, mirroring)[:, None]
         for (name, draw), own in zip(INTENSITIES.items(), others, strict=True):
             if name in intensities:
@@ -116,13 +116,13 @@ def draw_changes(
 
 
 def _signs(count, mirror, generator):
-    """-1 where an image is mirrored along an axis, else 1, `(B, len(mirror))`; the same whatever the other axes."""
+    """Draw -1 for axes along which an image is mirrored, else 1, `(B, len(mirror))`, independent of other axes."""
     drawn = generator.random((count, len(MIRRORS))) < 0.5
     return np.where(drawn[:, [MIRRORS.index(name) for name in mirror]], -1, 1)
 
 
 def draw_gamma(count, image_shape, generator, *, limits, probability):
-    """Exponents `gamma (B,)`: brighter (below 1) and darker (above 1) equally often; 1 where an image keeps its own.
+    """Draw exponents `gamma (B,)`: brighter (below 1) and darker (above 1) equally often; 1 for unchanged images.
 
     Reference:
         nnU-Net (Isensee et al., Nat. Methods 2021), whose default is 0.7 to 1.5 with probability 0.3.
@@ -136,27 +136,27 @@ def draw_gamma(count, image_shape, generator, *, limits, probability):
 
 
 def draw_bias_field(count, image_shape, generator, *, sd, nodes, probability):
-    """Logarithms of a smooth factor at `nodes` places along each axis, `bias (B, h, w[, d], 1)`; 0: no field."""
+    """Draw logarithms of a smooth factor at `nodes` points along each axis, `bias (B, h, w[, d], 1)`; 0: no field."""
     rank = len(image_shape) - 1
     field = generator.normal(0.0, sd, (count, *(nodes,) * rank, 1))
     return {"bias": field * _chosen(count, generator, probability).reshape(-1, *(1,) * (rank + 1))}
 
 
 def draw_blur(count, image_shape, generator, *, limits, probability):
-    """Standard deviations of a Gaussian, `blur (B,)`, pixels; 0: no blur."""
+    """Draw standard deviations of a Gaussian, `blur (B,)`, pixels; 0: no blur."""
     return {"blur": generator.uniform(*limits, count) * _chosen(count, generator, probability)}
 
 
 def draw_low_resolution(count, image_shape, generator, *, largest, probability):
-    """Edges of coarser pixels, `coarseness (B,)`, in pixels; uniform in the share of pixels left, as in nnU-Net."""
+    """Draw edges of coarser pixels, `coarseness (B,)`, in pixels; uniform in the share of pixels left (nnU-Net)."""
     coarseness = 1 / generator.uniform(1 / largest, 1, count)
     return {"coarseness": np.where(_chosen(count, generator, probability), coarseness, 1)}
 
 
 def draw_noise(count, image_shape, generator, *, largest_sd, probability):
-    """White Gaussian noise, `noise (B, H, W[, D], C)`; its standard deviation is uniform from 0 to the largest.
+    """Draw white Gaussian noise, `noise (B, H, W[, D], C)`, with a standard deviation uniform from 0 to the largest.
 
-    Drawn here because backends do not agree on random numbers; images without noise take no time.
+    It is drawn here because random numbers differ between backends; images without noise cost nothing.
     """
     noise = np.zeros((count, *image_shape), "float32")
     sd = generator.uniform(0, largest_sd, count)
@@ -169,7 +169,7 @@ def _chosen(count, generator, probability):
     return generator.random(count) < probability
 
 
-INTENSITIES = {  # the order fixes which numbers each of them gets: add at the end
+INTENSITIES = {  # the order determines the random numbers of each: add new ones at the end
     "gamma": draw_gamma,
     "bias_field": draw_bias_field,
     "blur": draw_blur,
@@ -181,8 +181,8 @@ INTENSITIES = {  # the order fixes which numbers each of them gets: add at the e
 def folded_share(image_size: Sequence[int], changes: Changes, samples: int = 32) -> float:
     """Share of pixels at which the displacement of an image folds: the image is read backwards there.
 
-    The determinant of the Jacobian, from differences between neighbouring pixels, has another sign than that of the
-    image's own rotation, scale and mirroring.
+    There, the determinant of the Jacobian, from differences between neighbouring pixels, differs in sign from that of
+    the rotation, scale and mirroring of the image.
 
     Args:
         image_size: `(H, W)`, or `(H, W, D)` for volumes.

@@ -1,4 +1,4 @@
-"""Slices to batches: which slices, which anchors, which random changes, all fixed by seed, epoch and step."""
+"""Batches of slices with anchors and random changes, all determined by seed, epoch and step."""
 
 import collections
 import functools
@@ -23,7 +23,7 @@ Finish = Callable[[Batch, np.random.Generator], Batch]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of an array, `rows[places]` being `values[index[places]]`.
+    """Some rows of an array: `rows[places]` is `values[index[places]]`.
 
     Attributes:
         values: numpy array, or `data.slices.StoredArray`, `(N, ...)`.
@@ -45,14 +45,14 @@ class Rows:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of one run, each a function of (seed, epoch, step) and of nothing else.
+    """Batches of one run, each a function of (seed, epoch, step) only.
 
-    Training walks through an endless sequence of permutations, so that every batch has the same size whatever the
-    number of slices, and every slice is seen equally often. Validation (`shuffle=False`) is one fixed pass over all
-    slices in one fixed random order, so that each batch mixes subjects.
+    Training follows an endless sequence of permutations, so that every batch has the same size for any number of
+    slices, and every slice is used equally often. Validation (`shuffle=False`) is one fixed pass over all slices in a
+    fixed random order, so that each batch mixes subjects.
 
-    What lies on the device already (`on_device`) is not sent: the batch names the slices by `rows (B,)` instead, and
-    `tasks.Task` reads them there.
+    Arrays that are on the device already (`on_device`) are not sent: the batch refers to slices by `rows (B,)` instead,
+    and `tasks.Task` reads them there.
 
     Args:
         arrays: Dictionary of arrays whose first axis is the slice, `(N, ...)`; numpy, or `Rows`.
@@ -60,7 +60,7 @@ class Batches(keras.utils.PyDataset):
         seed: Seed of this set.
         steps: Batches per epoch; None: as many as cover the slices once.
         shuffle: True for training.
-        finish: Function `(batch, generator) -> batch` that adds what is random, such as anchors.
+        finish: Function `(batch, generator) -> batch` that adds random parts, such as anchors.
         on_device: Names of arrays, all of them `Rows` with one index, that the task holds.
 
     Attributes:
@@ -94,18 +94,18 @@ class Batches(keras.utils.PyDataset):
 
     @functools.cached_property
     def dispatches(self):
-        """Steps that are handed over together, a list of ranges; a smaller last batch goes by itself."""
+        """Steps that are dispatched together, a list of ranges; a smaller last batch is dispatched alone."""
         full, number = self.full, self.per_dispatch
         groups = [range(first, min(first + number, full)) for first in range(0, full, number)]
         return groups + [range(step, step + 1) for step in range(full, self.steps)]
 
     @property
     def full(self):
-        """Number of full batches; those of training are all full."""
+        """Number of full batches; all training batches are full."""
         return self.steps if self.shuffle else min(self.steps, self.slices // self.batch_size)
 
     def kind(self, number):
-        """What tells dispatches of different sizes apart, each of which is a compiled program of its own."""
+        """What distinguishes dispatches of different sizes, each of which is a separate compiled program."""
         steps = self.dispatches[number]
         return len(steps), steps[0] < self.full
 
@@ -131,14 +131,14 @@ class Batches(keras.utils.PyDataset):
         return ({"steps": {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}},)
 
     def walk(self):
-        """The dispatches of one epoch, read ahead in threads where batches bring images; then begins the next epoch."""
+        """Yield the dispatches of one epoch, read ahead in threads if batches hold images; then advance the epoch."""
         with ThreadPoolExecutor(self.workers) as pool:
             ahead = collections.deque()
             for number in range(len(self)):
                 while self.workers > 1 and len(ahead) < 2 * self.workers and number + len(ahead) < len(self):
                     ahead.append(pool.submit(self.__getitem__, number + len(ahead)))
                 dispatch = ahead.popleft().result() if ahead else self[number]
-                if number == len(self) - 1:  # nobody asks for more, so that nothing after the loop would be reached
+                if number == len(self) - 1:  # no further item is requested, so code after the loop would never run
                     self.on_epoch_end()
                 yield dispatch
 
@@ -154,7 +154,7 @@ class Batches(keras.utils.PyDataset):
         return self.arrays["image"].numbers(self.rows(step))
 
     def read(self, rows, step):
-        """The arrays of a batch, by name, before anything random is added."""
+        """Return the arrays of a batch, by name, before random parts are added."""
         sent = {name: values[rows] for name, values in self.arrays.items() if name not in self.on_device}
         if not self.on_device:
             return sent
@@ -164,15 +164,15 @@ class Batches(keras.utils.PyDataset):
 def fed(batches: Batches) -> Any:
     """Return what `fit` reads `Batches` from, epoch after epoch, without taking time from the training step.
 
-    On TensorFlow that is a data set with a thread of its own. The one that Keras makes of a `PyDataset` works in
-    threads of the step, which cost it a third of the throughput of small networks on two cores, or waits for a tenth of
-    a second at the end of each epoch. A fit begins at the epoch after the one that `batches` are at, as Keras does.
+    On TensorFlow, this is a dataset with its own thread. The one that Keras makes of a `PyDataset` either uses threads
+    of the step, which costs a third of the throughput of small networks on two cores, or waits for a tenth of a second
+    at the end of each epoch. A fit begins at the epoch after the one that `batches` are at, as Keras does.
     """
     if keras.backend.backend() != "tensorflow":
         return batches
     tf, first = tensorflow(), keras.tree.map_structure(np.asarray, batches[0])
     batches.on_epoch_end()
-    # Sizes of batches differ: the last one of validation, and how many go in a dispatch.
+    # Batch sizes differ: the last validation batch, and the number of batches per dispatch.
     signature = keras.tree.map_structure(lambda x: tf.TensorSpec((None, *x.shape[1:]), x.dtype), first)
     options = tf.data.Options()
     options.autotune.enabled, options.threading.private_threadpool_size = False, 1
@@ -191,16 +191,16 @@ def size_of(batch: Batch) -> int:
 
 
 class PartitionedBatches(Batches):
-    """Batches of anatomical contrast: some volumes, and of each volume one slice of each of its parts.
+    """Batches of anatomical contrast: some volumes, with one slice of each part of each volume.
 
-    Training walks round a permutation of the volumes until a round ends with a full batch, then takes the next one:
-    so every volume is seen equally often, and no batch holds a volume twice. The slice of each part is drawn anew each
-    time. Validation is fixed: each part starts at a slice of its own and goes on by one slice per visit, beginning
-    again where it ends, until the largest part of all volumes is through and all volumes were visited equally often.
+    Training cycles through a permutation of the volumes until a cycle ends with a full batch, then takes the next
+    permutation: every volume is used equally often, and no batch holds a volume twice. The slice of each part is drawn
+    each time. Validation is fixed: each part starts at a given slice and advances by one slice per visit, cyclically,
+    until the largest part of all volumes is covered and all volumes have been visited equally often.
 
     Args:
         arrays: As for `Batches`; `partition (N,)` of `assign_partitions` among them goes into every batch.
-        batch_size: Slices per batch, a multiple of the number of partitions. With fewer volumes than that asks for, a
+        batch_size: Slices per batch, a multiple of the number of partitions. With fewer volumes than that requires, a
             batch holds all volumes.
         seed: As for `Batches`.
         subjects: Subject of each slice, `(N,)`.
@@ -209,7 +209,7 @@ class PartitionedBatches(Batches):
         **options: As for `Batches`.
 
     Raises:
-        InputError: The batch size is no multiple of the number of partitions.
+        InputError: The batch size is not a multiple of the number of partitions.
 
     Reference:
         Chaitanya et al., NeurIPS 2020, Sec. 3.1: a batch of m volumes, one slice of each partition of each.
@@ -263,7 +263,7 @@ def assign_partitions(subjects: Sequence[str], slices: Sequence[int], n_partitio
 
     Args:
         subjects: Subject of each slice, `(N,)`.
-        slices: Number of each slice in its volume, `(N,)`; only their order counts.
+        slices: Number of each slice in its volume, `(N,)`; only their order matters.
         n_partitions: Number of parts, as equal in size as possible.
 
     Returns:

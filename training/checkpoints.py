@@ -1,4 +1,4 @@
-"""The loop around `keras.Model.fit`: best and last weights, rates, history, and resuming where it stopped."""
+"""The training loop around `keras.Model.fit`: best and last weights, learning rates, history, and resuming."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ log = logging.getLogger("mrccl")
 LEAST_SPREAD = 0.05  # mean cosine similarity 0.9975; untrained encoders showed 0.08 to 0.19, with 64 and 128 features
 MOST_WITHOUT_NEGATIVE = 0.5  # share of the anchors
 CURE = "lower learning_rate, switch mixed_precision off, or look at their scans; the last good epoch is kept"
-SECONDS_BETWEEN_CHECKPOINTS = 20.0  # a kill costs at most this much work; writing more often would slow small networks
+SECONDS_BETWEEN_CHECKPOINTS = 20.0  # largest loss of work by a kill; writing more often would slow small networks
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def fit(
         History, a list with one dictionary per epoch.
 
     Raises:
-        InputError: The loss is not finite any more, or the memory of the device does not suffice.
+        InputError: The loss is no longer finite, or the device runs out of memory.
     """
     keeper, epochs = Keeper(task, training, schedule, run, fresh), schedule.epochs
     reset_optimizer(task.optimizer, schedule.learning_rate)
@@ -105,7 +105,7 @@ def fit(
                 validation_freq=schedule.evaluate_every,
                 initial_epoch=start,
                 epochs=epochs,
-                shuffle=False,  # the batches come shuffled, by seed and epoch
+                shuffle=False,  # the batches are already shuffled, by seed and epoch
                 verbose=0,
                 callbacks=[keeper, *callbacks],
             )
@@ -131,10 +131,11 @@ def health_complaints(row: dict[str, float]) -> dict[str, str]:
     """Say what is wrong with the representations of an epoch, if anything.
 
     Args:
-        row: One epoch of a history; measures that it does not have are not judged.
+        row: One epoch of a history; missing measures are not judged.
 
     Returns:
-        One message for each measure beyond its limit, by column: what it means and what to do. Empty if all is well.
+        One message for each measure beyond its limit, by column: its meaning and what to do. Empty if there is no
+        problem.
     """
     spread, share = row.get("val_feature_spread", 1.0), row.get("val_share_without_negative", 0.0)
     complaints = {}
@@ -154,7 +155,7 @@ def health_complaints(row: dict[str, float]) -> dict[str, str]:
 
 
 class Keeper(keras.callbacks.Callback):
-    """Keeps what must not be lost: weights, last state, history; sets the learning rate, and halves it on a plateau."""
+    """Saves weights, state and history; sets the learning rate, and halves it on a plateau."""
 
     def __init__(self, task: Task, training: Batches, schedule: Schedule, run: RunOptions, fresh: Collection[str] = ()):
         super().__init__()
@@ -194,9 +195,9 @@ class Keeper(keras.callbacks.Callback):
         self.prepare(epoch)
 
     def prepare(self, epoch):
-        """Set what an epoch, counted from 0, is trained with: its rate, and the factors of the rate by layer."""
+        """Set the learning rate of an epoch, counted from 0, and its factors by layer."""
         optimizer, schedule = self.task.optimizer, self.schedule
-        if 0 < epoch == schedule.head_epochs:  # moments of what was frozen, and of another rate
+        if 0 < epoch == schedule.head_epochs:  # moments of frozen weights, and of another rate
             reset_optimizer(optimizer, schedule.learning_rate)
         if (rate := schedule.rate(epoch)) is not None:
             optimizer.learning_rate.assign(rate)
@@ -204,7 +205,7 @@ class Keeper(keras.callbacks.Callback):
             set_scales(self.task, schedule, epoch, self.fresh)
 
     def on_epoch_end(self, epoch, logs=None):
-        # The health of the anchors is measured on the validation set only; its training columns would be zeros.
+        # The health of anchors is measured on the validation set only; its training columns would be zeros.
         row = {key: float(value) for key, value in logs.items() if key == "loss" or key.startswith("val_")}
         if not np.isfinite([row["loss"], row.get("val_loss", 0.0)]).all():
             which, value = ("", row["loss"]) if not np.isfinite(row["loss"]) else ("validation ", row["val_loss"])
@@ -240,7 +241,7 @@ class Keeper(keras.callbacks.Callback):
                 log.warning("%s: epoch %d: %s", self.name, row["epoch"], complaint)
 
     def _warn_at_the_end(self):
-        """Repeat what is wrong with the weights that are kept, and with those of the last epoch."""
+        """Repeat the problems of the kept weights and of those of the last epoch."""
         measured = self._measured()
         if not measured:
             return
@@ -270,24 +271,24 @@ class Keeper(keras.callbacks.Callback):
         return [*self.task.network.weights, *self.task.optimizer.variables]
 
     def remember(self):
-        """Keep a copy of all that a resumed run needs, as it is at the end of an epoch."""
+        """Copy everything that a resumed run needs at the end of an epoch."""
         state = {"tag": self.tag, "best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
         self.state = [np.array(keras.ops.convert_to_numpy(variable)) for variable in self._variables()]
         self.kept = (json.dumps(state | {"history": self.history}), self.best_values)
 
     def restore(self):
-        """Put variables back to the end of the last good epoch."""
+        """Restore the variables at the end of the last good epoch."""
         for variable, value in zip(self._variables(), self.state, strict=True):
             variable.assign(value)
 
     def save(self):
-        """Write what a resumed run needs, as it was at the end of the last good epoch, into one file, atomically."""
+        """Write the state at the end of the last good epoch to one file, atomically."""
         state, best = self.kept
         if not json.loads(state)["history"]:
             return
         arrays = {f"variable_{number}": value for number, value in enumerate(self.state)}
         if self.schedule.keep == "best":
-            # Without a look at the validation set so far, the best weights are the last ones.
+            # Before the first evaluation on the validation set, the best weights are the last ones.
             best = best or self.state[: len(self.task.network.weights)]
             arrays |= {f"best_{number}": value for number, value in enumerate(best)}
         with atomic_path(self.checkpoint) as temporary, open(temporary, "wb") as file:
@@ -295,7 +296,7 @@ class Keeper(keras.callbacks.Callback):
         self.saved_at = time.monotonic()
 
     def finish(self):
-        """Write last weights and history, and put the weights to keep into the network."""
+        """Write the last weights and the history, and load the weights to keep into the network."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.task.network, self.folder / "weights_last.npz")
         self._warn_at_the_end()
@@ -304,6 +305,6 @@ class Keeper(keras.callbacks.Callback):
         with atomic_path(self.folder / "history.csv") as temporary:
             lines = [",".join(str(row.get(key, "")) for key in columns) for row in self.history]
             temporary.write_text("\n".join([",".join(columns), *lines]) + "\n")
-        self.save()  # until the caller has written the result and drops it: a kill in between costs no training
+        self.save()  # kept until the caller has written the result, so that a kill costs no training
         if self.best_values is not None:
             self.task.network.set_weights(self.best_values)

@@ -1,4 +1,4 @@
-"""Crops to batches: which volume, which place, which random changes, all fixed by seed, epoch and step."""
+"""Batches of crops: volumes, positions and random changes, all determined by seed, epoch and step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from utils.runs import child_seed
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Volumes to be shown in crops; pretraining takes it in place of an array of images.
+    """Volumes to be used in crops; replaces an array of images in pretraining.
 
     Attributes:
         volumes: One per subject, all with the same contrasts.
@@ -45,11 +45,11 @@ class Crops:
 
 
 class CropBatches(Batches):
-    """Batches of crops of volumes, read from the slice store as they are needed.
+    """Batches of crops of volumes, read from the slice store when needed.
 
-    Training draws the places of its crops anew in each step and visits every volume equally often. Validation
-    (`shuffle=False`) is one fixed pass over crops whose places are drawn once, each volume having equally many. Like
-    `Batches`, a batch is a function of (seed, epoch, step) and of nothing else.
+    Training draws the positions of crops in each step and uses every volume equally often. Validation
+    (`shuffle=False`) is one fixed pass over crops whose positions are drawn once, the same number for each volume. As
+    with `Batches`, a batch is a function of (seed, epoch, step) only.
 
     Args:
         crops: What is shown: inputs become `image`, targets, if there are any, `target`.
@@ -61,7 +61,7 @@ class CropBatches(Batches):
         finish: Function `(batch, generator) -> batch` that adds random changes, or turns maps into what a loss needs.
 
     A batch is a dictionary of `image (B, h, w[, d], C)` and `target (B, h, w[, d], C')` float32, `constraint_map
-    (B, h, w[, d])` int32 if asked for, and what `finish` makes of it.
+    (B, h, w[, d])` int32 if requested, processed by `finish`.
 
     Raises:
         InputError: A contrast is input and target, named twice or not among those of the volumes; there are no
@@ -108,7 +108,7 @@ class CropBatches(Batches):
         return {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
 
     def _draw(self, number, *names, count=1):
-        """Places of crops of one volume, `(count, 3)`."""
+        """Return positions of crops of one volume, `(count, 3)`."""
         generator = np.random.default_rng(child_seed(self.seed, *names))
         volume = self.volumes[number]
         return draw_crops(volume, self.crop_size, count, generator, min_foreground=self.min_foreground)

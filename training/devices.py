@@ -1,8 +1,8 @@
-"""Data parallel: several devices of one machine share each batch, and train what one device would have trained.
+"""Data parallelism: each batch is split across the devices of one machine, with the same result as on one device.
 
-Every device holds all weights and a part of the batch. JAX compiles one program for all of them, in which a loss sees
-the whole batch by itself. TensorFlow runs one program per device and adds up their gradients: there `gathered` brings
-the slices of all devices together where a loss compares them, and `share_of_loss` keeps the sum of the gradients right.
+Every device holds all weights and a part of the batch. JAX compiles one program for all devices, in which a loss covers
+the whole batch. TensorFlow runs one program per device and sums their gradients: there, `gathered` collects the slices
+of all devices if a loss compares them, and `share_of_loss` normalises the sum of the gradients.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from utils.environment import device_name, tensorflow
 log = logging.getLogger("mrccl")
 
 UNKNOWN_FREE_BYTES = 8e9
-MOST_STEPS = 32  # in one dispatch: the host then waits for the device, and not the other way round
+MOST_STEPS = 32  # in one dispatch, so that the host waits for the device and not vice versa
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def data_parallel(count: int) -> Iterator[None]:
         count: Devices N; 1 changes nothing. Training batches must be a multiple of N (`check_batch_sizes`).
 
     Raises:
-        InputError: When fewer devices are visible, or with PyTorch, which uses one device here.
+        InputError: If fewer devices are visible, or with PyTorch, which uses one device here.
     """
     if count == 1:
         yield
@@ -43,7 +43,7 @@ def data_parallel(count: int) -> Iterator[None]:
     devices = keras.distribution.list_devices()
     if len(devices) < count:
         raise InputError(f"--devices {count}: {backend} sees only {', '.join(devices)}; give --devices {len(devices)}")
-    log.info("each batch is shared among %s", ", ".join(devices[:count]))
+    log.info("each batch is split across %s", ", ".join(devices[:count]))
     with {"tensorflow": _mirrored, "jax": Replicated}[backend](devices=devices[:count]).scope():
         yield
 
@@ -63,7 +63,7 @@ def use_precision(mixed: bool) -> None:
 def free_bytes() -> int:
     """Memory for data that is free on the device, or in this machine when the processor is the device; bytes.
 
-    Where the backend does not tell (TensorFlow on a GPU), 8 GB are assumed.
+    If the backend does not report it (TensorFlow on a GPU), 8 GB are assumed.
     """
     if not has_accelerator():
         text = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
@@ -91,7 +91,7 @@ def steps_per_dispatch(steps: int, last_is_smaller: bool = False) -> int:
         or (is_tensorflow and last_is_smaller)
     ):
         return 1
-    # A divisor spares the compilation of a shorter last group.
+    # A divisor avoids the compilation of a shorter last group.
     divisors = [number for number in range(MOST_STEPS, MOST_STEPS // 4, -1) if steps % number == 0]
     return divisors[0] if divisors else min(MOST_STEPS, steps)
 
@@ -99,7 +99,7 @@ def steps_per_dispatch(steps: int, last_is_smaller: bool = False) -> int:
 def check_batch_sizes(count: int, batch_sizes: Mapping[str, int]) -> None:
     """Raise InputError unless all batch sizes, a dictionary by section of the config, are multiples of the devices."""
     lines = [
-        f"{key}.batch_size: {size} slices cannot be shared evenly by --devices {count}; give a multiple of {count}"
+        f"{key}.batch_size: {size} slices cannot be split evenly by --devices {count}; give a multiple of {count}"
         for key, size in batch_sizes.items()
         if size % count
     ]
@@ -110,8 +110,7 @@ def check_batch_sizes(count: int, batch_sizes: Mapping[str, int]) -> None:
 class Replicated(keras.distribution.DataParallel):
     """Weights and batches on every device (JAX); `shared_out` then splits the batch in the compiled step.
 
-    Keras itself would split all batches of a set as it splits the first one, and the last one of a validation set is
-    smaller.
+    Keras itself would split all batches of a set like the first one, but the last batch of a validation set is smaller.
     """
 
     def get_data_layout(self, data_shape):
@@ -119,9 +118,9 @@ class Replicated(keras.distribution.DataParallel):
 
 
 def shared_out(batch):
-    """Give each JAX device its part of a batch, a dictionary of tensors `(B, ...)`; other backends do it themselves.
+    """Give each JAX device its part of a batch, a dictionary of tensors `(B, ...)`; other backends do this themselves.
 
-    A batch that cannot be shared evenly stays on all devices.
+    A batch that cannot be split evenly stays on all devices.
     """
     distribution = keras.distribution.distribution()
     if not isinstance(distribution, Replicated):
@@ -149,23 +148,22 @@ def replicas() -> int:
 
 
 def gathered(*tensors):
-    """Slices of all devices instead of this device's part, `(B, ...)` each; gradients flow back to their devices."""
+    """Collect the slices of all devices, `(B, ...)` each; gradients flow back to their devices."""
     if replicas() == 1:
         return tensors
     context = tensorflow().distribute.get_replica_context()
-    # One by one: labels beside probabilities have no gradient. Gathering forgets sizes that are known.
+    # One by one, because labels have no gradient. Gathering discards known sizes.
     return tuple(
         tensorflow().ensure_shape(context.all_gather(part, axis=0), (None, *part.shape[1:])) for part in tensors
     )
 
 
 def share_of_loss(costs):
-    """Return what this device contributes to the mean of the costs `(B,)`, so that contributions add up to it.
+    """Return the contribution of this device to the mean of the costs `(B,)`; contributions sum to the mean.
 
-    TensorFlow adds the gradients of all devices. Where each has the costs of its own slices, their means are divided
-    by the number of devices; where each has the costs of the whole batch, `all_gather` has already added up what all
-    of them say of a slice, and the same division holds. A device without slices, at the end of a validation set,
-    contributes 0.
+    TensorFlow sums the gradients of all devices. If each has the costs of its own slices, their means are divided by
+    the number of devices; if each has the costs of the whole batch, `all_gather` has already summed the contributions
+    to a slice, and the same division applies. A device without slices, at the end of a validation set, contributes 0.
     """
     number = replicas()
     if number == 1:

@@ -1,4 +1,4 @@
-"""What numbers and shares of a constrained stage come to on the data: for the log, the run record and a warning."""
+"""Effective values of a constrained stage on its data: for the log, the run record and warnings."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ LARGEST_NEAREST_SHARE = 0.25  # the authors' 100 patches are about 6 % of the fo
 
 
 def share_of(share, foreground):
-    """Turn a share of foreground patches into whole numbers.
+    """Convert a share of foreground patches to whole numbers.
 
     Args:
         share: In (0, 1].
@@ -30,7 +30,7 @@ def share_of(share, foreground):
 
 @dataclass(frozen=True)
 class PatchCounts:
-    """How many nearest patches and anchors an image has: numbers, or shares of its own foreground patches.
+    """Numbers of nearest patches and anchors of an image: absolute, or shares of its own foreground patches.
 
     Attributes:
         nearest: Nearest patches; None with a share.
@@ -71,7 +71,7 @@ def effective_values(
         foreground: Foreground patches of each training image, `(n,)`.
         patches: Patches of an image, P.
         edge_px: Edge of a patch in pixels of the image.
-        pixel_mm: Edge of such a pixel in mm; None where it is not known.
+        pixel_mm: Edge of such a pixel in mm; None if unknown.
 
     Returns:
         A dictionary for JSON. Numbers of patches are those of the median image; shares are of its foreground patches.
@@ -92,7 +92,7 @@ def effective_values(
 
 
 def described(values):
-    """Say `effective_values` in one line."""
+    """Write `effective_values` in one line."""
     mm = "" if values["patch_mm"] is None else f" ({values['patch_mm']:g} mm)"
     line = f"patches of {values['patch_px']} px{mm}, {values['median_foreground_patches']:g} of {values['patches']} in "
     line += "the foreground (median image)"
@@ -103,7 +103,7 @@ def described(values):
 
 
 def far_from_the_method(values):
-    """Yield what is far from the method's own numbers in `effective_values`, and what to do about it."""
+    """Yield warnings for values far from those of the method, and what to do."""
     if (values["patch_mm"] or 0) > LARGEST_PATCH_MM:
         yield (
             f"a patch has an edge of {values['patch_mm']:g} mm, more than {LARGEST_PATCH_MM:g} (authors: about 6), and "

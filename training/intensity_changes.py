@@ -1,6 +1,6 @@
-"""Changes of intensities on the device, slices and volumes alike; labels and targets never come here.
+"""Intensity changes on the device, for slices and volumes; labels and targets are never changed.
 
-Each image has its own numbers, drawn in `training.augmentation`; the neutral number leaves an image exactly as it is.
+Each image has its own random numbers, drawn in `training.augmentation`; the neutral number leaves it unchanged.
 """
 
 import numpy as np
@@ -10,15 +10,15 @@ from training.warping import upsample
 
 
 def changed_intensities(images, batch):
-    """Apply the changes of intensities that a batch brings, in the order in which an image comes about.
+    """Apply the intensity changes of a batch, in the order of image formation.
 
     Tissue (gamma), coil (bias field), resolution (blur, low resolution), receiver (noise), scaling (contrast and
     brightness).
 
     Args:
         images: `(B, H, W[, D], C)` in [0, 1].
-        batch: Dictionary; those of `gamma`, `bias`, `blur`, `coarseness`, `noise`, and `brightness` with `contrast`
-            that are in it are applied.
+        batch: Dictionary; `gamma`, `bias`, `blur`, `coarseness`, `noise`, and `brightness` with `contrast` are applied
+            if present.
 
     Returns:
         Images of the same shape.
@@ -39,7 +39,7 @@ def changed_intensities(images, batch):
 
 
 def change_intensities(images, brightness, contrast):
-    """Scale each image about its mean by `contrast (B,)` and shift it by `brightness (B,)`; `(B, H, W[, D], C)`."""
+    """Scale each image around its mean by `contrast (B,)` and shift it by `brightness (B,)`; `(B, H, W[, D], C)`."""
     axes = tuple(range(1, len(images.shape) - 1))
     mean = ops.mean(images, axis=axes, keepdims=True)
     scale, shift = (_per_image(value, images) for value in (contrast, brightness))
@@ -47,7 +47,7 @@ def change_intensities(images, brightness, contrast):
 
 
 def change_gamma(images, gamma):
-    """Raise images in [0, 1] to the power `gamma (B,)`: below 1 brightens, above 1 darkens; 0 and 1 stay."""
+    """Raise images in [0, 1] to the power `gamma (B,)`: below 1 brightens, above 1 darkens; 0 and 1 are unchanged."""
     gamma = _per_image(gamma, images)
     return ops.where(gamma == 1, images, ops.power(ops.maximum(images, 0.0), gamma))
 
@@ -63,13 +63,13 @@ def apply_bias_field(images, bias):
 
 
 def blur(images, sd):
-    """Blur images in the plane of their slices with a Gaussian; near an edge over the pixels inside.
+    """Blur images in the plane of their slices with a Gaussian, normalised over the pixels inside.
 
     Args:
         images: `(B, H, W[, D], C)`.
-        sd: Standard deviation, pixels, `(B,)`; 0: as it is.
+        sd: Standard deviation, pixels, `(B,)`; 0: unchanged.
     """
-    # A width far below a pixel: the weight of every neighbour underflows to 0.
+    # A width far below a pixel, for which the weights of all neighbours underflow to 0.
     width = ops.reshape(ops.maximum(sd, 1e-3), (-1, 1, 1))
 
     def weights(size):
@@ -83,12 +83,12 @@ def blur(images, sd):
 def lower_resolution(images, coarseness):
     """Simulate an acquisition with larger pixels: means over these, interpolated linearly to the old pixels.
 
-    The pixels grow in the plane of the slices, from the first row and column on; at the end of an axis they may reach
-    beyond the image and then hold the mean of what is inside.
+    The pixels are enlarged in the plane of the slices, starting at the first row and column; at the end of an axis they
+    may extend beyond the image and then hold the mean of the pixels inside.
 
     Args:
         images: `(B, H, W[, D], C)`.
-        coarseness: Edge of a large pixel, old pixels, `(B,)`, at least 1; 1: as it is.
+        coarseness: Edge of a large pixel, old pixels, `(B,)`, at least 1; 1: unchanged.
     """
     edge = ops.reshape(coarseness, (-1, 1, 1))
 
@@ -119,5 +119,5 @@ def _along_rows_and_columns(images, weights):
 
 
 def _per_image(values, images):
-    """Shape one value per image `(B,)` so that it meets images `(B, H, W[, D], C)`."""
+    """Reshape one value per image `(B,)` for broadcasting with images `(B, H, W[, D], C)`."""
     return ops.reshape(values, (-1, *(1,) * (len(images.shape) - 1)))

@@ -1,4 +1,4 @@
-"""Adam whose rate differs from weight to weight, changed between epochs without compiling anything anew."""
+"""Adam with a separate learning rate for each weight, which can change between epochs without recompilation."""
 
 import re
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ import keras
 
 
 class LayerwiseAdam(keras.optimizers.Adam):
-    """Adam that multiplies the learning rate of each weight by its entry of one vector.
+    """Adam that multiplies the learning rate of each weight by its entry in a vector.
 
-    The vector is a variable: with the same compiled step a weight is frozen (0), slowed down or trained as usual (1).
-    With ones everywhere it is Adam to the bit. A frozen weight gathers moments all the same; forget them before it
-    trains (`reset_optimizer`).
+    The vector is a variable: with the same compiled step, a weight is frozen (0), slowed down or trained normally (1).
+    With ones everywhere, it equals Adam bit for bit. A frozen weight also accumulates moments; reset them before it
+    is trained (`reset_optimizer`).
 
     Attributes:
         scales: `(V,)` float32, one entry for each weight in the order of `build`.
@@ -63,7 +63,7 @@ def reset_optimizer(optimizer: keras.optimizers.Optimizer, learning_rate: float)
 
 
 def set_scales(task, schedule, epoch, fresh):
-    """Set the factors of the rate for an epoch.
+    """Set the factors of the learning rate for an epoch.
 
     Args:
         task: Task with a `LayerwiseAdam`.

@@ -1,4 +1,4 @@
-"""Patches of slices and volumes: the class of each in the constraint map, and which of them are anchors."""
+"""Patches of slices and volumes: their classes in the constraint map, and the choice of anchors."""
 
 import math
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ def assign_patch_classes(constraint_maps: Any, patch_px: int) -> np.ndarray:
         patch_px: Edge of a patch in pixels of the map, along every axis; must divide H, W and D.
 
     Returns:
-        Classes `(N, P)` int16, patches in row-major order, as `models.projection.project_patches` has them. Of equally
+        Classes `(N, P)` int16, patches in row-major order, as in `models.projection.project_patches`. Of equally
         frequent classes the lowest wins, so a patch that is half background counts as background.
 
     Raises:
-        InputError: For patches that do not fill the map.
+        InputError: For patches that do not tile the map.
 
     Reference:
         Majority rule and 4 x 4 patches: Umapathy et al., Med. Phys. 2024; the rule for ties is ours.
@@ -40,7 +40,7 @@ def assign_patch_classes(constraint_maps: Any, patch_px: int) -> np.ndarray:
 
 
 def _majority(maps, patch_px):
-    """Most frequent class of each patch of some maps, `(n, P)`."""
+    """Return the most frequent class of each patch of some maps, `(n, P)`."""
     count, *sizes = maps.shape
     patches, rank = [size // patch_px for size in sizes], len(sizes)
     split = maps.reshape(count, *(part for number in patches for part in (number, patch_px)))
@@ -67,12 +67,12 @@ def draw_anchors(
         wanted: Anchors of each slice, `(B,)`, at most A; None: A.
 
     Returns:
-        Patch numbers `(B, A)` int32; -1 where a slice has fewer foreground patches than anchors, or wants fewer.
+        Patch numbers `(B, A)` int32; -1 if a slice has fewer foreground patches than anchors, or requires fewer.
     """
     order = generator.random(patch_classes.shape)
-    order[patch_classes <= 0] = 2.0  # background comes after every foreground patch
+    order[patch_classes <= 0] = 2.0  # background is sorted after all foreground patches
     first = min(anchors_per_slice, order.shape[1])
-    anchors = np.argpartition(order, first - 1, axis=1)[:, :first]  # a twentieth of the time of sorting all
+    anchors = np.argpartition(order, first - 1, axis=1)[:, :first]  # twenty times faster than sorting all
     anchors = np.take_along_axis(anchors, np.argsort(np.take_along_axis(order, anchors, axis=1), axis=1), axis=1)
     anchors = anchors.astype("int32")
     anchors[np.take_along_axis(patch_classes, anchors, axis=1) <= 0] = -1
@@ -95,7 +95,7 @@ def draw_compared(
     Args:
         patch_classes: `(B, P)` int; 0 and -1 are background.
         counts: `training.effective.PatchCounts`.
-        most_anchors: Anchors of the image that has most of them, A.
+        most_anchors: Largest number of anchors of any image, A.
         generator: numpy random generator.
 
     Returns:

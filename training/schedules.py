@@ -14,24 +14,24 @@ POWER = 0.9  # of the polynomial schedule: nnU-Net (Isensee et al., Nat. Methods
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a training does in which epoch; every answer is a function of the epoch alone, so a resumed run agrees.
+    """The schedule of a training; every value depends on the epoch alone, so that a resumed run agrees.
 
-    A training has up to three phases: the head phase, in which only what is not pretrained is trained; the warm-up, in
-    which the rate rises linearly; and the rest, over which the rate falls. Both shares are of all epochs.
+    A training has up to three phases: the head phase, which trains only layers that are not pretrained; the warm-up, in
+    which the learning rate increases linearly; and the rest, in which it decays. Both shares refer to all epochs.
 
     Attributes:
-        epochs: Epochs in all.
+        epochs: Total number of epochs.
         learning_rate: The rate after the warm-up.
         batch_size: Slices per step.
         steps_per_epoch: None: as many as cover the slices once.
         evaluate_every: Epochs between two looks at the validation set.
         plateau_epochs: Epochs without a better validation loss that halve the rate; of `plateau` only.
         schedule: `plateau`, `cosine` (down to 0) or `poly`, (1 - t)^0.9 as in nnU-Net.
-        warm_up: Share of the epochs in which the rate rises.
-        keep: `best`, the weights of the lowest validation loss, or `last`.
+        warm_up: Share of the epochs in which the rate increases.
+        keep: `best`, the weights with the lowest validation loss, or `last`.
         head_first: Share of the epochs of the head phase (Kumar et al., ICLR 2022).
         head_learning_rate: Constant rate of the head phase; None: `learning_rate`.
-        layer_decay: Factor by which the rate falls from level to level, from the output back to the stem.
+        layer_decay: Factor of the rate per level, from the output back to the stem.
     """
 
     epochs: int
@@ -110,7 +110,7 @@ class Schedule:
 
         Args:
             epoch: The epoch that has ended, counted from 1.
-            last_better: That of the best loss, or of the last halving.
+            last_better: The epoch of the best loss, or of the last halving.
         """
         waited = epoch - max(last_better, self.full_from)
         return self.schedule == "plateau" and waited >= self.plateau_epochs

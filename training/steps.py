@@ -12,7 +12,7 @@ from training.optimizers import LayerwiseAdam
 
 
 class Task(keras.Model):
-    """A network in training; `network` alone is what stays afterwards.
+    """A network in training; only `network` is kept afterwards.
 
     Args:
         network: The `keras.Model` to train.
@@ -20,11 +20,11 @@ class Task(keras.Model):
     """
 
     def __init__(self, network, health=(), **kwargs):
-        # Half precision is for the network's layers; images are augmented and positions computed in float32.
+        # Half precision applies to the network's layers; augmentation and positions are computed in float32.
         super().__init__(dtype="float32", **kwargs)
         self.network, self._rematerialised, self._tables = network, None, Tables()
         self.health = {name: keras.metrics.Mean(name) for name in health}
-        self.built = True  # as it is: Keras would call the task with several steps' batches to learn its shapes
+        self.built = True  # as is: Keras would call the task with batches of several steps to infer its shapes
 
     def sparing_memory(self, remat: bool = True) -> "Task":
         """Compute activations twice instead of keeping them, if asked to; returns the task itself."""
@@ -32,28 +32,28 @@ class Task(keras.Model):
         return self
 
     def run(self, images, training):
-        """Return what the network makes of images."""
+        """Return the output of the network for images."""
         return (self._rematerialised or self.network)(images, training=training)
 
     def hold(self, training: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray]) -> None:
         """Put arrays on the device once; batches then name their slices by `rows` instead of bringing them.
 
-        New arrays of the same shapes take the place of the old ones without compiling anything anew.
+        New arrays of the same shapes replace the old ones without recompilation.
 
         Args:
-            training: Name to array `(N, ...)`, of the training batches; empty: these bring all they need.
-            validation: The same of the validation batches; an array that is in both is held once.
+            training: Name to array `(N, ...)`, of the training batches; empty: the batches contain everything.
+            validation: The same for the validation batches; an array in both is stored once.
         """
         if not self._tables.fill({True: training, False: validation}):
             self.train_function = self.test_function = None  # compiled for other arrays
 
     @property
     def non_trainable_variables(self):
-        # With the tables among them, JAX gets these as arguments of its steps instead of as constants inside.
+        # With the tables among them, JAX receives these as arguments of its steps, not as constants.
         return [*super().non_trainable_variables, *self._tables.variables()]
 
     def read(self, batch, name, training):
-        """One array of a batch, `(B, ...)`: brought with it, or read from what the device holds; images as float32."""
+        """Return one array of a batch, `(B, ...)`: from the batch, or from the device; images as float32."""
         if name in batch:
             return batch[name]
         values = ops.take(self._tables[bool(training)][name], batch["rows"], axis=0)
@@ -64,11 +64,11 @@ class Task(keras.Model):
         return self._each(super().train_step, *state_and_data)
 
     def test_step(self, *state_and_data):
-        """As `train_step`, for validation."""
+        """Like `train_step`, for validation."""
         return self._each(super().test_step, *state_and_data)
 
     def _each(self, step, *state_and_data):
-        """Step through the batches that `Batches` has stacked under `steps`; JAX passes its state and wants it back."""
+        """Step through the batches stacked under `steps` by `Batches`; JAX passes its state and expects it back."""
         *states, (batch, *_) = state_and_data
         if "steps" not in batch:
             return step(*state_and_data)
@@ -76,7 +76,7 @@ class Task(keras.Model):
             count = ops.shape(next(iter(batch["steps"].values())))[0]
             ops.fori_loop(0, count, lambda number, done: self._step_number(step, batch["steps"], number, done), 0)
             return self.get_metrics_result()
-        trained, fixed, *others = states[0]  # networks here change nothing in variables that are not trained
+        trained, fixed, *others = states[0]  # networks here do not change non-trainable variables
 
         def one_step(carry, one):
             logs, (trained, _, *others) = step((carry[0], fixed, *carry[1]), (one,))
@@ -91,7 +91,7 @@ class Task(keras.Model):
 
     def ready(self, learning_rate: float, *, is_layerwise: bool = False) -> "Task":
         """Compile with Adam, or with one whose rate differs from weight to weight; returns the task itself."""
-        # XLA's convolutions on a CPU are slower than TensorFlow's own (oneDNN); on a GPU and on JAX it pays.
+        # On a CPU, XLA's convolutions are slower than TensorFlow's own (oneDNN); on a GPU and on JAX, XLA is faster.
         is_slow = keras.backend.backend() == "tensorflow" and not has_accelerator()
         is_possible = replicas() == 1  # XLA cannot compile a step of several TensorFlow devices
         optimizer = (LayerwiseAdam if is_layerwise else keras.optimizers.Adam)(learning_rate)
@@ -100,7 +100,7 @@ class Task(keras.Model):
         return self
 
     def watch(self, training, health, *tensors):
-        """Log what `health(*tensors)` says of a batch of the fixed validation set; each slice counts the same."""
+        """Log `health(*tensors)` for a batch of the fixed validation set, with equal weight for each slice."""
         if training:
             return
         tensors = gathered(*tensors)
@@ -110,7 +110,7 @@ class Task(keras.Model):
     def call(self, batch, training=None):
         if replicas() == 1 or training:
             return self.forward(shared_out(batch), training)
-        # The end of a validation set can leave a device without slices, and TensorFlow's convolutions fail on none.
+        # At the end of a validation set, a device may have no slices, on which TensorFlow's convolutions fail.
         one_more = {key: ops.concatenate([x, ops.zeros((1, *x.shape[1:]), x.dtype)]) for key, x in batch.items()}
         return keras.tree.map_structure(lambda x: x[:-1], self.forward(one_more, training))
 
@@ -118,7 +118,7 @@ class Task(keras.Model):
         return share_of_loss(self.cost(x, y_pred, training))
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # To learn shapes, Keras would average a batch over TensorFlow's devices, which fails for booleans.
+        # To infer shapes, Keras would average a batch over TensorFlow's devices, which fails for booleans.
         pass
 
 
@@ -136,7 +136,7 @@ class Tables:
         return self._variables
 
     def fill(self, parts):
-        """Take over arrays, by part and name; returns whether the variables could stay."""
+        """Replace the arrays, by part and name; returns whether the variables could be reused."""
         places = [(part, name, array) for part, arrays in parts.items() for name, array in arrays.items()]
         arrays = list({id(array): array for *_, array in places}.values())
         number = {id(array): number for number, array in enumerate(arrays)}
@@ -152,6 +152,6 @@ class Tables:
 
 
 def _constant(array):
-    # TensorFlow gathers no small integers on a GPU; images stay in the precision in which they come.
+    # TensorFlow cannot gather small integers on a GPU; images keep their precision.
     dtype = str(array.dtype) if array.dtype.kind == "f" else "int32"
     return keras.Variable(array, dtype=dtype, trainable=False, autocast=False, name="table")

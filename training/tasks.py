@@ -1,4 +1,4 @@
-"""Network and loss, joined: one `keras.Model` per way of training, the same on every backend.
+"""Tasks: network and loss combined in one `keras.Model` per training method, the same on every backend.
 
 A task's `forward` turns a batch into what its loss compares; `cost` compares it. The loss is a function of `losses/`
 whose settings are bound already (`functools.partial`). Keras supplies gradient, optimiser
@@ -211,6 +211,6 @@ class Synthesis(Task):
 
 
 def augmented(image, batch, view):
-    """A batch's images after the changes whose names end in `_<view>`."""
+    """Return the images of a batch after the changes whose names end in `_<view>`."""
     positions = sampling_positions(batch[f"affine_{view}"], batch[f"elastic_{view}"], image.shape[1:-1])
     return change_intensities(warp(image, positions), batch[f"brightness_{view}"], batch[f"contrast_{view}"])

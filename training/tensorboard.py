@@ -1,26 +1,26 @@
-"""What a training shows in TensorBoard, on every backend: its losses, and what it makes of some validation slices."""
+"""TensorBoard events of a training, on every backend: losses, and outputs for some validation slices."""
 
 import math
 
 import keras
 import numpy as np
 
-SHOWN = 4  # slices in a picture
-PICTURES = 10  # of a training, evenly over its epochs
+SHOWN = 4  # slices per picture
+PICTURES = 10  # pictures per training, evenly over its epochs
 RED_GREEN_BLUE = 3
 
 
 class TensorBoard(keras.callbacks.Callback):
-    """Write scalars of every epoch, and now and then a picture, for `tensorboard --logdir`.
+    """Write scalars of every epoch, and a picture at regular intervals, for `tensorboard --logdir`.
 
     A picture has a row for each slice: the image, and beside it the output of the network (classes as grey values, with
     the reference at the right; representations by their first three principal components as red, green, blue).
 
     Args:
-        folder: Run folder; the events lie in `tensorboard/` inside it.
-        validation: `Batches` of the validation set, of whose first batch the pictures are; None: no pictures.
-        epochs: Epochs in all.
-        start: Epochs done before, when a run is resumed; events after them are dropped.
+        folder: Run folder; events are written to `tensorboard/` inside it.
+        validation: `Batches` of the validation set; pictures show its first batch; None: no pictures.
+        epochs: Total number of epochs.
+        start: Epochs already done if a run is resumed; later events are removed.
     """
 
     def __init__(self, folder, validation, epochs, start=0):
@@ -46,14 +46,14 @@ class TensorBoard(keras.callbacks.Callback):
 
 
 def picture_of(task, validation):
-    """Draw some validation images and what the network makes of them.
+    """Draw some validation images and the outputs of the network.
 
     Args:
         task: `training.steps.Task` on its device.
         validation: `Batches` of the validation set.
 
     Returns:
-        `(height, width, 3)` float in [0, 1]; None when the output is no map, as that of an encoder alone.
+        `(height, width, 3)` float in [0, 1]; None if the output is not a map, for instance that of an encoder alone.
     """
     batch = validation.batch(0)
     images = keras.ops.cast(task.read(batch, "image", training=False)[:SHOWN], "float32")
@@ -62,7 +62,7 @@ def picture_of(task, validation):
     if outputs.ndim == 2 or is_volume and outputs.ndim == 3:
         return None
     size = images.shape[1:3]
-    if outputs.ndim == 3:  # patches of a projection head, row after row
+    if outputs.ndim == 3:  # patches of a projection head, row by row
         rows = round(math.sqrt(outputs.shape[1] * size[0] / size[1]))
         outputs = outputs.reshape(len(outputs), rows, -1, outputs.shape[2])
     columns = [_grey(images[..., 0])]
@@ -84,7 +84,7 @@ def _grey(values, is_stretched=True):
 
 
 def _components(features):
-    """First three principal components of features `(B, ..., F)`, each stretched to [0, 1]."""
+    """Return the first three principal components of features `(B, ..., F)`, each scaled to [0, 1]."""
     values = features.reshape(-1, features.shape[-1])
     values = values - values.mean(axis=0)
     _, directions = np.linalg.eigh(values.T @ values)
@@ -95,5 +95,5 @@ def _components(features):
 
 
 def _enlarged(pictures, size):
-    """Repeat pixels until pictures `(B, h, w, 3)` have `size`, whose multiples they are."""
+    """Enlarge pictures `(B, h, w, 3)` to `size`, a multiple of their size, by repeating pixels."""
     return pictures.repeat(size[0] // pictures.shape[1], axis=1).repeat(size[1] // pictures.shape[2], axis=2)

@@ -1,4 +1,4 @@
-"""What a run shows in MLflow, where that is asked for: its config, the losses of every epoch, scores and files."""
+"""MLflow records of a run, if requested: its config, the losses of every epoch, scores and files."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ import keras
 
 from utils.runs import read_json
 
-LONGEST = 500  # characters of a parameter, the least that servers take
+LONGEST = 500  # characters of a parameter, the smallest limit of servers
 FILES: tuple[str, ...] = (
     "resolved_config.yaml",
     "environment.json",
@@ -28,12 +28,12 @@ FILES += ("model.json", "metrics.json")
 def tracked(folder: Path, config: dict[str, Any], config_hash: str, is_wanted: bool) -> Iterator[None]:
     """Show in MLflow what is done inside, as one run; an exception makes it a failed one.
 
-    `MLFLOW_TRACKING_URI` says where to; without it MLflow takes `mlflow.db` and `mlruns/` in the current folder.
+    `MLFLOW_TRACKING_URI` gives the server; without it, MLflow uses `mlflow.db` and `mlruns/` in the current folder.
 
     Args:
-        folder: Run folder, whose records and scores are sent when the work is done; names the run.
+        folder: Run folder, whose records and scores are sent at the end; it names the run.
         config: Plain dictionary of the resolved config; its name is that of the experiment.
-        config_hash: Of what shapes the result, shown beside the config.
+        config_hash: Hash of the settings that affect the result, shown beside the config.
         is_wanted: False does nothing.
     """
     if not is_wanted:
@@ -54,10 +54,10 @@ def tracked(folder: Path, config: dict[str, Any], config_hash: str, is_wanted: b
 
 
 class MLflow(keras.callbacks.Callback):
-    """Send every row of a history to the run that is open, those from before a run was resumed, too.
+    """Send every row of a history to the open run, including those from before it was resumed.
 
     Args:
-        history: List of rows, to which each epoch adds one before this callback is called.
+        history: List of rows; each epoch appends one before this callback is called.
     """
 
     def __init__(self, history):
@@ -73,7 +73,7 @@ class MLflow(keras.callbacks.Callback):
 
 
 def mean_scores(rows, part="test"):
-    """Average scores over subjects: `{"test/label/score": mean}`, only those that are defined for every subject.
+    """Average scores over subjects: `{"test/label/score": mean}`, only scores that are defined for every subject.
 
     Args:
         rows: `per_subject` of metrics.json.

@@ -1,4 +1,4 @@
-"""What goes wrong in training, and what the user can do about it."""
+"""Failures of training, and what the user can do about them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from utils.environment import device_name
 
-MOST_NAMED = 8  # subjects in a message
+MOST_NAMED = 8  # subjects named in a message
 
 
 class NotFinite(Exception):
@@ -15,19 +15,19 @@ class NotFinite(Exception):
 
 
 def subjects_to_blame(task, training, validation, subjects):
-    """Say whose slices were in the first batch whose loss is not finite.
+    """Find the subjects of the first batch whose loss is not finite.
 
-    The batches of the epoch are gone through again, from the state at its start, which the task must have: each is a
-    function of seed, epoch and step, so the same thing happens again.
+    The batches of the epoch are repeated from the state at its start, which the task must have: each is a function of
+    seed, epoch and step, so the failure is reproduced.
 
     Args:
         task: Compiled `Task`.
         training: `Batches` of the epoch.
-        validation: `Batches`, looked at when all training batches are well; None where there are none.
+        validation: `Batches`, checked if all training batches are finite; None if there are none.
         subjects: Subject of each row of the training and of the validation slices, two sequences; None: not known.
 
     Returns:
-        Text to go on with, ` with slices of sub-01, sub-02 (step 3)`; empty when nothing is found.
+        Continuation of a message, ` with slices of sub-01, sub-02 (step 3)`; empty if nothing is found.
     """
     parts = ((training, task.train_on_batch), (validation, task.test_on_batch))
     for part, (batches, step_on) in enumerate(parts):

@@ -1,4 +1,4 @@
-"""Moves images and labels on the device: one displacement field for both, for slices and volumes alike."""
+"""Spatial changes of images and labels on the device: one displacement field for both, for slices and volumes."""
 
 import itertools
 
@@ -7,10 +7,10 @@ from keras import ops
 
 
 def sampling_positions(affine, elastic, image_size):
-    """Say where in the input each output pixel is read.
+    """Compute the input position of each output pixel.
 
     Args:
-        affine: `(B, 2, 3)`, or `(B, 3, 4)` for volumes, from output to input pixels, about the image centre.
+        affine: `(B, 2, 3)`, or `(B, 3, 4)` for volumes, from output to input pixels, around the image centre.
         elastic: `(B, h, w, 2)`, or `(B, h, w, d, 3)`, displacements at the nodes of a coarse grid, pixels;
             interpolated bicubically (tricubically).
         image_size: `(H, W)` or `(H, W, D)`.
@@ -30,7 +30,7 @@ def sampling_positions(affine, elastic, image_size):
 def upsample(field, image_size):
     """Interpolate displacements cubically, axis by axis, `(B, h, w[, d], rank)` to `(B, H, W[, D], rank)`.
 
-    In plain gathers and sums because `ops.image.resize` knows two axes only, and XLA has no bicubic resize.
+    Implemented by gathers and sums, because `ops.image.resize` supports only two axes and XLA has no bicubic resize.
     """
     for axis, size in enumerate(image_size, start=1):
         index, weight = _cubic_weights(field.shape[axis], size)
@@ -40,14 +40,14 @@ def upsample(field, image_size):
 
 
 def _cubic_weights(nodes, size):
-    """The four nodes that each pixel reads, and their weights, `(4, size)` each; nodes outside weigh nothing.
+    """Return the four nodes for each pixel and their weights, `(4, size)` each; nodes outside have weight 0.
 
     Reference:
-        Keys, IEEE Trans. Acoust. 1981, Eq. 15; pixels and nodes fill the same length (half-pixel centres).
+        Keys, IEEE Trans. Acoust. 1981, Eq. 15; pixels and nodes cover the same length (half-pixel centres).
     """
     place = (np.arange(size, dtype="float32") + 0.5) * (nodes / size) - 0.5
     first = np.floor(place)
-    # In steps of 1/1024, as TensorFlow's bicubic resize does: its results and ours are equal to the last bit.
+    # In steps of 1/1024, as in TensorFlow's bicubic resize, so that the results are bit-identical.
     place_in_cell = np.rint((place - first) * 1024) / 1024.0
     taps = np.arange(-1, 3)[:, None]
     index = first.astype("int32") + taps
@@ -88,7 +88,7 @@ def warp_labels(labels, positions):
 
 
 def _read(images, positions):
-    """Values at whole positions `(B, H, W[, D], 2 or 3)`, zero outside."""
+    """Return the values at integer positions `(B, H, W[, D], 2 or 3)`, zero outside."""
     batch, *sizes, channels = ops.shape(images)
     place = ops.reshape(ops.arange(batch, dtype="int32"), (-1, *(1,) * len(sizes)))
     inside = True
