@@ -46,11 +46,11 @@ def constrained(slices, folder, *, decoder=PATCHES, counts=COUNTS, patches=ALL, 
     return pretrain_constrained(*sets, LOSS, decoder, counts, patches, setup_in(folder, **setup))
 
 
-def segmentation_trainer(schedule, augmentation=STILL, loss=segmentation_loss, fresh_levels=0, **network):
+def segmentation_trainer(schedule, augmentation=STILL, loss=segmentation_loss, fresh_levels=0, remat=False, **network):
     """A trainer of networks for slices of 16 x 16 pixels and two classes, unless `network` says otherwise."""
     shape = network.pop("shape", (16, 16, 1))
     build = functools.partial(build_unet, shape, **({"filters": FILTERS, "outputs": 2} | network))
-    settings_of = {"augmentation": augmentation, "schedule": schedule, "fresh_levels": fresh_levels}
+    settings_of = {"augmentation": augmentation, "schedule": schedule, "fresh_levels": fresh_levels, "remat": remat}
     return SegmentationTrainer(build, loss, **settings_of)
 
 

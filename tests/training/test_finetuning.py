@@ -117,8 +117,9 @@ def test_pretrained_weights_reach_the_network_and_the_head_stays_random(tmp_path
                 np.testing.assert_array_equal(variable, random[variable.path])
 
 
-def small_trainer(**options):
-    return segmentation_trainer(settings(epochs=2, keep="last", schedule="poly"), filters=[4, 8, 8], **options)
+def small_trainer(epochs=2, steps=4, **options):
+    fixed = settings(epochs, steps, keep="last", schedule="poly")
+    return segmentation_trainer(fixed, filters=[4, 8, 8], **options)
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +153,10 @@ def test_with_less_memory_the_weights_are_the_same(slices, uncompiled, monkeypat
     remat, levels, weights = keras.remat, [], []
     monkeypatch.setattr(keras, "remat", lambda function: levels.append(1) or remat(function))
     for asked in (False, True):
-        built = small_trainer(remat=asked, head_block=True, training=FIXED | {"epochs": 1, "steps_per_epoch": 2})
+        built = small_trainer(epochs=1, steps=2, remat=asked, head_block=True)
         built.use(images, (maps == 3).astype("uint8"))
         built.start_from(seed=0)
-        built.train(np.arange(16), np.arange(0), seed=0, folder=tmp_path / str(asked), tag="hash", name="cell")
+        built.train(np.arange(16), np.arange(0), run_in(tmp_path / str(asked), seed=0))
         weights.append(built.network.get_weights())
         assert bool(levels) is asked
     start = small_trainer(head_block=True)._random_weights(0)
