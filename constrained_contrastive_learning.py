@@ -25,7 +25,7 @@ from utils.schema import channel_names, fingerprint
 from utils.work_dir import WEIGHTS
 
 log = logging.getLogger("mrccl")
-HEAD_OPTIONS = ("patch_representation", "head_normalization", "projection_position")
+HEAD_OPTIONS = ("patch_representation", "head_normalization")
 
 
 def add_options(parser):

@@ -1,8 +1,7 @@
 """Projection heads: layers of the pretraining networks that finetuning discards."""
 
 import keras
-import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from models.blocks import HeNormal, convolution, groups_of
 from utils.checks import InputError
@@ -39,7 +38,6 @@ def project_patches(
     *,
     patch_representation: str = "mean",
     head_normalization: bool = False,
-    projection_position: bool = False,
 ) -> keras.KerasTensor:
     """Project a feature map to one representation per patch, patches in row-major order.
 
@@ -50,7 +48,6 @@ def project_patches(
         seed: Integer seed of the network.
         patch_representation: `"mean"` over the pixels of a patch, or their `"concatenation"` in row-major order.
         head_normalization: Normalise in groups between the two convolutions, which then have no bias.
-        projection_position: Give the head the position of each pixel.
 
     Returns:
         Representations, `(B, P, F)` float32, not normalised: the loss does that. Concatenated, a patch of n pixels has
@@ -60,13 +57,11 @@ def project_patches(
         InputError: An unknown representation.
 
     Reference:
-        Umapathy et al. 2024; the authors' code concatenates and normalises. Position is ours.
+        Umapathy et al. 2024; the authors' code concatenates and normalises.
     """
     if patch_representation not in ("mean", "concatenation"):
         raise InputError(f"patch_representation is {patch_representation!r}; choose 'mean' or 'concatenation'")
     rank = len(x.shape) - 2
-    if projection_position:
-        x = Coordinates(name="projection_position")(x)
     if head_normalization:
         x = convolution(rank, features, 1, "projection_conv_1", seed, use_bias=False)(x)
         x = layers.GroupNormalization(groups_of(features), name="projection_norm_1")(x)
@@ -90,16 +85,3 @@ def _side_by_side(x, rank, patch_size):
     x = layers.Reshape((*split, features), name="projection_split")(x)
     order = (*range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)  # patches first, then their pixels
     return layers.Permute(order, name="projection_concatenation")(x)
-
-
-@keras.saving.register_keras_serializable(package="mrccl")
-class Coordinates(layers.Layer):
-    """Add to a feature map `(B, H, W[, D], channels)` one channel per axis: the position of a pixel, from -1 to 1."""
-
-    def call(self, x):
-        """Return `(B, H, W[, D], channels + axes)`; -1 and 1 are the borders of the map, pixels have centres."""
-        sizes = x.shape[1:-1]
-        axes = [2 * (np.arange(size, dtype="float32") + 0.5) / size - 1 for size in sizes]
-        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)[None]
-        grid = ops.cast(ops.convert_to_tensor(grid), x.dtype)
-        return ops.concatenate([x, ops.broadcast_to(grid, (ops.shape(x)[0], *grid.shape[1:]))], axis=-1)

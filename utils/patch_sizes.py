@@ -63,8 +63,6 @@ def mistakes_of_patches(config):
 
 def _lengths_in_vain(stage, rank, pixel_mm):
     """Yield lengths in mm that cannot be converted to pixels."""
-    if rank == 3 and stage.projection_position:
-        yield "projection_position: is for slices, because a crop may lie anywhere; with network.rank 3 remove it"
     for key in ("patch_mm", "positive_within_mm"):
         if getattr(stage, key) is None:
             continue

@@ -137,9 +137,6 @@ class ConstrainedStage(Section):
         json_schema_extra=ADDED,
         description="group normalisation between the two convolutions of the projection head, which then have no bias",
     )
-    projection_position: bool = Field(
-        False, json_schema_extra=ADDED, description="give the row and column of each pixel to the projection head"
-    )
     training: TrainingSection = Field(description="epochs, batch, learning rate")
 
     @model_validator(mode="before")

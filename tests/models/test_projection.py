@@ -22,14 +22,9 @@ def normalised_by_hand(x, groups, gamma, beta, epsilon=1e-3):
     return result * gamma + beta
 
 
-def projected_by_hand(x, model, patch_size, representation, is_normalised, has_position):
+def projected_by_hand(x, model, patch_size, representation, is_normalised):
     x = x.astype("float64")
     sizes, rank = x.shape[1:-1], x.ndim - 2
-    if has_position:
-        places = np.empty((*x.shape[:-1], rank))
-        for pixel in np.ndindex(*sizes):
-            places[(slice(None), *pixel)] = [2 * (i + 0.5) / n - 1 for i, n in zip(pixel, sizes, strict=True)]
-        x = np.concatenate([x, places], axis=-1)
     (kernel_1, *bias_1), (kernel_2, *bias_2) = (
         model.get_layer(f"projection_conv_{number}").get_weights() for number in (1, 2)
     )
@@ -49,19 +44,16 @@ def projected_by_hand(x, model, patch_size, representation, is_normalised, has_p
 @pytest.mark.parametrize("size", [(4, 6), (4, 2, 6)])
 @pytest.mark.parametrize("patch_size", [1, 2])
 @pytest.mark.parametrize("representation", ["mean", "concatenation"])
-@pytest.mark.parametrize(
-    ("is_normalised", "has_position"), [(False, False), (True, False), (False, True), (True, True)]
-)
-def test_representations_equal_the_reference(size, patch_size, representation, is_normalised, has_position):
+@pytest.mark.parametrize("is_normalised", [False, True])
+def test_representations_equal_the_reference(size, patch_size, representation, is_normalised):
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2, *size, 3)).astype("float32")
     image = keras.Input((*size, 3))
     options = {"patch_representation": representation, "head_normalization": is_normalised}
-    options["projection_position"] = has_position
     model = keras.Model(image, project_patches(image, 8, patch_size, 5, **options))
     for layer in model.layers:  # biases, scales and shifts start at 0 and 1, which would hide mistakes
         layer.set_weights([w + generator.normal(scale=0.3, size=w.shape) for w in layer.get_weights()])
-    expected = projected_by_hand(x, model, patch_size, representation, is_normalised, has_position)
+    expected = projected_by_hand(x, model, patch_size, representation, is_normalised)
     found = ops.convert_to_numpy(model(x))
     assert found.dtype == np.float32 and model.output_shape == (None, *expected.shape[1:])
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
@@ -69,7 +61,7 @@ def test_representations_equal_the_reference(size, patch_size, representation, i
 
 def test_the_head_of_the_authors_leaves_the_rest_of_the_network_as_it_is():
     plain = build_unet((16, 16, 1), filters=(4, 8), head="projection", patch_size=4, features=8, seed=3)
-    options = {"patch_representation": "concatenation", "head_normalization": True, "projection_position": True}
+    options = {"patch_representation": "concatenation", "head_normalization": True}
     other = build_unet((16, 16, 1), filters=(4, 8), head="projection", patch_size=4, features=8, seed=3, **options)
     arrays = weights_of(other)
     assert other.output_shape == (None, 16, 128)

@@ -14,7 +14,7 @@ from training.patches import patch_centres
 from training.pretraining import Decoder, Patches
 from training.steps import Task
 
-HEAD = {"patch_representation": "concatenation", "head_normalization": True, "projection_position": True}
+HEAD = {"patch_representation": "concatenation", "head_normalization": True}
 SHARES = {
     "decoder": Decoder(None, 8, patch_size=4, head=HEAD),
     "counts": PatchCounts(nearest_share=0.3, anchors_share=0.2),

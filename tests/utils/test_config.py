@@ -185,7 +185,6 @@ def test_a_key_that_came_later_leaves_hashes_alone_until_it_is_used(small):
         ("constrained", "anchors_share", "null", "0.1"),
         ("constrained", "patch_representation", "mean", "concatenation"),
         ("constrained", "head_normalization", "false", "true"),
-        ("constrained", "projection_position", "false", "true"),
     ):
         assert stage_hash(f"pretraining.stages.{stage}.{key}={default}") == stage_hash()
         assert stage_hash(f"pretraining.stages.{stage}.{key}={other}") != stage_hash()

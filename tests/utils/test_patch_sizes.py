@@ -56,10 +56,6 @@ MISTAKES = [
         [f"{STAGE}.positive_within_mm=7", "slices.pixel_size=2"],
         "positive_within_mm: 7, but patches lie 8 mm apart",
     ),
-    (
-        [f"{STAGE}.projection_position=true", "network.rank=3", "crops={size: [8, 8, 8]}", "finetuning=null"],
-        "projection_position: is for slices",
-    ),
     ([f"{STAGE}.nearest_share=0"], r"nearest_share: .*greater than 0"),
     ([f"{STAGE}.anchors_share=1.5"], r"anchors_share: .*less than or equal to 1"),
     (
