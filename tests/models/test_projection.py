@@ -24,7 +24,7 @@ def normalised_by_hand(x, groups, gamma, beta, epsilon=1e-3):
 
 def projected_by_hand(x, model, patch_size, representation, is_normalised):
     x = x.astype("float64")
-    sizes, rank = x.shape[1:-1], x.ndim - 2
+    sizes = x.shape[1:-1]
     (kernel_1, *bias_1), (kernel_2, *bias_2) = (
         model.get_layer(f"projection_conv_{number}").get_weights() for number in (1, 2)
     )
