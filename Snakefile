@@ -19,8 +19,8 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from utils.checks import InputError
-from utils.config import load_config
-from utils.schema import fingerprint
+from utils.config.load import load_config
+from utils.config.schema import fingerprint
 from utils.work_dir import METRICS
 
 

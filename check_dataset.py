@@ -18,10 +18,10 @@ import functools
 import logging
 
 from utils.checks import InputError, counted
-from utils.config import from_command_line, positive
+from utils.command_line import from_command_line, positive
+from utils.config.schema import channel_names
 from utils.parallel import in_order
 from utils.runs import atomic_path, exit_code_of, progress
-from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
 PICTURES = 6
@@ -35,8 +35,8 @@ def add_options(parser):
 
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options)
-    from data.dataset_check import point_out_unlike
-    from data.layouts import find_subjects
+    from data.layouts.subjects import find_subjects
+    from data.scans.dataset_check import point_out_unlike
 
     problems = []
     subjects = find_subjects(**config.data.places(), left_out=problems)
@@ -62,7 +62,7 @@ def main(arguments=None):
 
 def check(config, whole, files):
     """Check one subject."""
-    from data.dataset_check import check_subject
+    from data.scans.dataset_check import check_subject
 
     data = config.plain()["data"]
     return check_subject(files, data["contrasts"], data["labels"], data["ignored_label_values"], whole=whole)
@@ -121,7 +121,7 @@ def draw(config, path, files, number):
 
     Some scans are read completely here, of which only the header was checked before.
     """
-    from evaluation.dataset_montage import draw_montage
+    from evaluation.pictures.dataset_montage import draw_montage
 
     data = config.plain()["data"]
     labelled, others = [e for e in files if e.label], [e for e in files if not e.label]
@@ -144,7 +144,7 @@ def draw(config, path, files, number):
 
 def picture_of(files, data):
     """Read what the montage shows of a subject: `(name, volume, label, affine)`."""
-    from data.volumes import read_contrasts, read_label
+    from data.scans.volumes import read_contrasts, read_label
 
     # The field that N4 removes takes seconds to find, and a montage does not need it.
     volume, affine = read_contrasts(dataclasses.replace(files, bias_correction=()), None, data["contrasts"])

@@ -18,10 +18,10 @@ import logging
 from pathlib import Path
 
 from utils.checks import InputError
-from utils.config import add_training_options, chosen_sinks, from_command_line, positive
+from utils.command_line import add_training_options, chosen_sinks, from_command_line, positive
+from utils.config.schema import channel_names, fingerprint
 from utils.environment import make_deterministic
 from utils.runs import child_seed, drop_checkpoint, exit_code_of, open_run, write_json
-from utils.schema import channel_names, fingerprint
 from utils.work_dir import WEIGHTS
 
 log = logging.getLogger("mrccl")
@@ -63,10 +63,10 @@ def main(arguments=None):
 
 def pretrain(config, name, work, overwrite, **sinks):
     """Train one stage of one split, unless it is finished."""
-    from evaluation.figures import save_training_curves
+    from evaluation.report.figures import save_training_curves
     from models.weights import save_weights
-    from training.checkpoints import RunOptions
     from training.devices import use_precision
+    from training.loop import RunOptions
     from training.tracking import tracked
 
     stage, target = config.pretraining.stages[name], work.stage(name)
@@ -130,8 +130,8 @@ def is_finished(folder, made_from, overwrite):
 
 def open_stores(config, work):
     """Open the packed slices of a split; refuse those of another config, seed or split, and one scan in both."""
-    from data.h5_store import SliceStore
     from data.identity import refuse_same_scans
+    from data.store.store import SliceStore
 
     stores = {part: SliceStore(work.store(f"pretrain_{part}")) for part in ("train", "val")}
     for store in stores.values():
@@ -234,7 +234,7 @@ def loss_of(stage):
 
 def images_of(config, stage, store, contrasts):
     """What a stage is shown of a store: slices or crops of volumes, their maps and their places."""
-    from data.slices import stored_images, stored_maps
+    from data.store.slices import stored_images, stored_maps
     from training.pretraining import Images
 
     if config.network.rank == 3:
@@ -247,7 +247,7 @@ def images_of(config, stage, store, contrasts):
 
 def in_memory(config, shown):
     """Read the images of all sets into memory, if they fit; crops stay as they are."""
-    from data.slices import in_memory_if
+    from data.store.slices import in_memory_if
     from training.devices import free_bytes
 
     if config.network.rank == 3:
@@ -268,7 +268,7 @@ def subjects_of(config, stores, contrasts):
 
 def crops_of(config, stage, store, contrasts):
     """Open the volumes of a store, to be shown in crops; small sets are read into memory, once."""
-    from data.crops import held_if_small, open_volumes
+    from data.store.crops import held_if_small, open_volumes
     from training.crops import Crops
 
     settings, space = config.crops, getattr(stage, "space", None)

@@ -199,7 +199,7 @@ def machine():
 
 def places(path):
     """Yield the checks of a config, its scans and its work dir."""
-    from utils.config import load_config
+    from utils.config.load import load_config
 
     try:
         config = load_config(path)

@@ -17,11 +17,11 @@ import logging
 import time
 
 from utils.checks import InputError, counted
-from utils.config import from_command_line, positive
+from utils.command_line import from_command_line, positive
+from utils.config.schema import fingerprint
 from utils.parallel import in_order
 from utils.paths import composed
 from utils.runs import child_seed, exit_code_of, open_run, progress, read_json, write_json
-from utils.schema import fingerprint
 
 log = logging.getLogger("mrccl")
 
@@ -85,7 +85,7 @@ def evaluate_constraint_maps(config, options):
 
 def find_wanted(config, asked):
     """Return `{subject: files}` of all subjects in the dataset, and of those requested on the command line."""
-    from data.layouts import find_subjects
+    from data.layouts.subjects import find_subjects
 
     everyone = find_subjects(**config.data.places())
     mistakes = []
@@ -137,7 +137,7 @@ def refuse_unsound(config, options, subjects):
 
 def check_subject(config, files):
     """Return one line for each problem of a subject's files."""
-    from data.volumes import problems_of_subject
+    from data.scans.volumes import problems_of_subject
 
     data = config.data
     names = config.constraint_maps.contrasts
@@ -149,7 +149,7 @@ def evaluate_subject(config, clusters, seeds, files):
     import numpy as np
 
     from data.constraint_maps import cluster
-    from evaluation.map_agreement import SAMPLE_VOXELS, agreement_with_labels, agreement_with_truth, stability
+    from evaluation.probes.map_agreement import SAMPLE_VOXELS, agreement_with_labels, agreement_with_truth, stability
 
     started = time.perf_counter()
     features, labels, truth, outside = read_references(config, files)
@@ -184,7 +184,7 @@ def read_references(config, files):
     import numpy as np
 
     from data.constraint_maps import contrast_space
-    from data.volumes import read_contrasts, read_label, read_mask
+    from data.scans.volumes import read_contrasts, read_label, read_mask
 
     section, data = config.constraint_maps, config.data
     volume, affine = read_contrasts(files, section.contrasts, data.contrasts)
@@ -210,7 +210,7 @@ def read_truth(config, files, shape, affine):
 
     import numpy as np
 
-    from data.volumes import read_contrasts
+    from data.scans.volumes import read_contrasts
 
     paths = truth_of(config, files)
     if not paths:
@@ -234,9 +234,8 @@ def write_report(config, subjects):
     """Write tables and figure over all finished subjects."""
     import pandas
 
-    from evaluation.figures import save_figure
-    from evaluation.map_figures import agreement_against_clusters
-    from evaluation.map_tables import (
+    from evaluation.probes.map_figures import agreement_against_clusters
+    from evaluation.probes.map_tables import (
         ENOUGH,
         REFERENCES,
         agreement_table,
@@ -245,7 +244,8 @@ def write_report(config, subjects):
         enough_clusters,
         title_of,
     )
-    from evaluation.tables import write_table
+    from evaluation.report.figures import save_figure
+    from evaluation.report.tables import write_table
 
     columns = ["clusters", "seed", "measure", "label", "value"]
     results = {name: read_json(result_of(config, name))["rows"] for name in subjects}

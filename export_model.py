@@ -22,11 +22,11 @@ import warnings
 from pathlib import Path
 
 from utils.checks import InputError
-from utils.config import check_writable
+from utils.command_line import check_writable
+from utils.config.yaml_files import read_yaml
 from utils.disk import results_go_to
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import atomic_path, exit_code_of, read_json, write_json
-from utils.yaml_files import read_yaml
 
 log = logging.getLogger("mrccl")
 SAME = 1e-4  # largest difference between exported formats
@@ -109,7 +109,7 @@ def check_formats(formats):
 
 def export_model(options):
     """Export cells as one network that averages their outputs."""
-    from evaluation.model_card import RESEARCH, model_card
+    from evaluation.report.model_card import RESEARCH, model_card
     from models.portable import load_network, mean_of, portable
 
     members = {folder: read_member(folder) for folder in options.model}
@@ -126,7 +126,7 @@ def export_model(options):
 
 def read_member(folder):
     """Read the description of a cell's model."""
-    from evaluation.model_card import Member
+    from evaluation.report.model_card import Member
 
     paths = folder / "metrics.json", folder / "environment.json"
     metrics, environment = (read_json(path) if path.is_file() else None for path in paths)
@@ -145,10 +145,10 @@ def subjects_of_stage(folder, init):
 
 def export_encoder(options):
     """Export the encoder of a stage of pretraining."""
-    from evaluation.model_card import encoder_card
+    from evaluation.report.model_card import encoder_card
     from models.portable import pretrained_encoder
     from models.weights import read_weights
-    from utils.config import load_config
+    from utils.config.load import load_config
 
     (folder,) = options.model
     arrays, metadata = read_weights(folder / "weights.npz")

@@ -24,11 +24,11 @@ import logging
 
 from training.cells import Cell, CellTask
 from utils.checks import InputError
-from utils.config import add_grid_options, chosen_axes, from_command_line
+from utils.command_line import add_grid_options, chosen_axes, from_command_line
+from utils.config.schema import channel_names
 from utils.environment import make_deterministic
 from utils.parallel import in_threads
 from utils.runs import changed_since_step_2, child_seed, exit_code_of, lacks
-from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
 
@@ -108,7 +108,7 @@ class Segmentations(CellTask):
     sizes_key, scored_part = "finetuning.subjects_n", "test"
 
     def __init__(self, config, split, files):
-        from data.h5_store import SliceStore
+        from data.store.store import SliceStore
 
         self.config, self.split, self.files = config, split, files
         self.work, self.labels = config.work.of(split.name), list(config.data.labels)
@@ -164,7 +164,7 @@ class Segmentations(CellTask):
         return child_seed(self.config.seed, "finetuning", self.split.name, cell.contrasts, cell.n, cell.repeat)
 
     def train(self, trainer, cell, subjects, run):
-        from data.slices import in_memory_if, some_rows, stored_images, stored_labels
+        from data.store.slices import in_memory_if, some_rows, stored_images, stored_labels
         from training.devices import free_bytes
 
         channels = self.inputs(cell)
@@ -179,7 +179,7 @@ class Segmentations(CellTask):
 
     def predicted(self, network, cell, subjects):
         """Yield each subject with the class probabilities of its slices, `(D, H, W, K)`."""
-        from evaluation.inference import predict_slices
+        from evaluation.prediction.inference import predict_slices
 
         channels, batch_size = self.inputs(cell), self.settings_of(cell).training.batch_size
         for subject in subjects:
@@ -195,7 +195,7 @@ class Segmentations(CellTask):
         return [row for rows in finished for row in rows]
 
     def judge(self, network, cell):
-        from evaluation.dead_classes import DEAD, dead_labels, pooled_dice
+        from evaluation.scores.dead_classes import DEAD, dead_labels, pooled_dice
 
         predicted = self.predicted(network, cell, self.val_subjects)
         pairs = ((found.argmax(-1), self.store.labels(self.store.rows_of([subject]))) for subject, found in predicted)
@@ -208,9 +208,9 @@ class Segmentations(CellTask):
     def _score_subject(self, folder, item):
         """Write and score the label map of one subject; what the network is not needed for."""
         from data.geometry import voxel_ml
-        from data.volumes import write_nifti
-        from evaluation.inference import label_map
-        from evaluation.metrics import score_subject
+        from data.scans.volumes import write_nifti
+        from evaluation.prediction.inference import label_map
+        from evaluation.scores.metrics import score_subject
 
         subject, probabilities = item
         grid = self.store.grid(subject)
@@ -224,7 +224,7 @@ class Segmentations(CellTask):
 
     def read_reference(self, subject):
         from data.identity import is_unchanged
-        from data.volumes import read_label
+        from data.scans.volumes import read_label
 
         grid, data, files = self.store.grid(subject), self.config.data, self.files[subject]
         classes = read_label(files, data.labels, data.ignored_label_values, grid.shape, grid.affine)
@@ -260,8 +260,8 @@ class Trials(Segmentations):
 
 def compare_trials(config, options, cells, splits):
     """Write and print the table of the trials that are there; returns what to type next."""
-    from evaluation.formats import print_table
-    from evaluation.trials import collect_trials, compare, write_trials
+    from evaluation.report.formats import print_table
+    from evaluation.scores.trials import collect_trials, compare, write_trials
 
     def is_current(metrics):
         trial, contrasts, init = (metrics[key] for key in ("trial", "contrasts", "init"))

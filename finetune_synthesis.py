@@ -16,19 +16,19 @@ import itertools
 
 from training.cells import Cell, CellTask
 from utils.checks import InputError
-from utils.config import add_grid_options, chosen_axes, from_command_line
+from utils.command_line import add_grid_options, chosen_axes, from_command_line
+from utils.config.schema import channel_names
 from utils.environment import make_deterministic
 from utils.parallel import in_threads
 from utils.runs import changed_since_step_2, child_seed, exit_code_of, lacks
-from utils.schema import channel_names
 
 
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_grid_options, needs=("slices", "crops", "synthesis"))
     if options.deterministic:
         make_deterministic()
-    from data.h5_store import SliceStore
     from data.splits import chosen_folds, find_and_split
+    from data.store.store import SliceStore
     from training.devices import check_batch_sizes
     from training.grid import Grid, run_grids
 
@@ -53,7 +53,7 @@ class Syntheses(CellTask):
     sizes_key = "synthesis.subjects_n"
 
     def __init__(self, config, split, files, store):
-        from data.crops import open_volumes
+        from data.store.crops import open_volumes
 
         contrasts = config.data.contrasts
         self.config, self.split, self.files, self.store = config, split, files, store
@@ -105,7 +105,7 @@ class Syntheses(CellTask):
 
     def crops(self, subjects):
         """The volumes of some subjects, to be shown in crops."""
-        from data.crops import held_if_small
+        from data.store.crops import held_if_small
         from training.crops import Crops
 
         settings = self.config.crops
@@ -119,7 +119,7 @@ class Syntheses(CellTask):
         )
 
     def score(self, network, cell, folder):
-        from evaluation.synthesis import synthesise_subject
+        from evaluation.prediction.synthesis import synthesise_subject
 
         windows = {"overlap": self.config.synthesis.overlap, "batch_size": self.config.synthesis.training.batch_size}
 
@@ -136,8 +136,8 @@ class Syntheses(CellTask):
 
     def _score_subject(self, folder, item):
         """Write and score the contrasts of one subject; what the network is not needed for."""
-        from data.volumes import write_nifti
-        from evaluation.synthesis_metrics import score_synthesis
+        from data.scans.volumes import write_nifti
+        from evaluation.scores.synthesis_metrics import score_synthesis
 
         subject, grid, prediction = item
         rows, ranges = [], self.store.intensities(subject)
@@ -155,7 +155,7 @@ class Syntheses(CellTask):
 
         from data.identity import is_unchanged
         from data.intensity import scale_between
-        from data.volumes import read_contrasts, read_mask
+        from data.scans.volumes import read_contrasts, read_mask
 
         files, ranges = self.files[subject], self.store.intensities(subject)
         contrasts = self.config.plain()["data"]["contrasts"]
@@ -172,7 +172,7 @@ class Syntheses(CellTask):
 
     def _refuse_changed(self, files, volume, affine):
         from data.identity import is_unchanged
-        from data.layouts import file_of_channel
+        from data.layouts.subjects import file_of_channel
 
         noted = self.store.hashes.get(files.subject, {}).get("images")
         for number, target in enumerate(self.targets):

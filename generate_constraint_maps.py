@@ -18,11 +18,11 @@ import shlex
 import time
 
 from utils.checks import InputError, accept, counted
-from utils.config import from_command_line
+from utils.command_line import from_command_line
+from utils.config.schema import channel_names
 from utils.parallel import in_order
 from utils.paths import composed
 from utils.runs import child_seed, exit_code_of, open_run, progress
-from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
 
@@ -118,7 +118,7 @@ def refuse_changed(config, space, noted, wanted):
 
 def find_wanted(config, options, failures):
     """Return `{subject: files}` of everyone in the dataset, and of those that the command line asks for."""
-    from data.layouts import find_subjects
+    from data.layouts.subjects import find_subjects
 
     left_out = failures if options.keep_going else None
     everyone = find_subjects(**config.data.places(), left_out=left_out)
@@ -170,7 +170,7 @@ def is_finished(config, subject, space):
 
 def check_subject(config, files):
     """Return one line for each thing that is wrong with a subject's files."""
-    from data.volumes import problems_of_subject
+    from data.scans.volumes import problems_of_subject
 
     data = config.data
     return problems_of_subject(files, data.contrasts, labels=data.labels, ignored=data.ignored_label_values)
@@ -196,11 +196,11 @@ def attempt(config, keep_going, job):
 
 def map_subject(config, space, files):
     """Make map and picture of one subject in one space; returns its row, its `outside_slices` and warnings."""
-    from data.air import notes_on_air
     from data.constraint_maps import describe_constraint_map
     from data.identity import note_of_files
-    from data.volumes import read_contrasts, read_mask, write_nifti
-    from evaluation.quality_control import draw_constraint_map
+    from data.scans.air import notes_on_air
+    from data.scans.volumes import read_contrasts, read_mask, write_nifti
+    from evaluation.pictures.quality_control import draw_constraint_map
 
     section, contrasts, subject = config.constraint_maps, config.data.contrasts, files.subject
     names, title = config.spaces()[space], "Simulated scans. " if config.data.simulated else ""

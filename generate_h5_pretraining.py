@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.checks import InputError, accept, counted
-from utils.config import from_command_line
+from utils.command_line import from_command_line
+from utils.config.schema import channel_names
 from utils.parallel import in_order
 from utils.runs import exit_code_of, lacks, open_run, progress
-from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
 
@@ -77,15 +77,15 @@ def check_maps(config, subjects):
 
 def hashes_in(plans):
     """Return the hashes of the subjects in finished files, which are not read again."""
-    from data.h5_store import SliceStore
+    from data.store.store import SliceStore
 
     return {subject: found for plan in plans for subject, found in SliceStore(plan.path).hashes.items()}
 
 
 def refuse_changed(config, plans, subjects):
     """Refuse to keep finished files of scans or label maps that are others now."""
-    from data.h5_store import SliceStore
     from data.identity import changed_files
+    from data.store.store import SliceStore
 
     now, problems = {}, {}
     for plan in plans:
@@ -155,7 +155,7 @@ class PlannedStore:
 
         So is one that lacks subjects, which `failures` (under --keep-going) gets a line for instead.
         """
-        from data.h5_store import SliceStore
+        from data.store.store import SliceStore
 
         if not self.path.exists():
             return False
@@ -169,7 +169,7 @@ class PlannedStore:
 
     def writer(self, contrasts, image_size, spaces):
         """Open the file for writing."""
-        from data.h5_store import StoreWriter
+        from data.store.store import StoreWriter
 
         return StoreWriter(
             self.path,
@@ -228,7 +228,7 @@ def attributes_of(config, split):
 
 def check_subject(config, noted, files):
     """Return one line for each thing that is wrong with a subject's files."""
-    from data.volumes import grid_of_subject, problems_of_subject
+    from data.scans.volumes import grid_of_subject, problems_of_subject
 
     data = config.data
     problems = problems_of_subject(files, data.contrasts, labels=data.labels, ignored=data.ignored_label_values)
@@ -258,7 +258,7 @@ def files_that_changed(config, noted, files):
 
 def read_map(config, space, subject, shape, affine):
     """Read the constraint map of one subject in one contrast space."""
-    from data.volumes import read_constraint_map
+    from data.scans.volumes import read_constraint_map
 
     path = config.work.map_of(subject, space)
     return read_constraint_map(path, subject, shape, affine, config.constraint_maps.clusters)
@@ -268,7 +268,7 @@ def read_map(config, space, subject, shape, affine):
 class Prepared:
     """All slices of one subject, and what decides about them."""
 
-    slices: object  # data.h5_store.SubjectSlices
+    slices: object  # data.store.store.SubjectSlices
     foreground: object  # (n,) share of foreground pixels
     cut_label: float  # share of labelled voxels outside the slices
     outside: float  # share of the foreground outside the slices
@@ -280,12 +280,12 @@ def prepare_subject(config, files):
     """Read one subject, scale its intensities and cut it into slices."""
     import numpy as np
 
-    from data.air import notes_on_air
     from data.geometry import SliceGrid
-    from data.h5_store import SubjectSlices
     from data.identity import hashes_of_subject
     from data.intensity import intensity_ranges, scale_between
-    from data.volumes import read_contrasts, read_label, read_mask
+    from data.scans.air import notes_on_air
+    from data.scans.volumes import read_contrasts, read_label, read_mask
+    from data.store.store import SubjectSlices
 
     data = config.data
     volume, affine = read_contrasts(files, list(data.contrasts), data.contrasts)

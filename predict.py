@@ -28,9 +28,9 @@ import math
 import re
 from pathlib import Path, PurePosixPath
 
-from data.layout_files import SUFFIXES, stem_of
+from data.layouts.files import SUFFIXES, stem_of
 from utils.checks import InputError, counted
-from utils.config import check_writable
+from utils.command_line import check_writable
 from utils.disk import results_go_to, trouble_with_disk
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
@@ -63,7 +63,7 @@ def main(arguments=None):
 
 def check_fields(jobs, models, options, failures):
     """Refuse scans of which the models would see too little, or in another size than they were trained on."""
-    from evaluation.field_checks import check_field
+    from evaluation.prediction.field_checks import check_field
 
     return sound_ones(jobs, lambda files: check_field(files, models), options, failures)
 
@@ -133,7 +133,7 @@ def find_scans(options, model, failures):
 
     Under --keep-going scans with problems are left out, and `failures` gets a line for each problem.
     """
-    from data.volumes import problems_of_subject
+    from data.scans.volumes import problems_of_subject
 
     if not options.input.exists():
         raise InputError(f"--input {options.input}: no such file or folder")
@@ -146,8 +146,8 @@ def find_scans(options, model, failures):
 
 def scan_of_file(options, model):
     """The one scan of a model with one input contrast: FILE to FILE."""
-    from evaluation.new_scans import patterns_of
-    from evaluation.plain_folder import files_of_scan
+    from evaluation.prediction.new_scans import patterns_of
+    from evaluation.prediction.plain_folder import files_of_scan
 
     scan, output, needed = options.input, options.output, patterns_of(model, model["contrasts"])
     targets = model.get("targets", [])
@@ -173,7 +173,7 @@ def scans_of_folder(options, model, left_out):
 
     Given a list `left_out`, subjects with a problem are described there instead of raising.
     """
-    from data.layouts import find_subjects, needed_of, reading_of
+    from data.layouts.subjects import find_subjects, needed_of, reading_of
 
     root, output = options.input, options.output
     if output.name.endswith(SUFFIXES) or output.is_file():
@@ -197,8 +197,8 @@ def scans_of_folder(options, model, left_out):
 
 def scans_of_plain_folder(options, model, left_out):
     """Every NIfTI file of a folder, for a model that needs one file of each subject; none for other models."""
-    from data.layouts import needed_of
-    from evaluation.plain_folder import scans_in
+    from data.layouts.subjects import needed_of
+    from evaluation.prediction.plain_folder import scans_in
 
     root, needed = options.input, needed_of(model)
     if len(needed) > 1 or model["mask"]:
@@ -217,7 +217,7 @@ def outputs_of(subject, folder, options, model):
     What is made is a `label`, and `probabilities` if asked for; or the contrasts in `targets`.
     """
     from data.derivatives import output_path
-    from data.layouts import file_of_channel, file_pattern
+    from data.layouts.subjects import file_of_channel, file_pattern
 
     made = {"label": None} | ({"probabilities": None} if options.probabilities else {})
     if "targets" in model:
@@ -231,8 +231,8 @@ def outputs_of(subject, folder, options, model):
 
 def add_acquired(subjects, root, model):
     """Add the files of contrasts that are to be synthesised, where a subject was scanned with them as well."""
-    from data.layouts import find_subjects, needed_of, reading_of
-    from evaluation.new_scans import patterns_of
+    from data.layouts.subjects import find_subjects, needed_of, reading_of
+    from evaluation.prediction.new_scans import patterns_of
 
     needed, reading = needed_of(model), reading_of(model)
     for name, pattern in patterns_of(model, model.get("targets", [])).items():
@@ -245,7 +245,7 @@ def add_acquired(subjects, root, model):
 
 def refuse_places_of_contrasts(root, model, outputs):
     """Refuse to write where contrasts are read: a synthesised one would replace the acquired one, or pass for it."""
-    from data.layouts import file_pattern
+    from data.layouts.subjects import file_pattern
 
     root, is_pattern = root.resolve(), model["layout"] == "pattern"
     patterns = [file_pattern(entry).replace("{subject}", "*") for entry in model["files"].values()]
@@ -263,10 +263,10 @@ def refuse_places_of_contrasts(root, model, outputs):
 
 def predict(models, jobs, options, failures):
     """Make what does not exist yet; under --keep-going `failures` gets a line for each scan that this failed for."""
-    from evaluation.ensembles import Ensemble
-    from evaluation.made_by import note
-    from evaluation.new_scans import segment, synthesise
-    from evaluation.prediction_tables import INTENSITIES
+    from evaluation.prediction.ensembles import Ensemble
+    from evaluation.prediction.made_by import note
+    from evaluation.prediction.new_scans import segment, synthesise
+    from evaluation.prediction.tables import INTENSITIES
     from models.portable import load_network
 
     model = next(iter(models.values()))
@@ -317,8 +317,8 @@ def what_to_make(models, jobs, folder, options):
 
     Results of another model, another scan or other options are not kept, but refused.
     """
-    from data.layouts import needed_of
-    from evaluation.made_by import hash_of_models, refuse_others, rows_of
+    from data.layouts.subjects import needed_of
+    from evaluation.prediction.made_by import hash_of_models, refuse_others, rows_of
 
     digest, words, needed = hash_of_models(models), words_of(options), needed_of(next(iter(models.values())))
     todo, made_by, kept = [], {}, {}
@@ -348,7 +348,7 @@ def words_of(options):
 def write_tables(folder, model, jobs, is_folder):
     """Write what lies beside the results; returns the name of the table for the log."""
     from data.derivatives import describe_outputs
-    from evaluation.prediction_tables import INTENSITIES, VOLUMES, summary_of_units, write_volumes
+    from evaluation.prediction.tables import INTENSITIES, VOLUMES, summary_of_units, write_volumes
 
     if is_folder:
         describe_outputs(model["layout"], folder, model.get("name", "scans"), model.get("labels"), model["contrasts"])

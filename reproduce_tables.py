@@ -20,9 +20,9 @@ import shutil
 from pathlib import Path
 
 from utils.checks import InputError
-from utils.config import from_command_line
+from utils.command_line import from_command_line
+from utils.config.schema import channel_names
 from utils.runs import exit_code_of, open_run
-from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
 ALONE = "Made from the scores alone: no pictures of test subjects and no curves of pretraining."
@@ -36,8 +36,8 @@ def add_options(parser):
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, beside="scores")
     # Deferred so that --help and config mistakes answer before pandas and matplotlib are loaded.
-    from evaluation.formats import print_table
-    from evaluation.measures import SEGMENTATION, SYNTHESIS
+    from evaluation.report.formats import print_table
+    from evaluation.scores.measures import SEGMENTATION, SYNTHESIS
 
     found, notes = read_tasks(config, options)
     folder = config.work_dir / "report"
@@ -57,9 +57,9 @@ def read_tasks(config, options):
     Raises:
         InputError: When no task has a finished cell, or as the functions that read.
     """
-    from evaluation.measures import SEGMENTATION, SYNTHESIS
-    from evaluation.scores import files_of, nothing_of, read_scores
-    from evaluation.scores_csv import read_scores_csv
+    from evaluation.scores.measures import SEGMENTATION, SYNTHESIS
+    from evaluation.scores.scores import files_of, nothing_of, read_scores
+    from evaluation.scores.scores_csv import read_scores_csv
 
     tasks = [task for task in (SEGMENTATION, SYNTHESIS) if getattr(config, task.folder) is not None]
     if not tasks:
@@ -87,8 +87,8 @@ def about(config, task):
 
 def write_report_of(config, segmentation, synthesis, notes, folder):
     """Write tables, figures and page of segmentation, of synthesis, or of both; returns the tables."""
-    from evaluation.gaps import dead_notes
-    from evaluation.segmentation_report import draw_galleries
+    from evaluation.report.segmentation import draw_galleries
+    from evaluation.scores.gaps import dead_notes
 
     tables, figures, galleries = [], [], []
     if segmentation is not None:
@@ -118,9 +118,9 @@ def in_config_order(config, scores):
 
 def make_tables(config, scores, folder):
     """Write all tables; returns those that a reader should see, the paper's numbers and the Dice first."""
-    from evaluation.agreement import bland_altman_table
-    from evaluation.savings import savings_table
-    from evaluation.tables import difference_table, duration_table, score_table
+    from evaluation.report.tables import difference_table, duration_table, score_table
+    from evaluation.scores.agreement import bland_altman_table
+    from evaluation.scores.savings import savings_table
 
     scored = [score_table(scores, measure) for measure in scores.measures]
     tables = [
@@ -138,7 +138,7 @@ def make_tables(config, scores, folder):
 
 def make_synthesis_tables(config, synthesis, folder):
     """Write all tables of synthesis; returns those that there are, the paper's numbers first."""
-    from evaluation.synthesis_tables import synthesis_tables
+    from evaluation.report.synthesis_tables import synthesis_tables
 
     tables = [paper_table(config, synthesis), *synthesis_tables(synthesis)]
     return write_tables(tables, synthesis, folder, "synthesis_scores.csv")
@@ -146,8 +146,8 @@ def make_synthesis_tables(config, synthesis, folder):
 
 def paper_table(config, scores):
     """The paper's numbers and ours; None where the config names no paper, or one on the other task."""
-    from evaluation.expected import expected_table, read_expected
-    from evaluation.measures import SYNTHESIS
+    from evaluation.scores.expected import expected_table, read_expected
+    from evaluation.scores.measures import SYNTHESIS
 
     entry = read_expected(config.paper) if config.paper else None
     if entry is None or entry.is_about_synthesis() != (scores.task is SYNTHESIS):
@@ -157,8 +157,8 @@ def paper_table(config, scores):
 
 def write_tables(tables, scores, folder, name):
     """Write the tables that there are, and every single score; returns the tables."""
-    from evaluation.scores_csv import write_scores
-    from evaluation.tables import write_table
+    from evaluation.report.tables import write_table
+    from evaluation.scores.scores_csv import write_scores
 
     tables = [table for table in tables if table]
     for table in tables:
@@ -169,7 +169,7 @@ def write_tables(tables, scores, folder, name):
 
 def make_figures(config, scores, folder):
     """Draw all figures; returns them for the page, and notes on those that could not be drawn."""
-    from evaluation.segmentation_report import draw_agreement, draw_dice, draw_overlay_figures
+    from evaluation.report.segmentation import draw_agreement, draw_dice, draw_overlay_figures
 
     figures, notes = [*draw_dice(scores, folder), *draw_agreement(scores, folder)], []
     if scores.work_dir:
@@ -182,7 +182,7 @@ def make_figures(config, scores, folder):
 
 def make_synthesis_figures(config, synthesis, folder):
     """Draw SSIM, MSE and PSNR against N and error maps; returns them, and notes on those that are not possible."""
-    from evaluation.synthesis_report import draw_error_figures, draw_scores_against_n
+    from evaluation.report.synthesis import draw_error_figures, draw_scores_against_n
 
     against_n = draw_scores_against_n(synthesis, folder)
     if synthesis.work_dir is None:
@@ -201,7 +201,7 @@ def scans_of(config):
 
 def files_and_keys(config):
     """Return a function that finds the files of all subjects, and how to read them."""
-    from data.layouts import find_subjects
+    from data.layouts.subjects import find_subjects
 
     data = config.plain()["data"]
     keys = {"contrasts": data["contrasts"], "labels": data["labels"], "ignored": data["ignored_label_values"]}
@@ -210,8 +210,8 @@ def files_and_keys(config):
 
 def draw_training_curves(config, folder):
     """Curves of the pretraining stages that have run, all folds in one panel."""
-    from evaluation.figures import CURVES_SHOW, save_figure, training_curves
-    from evaluation.report import ReportFigure, collect_histories
+    from evaluation.report.figures import CURVES_SHOW, save_figure, training_curves
+    from evaluation.report.page import ReportFigure, collect_histories
 
     histories = collect_histories(config.work_dir, config.pretraining.stages if config.pretraining else ())
     if not histories:
@@ -225,11 +225,11 @@ def write_page(config, segmentation, tables, figures, galleries, notes, path, sy
     """Write the HTML page; `segmentation` and `synthesis` are None where there is none."""
     import yaml
 
-    from evaluation.answers import answers
-    from evaluation.measures import DICE, MASK, measures_in
-    from evaluation.overlays import label_colour
-    from evaluation.report import Report, collect_runs, page_facts, subject_grid, subtitle, write_report
-    from evaluation.thumbnails import RULE
+    from evaluation.pictures.overlays import label_colour
+    from evaluation.pictures.thumbnails import RULE
+    from evaluation.report.answers import answers
+    from evaluation.report.page import Report, collect_runs, page_facts, subject_grid, subtitle, write_report
+    from evaluation.scores.measures import DICE, MASK, measures_in
 
     for line in notes:
         log.warning("%s", line)
@@ -270,7 +270,7 @@ def synthesis_gaps(config, synthesis):
 
 def gaps_of(config, scores, grid, contrasts, hash_of, task):
     """Name the gaps of one grid; `hash_of` gives the hash that cells of contrasts and init should have."""
-    from evaluation.gaps import missing_cells, outdated_cells
+    from evaluation.scores.gaps import missing_cells, outdated_cells
 
     splits = config.plain()["data"]["splits"]
     folds = [f"fold{k}" for k in range(splits["folds"])] if isinstance(splits, dict) and "folds" in splits else [""]

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from utils.checks import InputError, counted
-from utils.config import check_writable
+from utils.command_line import check_writable
 from utils.disk import results_go_to
 from utils.parallel import in_order
 from utils.runs import alone_in, atomic_path, exit_code_of, progress, read_json, write_json
@@ -31,8 +31,9 @@ TEST_SHARE, VALIDATION_SHARE = 0.25, 0.12
 README = """SIMULATED scans: no person was scanned, and results on them must be called simulated.
 
 {subjects} subjects, anatomy "{anatomy}", seed {seed}. Anatomy is drawn from random parameters; tissue parameters are
-published 3 T values with spread between and within subjects (data/tissues.py); images follow from signal equations
-(data/sequences.py) with partial volume, receive field and Rician noise (data/simulation.py).
+published 3 T values with spread between and within subjects (data/simulation/tissues.py); images follow from signal
+equations (data/simulation/sequences.py) with partial volume, receive field and Rician noise
+(data/simulation/subjects.py).
 
 Contrasts: {contrasts}; arbitrary units.
 label.nii.gz: {labels}; 0 is everything else.
@@ -72,7 +73,7 @@ def parse(arguments):
 
 def simulate_cohort(folder, number, anatomy, seed, shape, jobs):
     # Deferred so that --help and errors in the command line are answered at once.
-    from data.simulation import ANATOMIES, check_shape
+    from data.simulation.subjects import ANATOMIES, check_shape
 
     shape = check_shape(shape or ANATOMIES[anatomy].shape)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,8 +83,8 @@ def simulate_cohort(folder, number, anatomy, seed, shape, jobs):
 
 def write_cohort(folder, number, anatomy, seed, shape, jobs):
     """Simulate the subjects that are missing and describe the cohort."""
-    from data.simulation import ANATOMIES
-    from data.tissues import TISSUE_INDEX
+    from data.simulation.subjects import ANATOMIES
+    from data.simulation.tissues import TISSUE_INDEX
 
     choice = ANATOMIES[anatomy]
     describe(folder, anatomy, seed, shape)
@@ -130,8 +131,8 @@ def describe(folder, anatomy, seed, shape):
 
 def write_subject(folder, anatomy, seed, shape, subject):
     """Simulate one subject and move its folder into place once it is complete."""
-    from data.simulation import simulate_subject
-    from data.volumes import write_nifti
+    from data.scans.volumes import write_nifti
+    from data.simulation.subjects import simulate_subject
 
     simulated = simulate_subject(anatomy, subject, seed, shape)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as scratch:

@@ -22,9 +22,9 @@ Next    python finetune_segmentation.py --config FILE, or finetune_synthesis.py
 import logging
 
 from utils.checks import InputError, counted
-from utils.config import from_command_line
+from utils.command_line import from_command_line
+from utils.config.schema import channel_names
 from utils.runs import child_seed, exit_code_of, open_run
-from utils.schema import channel_names
 
 log = logging.getLogger("mrccl")
 IMAGES = {2: 500, 3: 200}  # largest number of slices or crops, of all training and of all test subjects
@@ -72,7 +72,7 @@ def main(arguments=None):
 
 
 def print_table(table):
-    from evaluation.tables import to_markdown
+    from evaluation.report.tables import to_markdown
 
     print(to_markdown(table))
 
@@ -83,8 +83,8 @@ def open_split(config, work):
     Returns:
         The `SliceStore`, the subjects of each part that it holds, and the hash of the split.
     """
-    from data.h5_store import SliceStore
     from data.splits import hash_of_split
+    from data.store.store import SliceStore
 
     store = SliceStore(work.store("annotated") if config.data.labels else work.volumes)
     # volumes.h5 serves all folds; training and test subjects are listed beside it.
@@ -101,8 +101,8 @@ class RepresentedSplit:
     """One split: its slices, its pretrained networks, its folder in the report."""
 
     def __init__(self, config, work, inits=None):
-        from data.layouts import find_subjects
-        from evaluation.patches import find_truth
+        from data.layouts.subjects import find_subjects
+        from evaluation.probes.patches import find_truth
 
         self.config, self.work, self.rank = config, work, config.network.rank
         self.name = work.split
@@ -174,8 +174,8 @@ class RepresentedSplit:
 
     def write_pixels(self):
         """Probe the labels of pixels of validation subjects, level by level, and write the table; returns it."""
-        from evaluation.pixel_probes import PER_CLASS, network_scores, pixel_table, sample_pixels, without_network
-        from evaluation.tables import write_table
+        from evaluation.probes.pixels import PER_CLASS, network_scores, pixel_table, sample_pixels, without_network
+        from evaluation.report.tables import write_table
 
         target, batch_size = self.target / "pixels", BATCH_SIZE[self.rank]
         with open_run(target, self.config.plain(), self.config.seed):
@@ -203,11 +203,11 @@ class RepresentedSplit:
         """Measure every representation, write table and figure; returns the table and the folder."""
         import numpy as np
 
-        from evaluation.figures import save_figure
-        from evaluation.patches import TRUTH, draw_balanced
-        from evaluation.representation_figures import draw_embeddings
-        from evaluation.representations import embed, probe_scores, probe_table, silhouette_scores
-        from evaluation.tables import write_table
+        from evaluation.probes.figures import draw_embeddings
+        from evaluation.probes.patches import TRUTH, draw_balanced
+        from evaluation.probes.representations import embed, probe_scores, probe_table, silhouette_scores
+        from evaluation.report.figures import save_figure
+        from evaluation.report.tables import write_table
 
         target = self.target
         with open_run(target, self.config.plain(), self.config.seed):
@@ -233,7 +233,7 @@ class RepresentedSplit:
 
     def sample(self, part):
         """Draw the patches of the training or of the test subjects."""
-        from evaluation.patches import sample_patches
+        from evaluation.probes.patches import sample_patches
         from training.patches import assign_patch_classes
 
         return sample_patches(
@@ -257,7 +257,7 @@ class RepresentedSplit:
         """
         import numpy as np
 
-        from evaluation.patches import patch_means
+        from evaluation.probes.patches import patch_means
 
         parts, plain = (train, test), {"draw": 0, "pretrained": "-"}
         intensity = [part.take(patch_means(part.images, self.edge, self.rank)) for part in parts]
@@ -269,14 +269,14 @@ class RepresentedSplit:
 
     def feature_maps(self, network, part):
         """Yield the representations of all patches for each input that the network sees, `(S, P, F)`."""
-        from evaluation.representations import represent
+        from evaluation.probes.representations import represent
 
         for channels in self.inputs:
             yield represent(network, part.images[..., channels], self.patch_size, BATCH_SIZE[self.rank])
 
     def networks(self, build):
         """Yield a description of each network, and the network, like `filled_networks`."""
-        from evaluation.pretrained import filled_networks
+        from evaluation.probes.pretrained import filled_networks
 
         return filled_networks(self.pretrained, build, DRAWS, self.contrasts if len(self.inputs) == 1 else None)
 

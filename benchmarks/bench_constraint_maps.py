@@ -116,8 +116,8 @@ def simulate(folder, brain):
     """Write the mirror images of one simulated brain; outside of it all voxels are 0."""
     import nibabel
 
-    from data.simulation import simulate_subject
-    from data.tissues import TISSUE_INDEX
+    from data.simulation.subjects import simulate_subject
+    from data.simulation.tissues import TISSUE_INDEX
 
     simulated = simulate_subject("brain_tumour", f"brain-{brain}", 1, DRAWN)
     inside = simulated.truth["true_tissue"] != TISSUE_INDEX["air"]

@@ -80,9 +80,9 @@ def label_maps(seed=0):
 
 def time_parts(reference, prediction, repeats):
     """Return the median seconds of what comes before the scores."""
-    from data.layouts import SubjectFiles
-    from data.volumes import read_label, write_nifti
-    from evaluation.inference import label_map
+    from data.layouts.subjects import SubjectFiles
+    from data.scans.volumes import read_label, write_nifti
+    from evaluation.prediction.inference import label_map
 
     grid, probabilities = probabilities_of(prediction)
     labels = {name: [index] for index, name in enumerate(LABELS, start=1)}
@@ -109,10 +109,10 @@ def probabilities_of(prediction):
 
 def finisher(folder, reference):
     """Return what step 4 does with `(name, grid, probabilities)` of a subject, its network apart."""
-    from data.layouts import SubjectFiles
-    from data.volumes import read_label, write_nifti
-    from evaluation.inference import label_map
-    from evaluation.metrics import score_subject
+    from data.layouts.subjects import SubjectFiles
+    from data.scans.volumes import read_label, write_nifti
+    from evaluation.prediction.inference import label_map
+    from evaluation.scores.metrics import score_subject
 
     path, labels = Path(folder) / "label.nii.gz", {name: [index] for index, name in enumerate(LABELS, start=1)}
     write_nifti(path, reference, AFFINE)
@@ -147,7 +147,7 @@ def time_threads(reference, prediction, repeats, subjects=8):
 
 def compare(prediction, reference, repeats):
     """Score by the suite and by the plain path in turns; return median seconds, their ratio, the largest difference."""
-    from evaluation.metrics import score_subject
+    from evaluation.scores.metrics import score_subject
 
     arguments = (prediction, reference, SPACING_MM, LABELS, TOLERANCE_MM, REGIONS)
     sides, seconds, rows = {"scored": score_subject, "plain": plain_scores}, {"scored": [], "plain": []}, {}
@@ -187,7 +187,7 @@ def plain_scores(prediction, reference, spacing_mm, labels, tolerance_mm, region
 
 def floor_of(prediction, reference):
     """Return the seconds of one pass over both label maps, and how many voxels and surface points the regions have."""
-    from evaluation.metrics import _bounding_box, _surface
+    from evaluation.scores.metrics import _bounding_box, _surface
 
     passing = timed(lambda: (np.count_nonzero(prediction), np.count_nonzero(reference)))[0]
     voxels = points = 0

@@ -69,7 +69,7 @@ def write_files(folder, slices, contrasts):
     import h5py
 
     from data.geometry import SliceGrid
-    from data.h5_store import StoreWriter, SubjectSlices
+    from data.store.store import StoreWriter, SubjectSlices
 
     plane = (SIDE, SIDE)
     forms = {
@@ -144,7 +144,7 @@ class Ours:
     """Our file, read as training reads it."""
 
     def __init__(self, path):
-        from data.h5_store import SliceStore
+        from data.store.store import SliceStore
 
         self.path, self.store = path, SliceStore(path)
 

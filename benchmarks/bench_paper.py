@@ -71,8 +71,8 @@ def slices(count, seed):
 def pretraining(share, folder):
     """Pretrain on a share of the slices, for a share of the epochs, and extrapolate to all of them."""
     from losses.constrained_contrastive import constrained_contrastive_loss
-    from training.checkpoints import RunOptions
     from training.effective import PatchCounts
+    from training.loop import RunOptions
     from training.pretraining import Decoder, Images, Patches, Setup, pretrain_constrained
     from training.schedules import Schedule
 
@@ -107,8 +107,8 @@ def finetuning(share, folder):
     from losses.segmentation import segmentation_loss
     from models.unet import build_unet
     from training.augmentation import Changes
-    from training.checkpoints import RunOptions
     from training.finetuning import SegmentationTrainer
+    from training.loop import RunOptions
     from training.schedules import Schedule
 
     steps, epochs = 10, max(3, round(share * GRID["epochs"]))
@@ -149,7 +149,7 @@ def testing(network, share):
     Scored is a made-up tumour, not what the network says, which has hardly learned: surfaces of noise take longer.
     """
     from benchmarks.bench_evaluation import finisher, label_maps, probabilities_of
-    from evaluation.inference import predict_slices
+    from evaluation.prediction.inference import predict_slices
     from utils.parallel import in_threads
 
     reference, prediction = label_maps()

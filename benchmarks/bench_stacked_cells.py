@@ -75,7 +75,7 @@ def options_of(arguments):
 def measure(path, count, options):
     """Return slices per second of all ways for `count` cells of a config's grid, and how far their weights agree."""
     from benchmarks import steps
-    from utils.config import load_config
+    from utils.config.load import load_config
     from utils.environment import device_name
 
     config = load_config(path)

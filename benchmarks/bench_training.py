@@ -76,7 +76,7 @@ def measure(name, case, folder, rounds, seconds):
 def store_of(case, path):
     """Write slices with constraint maps and labels as step 2 does, and open them."""
     from data.geometry import SliceGrid
-    from data.h5_store import SliceStore, StoreWriter, SubjectSlices
+    from data.store.store import SliceStore, StoreWriter, SubjectSlices
 
     generator, subjects = np.random.default_rng(0), 8
     count, names = case["slices"] // subjects, [f"t{number}" for number in range(1, case["contrasts"] + 1)]
@@ -93,7 +93,7 @@ def store_of(case, path):
 
 def build_constrained(store, case, is_resident):
     """Return task and training batches of constrained pretraining, just before its first step."""
-    from data.slices import in_memory_if, stored_images, stored_maps
+    from data.store.slices import in_memory_if, stored_images, stored_maps
     from losses.constrained_contrastive import constrained_contrastive_loss
     from training import pretraining
     from training.effective import PatchCounts
@@ -123,14 +123,14 @@ def schedule_of(case, steps=None):
 
 def run_in(folder):
     """Return a run that is kept in a folder."""
-    from training.checkpoints import RunOptions
+    from training.loop import RunOptions
 
     return RunOptions(folder, tag="bench", name="bench", seed=1)
 
 
 def build_segmentation(store, case, is_resident):
     """Return task and training batches of a finetuning cell, just before its first step."""
-    from data.slices import in_memory_if, stored_images, stored_labels
+    from data.store.slices import in_memory_if, stored_images, stored_labels
     from losses.segmentation import segmentation_loss
     from models.unet import build_unet
     from training.augmentation import Changes

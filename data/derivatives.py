@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from data.layout_bids import parse_filter
+from data.layouts.bids import parse_filter
 from utils.environment import project_version
 from utils.runs import atomic_path, write_json
 

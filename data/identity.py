@@ -12,8 +12,8 @@ from collections import defaultdict
 import numpy as np
 
 from data.geometry import axial_turns
-from data.layouts import channel_names, file_of_channel
-from data.scans import is_folder
+from data.layouts.subjects import channel_names, file_of_channel
+from data.scans.scan import is_folder
 from utils.checks import InputError
 
 log = logging.getLogger("mrccl")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.layouts import find_subjects
-from data.persons import people_of, split_by_person
+from data.layouts.persons import people_of, split_by_person
+from data.layouts.subjects import find_subjects
 from utils.checks import InputError, counted
+from utils.config.schema import fingerprint
 from utils.paths import composed
 from utils.runs import child_seed, read_json
-from utils.schema import fingerprint
 
 SETS = ("train", "val", "test")
 log = logging.getLogger("mrccl")
@@ -36,7 +36,7 @@ def find_and_split(places, splits, seed, failures=None):
     """Find the subjects of a dataset and make the splits of a config.
 
     Args:
-        places: Keyword arguments of `data.layouts.find_subjects`.
+        places: Keyword arguments of `data.layouts.subjects.find_subjects`.
         splits: As in `make_splits`.
         seed: As there.
         failures: List, or None. Given a list, subjects that lack files are left out and described there.
@@ -71,7 +71,7 @@ def make_splits(splits, root, subjects, seed, missing=()):
             without labels the numbers are of all subjects.
         root: Folder of the dataset.
         subjects: Subjects that exist: identifier -> `SubjectFiles`. Only numbers ask who has a label; for the other
-            kinds of splits the identifiers alone do. Sessions of one person stay together (`data.persons`).
+            kinds of splits the identifiers alone do. Sessions of one person stay together (`data.layouts.persons`).
         seed: Seed of the config; cross-validation and numbers draw.
         missing: Subjects that lists may name although they do not exist.
 
@@ -102,7 +102,7 @@ def make_splits(splits, root, subjects, seed, missing=()):
 
 
 def _composed_names(lists):
-    """Names as `data.layouts.find_subjects` writes them: accents together with their letters."""
+    """Names as `data.layouts.subjects.find_subjects` writes them: accents together with their letters."""
     if isinstance(lists, str):
         return lists
     is_name = {part: isinstance(names, list | tuple) for part, names in lists.items()}

@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from data.h5_store import SliceStore
-from evaluation.overlays import label_colour, mark_right
+from data.store.store import SliceStore
+from evaluation.pictures.overlays import label_colour, mark_right
 from training.patches import assign_patch_classes
 
 PATCH = 4  # pixels

@@ -11,7 +11,8 @@ import os
 import warnings
 from unittest import mock
 
-from evaluation import figures, quality_control
+from evaluation.pictures import quality_control
+from evaluation.report import figures
 from utils.runs import atomic_path
 
 COARSE = {"savefig.dpi": 50, "pdf.use14corefonts": True}

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 

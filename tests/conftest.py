@@ -51,7 +51,7 @@ LONG = (
     "tests/test_pipeline.py::test_every_method_runs_from_a_config_and_warm_starts_finetuning",
     "tests/test_export_model.py::test_the_lines_of_the_documentation_work_in_plain_keras",
     "tests/test_export_model.py::test_onnx_gives_the_same_for_batches_of_any_size",
-    "tests/evaluation/test_synthesis_report.py",
+    "tests/evaluation/report/test_synthesis.py",
     "tests/test_trials.py",
     "tests/test_evaluate_constraint_maps.py",
     "tests/fuzz/test_config.py",
@@ -68,7 +68,7 @@ LONG = (
     "tests/reliability/test_two_runs.py::test_a_second_run_that_is_to_redo_all_removes_nothing",
     "tests/reliability/test_two_runs.py::test_a_checkpoint_beside_a_finished_result_goes_and_is_not_resumed",
     "tests/reliability/test_security.py::test_the_report_shows_names_and_runs_none",
-    "tests/data/test_air.py::test_steps_1_and_2_warn_unless_a_mask_is_given",
+    "tests/data/scans/test_air.py::test_steps_1_and_2_warn_unless_a_mask_is_given",
     "tests/test_predict_fields.py::test_steps_1_and_2_tell_what_slices_do_not_show_and_step_4_notes_it",
     "tests/test_predict_synthesis.py::test_a_test_subject_gets_what_it_got_in_step_4",
     "tests/test_visualize_representations.py::test_every_representation_is_measured_on_the_same_patches",
@@ -83,12 +83,12 @@ LONG = (
     "tests/test_reproduce_tables.py::test_without_a_voxel_size_there_are_no_volumes",
     "tests/test_reproduce_tables.py::test_cross_validation_pools_the_folds",
     "tests/test_constrained_contrastive_learning.py::test_a_network_of_one_channel_goes_through_to_step_4",
-    "tests/evaluation/test_tables.py::test_shuffled_repeats_and_subjects_leave_every_table_unchanged",
+    "tests/evaluation/report/test_tables.py::test_shuffled_repeats_and_subjects_leave_every_table_unchanged",
     "tests/training/test_synthesis.py::test_networks_of_both_ranks_learn_a_contrast",
     "tests/training/test_crops.py::test_training_learns_and_an_interrupted_run_ends_like_an_uninterrupted_one",
     "tests/training/test_tensorboard.py::test_scalars_and_pictures_of_representations",
     "tests/training/test_tracking.py::test_a_run_has_config_losses_and_records",
-    "tests/training/test_checkpoints.py::test_a_training_on_one_class_warns",
+    "tests/training/test_loop.py::test_a_training_on_one_class_warns",
     "tests/training/test_training.py::test_every_method_learns_from_slices_and_logs_its_health[global]",
     "tests/training/test_training.py::test_every_method_learns_from_slices_and_logs_its_health[constrained]",
     "tests/training/test_training.py::test_every_method_learns_from_slices_and_logs_its_health[anatomical]",
@@ -111,14 +111,14 @@ LONG = (
     "tests/test_generate_h5.py::test_the_script_from_the_shell",
     "tests/test_results.py::test_a_committed_model_repeats_its_score_on_a_real_scan[lgg_tcga]",
     "tests/test_export_model.py::test_predict_makes_the_same_of_a_scan_from_the_folder_alone[both-cells1]",
-    "tests/data/test_h5_store.py::test_a_thousand_subjects_fit_the_attributes",
-    "tests/data/test_common_grid.py::test_n4_makes_one_tissue_equally_bright",
-    "tests/data/test_simulation.py::test_resolution_does_not_change_the_anatomy",
-    "tests/evaluation/test_error_maps.py::test_the_figures_of_all_n_have_the_same_scale",
-    "tests/evaluation/test_pixel_probes.py::test_a_pixel_has_the_features_of_its_cell_at_every_level[3]",
-    "tests/evaluation/test_pixel_probes.py::test_a_pixel_has_the_features_of_its_cell_at_every_level[12]",
-    "tests/evaluation/test_quality_control.py::test_pyplot_is_not_loaded",
-    "tests/evaluation/test_quality_control.py::test_picture_is_written_whatever_the_number_of_panels[9-4]",
+    "tests/data/store/test_store.py::test_a_thousand_subjects_fit_the_attributes",
+    "tests/data/scans/test_common_grid.py::test_n4_makes_one_tissue_equally_bright",
+    "tests/data/simulation/test_subjects.py::test_resolution_does_not_change_the_anatomy",
+    "tests/evaluation/pictures/test_error_maps.py::test_the_figures_of_all_n_have_the_same_scale",
+    "tests/evaluation/probes/test_pixels.py::test_a_pixel_has_the_features_of_its_cell_at_every_level[3]",
+    "tests/evaluation/probes/test_pixels.py::test_a_pixel_has_the_features_of_its_cell_at_every_level[12]",
+    "tests/evaluation/pictures/test_quality_control.py::test_pyplot_is_not_loaded",
+    "tests/evaluation/pictures/test_quality_control.py::test_picture_is_written_whatever_the_number_of_panels[9-4]",
     "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[False-local]",
     "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[False-regression]",
     "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[False-constrained]",
@@ -207,7 +207,7 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="module", autouse=True)
 def figures(request):
     """Figures are coarse where they are not what is tested."""
-    is_tested = request.path.parent.name == "evaluation" or request.path.name in FIGURES_IN_FULL
+    is_tested = "evaluation" in request.path.parts or request.path.name in FIGURES_IN_FULL
     with contextlib.nullcontext() if is_tested else coarse_figures():
         yield
 
@@ -244,7 +244,7 @@ def as_user():
 @pytest.fixture(scope="module")
 def rough_figures():
     """Figures of few pixels and fonts as drawings, for tests of what is drawn; test_figures.py writes them in full."""
-    from evaluation.figures import STYLE
+    from evaluation.report.figures import STYLE
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(STYLE, "savefig.dpi", 50)

@@ -1,6 +1,6 @@
 """Packed slices for tests."""
 
-from data.h5_store import StoreWriter
+from data.store.store import StoreWriter
 
 
 def write_store(path, subjects, **form):

@@ -10,13 +10,13 @@ import yaml
 import constrained_contrastive_learning as script
 import finetune_segmentation
 import generate_h5_pretraining
-from data.h5_store import SliceStore
-from data.volumes import write_nifti
+from data.scans.volumes import write_nifti
+from data.store.store import SliceStore
 from models.weights import read_weights
 from training import pretraining
-from training.checkpoints import RunOptions
+from training.loop import RunOptions
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 SUBJECTS = [f"sub-{number}" for number in range(1, 7)]
 SPLIT = {"train": SUBJECTS[:3], "val": SUBJECTS[3:4], "test": SUBJECTS[4:]}

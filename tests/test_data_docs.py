@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data.layouts import FINDERS
-from utils.sections import EvaluationSection
-from utils.sections_data import DataSection
+from data.layouts.subjects import FINDERS
+from utils.config.data import DataSection
+from utils.config.sections import EvaluationSection
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs/data.md").read_text(encoding="utf-8")
 EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]

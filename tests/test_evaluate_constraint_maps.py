@@ -13,10 +13,10 @@ import yaml
 import evaluate_constraint_maps as script
 import generate_constraint_maps
 import simulate_cohort
-from data.layouts import find_subjects
-from data.volumes import read_contrasts, write_nifti
+from data.layouts.subjects import find_subjects
+from data.scans.volumes import read_contrasts, write_nifti
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 pytestmark = pytest.mark.usefixtures("rough_figures")
 ROOT = Path(__file__).parents[1]
@@ -105,7 +105,7 @@ def test_the_map_of_step_1_is_the_first_of_the_maps_evaluated(done):
     import nibabel
 
     from data.constraint_maps import cluster
-    from evaluation.map_agreement import best_dice, cross_table
+    from evaluation.probes.map_agreement import best_dice, cross_table
 
     assert generate_constraint_maps.main(["--config", str(done), "--subjects", "sub-002"]) == 0
     config = load_config(done)

@@ -17,12 +17,12 @@ import yaml
 
 import export_model
 import predict
-from data.volumes import write_nifti
+from data.scans.volumes import write_nifti
 from models.portable import load_network, read_keras
 from models.unet import build_encoder, build_unet
 from models.weights import read_weights, save_weights, transfer
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 FILTERS = [4, 8]

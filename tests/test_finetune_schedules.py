@@ -14,7 +14,7 @@ import generate_h5_pretraining
 import predict
 import reproduce_tables
 from tests.test_pipeline import SUBJECTS, write_phantom
-from training.checkpoints import Keeper
+from training.loop import Keeper
 from utils.checks import InputError
 
 FIXED = {"schedule": "poly", "keep": "last", "head_first": 0.25, "head_learning_rate": 2e-2, "warm_up": 0.1}

@@ -16,16 +16,16 @@ import finetune_synthesis
 import generate_constraint_maps
 import generate_h5_pretraining
 import simulate_cohort
-from data.h5_store import SliceStore
 from data.intensity import foreground_mask
-from data.layouts import find_subjects
+from data.layouts.subjects import find_subjects
 from data.splits import hash_of_split, make_splits
+from data.store.store import SliceStore
 from models.weights import read_weights, save_weights
 from tests.cheaply import steps_uncompiled
 from training.cells import Cell
-from training.checkpoints import Keeper, RunOptions
+from training.loop import Keeper, RunOptions
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 CONTRASTS = ["t1", "t1gd", "t2", "flair"]
 SUBJECTS = [f"sub-00{number}" for number in range(1, 7)]
@@ -261,7 +261,7 @@ def test_an_interrupted_cell_ends_like_one_that_went_through(finished, packed, t
     config, *words = elsewhere(packed, tmp_path)
     command = ["--config", str(config), *words, "--subjects-n", "2"]
     through, cell = cell_of(work, "random"), cell_of(tmp_path / "work", "random")
-    monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("training.loop.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     report, epochs = Keeper._report, []
 
     def interrupt_once(keeper, epoch, row):

@@ -32,16 +32,19 @@ WITH_MORE_PARAMETERS = {
     "models/unet.py:build_unet",
     "tests/reference.py:anchor_cost",  # the same arguments, in the slow reference
     # What is read of a scan, passed one by one.
-    "data/layouts.py:find_subjects",
-    "evaluation/error_maps.py:_read_subject",
-    "evaluation/overlays.py:read_picture",
-    "evaluation/overlays.py:read_pictures",
-    "evaluation/patches.py:sample_patches",
-    "evaluation/thumbnails.py:draw_thumbnails",
+    "data/layouts/subjects.py:find_subjects",
+    "evaluation/pictures/overlays.py:read_picture",
+    "evaluation/pictures/overlays.py:read_pictures",
+    "evaluation/probes/patches.py:sample_patches",
+    "evaluation/pictures/thumbnails.py:draw_thumbnails",
     "reproduce_tables.py:write_page",
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
-FILES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).glob("*.py"))]
+FILES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def floor_of(path):
+    return path.relative_to(ROOT).parts[0]
 
 
 @functools.cache
@@ -63,16 +66,16 @@ def test_imports_point_down(subtests):
     for path in FILES:
         with subtests.test(str(path.relative_to(ROOT))):
             ours = {name for name, _ in imports_of(path) if name in MAY_IMPORT or name in SCRIPTS}
-            assert ours <= MAY_IMPORT[path.parent.name]
+            assert ours <= MAY_IMPORT[floor_of(path)]
 
 
 def test_third_party_imports_of_a_layer(subtests):
-    checked = [path for path in FILES if path.parent.name in THIRD_PARTY]  # tables and figures use what they need
+    checked = [path for path in FILES if floor_of(path) in THIRD_PARTY]  # tables and figures use what they need
     for path in checked:
         with subtests.test(str(path.relative_to(ROOT))):
             others = {name for name, _ in imports_of(path)} - set(sys.stdlib_module_names) - set(MAY_IMPORT)
-            assert others <= THIRD_PARTY[path.parent.name]
-    assert {path.parent.name for path in checked} == set(THIRD_PARTY)
+            assert others <= THIRD_PARTY[floor_of(path)]
+    assert {floor_of(path) for path in checked} == set(THIRD_PARTY)
 
 
 def test_there_are_files_to_check():
@@ -80,7 +83,7 @@ def test_there_are_files_to_check():
 
 
 def test_utils_imports_keras_only_inside_functions():
-    for path in sorted((ROOT / "utils").glob("*.py")):
+    for path in sorted((ROOT / "utils").rglob("*.py")):
         assert not {name for name, at_top in imports_of(path) if at_top} & {"keras", "tensorflow"}
 
 

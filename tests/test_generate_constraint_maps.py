@@ -13,7 +13,7 @@ import yaml
 import generate_constraint_maps as script
 from data.constraint_maps import constraint_map
 from data.map_summary import read_summary
-from data.volumes import write_nifti
+from data.scans.volumes import write_nifti
 from tests.bad_input.harness import run as as_from_shell
 from utils.checks import InputError
 from utils.runs import child_seed, exit_code_of

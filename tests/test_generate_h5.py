@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from data.h5_store import SliceStore
 from data.intensity import foreground_mask
-from data.volumes import write_nifti
+from data.scans.volumes import write_nifti
+from data.store.store import SliceStore
 from generate_h5_pretraining import main
 from tests.bad_input.harness import run as as_from_shell
 from utils.checks import InputError

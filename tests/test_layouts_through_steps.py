@@ -6,11 +6,11 @@ import yaml
 
 import generate_constraint_maps
 import generate_h5_pretraining
-from data.h5_store import SliceStore
-from data.layouts import find_subjects
-from data.volumes import read_contrasts, read_label
+from data.layouts.subjects import find_subjects
+from data.scans.volumes import read_contrasts, read_label
+from data.store.store import SliceStore
 from tests.layouts import CHAOS_AFFINE, CHAOS_SHAPE, corner, ramp, save, write_chaos
-from utils.config import load_config
+from utils.config.load import load_config
 
 
 def run_both(tmp_path, data, contrasts):

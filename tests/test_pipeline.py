@@ -20,7 +20,7 @@ import pandas
 import pytest
 import yaml
 
-from data.volumes import write_nifti
+from data.scans.volumes import write_nifti
 from tests.bad_input.harness import run
 from tests.cheaply import steps_uncompiled
 
@@ -222,7 +222,7 @@ def test_pairs_share_their_subjects_and_small_sets_lie_in_large_ones(finished):
 
 
 def test_test_subjects_are_in_no_pretraining_file(finished):
-    from data.h5_store import SliceStore
+    from data.store.store import SliceStore
 
     cohort, _ = finished
     for part in ("train", "val"):

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from data.volumes import write_nifti
+from data.scans.volumes import write_nifti
 from tests.bad_input.harness import run
 from tests.cohort import MODEL, write_cohort
 from tests.test_predict_segmentation import write_model

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from data.volumes import write_nifti
+from data.scans.volumes import write_nifti
 from tests.bad_input.harness import ROOT, listing, messages_of, run
 from tests.test_predict_segmentation import AFFINE, BIDS, SHAPE, write_model, write_scan
 from utils.words_of_predict import for_prediction

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import predict
-from data.volumes import write_nifti
-from evaluation.postprocessing import keep_components
+from data.scans.volumes import write_nifti
+from evaluation.prediction.postprocessing import keep_components
 from models.unet import build_unet
 from models.weights import save_weights
 from utils.checks import InputError

@@ -14,7 +14,7 @@ import finetune_synthesis
 import generate_h5_pretraining
 import predict
 from data.intensity import intensity_ranges
-from data.volumes import write_nifti
+from data.scans.volumes import write_nifti
 from models.unet import build_unet
 from models.weights import save_weights
 from utils.checks import InputError

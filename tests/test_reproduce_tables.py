@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 import reproduce_tables
-from evaluation import segmentation_report
-from evaluation.measures import SEGMENTATION
-from evaluation.metrics import score_subject
-from evaluation.scores import Scores, read_scores
-from evaluation.segmentation_report import draw_galleries, draw_overlay_figures
+from evaluation.report import segmentation as segmentation_report
+from evaluation.report.segmentation import draw_galleries, draw_overlay_figures
+from evaluation.scores.measures import SEGMENTATION
+from evaluation.scores.metrics import score_subject
+from evaluation.scores.scores import Scores, read_scores
 from tests.bad_input.harness import run as as_from_shell
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 pytestmark = pytest.mark.usefixtures("rough_figures")
 SUBJECTS = [f"sub-{number:02d}" for number in range(1, 8)]

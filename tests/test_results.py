@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 import predict
-from evaluation.measures import DICE, SEGMENTATION
-from evaluation.scores_csv import read_scores_csv
-from evaluation.tables import difference_table, score_table
+from evaluation.report.tables import difference_table, score_table
+from evaluation.scores.measures import DICE, SEGMENTATION
+from evaluation.scores.scores_csv import read_scores_csv
 from models.portable import load_network
-from utils.config import load_config
+from utils.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/model"))

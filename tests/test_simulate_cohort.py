@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import simulate_cohort
-from data.simulation import ANATOMIES
+from data.simulation.subjects import ANATOMIES
 from utils.checks import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +102,7 @@ def test_an_interrupted_subject_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     folder = tmp_path / "stopped"
-    monkeypatch.setattr("data.volumes.write_nifti", fail)
+    monkeypatch.setattr("data.scans.volumes.write_nifti", fail)
     with pytest.raises(KeyboardInterrupt):
         make(folder, 3)
     assert [path.name for path in folder.iterdir()] == ["dataset_description.json"]

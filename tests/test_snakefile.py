@@ -15,7 +15,7 @@ import yaml
 
 import simulate_cohort
 from tests.warm import warm_python
-from utils.config import load_config
+from utils.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = ROOT / ".venv-grid" / "bin" / "snakemake"

@@ -13,19 +13,19 @@ import pytest
 import yaml
 
 import finetune_segmentation
-from data.h5_store import SliceStore
-from data.layouts import find_subjects
+from data.layouts.subjects import find_subjects
+from data.scans.volumes import read_label
 from data.splits import make_splits
-from data.volumes import read_label
-from evaluation.scores import files_of
-from evaluation.trials import TRIALS
+from data.store.store import SliceStore
+from evaluation.scores.scores import files_of
+from evaluation.scores.trials import TRIALS
 from models.weights import read_weights, save_weights
 from tests.bad_input.harness import run
 from tests.cohort import CONFIG, write_cohort, write_config
 from training.cells import Cell
 from training.grid import Grid
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 STEP = "finetune_segmentation"
 TEST = "sub-3"

@@ -13,7 +13,7 @@ import yaml
 
 from tests.reliability.kills import LIBRARIES
 from tests.warm import warm_python
-from utils.sections_data import DataSection
+from utils.config.data import DataSection
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = ".venv-grid/bin/snakemake"

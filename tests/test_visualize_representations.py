@@ -11,12 +11,12 @@ import generate_constraint_maps
 import generate_h5_pretraining
 import simulate_cohort
 import visualize_representations
-from data.h5_store import SliceStore
 from data.splits import hash_of_split
+from data.store.store import SliceStore
 from models.unet import build_encoder, build_unet
 from models.weights import save_weights
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 pytestmark = pytest.mark.usefixtures("rough_figures")
 FILTERS = [8, 8, 8]
@@ -103,7 +103,7 @@ def few_patches():
 @pytest.fixture
 def without_tsne(monkeypatch):
     """Any plane instead of t-SNE's, where no picture is looked at; test_representations.py checks the plane."""
-    monkeypatch.setattr("evaluation.representations.embed", lambda values, seed: values[:, :2])
+    monkeypatch.setattr("evaluation.probes.representations.embed", lambda values, seed: values[:, :2])
 
 
 def run(path, config, *words):
@@ -183,7 +183,7 @@ def test_missing_foreign_and_leaking_weights_are_refused_before_anything_is_writ
 
 def test_pixels_are_probed_in_validation_subjects_and_test_subjects_stay_unseen(work, capsys, monkeypatch):
     path, config = work
-    monkeypatch.setattr("evaluation.pixel_probes.PER_CLASS", {"train": 60, "val": 60})
+    monkeypatch.setattr("evaluation.probes.pixels.PER_CLASS", {"train": 60, "val": 60})
     asked, draw_rows = [], SliceStore.rows_of
     monkeypatch.setattr(
         SliceStore, "rows_of", lambda store, subjects: asked.extend(subjects) or draw_rows(store, subjects)

@@ -26,7 +26,7 @@ class Rows:
     """Some rows of an array: `rows[places]` is `values[index[places]]`.
 
     Attributes:
-        values: numpy array, or `data.slices.StoredArray`, `(N, ...)`.
+        values: numpy array, or `data.store.slices.StoredArray`, `(N, ...)`.
         index: Row numbers `(n,)`; None: all.
     """
 

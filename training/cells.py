@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import keras
 
-    from data.h5_store import SliceStore
-    from data.layouts import SubjectFiles
+    from data.layouts.subjects import SubjectFiles
     from data.splits import Split
-    from training.checkpoints import RunOptions
+    from data.store.store import SliceStore
     from training.finetuning import Trainer
-    from utils.schema import Config
+    from training.loop import RunOptions
+    from utils.config.schema import Config
     from utils.work_dir import WorkDir
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.crops import SubjectVolume, draw_crops, region_of
+from data.store.crops import SubjectVolume, draw_crops, region_of
 from training.batches import Batches, Finish
 from utils.checks import InputError
 from utils.runs import child_seed

@@ -13,8 +13,8 @@ import numpy as np
 from models.weights import HEADS, Pretrained, TransferReport
 from training.augmentation import Changes, describe_changes, draw_changes
 from training.batches import Batches, Rows, in_memory, size_of
-from training.checkpoints import RunOptions, fit
 from training.crops import Crops
+from training.loop import RunOptions, fit
 from training.schedules import Schedule
 from training.steps import Task
 from training.tasks import Segmentation, Synthesis
@@ -132,7 +132,7 @@ class SegmentationTrainer(Trainer):
         """Take over the slices that cells are trained on; numpy arrays go to the device once, for all these cells.
 
         Args:
-            images: `(N, H, W, C)`, in [0, 1]; numpy array or `data.slices.StoredArray`.
+            images: `(N, H, W, C)`, in [0, 1]; numpy array or `data.store.slices.StoredArray`.
             labels: Class index `(N, H, W)`, likewise.
         """
         self.arrays = {"image": images, "label": labels}

@@ -12,14 +12,14 @@ from data.identity import of_scans, owners_of_images, refuse_same_scans
 from data.splits import annotated_subsets, hash_of_split
 from models.weights import Pretrained, load_weights, save_weights
 from training.cells import Cell, CellTask
-from training.checkpoints import RunOptions
 from training.devices import data_parallel
+from training.loop import RunOptions
 from training.tracking import tracked
 from utils.checks import InputError, accept
-from utils.config import chosen_sinks
+from utils.command_line import chosen_sinks
+from utils.config.schema import fingerprint
 from utils.provenance import Provenance
 from utils.runs import alone_in, child_seed, drop_checkpoint, open_run, progress, read_json, write_json
-from utils.schema import fingerprint
 from utils.work_dir import METRICS, MODEL, PREDICTIONS, WEIGHTS
 
 log = logging.getLogger("mrccl")
@@ -225,7 +225,7 @@ def run_grids(
     Args:
         grids: One `Grid` for each split.
         cells: The cells that each of them should have.
-        options: Command line with the options of `utils.config.add_grid_options`.
+        options: Command line with the options of `utils.command_line.add_grid_options`.
         finish: Function called at the end, which says what to type next; None: step 5.
         failures: Lines on subjects that were left out before, under --keep-going.
     """

@@ -17,7 +17,7 @@ def assign_patch_classes(constraint_maps: Any, patch_px: int) -> np.ndarray:
 
     Args:
         constraint_maps: Integer classes, 0 background, `(N, H, W)`, or `(N, H, W, D)` of volumes; a numpy array, or a
-            `data.slices.StoredArray`, which is read block by block.
+            `data.store.slices.StoredArray`, which is read block by block.
         patch_px: Edge of a patch in pixels of the map, along every axis; must divide H, W and D.
 
     Returns:

@@ -1,8 +1,8 @@
 """Pretraining: one function per method, from slices and constraint maps to the weights of a network.
 
 Images are slices `(N, H, W, C)`, volumes `(N, H, W, D, C)`, or `training.crops.Crops`, which draws them from larger
-volumes; the network has the rank of the images. A numpy array goes to the device once; a `data.slices.StoredArray` is
-read from its file batch by batch.
+volumes; the network has the rank of the images. A numpy array goes to the device once; a
+`data.store.slices.StoredArray` is read from its file batch by batch.
 
 Every function takes the training and the validation images first and a `Setup` last, and returns `(network, history)`.
 What is drawn for the validation images (pixels, views, regions, anchors) is drawn once.
@@ -20,9 +20,9 @@ from losses.local_contrastive import Regions, draw_regions
 from models.unet import build_encoder, build_unet
 from training.augmentation import Changes, draw_changes
 from training.batches import Batches, PartitionedBatches, Rows, assign_partitions, in_memory, size_of
-from training.checkpoints import RunOptions, fit
 from training.crops import Crops
 from training.effective import PatchCounts, record_effective
+from training.loop import RunOptions, fit
 from training.masking import draw_hidden
 from training.patches import assign_patch_classes, draw_compared, foreground_of, patch_centres
 from training.schedules import Schedule

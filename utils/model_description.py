@@ -5,10 +5,10 @@ from typing import Annotated
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from utils.checks import InputError
-from utils.config import explain
+from utils.config.data import Layout
+from utils.config.load import explain
+from utils.config.sections import ContrastFile, Name, PathPattern, Percentiles, Section
 from utils.runs import read_json
-from utils.sections import ContrastFile, Name, PathPattern, Percentiles, Section
-from utils.sections_data import Layout
 
 AGAIN = "run the cell again"
 

@@ -4,7 +4,7 @@ import contextlib
 import re
 
 from utils.checks import InputError
-from utils.sections_data import DataSection
+from utils.config.data import DataSection
 
 TRAINED = "the names are those that the model was trained with"
 ONE_CONTRAST = "for a model with one input contrast also a plain folder of NIfTI files"

@@ -7,7 +7,7 @@ import pytest
 
 from tests.bad_input.harness import assert_refused
 from tests.cohort import write_cohort
-from utils.config import load_config
+from utils.config.load import load_config
 
 SOUND = """
 name: tiny

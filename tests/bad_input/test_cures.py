@@ -13,7 +13,7 @@ from tests.bad_input.test_configs import CASES as CONFIGS
 from tests.bad_input.test_configs import SOUND
 from tests.cohort import AFFINE, save, volumes, write_cohort
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 ROOMS = ["data", "evaluation", "losses", "models", "training", "utils"]

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from data.layouts import SubjectFiles
-from data.volumes import read_label, read_mask
+from data.layouts.subjects import SubjectFiles
+from data.scans.volumes import read_label, read_mask
 from tests.bad_input.harness import assert_refused, run
 from tests.cohort import AFFINE, FIRST_FOUR, MODEL, SHAPE, save, volumes, write_cohort
 from utils.checks import InputError

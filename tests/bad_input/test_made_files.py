@@ -8,13 +8,13 @@ import numpy as np
 import pandas
 import pytest
 
-from evaluation.overlays import read_pictures
-from evaluation.scores import Scores
+from evaluation.pictures.overlays import read_pictures
+from evaluation.scores.scores import Scores
 from tests.bad_input.harness import assert_refused, run
 from tests.bad_input.test_weights import MODEL
 from tests.cohort import save, write_cohort, write_config
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 MAP_AGAIN = "make it again: generate_constraint_maps.py --overwrite"
 CELL_AGAIN = "delete the cell's folder and run step 4 again"

@@ -8,16 +8,16 @@ import unicodedata
 
 import pytest
 
-from data.layouts import find_subjects
+from data.layouts.subjects import find_subjects
+from data.scans.volumes import read_label
 from data.splits import make_splits
-from data.volumes import read_label
-from evaluation.figures import NAMES_AS_THEY_ARE, STYLE
+from evaluation.report.figures import NAMES_AS_THEY_ARE, STYLE
 from tests.bad_input.harness import ROOT, assert_refused, run
 from tests.cohort import save, volumes, write_cohort
-from tests.data.test_layout_bids import LABEL, write_bids
+from tests.data.layouts.test_bids import LABEL, write_bids
 from tests.layouts import write_brats, write_msd, write_nnunet
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 FLAT = {"t1": "{subject}.nii.gz"}
 LABELLED = {"label": "{subject}_seg.nii.gz", "labels": {"liver": [1]}}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from data.h5_store import SliceStore
+from data.store.store import SliceStore
 from tests.bad_input.harness import run
 from tests.cohort import AFFINE, SHAPE, SUBJECTS, save, volumes, write_cohort
 

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data.h5_store import SliceStore
+from data.store.store import SliceStore
 from tests.bad_input.harness import assert_refused, listing, run
 from tests.cohort import write_config
 from utils.checks import InputError

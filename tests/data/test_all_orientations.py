@@ -13,14 +13,14 @@ import pytest
 import yaml
 from nibabel import orientations
 
-from data.h5_store import SliceStore
-from data.layouts import SubjectFiles
-from data.volumes import read_contrasts, read_label
-from evaluation.inference import label_map, predict_slices
-from evaluation.new_scans import segment
+from data.layouts.subjects import SubjectFiles
+from data.scans.volumes import read_contrasts, read_label
+from data.store.store import SliceStore
+from evaluation.prediction.inference import label_map, predict_slices
+from evaluation.prediction.new_scans import segment
 from generate_h5_pretraining import prepare_subject
 from tests.stores import write_store
-from utils.config import load_config
+from utils.config.load import load_config
 
 CODES = [
     "".join(axis[end] for axis, end in zip(axes, ends, strict=True))

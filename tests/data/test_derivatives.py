@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from data.derivatives import describe_outputs, numbered_otherwise, output_path
-from data.layouts import find_subjects, needed_of, reading_of
-from data.volumes import read_label, write_nifti
+from data.layouts.subjects import find_subjects, needed_of, reading_of
+from data.scans.volumes import read_label, write_nifti
 from tests.layouts import AFFINE, corner, ramp, save
 from utils.environment import ROOT, project_version
 

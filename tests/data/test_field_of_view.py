@@ -8,7 +8,7 @@ from nibabel import orientations
 
 from data.field_of_view import field_of_training, note_of_outside
 from data.geometry import SliceGrid, voxel_ml
-from evaluation.metrics import score_subject
+from evaluation.scores.metrics import score_subject
 
 AXES = [(order, flips) for order in itertools.permutations(range(3)) for flips in ((1, 1, 1), (-1, 1, -1))]
 

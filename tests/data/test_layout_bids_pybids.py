@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data.layout_bids import find_bids, parse_name
-from data.layout_files import Wanted, walk_scans
+from data.layouts.bids import find_bids, parse_name
+from data.layouts.files import Wanted, walk_scans
 
 PYBIDS_NAMES = {
     "sub": "subject",

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data.layouts import SubjectFiles
+from data.layouts.subjects import SubjectFiles
 from data.splits import Split, annotated_subsets, make_splits
 from utils.checks import InputError
 

@@ -2,7 +2,7 @@
 
 import math
 
-from evaluation.scores import Scores
+from evaluation.scores.scores import Scores
 
 FILLED = {"split": "", "repeat": 0, "dead": ""}
 FILLED |= dict.fromkeys(("annotated_available", "n_selecting", "judged", "duration_s", "compile_s"), math.nan)

@@ -7,9 +7,9 @@ import nibabel
 import numpy as np
 import yaml
 
-from data.volumes import write_nifti
-from evaluation.synthesis_metrics import score_synthesis
-from utils.config import load_config
+from data.scans.volumes import write_nifti
+from evaluation.scores.synthesis_metrics import score_synthesis
+from utils.config.load import load_config
 
 SUBJECTS = [f"sub-{number:02d}" for number in range(1, 7)]
 TEST = SUBJECTS[:4]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from skimage.measure import marching_cubes, mesh_surface_area
 
-from evaluation import metrics
-from evaluation.metrics import score_subject
+from evaluation.scores import metrics
+from evaluation.scores.metrics import score_subject
 
 PAIRS = 200
 SPACINGS = [(1.0, 1.0, 1.0), (0.9, 1.4, 5.5), (4.0, 1.0, 1.0), (0.7, 0.7, 3.0), (2.5, 1.25, 0.5), (0.3, 0.3, 6.0)]

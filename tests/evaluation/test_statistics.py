@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
-from evaluation.scores import mean_interval
+from evaluation.scores.scores import mean_interval
 from evaluation.statistics import adjust_family, annotation_saved, bland_altman, paired_comparison, stars
 
 

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.utils.test_config import SMALL
+from tests.utils.config.test_load import SMALL
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 FIXED = {"derandomize": True, "deadline": None, "suppress_health_check": list(HealthCheck)}
 CONTENT = yaml.safe_load(SMALL)

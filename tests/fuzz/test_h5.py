@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.geometry import SliceGrid
-from data.h5_store import SliceStore, SubjectSlices
+from data.store.store import SliceStore, SubjectSlices
 from tests.stores import write_store
 from utils.checks import InputError
 

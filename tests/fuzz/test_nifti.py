@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.geometry import SliceGrid
-from data.nifti import read_image
+from data.scans.nifti import read_image
 
 FIXED = {"derandomize": True, "deadline": None, "suppress_health_check": list(HealthCheck)}
 SHAPE, AFFINE = (5, 4, 3), np.array([[-2, 0.1, 0, 4], [0.1, 2, 0, -4], [0, 0, 5, 0], [0, 0, 0, 1.0]])

@@ -9,8 +9,8 @@ from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
 from losses.local_contrastive import local_contrastive_loss
 from losses.segmentation import focal_tversky_loss, segmentation_loss
 from losses.synthesis import synthesis_loss
-from utils.sections_finetuning import LossSection, SynthesisLossSection
-from utils.sections_pretraining import ConstrainedStage, GlobalStage, LocalStage
+from utils.config.finetuning import LossSection, SynthesisLossSection
+from utils.config.pretraining import ConstrainedStage, GlobalStage, LocalStage
 
 SETTINGS = [
     (LossSection, segmentation_loss, {"name", "class_weights", "cross_entropy", "cross_entropy_weight"}),

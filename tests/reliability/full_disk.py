@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data.h5_room import SLACK
+from data.store.room import SLACK
 from tests.bad_input.harness import run
 from tests.cheaply import coarse_figures, steps_uncompiled
 from tests.cohort import words_of

@@ -151,7 +151,7 @@ class forked:
 
 def command(script, words):
     """Run the main of a script in this process, and end the process as the script would."""
-    from training import checkpoints
+    from training import loop as checkpoints
     from utils.runs import exit_code_of
 
     checkpoints.SECONDS_BETWEEN_CHECKPOINTS = 0.0

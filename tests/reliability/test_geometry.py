@@ -13,7 +13,7 @@ from nibabel import orientations
 
 from tests.bad_input.harness import run
 from training.cells import Cell
-from utils.config import load_config
+from utils.config.load import load_config
 
 SHAPE, SPACING = (13, 9, 6), (2.0, 3.0, 5.0)
 LEFT, RIGHT = 1, 2
@@ -134,7 +134,7 @@ def test_constraint_maps_lie_on_the_voxels_of_the_scans(subject, packed):
 
 @pytest.mark.parametrize("subject", PLACED)
 def test_packed_slices_go_back_to_the_voxels_they_came_from(subject, packed):
-    from data.h5_store import SliceStore
+    from data.store.store import SliceStore
 
     store = SliceStore(packed.parent / "work" / "h5" / "annotated.h5")
     rows, grid = store.rows_of([subject]), store.grid(subject)
@@ -144,7 +144,7 @@ def test_packed_slices_go_back_to_the_voxels_they_came_from(subject, packed):
 
 
 def test_step_4_scores_and_writes_the_very_label(packed, tmp_path):
-    from data.layouts import find_subjects
+    from data.layouts.subjects import find_subjects
     from data.splits import make_splits
     from finetune_segmentation import Segmentations
 

@@ -124,7 +124,7 @@ def test_contrasts_without_content_are_no_persons(caplog):
 
 
 def test_a_series_names_its_file():
-    from data.layouts import SubjectFiles
+    from data.layouts.subjects import SubjectFiles
 
     hashes = {name: {"images": {"echoes_2": "0" * 16}} for name in ("a", "b")}
     files = {name: SubjectFiles(name, {"echoes": f"{name}.nii"}) for name in hashes}

@@ -6,8 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from data import nifti
-from data.layouts import find_subjects
+from data.layouts.subjects import find_subjects
+from data.scans import nifti
 from tests.bad_input.harness import assert_refused, run
 from tests.cohort import write_cohort
 from utils.checks import InputError

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-import evaluation.new_scans
-from data.h5_store import SliceStore
+import evaluation.prediction.new_scans
+from data.store.store import SliceStore
 from tests.bad_input.harness import run
 from tests.cohort import CONFIG, FIRST_FOUR, MODEL, save, volumes, write_cohort
 from tests.test_predict_segmentation import write_model, write_scan
@@ -88,7 +88,7 @@ def test_a_scan_that_fails_while_it_is_predicted_stops_itself_only(tmp_path, mon
     write_model(tmp_path / "model")
     for number, subject in enumerate("abc"):
         write_scan(tmp_path / f"scans/{subject}/t1.nii.gz", number)
-    read = evaluation.new_scans.read_slices
+    read = evaluation.prediction.new_scans.read_slices
 
     def spoilt(model, files):
         if files.subject == "b":
@@ -97,7 +97,7 @@ def test_a_scan_that_fails_while_it_is_predicted_stops_itself_only(tmp_path, mon
             truncate(files.contrasts["t1"])
         return read(model, files)
 
-    monkeypatch.setattr(evaluation.new_scans, "read_slices", spoilt)
+    monkeypatch.setattr(evaluation.prediction.new_scans, "read_slices", spoilt)
     outcome = predict(tmp_path, "--keep-going")
     assert outcome.code == 1 and results(tmp_path) == ["a.nii.gz", "c.nii.gz"] and subjects(tmp_path) == {"a", "c"}
     [line] = [line for line in outcome.logged if line.startswith("failed: b: ")]

@@ -35,9 +35,9 @@ def first_four(folder, work, *words, switch=()):
 
 def tables_of(finished, work, folder):
     """The texts of all tables of a work dir."""
-    from evaluation.scores import read_scores
+    from evaluation.scores.scores import read_scores
     from reproduce_tables import make_tables
-    from utils.config import load_config
+    from utils.config.load import load_config
 
     make_tables(load_config(finished / "tiny.yaml", work_dir=work), read_scores(work), folder)
     return {path.name: path.read_text() for path in sorted(folder.iterdir()) if "durations" not in path.name}

@@ -100,7 +100,7 @@ def test_pickle_in_weights_is_used_for_the_name_of_an_error_only():
 
 
 def test_yaml_is_read_by_a_safe_loader():
-    from utils import yaml_files
+    from utils.config import yaml_files
 
     text = (ROOT / "utils" / "yaml_files.py").read_text()
     (loader,) = set(re.findall(r"yaml\.load\([^)]*?(\w+)\)", text))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.training.small import settings
-from training import batches, checkpoints
+from training import batches
+from training import loop as checkpoints
 
 RATE, EPOCHS = 0.3, 8  # a rate at which the loss jumps about: most epochs bring no improvement
 

@@ -11,9 +11,9 @@ from losses.segmentation import segmentation_loss
 from models.unet import build_unet
 from training import pretraining
 from training.augmentation import Changes
-from training.checkpoints import RunOptions
 from training.effective import PatchCounts
 from training.finetuning import SegmentationTrainer
+from training.loop import RunOptions
 from training.pretraining import Decoder, Images, Patches, Setup, pretrain_constrained
 from training.schedules import Schedule
 from training.steps import Task

@@ -7,7 +7,7 @@ import pytest
 from tests.training.small import run_in, segmentation_trainer, settings
 from training.augmentation import Changes, draw_changes
 from training.tasks import Segmentation, Synthesis
-from utils.sections_augmentation import AugmentationSection
+from utils.config.augmentation import AugmentationSection
 
 INTENSITIES = {"gamma": (0.7, 1.5), "bias_field": 0.3, "blur_px": (0.5, 1), "low_resolution": 2, "noise": 0.1}
 ALWAYS = {f"{name}_probability": 1 for name in ("gamma", "bias_field", "blur", "low_resolution", "noise")}

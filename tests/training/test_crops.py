@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from keras import ops
 
-from data.crops import open_volumes, region_of
 from data.geometry import SliceGrid
-from data.h5_store import SliceStore, SubjectSlices
+from data.store.crops import open_volumes, region_of
+from data.store.store import SliceStore, SubjectSlices
 from losses.synthesis import synthesis_loss
 from models.unet import build_unet
 from tests.stores import write_store
 from tests.training.small import run_in
 from training.augmentation import Changes, draw_changes
-from training.checkpoints import fit
 from training.crops import Crops
+from training.loop import fit
 from training.schedules import Schedule
 from training.steps import Task
 from utils.checks import InputError
@@ -195,7 +195,7 @@ def train(volumes):
 
 
 def test_training_learns_and_an_interrupted_run_ends_like_an_uninterrupted_one(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     history, weights = train(tmp_path / "through", epochs=4)
     assert history[-1]["val_loss"] < history[0]["val_loss"]
     (tmp_path / "stopped").mkdir()

@@ -8,8 +8,8 @@ import pytest
 
 from tests.training.small import SharedSteps, constrained, settings
 from training import pretraining
-from training.checkpoints import Keeper
 from training.effective import PatchCounts, effective_values, far_from_the_method
+from training.loop import Keeper
 from training.patches import patch_centres
 from training.pretraining import Decoder, Patches
 from training.steps import Task
@@ -86,7 +86,7 @@ def test_centres_of_patches_are_the_means_of_their_pixels(size):
 
 
 def test_shares_train_and_resume_to_the_bit(slices, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("training.loop.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     save = Keeper.save
 
     def save_and_keep(keeper):

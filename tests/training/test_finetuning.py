@@ -15,7 +15,7 @@ from tests.training.small import FILTERS, run_in, segmentation_trainer, settings
 from training.augmentation import Changes
 from training.finetuning import CompileClock, last_decoder_levels
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = (np.arange(16), np.arange(6))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.training.test_augmentation import keys_by_hand
 from training.augmentation import Changes, describe_changes, draw_changes, folded_share
-from utils.sections_augmentation import AugmentationSection
+from utils.config.augmentation import AugmentationSection
 
 OLD = Changes(**AugmentationSection(elastic_px=2.0, elastic_grid=8).changes())
 DEFAULT = Changes(**AugmentationSection().changes())

@@ -6,16 +6,16 @@ import shutil
 import numpy as np
 import pytest
 
-from data.crops import open_volumes
 from data.geometry import SliceGrid
-from data.h5_store import SliceStore, SubjectSlices
+from data.store.crops import open_volumes
+from data.store.store import SliceStore, SubjectSlices
 from losses.global_contrastive import simclr_loss
 from losses.local_contrastive import Regions, region_contrast
 from tests.stores import write_store
 from tests.training.small import COUNTS, LOSS, PATCHES, SharedSteps, settings, setup_in
 from training import pretraining
-from training.checkpoints import Keeper
 from training.crops import Crops
+from training.loop import Keeper
 from training.pretraining import Corruption, Decoder, Images, Patches, Views
 
 SIZE = (8, 8, 8)
@@ -132,7 +132,7 @@ LEARNED = {"regression": 0.8, "global": 0.85, "local": 0.6, "constrained": 0.9}
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_from_crops_and_resumes_to_the_bit(method, volumes, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("training.loop.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     save = Keeper.save
 
     def save_and_keep(keeper):

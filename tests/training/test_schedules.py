@@ -10,10 +10,10 @@ import pytest
 from models.unet import build_unet
 from models.weights import Pretrained, read_weights, weights_of
 from tests.training.small import run_in, segmentation_trainer, settings
-from training import checkpoints
+from training import loop as checkpoints
 from training.optimizers import LayerwiseAdam, levels_from_output
 from training.schedules import Schedule
-from utils.sections import FinetuningTrainingSection
+from utils.config.sections import FinetuningTrainingSection
 
 CUT, DATA = "cut", (np.arange(16), np.arange(6))
 

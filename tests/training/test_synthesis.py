@@ -8,17 +8,17 @@ import keras
 import numpy as np
 import pytest
 
-from data.crops import open_volumes
 from data.geometry import SliceGrid
-from data.h5_store import SliceStore, SubjectSlices
+from data.store.crops import open_volumes
+from data.store.store import SliceStore, SubjectSlices
 from losses.synthesis import synthesis_loss
 from models.unet import build_unet
 from tests.stores import write_store
 from tests.training.small import run_in, settings
 from training.augmentation import Changes, draw_changes
-from training.checkpoints import Keeper
 from training.crops import Crops
 from training.finetuning import SynthesisTrainer
+from training.loop import Keeper
 from training.tasks import Synthesis
 
 SIZES = {2: (12, 8), 3: (12, 8, 8)}
@@ -145,7 +145,7 @@ def test_with_less_memory_the_weights_are_the_same(shared, volumes, tmp_path):
 
 def test_a_cell_taken_up_from_a_checkpoint_ends_like_one_that_went_through(shared, volumes, tmp_path, monkeypatch):
     built, first, _ = shared
-    monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("training.loop.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     save = Keeper.save
 
     def save_and_keep(keeper):
@@ -169,7 +169,7 @@ def test_a_cell_taken_up_from_a_checkpoint_ends_like_one_that_went_through(share
 
 
 def test_a_head_phase_freezes_all_but_the_head_and_resumes(volumes, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    monkeypatch.setattr("training.loop.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
     phases = {"epochs": 4, "schedule": "poly", "keep": "last", "head_first": 0.5, "layer_decay": 0.9}
     built, states, report = trainer(2, replace(SCHEDULE, **phases)), [], Keeper._report
     monkeypatch.setattr(Keeper, "_report", lambda k, *a: (states.append(k.task.network.get_weights()), report(k, *a)))

@@ -11,7 +11,7 @@ import pytest
 from tests.training.small import SharedSteps, constrained, settings
 from training.tracking import mean_scores, tracked
 from utils.checks import InputError
-from utils.config import add_training_options, chosen_sinks
+from utils.command_line import add_training_options, chosen_sinks
 
 HASH = "0123abcd"
 

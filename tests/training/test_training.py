@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from data.slices import StoredArray
+from data.store.slices import StoredArray
 from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
 from losses.local_contrastive import Regions, region_contrast
 from models.weights import read_weights

@@ -6,7 +6,7 @@ import yaml
 from tests.cohort import write_cohort
 from tests.config_hashes import ROOT, hashes_of
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 from utils.runs import open_run
 
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.yaml"))

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests.config_hashes import ROOT, all_hashes, config_files, hashes_of
-from utils.config import load_config
+from utils.config.load import load_config
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "config_hashes.json").read_text())
 

@@ -3,7 +3,7 @@
 import pytest
 
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 
 SYNTHESIS = """
 name: brain

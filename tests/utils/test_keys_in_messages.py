@@ -6,11 +6,12 @@ import typing
 import pytest
 
 from tests.bad_input.harness import ROOT, messages_of
-from utils.reference import sections
-from utils.schema import Config
+from utils.config.reference import sections
+from utils.config.schema import Config
 
 DOTTED = re.compile(r"(?<![\w/.'-])[a-z_]+(?:\.(?:[A-Za-z_]+|<\w+>))+(?![\w/(.])")
-ROOMS = ["*.py", "data/*.py", "evaluation/*.py", "losses/*.py", "models/*.py", "training/*.py", "utils/*.py"]
+FOLDERS = ("data", "evaluation", "losses", "models", "training", "utils")
+ROOMS = ["*.py", *(f"{folder}/**/*.py" for folder in FOLDERS)]
 SOURCES = [path for pattern in ROOMS for path in sorted(ROOT.glob(pattern))]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 NO_KEYS = {"data.geometry.voxel_ml", "splits.json"}  # a function that a page calls by its module, and a file
@@ -47,7 +48,9 @@ def test_what_is_known():
     right += ["pretraining.stages.X.training", "pretraining.stages.constrained.space", "data.contrasts.t1.volumes"]
     wrong = ["network.mixed_precision", "data.roots", "finetuning.epochs", "pretraining.training.epochs", "data.mask.X"]
     assert [key for key in right + wrong if is_known(key)] == right
-    assert unknown_in(f"set {wrong[0]}: true, or {right[0]}; see data/layouts.py and nibabel.load") == {wrong[0]}
+    assert unknown_in(f"set {wrong[0]}: true, or {right[0]}; see data/layouts/subjects.py and nibabel.load") == {
+        wrong[0]
+    }
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -6,7 +6,7 @@ import yaml
 
 from tests.cohort import write_cohort, write_config
 from utils.checks import InputError
-from utils.config import load_config
+from utils.config.load import load_config
 from utils.paths import existing_form, expanded
 
 STAGE = "pretraining.stages.global.warm_start"

@@ -1,0 +1,255 @@
+"""From the names in a config to the files of every subject, in any layout."""
+
+import difflib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.layouts.bids import find_bids
+from data.layouts.claims import compose_names, files_named_twice, settle_claims, warn_of_derived_names
+from data.layouts.collections import find_brats, find_msd, find_nnunet
+from data.layouts.files import Found, Wanted, files_of_pattern, find_by_pattern, warn_of_closed_folders
+from data.layouts.folders import find_chaos, find_renal
+from utils.checks import InputError, counted
+from utils.config.schema import channel_names
+from utils.paths import existing_form
+
+FINDERS = {
+    "pattern": find_by_pattern,
+    "brats": find_brats,
+    "msd": find_msd,
+    "nnunet": find_nnunet,
+    "bids": find_bids,
+    "chaos": find_chaos,
+    "renal": find_renal,
+}
+
+
+@dataclass(frozen=True)
+class SubjectFiles:
+    """The files of one subject, and how `data.scans.volumes` reads them.
+
+    Attributes:
+        subject: Identifier; a subject of several sessions has one for each.
+        contrasts: Contrast -> file; or folder, of a DICOM series or of NIfTI files that are a series together.
+        label: Label map, file or folder, or None.
+        mask: Foreground mask, or None.
+        person: Who was scanned; None: the subject. Sessions of one person belong to one set of a split.
+        volumes: Contrasts that share a 4D file with others -> `(which volume, counted from 0, of how many)`.
+        label_names: Name -> its values in this subject's label map.
+        resample_to: Contrast to whose grid all files are resampled; None: they must share one.
+        bias_correction: Contrasts that are read with N4 bias correction.
+        empty_labels: `"refuse"`: a label map must not consist of background only; otherwise it may.
+    """
+
+    subject: str
+    contrasts: dict[str, Path]
+    label: Path | None = None
+    mask: Path | None = None
+    person: str | None = None
+    volumes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    label_names: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    resample_to: str | None = None
+    bias_correction: tuple[str, ...] = ()
+    empty_labels: str = "warn"
+
+
+def file_pattern(entry):
+    """Return the file pattern of one contrast: a plain pattern, or `{"file": pattern, "volumes": n}`."""
+    return entry if isinstance(entry, str) else dict(entry)["file"]
+
+
+def series_length(entry):
+    """Return the number of volumes of a 4D series, or None for a single 3D image."""
+    return None if isinstance(entry, str) else dict(entry)["volumes"]
+
+
+def find_subjects(
+    root,
+    contrasts,
+    label=None,
+    mask=None,
+    left_out=None,
+    *,
+    layout="pattern",
+    labels=None,
+    ignored=(),
+    test_images=False,
+    resample_to=None,
+    bias_correction=(),
+    empty_labels="warn",
+):
+    """Find every subject below a folder. A subject exists as soon as one contrast or the label of it exists.
+
+    With a config: `find_subjects(**config.data.places())`.
+
+    Args:
+        root: Folder of the dataset.
+        contrasts: Contrast name -> its name in the layout (pattern: path below `root` with `{subject}`), or
+            `{"file": that, "volumes": n}` for a 4D series.
+        label: Label map, as `data.label` of the config; None if the layout defines it, or without labels.
+        mask: Path of the foreground mask below `root` with `{subject}` (bids: a filter), or None. A subject without its
+            mask is an error, one without its label is an unlabelled subject.
+        left_out: List, or None. Given a list, subjects with a problem are left out and described there, one line per
+            file, instead of raising.
+        layout: `data.layout` of the config.
+        labels: Class name -> values of the label map, or their names in the layout; empty: labels are not searched,
+            except by `label` of layout pattern.
+        ignored: Values, or their names, that mean background.
+        test_images: msd, nnunet: also the unlabelled subjects of imagesTs.
+        resample_to: Contrast to whose grid all files are resampled when they are read, or None.
+        bias_correction: Contrasts that are read with N4 bias correction.
+        empty_labels: `"warn"`, `"allow"` or `"refuse"`, as in `SubjectFiles`.
+
+    Returns:
+        Subject identifier -> `SubjectFiles`, sorted by identifier.
+
+    Raises:
+        InputError: The folder does not exist, does not follow the layout or holds no subject; a name is unknown there;
+            or subjects have problems (one line each): a file is missing, a broken link or a folder, several files
+            match, `.nii` exists beside `.nii.gz`, one file has two roles, or two identifiers differ only in case.
+    """
+    root = existing_form(Path(root))
+    if not root.is_dir():
+        raise InputError(f"data.root: '{root}' is not a folder; set data.root to the folder of the dataset")
+    warn_of_closed_folders(root)
+    entries = {name: file_pattern(entry) for name, entry in contrasts.items()}
+    wanted = Wanted(root, entries, label, labels or {}, tuple(ignored), test_images)
+    if layout not in FINDERS:
+        raise InputError(f"data.layout: '{layout}' is not one of {', '.join(FINDERS)}")
+    found, subjects, problems = _search(wanted, mask, layout)
+    lines = list(dict.fromkeys(line for _, line in problems))
+    if lines and left_out is None:
+        raise InputError(lines)
+    if lines:
+        left_out += lines
+    bad = {subject for subject, _ in problems}
+    reading = {"resample_to": resample_to, "bias_correction": tuple(bias_correction), "empty_labels": empty_labels}
+    return {
+        subject: SubjectFiles(
+            subject,
+            {name: found.paths["contrast", name][subject][0] for name in contrasts},
+            _only(found, "label", subject),
+            _only(found, "mask", subject),
+            **found.details[subject],
+            **reading,
+        )
+        for subject in subjects
+        if subject not in bad
+    }
+
+
+def reading_of(model):
+    """Return from model.json how scans are found and read, as keyword arguments of `find_subjects`."""
+    return {key: model[key] for key in ("layout", "resample_to", "bias_correction") if key in model}
+
+
+def needed_of(model):
+    """Return the entries of the contrasts that must be found for a model.
+
+    For a model with several input contrasts, the one to whose grid they are resampled is included; a model with one
+    contrast works on the grid of that contrast.
+
+    Args:
+        model: Content of model.json: `files` is `data.contrasts`, `contrasts` the channels that the network sees.
+    """
+    names = dict.fromkeys(file_of_channel(model["files"], channel)[0] for channel in model["contrasts"])
+    reference = model.get("resample_to")
+    if reference and len(names) > 1:
+        names |= {reference: None}
+    return {name: model["files"][name] for name in names}
+
+
+def file_of_channel(contrasts, channel):
+    """Return `(contrast, volume)`: the contrast whose file holds a channel, and the volume in it (None if 3D)."""
+    for name, entry in contrasts.items():
+        channels = channel_names(contrasts, [name])
+        if channel in channels:
+            return name, None if series_length(entry) is None else channels.index(channel)
+    known = channel_names(contrasts)
+    near = difflib.get_close_matches(channel, known, n=1)
+    advice = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    raise InputError(f"contrast '{channel}' is not in data.contrasts; {advice}")
+
+
+def _search(wanted, mask, layout):
+    """Return `Found`, the identifiers, and `(subject, line)` for each problem."""
+    found = FINDERS[layout](wanted)
+    if mask:
+        found.include(_find_masks(wanted, mask, layout))
+    compose_names(found)
+    settle_claims(found)
+    subjects = found.subjects()
+    problems = [*found.problems, *found.unclear()]
+    if not subjects and not problems:
+        listed = ", ".join(f"'{pattern}'" for pattern in found.looked_for.values())
+        where = f"no file below '{wanted.root}' matches {listed}"
+        raise InputError(f"data.root: {where}; check data.root and data.contrasts")
+    if layout == "pattern":
+        warn_of_derived_names(subjects)
+    problems += files_named_twice(found, subjects)
+    problems += _missing_files(wanted.root, found, subjects)
+    problems += [*_names_that_clash(wanted.root, subjects), *_unclear_labels(wanted, found)]
+    return found, subjects, problems
+
+
+def _find_masks(wanted, mask, layout):
+    if layout == "bids":
+        return find_bids(Wanted(wanted.root, {"mask": mask}), role="mask")
+    masks = Found({("mask", "mask"): mask}, cure="narrow the pattern")
+    for subject, path in files_of_pattern(wanted.root, mask):
+        masks.add("mask", "mask", subject, path)
+    return masks
+
+
+def _only(found, role, subject):
+    files = found.paths.get((role, role), {}).get(subject)
+    return files[0] if files else None
+
+
+def _missing_files(root, found, subjects):
+    """Yield `(subject, line)` for each required file that is missing."""
+    for subject in subjects:
+        for (role, name), pattern in found.looked_for.items():
+            if role != "label" and not found.paths[role, name].get(subject):
+                path = root / pattern.replace("{subject}", subject)
+                advice = "add it, or remove the subject from the folder"
+                yield subject, f"{subject}: {role} '{name}' is missing: no file '{path}'; {advice}"
+
+
+def _names_that_clash(root, subjects):
+    """Yield `(subject, line)` for identifiers that would share a file of results, or break a message."""
+    by_folded = defaultdict(list)
+    for subject in subjects:
+        by_folded[subject.casefold()].append(subject)
+    for several in by_folded.values():
+        if len(several) > 1:
+            listed = " and ".join(f"'{subject}'" for subject in several)
+            for subject in several:
+                yield subject, f"{subject}: {listed} differ in upper and lower case only; rename all but one"
+    for subject in subjects:
+        if not subject.isprintable():
+            yield subject, f"{subject!r}: has characters that cannot be printed; rename it in '{root}'"
+
+
+def _unclear_labels(wanted, found):
+    """Yield `(subject, line)` if a label map has no such name, or two classes share a value of it."""
+    subjects_of = defaultdict(list)  # one line for all subjects with the same mistake
+    for subject in found.paths.get(("label", "label"), ()):
+        known = found.details[subject].get("label_names", {})
+        for name in wanted.label_names():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                advice = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none, give numbers'}"
+                subjects_of[f"has no name '{name}'; {advice}"].append(subject)
+        class_of = {}
+        for name, members in wanted.labels.items():
+            for value in {value for member in members for value in known.get(member, (member,))}:
+                if class_of.setdefault(value, name) != name:
+                    both = f"'{class_of[value]}' and '{name}' share"
+                    advice = "unite classes in evaluation.regions instead"
+                    subjects_of[f"has value {value}, which {both}; {advice}"].append(subject)
+    for mistake, subjects in subjects_of.items():
+        more = f" (and of {counted(len(subjects) - 1, 'more subject')})" if len(subjects) > 1 else ""
+        for subject in subjects:
+            yield subject, f"data.labels: the label map of {subjects[0]}{more} {mistake}"

@@ -1,0 +1,103 @@
+"""Records of which model made each result of predict.py, and how; compared before a result is kept."""
+
+import hashlib
+import json
+
+from data.identity import hash_of_file
+from evaluation.prediction.tables import one_after_the_other, read_rows, write_rows
+from models.portable import NETWORK
+from utils.checks import InputError, counted
+from utils.model_description import what_must_agree
+
+TABLE = "made_by.csv"
+COLUMNS = ("subject", "result", "file", "model", "options", "scan")
+NAMES_SHOWN = 5
+ALSO_SHAPES = ("filters", "head_block")  # keys of model.json besides those that members of an ensemble share
+REASONS = {
+    "file": "there is no record of what made",
+    "model": "another model made",
+    "options": "other options made",
+    "scan": "another scan, or an older version of it, was used for",
+}
+CURE = "give --overwrite to make them again, or another --output"
+
+
+def hash_of_models(models):
+    """Hash the models' computation and the meaning of their outputs, 16 hexadecimal digits.
+
+    Args:
+        models: Folder -> content of its model.json; the order does not matter.
+    """
+    digests = sorted(_hash_of_model(folder, model) for folder, model in models.items())
+    return hashlib.blake2b("".join(digests).encode(), digest_size=8).hexdigest()
+
+
+def hash_of_scan(files):
+    """Hash the bytes of all files of a subject from which a prediction is made, 16 hexadecimal digits."""
+    paths = {**files.contrasts, **({"mask ": files.mask} if files.mask else {})}
+    text = json.dumps({name: hash_of_file(path) for name, path in sorted(paths.items())})
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def rows_of(files, paths, folder, model, options):
+    """Describe the results of one subject.
+
+    Args:
+        files: `SubjectFiles`, with the subject's name in the tables.
+        paths: `{what: path}`.
+        folder: Folder of the table.
+        model: From `hash_of_models`.
+        options: What -> words of the command line that affect it.
+
+    Returns:
+        `{(subject, what): row}`.
+    """
+    scan = hash_of_scan(files)
+    rows = {}
+    for what, path in paths.items():
+        values = (files.subject, what, path.relative_to(folder).as_posix(), model, options[what], scan)
+        rows[files.subject, what] = dict(zip(COLUMNS, values, strict=True))
+    return rows
+
+
+def refuse_others(folder, rows):
+    """Refuse to keep results of another model, other options or another scan.
+
+    Args:
+        folder: Folder of the results.
+        rows: `{(subject, what): row}` of the results that exist and would be kept.
+
+    Raises:
+        InputError: One line for each reason, with the files.
+    """
+    known, found = read_rows(folder / TABLE, COLUMNS), {}
+    for key, row in rows.items():
+        noted = known.get(key, {})
+        differing = next((column for column in REASONS if noted.get(column) != row[column]), None)
+        if differing:
+            found.setdefault(differing, []).append(row["file"])
+    lines = []
+    for reason, files in found.items():
+        shown = ", ".join(files[:NAMES_SHOWN]) + (", ..." if len(files) > NAMES_SHOWN else "")
+        lines.append(f"--output {folder}: {REASONS[reason]} {counted(len(files), 'result')} there ({shown}); {CURE}")
+    if lines:
+        raise InputError(lines)
+
+
+def note(folder, rows):
+    """Write the rows of results before they are made, so that no result is ever without its row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with one_after_the_other(folder):
+        write_rows(folder / TABLE, COLUMNS, (read_rows(folder / TABLE, COLUMNS) | rows).values())
+
+
+def _hash_of_model(folder, model):
+    described = what_must_agree(model) | {key: model.get(key) for key in ALSO_SHAPES}
+    network = folder / NETWORK if (folder / NETWORK).is_file() else folder / "weights.npz"
+    if not network.is_file():
+        what = "is no regular file" if network.exists() else "no such weight file"
+        raise InputError(f"{network}: {what}")
+    with open(network, "rb") as content:
+        weights = hashlib.file_digest(content, "blake2b").hexdigest()
+    text = json.dumps([weights, described], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

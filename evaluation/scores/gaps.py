@@ -1,0 +1,66 @@
+"""What a report must say before its numbers: cells that are missing, made with another config, or with dead classes."""
+
+from evaluation.scores.dead_classes import DEAD
+from evaluation.scores.measures import CELL
+
+
+def missing_cells(scores, contrasts, inits, subjects_n, repeats, splits):
+    """Name the cells of a grid that have no result.
+
+    Args:
+        scores: A `Scores`.
+        contrasts: Names of the input sets of the grid.
+        inits: Initialisations of the grid.
+        subjects_n: Numbers of annotated subjects of the grid.
+        repeats: Number of repeats.
+        splits: Names of the folds; `[""]` without cross-validation.
+
+    Returns:
+        List of strings, one per contrasts, init and N with results missing: what is there and what was asked for.
+    """
+    found = scores.frame.drop_duplicates("folder").groupby(CELL).size().to_dict()
+    asked = repeats * len(splits)
+    missing = []
+    for key in ((c, i, n) for c in contrasts for i in inits for n in subjects_n):
+        if found.get(key, 0) < asked:
+            missing.append(f"{key[0]}/{key[1]}/n{key[2]:02d}: {found.get(key, 0)} of {asked} runs")
+    return missing
+
+
+def outdated_cells(scores, contrasts, inits, hash_of):
+    """Name the cells that another config made.
+
+    Args:
+        scores: A `Scores`.
+        contrasts: Names of the input sets that the config has.
+        inits: Initialisations that it has.
+        hash_of: Function of contrasts and init that returns the hash that their cells should have.
+
+    Returns:
+        List of sentences.
+    """
+    lines = []
+    for (name, init, n), cell in scores.frame.groupby(CELL):
+        is_known = name in contrasts and init in inits
+        if not is_known or cell["config_hash"].iloc[0] != hash_of(name, init):
+            lines.append(f"{name}/{init}/n{n:02d} was made with another config than this one.")
+    return lines
+
+
+def dead_notes(scores):
+    """Name the cells with dead classes.
+
+    Args:
+        scores: A `Scores`.
+
+    Returns:
+        List of sentences, one for each contrasts, init and N that has some.
+    """
+    lines = []
+    for (contrasts, init, n), cell in scores.frame.groupby(CELL, sort=False):
+        runs = cell.drop_duplicates("folder").sort_values(["split", "repeat"])
+        found = [f"{f'{row.split}/r{row.repeat}'.lstrip('/')} {row.dead}" for row in runs.itertuples() if row.dead]
+        if found:
+            named = "; ".join(found).replace(",", ", ")
+            lines.append(f"{contrasts}/{init}/n{n:02d}: dead classes (validation Dice below {DEAD}): {named}.")
+    return lines
