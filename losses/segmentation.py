@@ -4,7 +4,8 @@ Every overlap loss is a sum over classes of `weight * cost`. A class that is abs
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -25,7 +26,7 @@ def segmentation_loss(
     class_weights: Sequence[float] | None = None,
     cross_entropy: str = "balanced",
     cross_entropy_weight: float = 0.0,
-    **focal: float,
+    **focal: Any,
 ) -> Tensor:
     """Compute the loss that is named, plus cross-entropy if it has a weight.
 
@@ -53,7 +54,7 @@ def segmentation_loss(
     if cross_entropy not in kinds:
         raise InputError(f"cross_entropy is {cross_entropy!r}; choose from {', '.join(map(repr, kinds))}")
     added, tversky = kinds[cross_entropy], functools.partial(focal_tversky_loss, **focal)
-    losses = {"focal_tversky": tversky, "dice": dice_loss, "cross_entropy": added}
+    losses: dict[str, Callable] = {"focal_tversky": tversky, "dice": dice_loss, "cross_entropy": added}
     if name not in losses:
         raise InputError(f"segmentation loss is {name!r}; choose from {', '.join(map(repr, losses))}")
     loss = losses[name](target, probabilities, class_weights=class_weights)

@@ -18,6 +18,7 @@ from utils.runs import atomic_path
 
 NETWORK = "model.keras"
 AGAIN = "export the model again"
+UNREADABLE: tuple[type[Exception], ...] = (*DAMAGE, KeyError, ImportError)
 
 
 def load_network(folder: Path, model: Any) -> keras.Model:
@@ -36,7 +37,7 @@ def load_network(folder: Path, model: Any) -> keras.Model:
     """
     if "targets" in model:
         size = model["crop_size"]
-        head = {"rank": len(size), "head": "synthesis", "outputs": len(model["targets"])}
+        head: dict[str, Any] = {"rank": len(size), "head": "synthesis", "outputs": len(model["targets"])}
     else:
         size, head = model["slices"]["image_size"], {"outputs": len(model["labels"]) + 1}
         head |= {"head_block": model.get("head_block", False)}
@@ -54,7 +55,7 @@ def read_keras(path: Path) -> keras.Model:
     """Read a .keras file without running code from it (Keras' `safe_mode`)."""
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (*DAMAGE, KeyError, ImportError) as error:
+    except UNREADABLE as error:
         # Keras states the error in the first line, and what it was reading in the others.
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise InputError(f"{path}: cannot be read as a Keras model ({reason[:200]}); {AGAIN}") from None
@@ -66,7 +67,7 @@ def write_keras(network: keras.Model, path: Path) -> None:
         network.save(temporary)
 
 
-def portable(network: keras.Model, image_shape: Sequence[int] | None = None) -> keras.Model:
+def portable(network: keras.Model, image_shape: Sequence[int | None] | None = None) -> keras.Model:
     """Copy a network into layers that Keras alone can load, keeping layer names and weights.
 
     Args:
@@ -122,7 +123,7 @@ def pretrained_encoder(
     transfer(arrays, network)
     levels = [network.get_layer(f"encoder_{level}_relu_2").output for level in range(1, len(filters) + 1)]
     encoder = keras.Model(network.input, levels, name="encoder")
-    return portable(encoder, (*[None] * rank, channels))
+    return portable(encoder, (*(None,) * rank, channels))
 
 
 def _plain_layer(layer):

@@ -84,7 +84,8 @@ def save_weights(model: keras.Model, path: Path, *, half: bool = False, **metada
     arrays = {key: value.astype("float16") if half else value for key, value in weights_of(model).items()}
     text = json.dumps(metadata, sort_keys=True)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **{METADATA: np.array(text)}, **arrays)
+        everything: dict[str, Any] = {METADATA: np.array(text), **arrays}
+        np.savez_compressed(file, **everything)
 
 
 def _check_range(arrays, path, kind):

@@ -34,9 +34,7 @@ WITH_MORE_PARAMETERS = {
     # What is read of a scan, passed one by one.
     "data/layouts/subjects.py:find_subjects",
     "evaluation/pictures/overlays.py:read_picture",
-    "evaluation/pictures/overlays.py:read_pictures",
     "evaluation/probes/patches.py:sample_patches",
-    "evaluation/pictures/thumbnails.py:draw_thumbnails",
     "reproduce_tables.py:write_page",
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}

@@ -7,7 +7,7 @@ same numbers.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -91,8 +91,10 @@ def draw_changes(
     angle = np.radians(generator.uniform(-changes.rotation_degrees, changes.rotation_degrees, count))
     zoom = generator.uniform(*changes.scale, count)
     affine = np.zeros((count, rank, rank + 1))
-    is_in_pixels = changes.translation_px is not None
-    shift, unit = (changes.translation_px, 1) if is_in_pixels else (changes.translation, image_size)
+    if changes.translation_px is None:
+        shift, unit = changes.translation, np.asarray(image_size)
+    else:
+        shift, unit = changes.translation_px, np.ones(rank)
     affine[:, :, rank] = generator.uniform(-shift, shift, (count, rank)) * unit
     affine[:, 0, 0] = affine[:, 1, 1] = zoom * np.cos(angle)
     affine[:, 1, 0] = zoom * np.sin(angle)
@@ -169,7 +171,7 @@ def _chosen(count, generator, probability):
     return generator.random(count) < probability
 
 
-INTENSITIES = {  # the order determines the random numbers of each: add new ones at the end
+INTENSITIES: dict[str, Callable] = {  # the order determines the random numbers of each: add new ones at the end
     "gamma": draw_gamma,
     "bias_field": draw_bias_field,
     "blur": draw_blur,

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from training.devices import steps_per_dispatch
 from utils.checks import InputError
@@ -81,7 +82,8 @@ class Batches(keras.utils.PyDataset):
     ):
         is_streamed = any(isinstance(v, Rows) and name not in on_device for name, v in arrays.items())
         super().__init__(workers=READERS if is_streamed else 1)
-        self.arrays, self.batch_size, self.seed, self.shuffle, self.finish = arrays, batch_size, seed, shuffle, finish
+        self.arrays: dict[str, Any] = dict(arrays)
+        self.batch_size, self.seed, self.shuffle, self.finish = batch_size, seed, shuffle, finish
         self.on_device, self.epoch = tuple(on_device), 0
         self.slices = len(next(iter(arrays.values())))
         self.steps = steps or -(-self.slices // batch_size)
@@ -258,7 +260,7 @@ class PartitionedBatches(Batches):
         return self.by_part[self.first[chosen] + slices].ravel()
 
 
-def assign_partitions(subjects: Sequence[str], slices: Sequence[int], n_partitions: int) -> np.ndarray:
+def assign_partitions(subjects: ArrayLike, slices: ArrayLike, n_partitions: int) -> np.ndarray:
     """Cut every volume into parts along its slice axis.
 
     Args:
@@ -284,7 +286,7 @@ def assign_partitions(subjects: Sequence[str], slices: Sequence[int], n_partitio
     ]
     if lines:
         raise InputError(lines)
-    rank = np.arange(len(subjects)) - np.repeat(np.cumsum(counts) - counts, counts)
-    parts = np.empty(len(subjects), "int32")
-    parts[np.lexsort((slices, volumes))] = rank * n_partitions // np.repeat(counts, counts)
+    rank = np.arange(len(volumes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    parts = np.empty(len(volumes), "int32")
+    parts[np.lexsort((np.asarray(slices), volumes))] = rank * n_partitions // np.repeat(counts, counts)
     return parts

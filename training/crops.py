@@ -84,8 +84,8 @@ class CropBatches(Batches):
         self.volumes, self.with_maps, self.space = list(crops.volumes), with_maps, crops.space
         self._check(crops.inputs, crops.targets)
         contrasts = self.volumes[0].contrasts
-        self.parts = {"image": crops.inputs, "target": crops.targets}
-        self.parts = {part: [contrasts.index(name) for name in names] for part, names in self.parts.items() if names}
+        shown = {"image": crops.inputs, "target": crops.targets}
+        self.parts = {part: [contrasts.index(name) for name in names] for part, names in shown.items() if names}
         numbers = np.repeat(np.arange(len(self.volumes)), 1 if shuffle else crops.per_volume)
         super().__init__({"volume": numbers}, batch_size, seed, steps=steps, shuffle=shuffle, finish=finish)
         if not shuffle:

@@ -68,12 +68,12 @@ def free_bytes() -> int:
     if not has_accelerator():
         text = Path("/proc/meminfo").read_text() if Path("/proc/meminfo").exists() else ""
         found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-        return int(found[1]) * 1024 if found else UNKNOWN_FREE_BYTES
+        return int(found[1]) * 1024 if found else int(UNKNOWN_FREE_BYTES)
     backend = keras.backend.backend()
     if backend == "jax":
         statistics = sys.modules["jax"].local_devices()[0].memory_stats() or {}
-        return statistics.get("bytes_limit", UNKNOWN_FREE_BYTES) - statistics.get("bytes_in_use", 0)
-    return sys.modules["torch"].cuda.mem_get_info()[0] if backend == "torch" else UNKNOWN_FREE_BYTES
+        return int(statistics.get("bytes_limit", UNKNOWN_FREE_BYTES)) - int(statistics.get("bytes_in_use", 0))
+    return int(sys.modules["torch"].cuda.mem_get_info()[0] if backend == "torch" else UNKNOWN_FREE_BYTES)
 
 
 def steps_per_dispatch(steps: int, last_is_smaller: bool = False) -> int:

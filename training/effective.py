@@ -11,6 +11,7 @@ import numpy as np
 from utils.runs import write_json
 
 log = logging.getLogger("mrccl")
+Numbers = Sequence[float] | np.ndarray
 LARGEST_PATCH_MM = 10.0  # the authors' patches have about 6 mm
 LARGEST_NEAREST_SHARE = 0.25  # the authors' 100 patches are about 6 % of the foreground
 
@@ -44,11 +45,11 @@ class PatchCounts:
     nearest_share: float | None = None
     anchors_share: float | None = None
 
-    def nearest_of(self, foreground: Sequence[int]) -> np.ndarray:
+    def nearest_of(self, foreground: Numbers) -> np.ndarray:
         """Nearest patches of images with so many foreground patches, `(n,)` int32."""
         return self._of(self.nearest, self.nearest_share, foreground)
 
-    def anchors_of(self, foreground: Sequence[int]) -> np.ndarray:
+    def anchors_of(self, foreground: Numbers) -> np.ndarray:
         """Anchors of images with so many foreground patches, `(n,)` int32."""
         return self._of(self.anchors, self.anchors_share, foreground)
 
@@ -62,7 +63,7 @@ class PatchCounts:
 
 
 def effective_values(
-    counts: PatchCounts, foreground: Sequence[int], patches: int, edge_px: int, pixel_mm: float | None
+    counts: PatchCounts, foreground: Numbers, patches: int, edge_px: int, pixel_mm: float | None
 ) -> dict[str, Any]:
     """Describe a stage by what its keys come to on its training images.
 

@@ -153,11 +153,11 @@ class SegmentationTrainer(Trainer):
         size, steps = self.schedule.batch_size, self.schedule.steps_per_epoch
         seeds = [child_seed(run.seed, part) for part in ("training", "validation")]
         sets = [{name: Rows(values, r) for name, values in self.arrays.items()} for r in (rows, validation_rows)]
-        options = {"on_device": in_memory(sets[0])}
-        batches = Batches(sets[0], size, seeds[0], steps=steps, finish=self.add_changes, **options)
+        on_device = in_memory(sets[0])
+        batches = Batches(sets[0], size, seeds[0], steps=steps, finish=self.add_changes, on_device=on_device)
         validation = None  # where no subject is annotated for it
         if len(validation_rows):
-            validation = Batches(sets[1], size, seeds[1], shuffle=False, **options)
+            validation = Batches(sets[1], size, seeds[1], shuffle=False, on_device=on_device)
         return self.fit(batches, validation, run)
 
 
@@ -206,7 +206,9 @@ class CompileClock(keras.callbacks.Callback):
 
     def __init__(self, training: Batches, validation: Batches | None):
         super().__init__()
-        self.sets, self.started, self.seconds = (training, validation), {}, collections.defaultdict(list)
+        self.sets = (training, validation)
+        self.started: dict[tuple[int, int], float] = {}
+        self.seconds: dict[tuple[int, int], list[float]] = collections.defaultdict(list)
 
     def on_train_batch_begin(self, batch, logs=None):
         self.started[0, batch] = time.perf_counter()

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data.identity import of_scans, owners_of_images, refuse_same_scans
 from data.splits import annotated_subsets, hash_of_split
@@ -45,7 +46,7 @@ class Grid:
         self.subsets: dict[tuple[int, int], tuple[str, ...]] = {}
         self.todo: list[Cell] = []
         self.redone: list[Path] = []
-        self.sinks: dict[str, bool] = {}
+        self.sinks: dict[str, Any] = {}
 
     def check(self, cells: list[Cell], overwrite: bool, keep_going: bool = False) -> list[str]:
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs.
@@ -160,7 +161,7 @@ class Grid:
             return
         task, made_from, folder, started = self.task, self.made_from(cell), self.task.folder(cell), time.monotonic()
         subjects, name = list(self.subsets[cell.n, cell.repeat]), self.work.name_of(folder)
-        send = tracked(folder, self.config.plain(), made_from.config_hash, self.sinks.get("with_mlflow"))
+        send = tracked(folder, self.config.plain(), made_from.config_hash, self.sinks.get("with_mlflow", False))
         with open_run(folder, self.config.plain(), self.config.seed), send:
             trainer = self._trainer(cell)
             self._start(trainer, cell)
@@ -250,7 +251,7 @@ def by_trainer(grids: list[Grid]) -> list[tuple[Grid, list[Cell]]]:
     Returns:
         List of `(grid, cells)`; the trainers, and the cells of one, stand in the order of the grids.
     """
-    parts = {}
+    parts: dict[Any, dict[Grid, list[Cell]]] = {}
     for grid in grids:
         for cell in grid.todo:
             parts.setdefault(grid.task.trainer_key(cell), {}).setdefault(grid, []).append(cell)

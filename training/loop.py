@@ -161,7 +161,8 @@ class Keeper(keras.callbacks.Callback):
         super().__init__()
         self.task, self.training, self.folder, self.tag, self.name = task, training, run.folder, run.tag, run.name
         self.schedule, self.epochs, self.fresh = schedule, schedule.epochs, frozenset(fresh)
-        self.best, self.best_epoch, self.waited, self.history = float("inf"), 0, 0, []
+        self.best, self.best_epoch, self.waited = float("inf"), 0, 0
+        self.history: list[dict[str, Any]] = []
         self.best_values, self.state, self.kept = None, None, None
         self.advance = lambda note="": None
         self.checkpoint = self.folder / CHECKPOINT

@@ -193,8 +193,9 @@ def pretrain_global(
 
     sets, subjects = [training.images, validation.images], None
     if n_partitions:
-        subjects = [one.places[0] for one in (training, validation)]
-        partitions = [assign_partitions(*one.places, n_partitions) for one in (training, validation)]
+        places = [one.places or ((), ()) for one in (training, validation)]
+        subjects = [names for names, _ in places]
+        partitions = [assign_partitions(names, slices, n_partitions) for names, slices in places]
         sets = [{"image": one, "partition": parts} for one, parts in zip(sets, partitions, strict=True)]
     batches = _batches(sets, finish, setup, subjects)
     return _train(GlobalContrast(network, loss), batches, setup)
@@ -353,5 +354,6 @@ def _train(task: Task, batches: Sequence[Batches], setup: Setup) -> Trained:
         setup.warm_start(task.network)
     task.hold(*({name: part.arrays[name].values for name in part.on_device} for part in batches))
     ready = task.sparing_memory(setup.remat).ready(setup.schedule.learning_rate)
-    history = fit(ready, *batches, setup.schedule, replace(setup.run, with_bar=True))
+    training, validation = batches
+    history = fit(ready, training, validation, setup.schedule, replace(setup.run, with_bar=True))
     return task.network, history
