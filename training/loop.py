@@ -1,4 +1,14 @@
-"""The training loop around `keras.Model.fit`: best and last weights, learning rates, history, and resuming."""
+"""The training loop around `keras.Model.fit`: best and last weights, learning rates, history, and resuming.
+
+What happens in one update, and where:
+
+    batches.Batches              draws rows and random changes; arrays that fit are on the device already
+      -> steps.Task.train_step   one batch, or several in one dispatch
+        -> tasks.*.forward       reads and augments the images, runs the network
+        -> tasks.*.cost          gathers the outputs of all devices, computes the loss that the script bound
+        -> keras                 gradients, Adam (optimizers.LayerwiseAdam if rates differ between layers)
+    Keeper.on_epoch_end          history, best weights, plateau, health of the representations, checkpoint
+"""
 
 import json
 import logging
