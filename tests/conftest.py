@@ -49,6 +49,7 @@ LONG = (
     "tests/reliability/test_repeatability.py",
     "tests/test_finetune_synthesis.py",
     "tests/test_pipeline.py::test_every_method_runs_from_a_config_and_warm_starts_finetuning",
+    "tests/test_pipeline.py::test_a_stopped_pretraining_resumes[SIGTERM]",
     "tests/test_export_model.py::test_the_lines_of_the_documentation_work_in_plain_keras",
     "tests/test_export_model.py::test_onnx_gives_the_same_for_batches_of_any_size",
     "tests/evaluation/report/test_synthesis.py",

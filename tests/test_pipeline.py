@@ -290,7 +290,8 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
     assert re.search(r"trains on .+ with \w+ [\d.]+\S* in float32\n", started)
 
 
-def test_a_killed_pretraining_resumes(finished, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=lambda sent: sent.name)
+def test_a_stopped_pretraining_resumes(finished, tmp_path, sent):
     """One moment of a process that starts afresh; more of them, in every step, in reliability/test_kills.py."""
     cohort, _ = finished
     work = tmp_path / "work"
@@ -304,9 +305,10 @@ def test_a_killed_pretraining_resumes(finished, tmp_path):
     while not (stage / "run.log").exists():
         time.sleep(0.02)
         assert process.poll() is None
-    process.kill()
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (130 if sent == signal.SIGTERM else -sent)
+    assert ("rerun the command to resume" in errors) == (sent == signal.SIGTERM)
     assert not (stage / "weights.npz").exists()
     succeed("constrained_contrastive_learning.py", *words)
     ours, theirs = (np.load(w / "pretraining" / "global" / "weights.npz") for w in (work, cohort.parent / "work"))
