@@ -183,14 +183,12 @@ def test_messages_of_predict_name_no_key_of_a_config(tmp_path, layout, given):
     assert not [line for line in outcome.said if KEY.search(line)], outcome.said
 
 
-SHARED = ["layouts", "layout_*", "scans", "volumes", "nifti", "folders", "common_grid", "resampling", "intensity"]
+SHARED = ["data/layouts/*.py", "data/scans/*.py", "data/intensity.py", "data/derivatives.py"]
+SHARED += ["evaluation/prediction/*.py", "models/unet.py", "models/weights.py", "models/portable.py", "predict.py"]
 
 
 def test_every_message_that_steps_and_predict_share_is_said_without_keys():
-    files = [path for name in SHARED for path in Path(ROOT, "data").glob(f"{name}.py")]
-    files += [ROOT / "models" / f"{name}.py" for name in ("unet", "weights", "portable")]
-    files += [ROOT / "evaluation" / f"{name}.py" for name in ("field_checks", "made_by", "new_scans", "plain_folder")]
-    files += [ROOT / "predict.py", ROOT / "data" / "derivatives.py", ROOT / "evaluation" / "prediction_tables.py"]
+    files = [path for pattern in SHARED for path in Path(ROOT).glob(pattern)]
     found = {text for path in files for text in messages_of(path) if KEY.search(text)}
     assert len(found) > 10
     labels = {text for text in found if "data.label" in text or "ignored_label" in text}  # which are never read here

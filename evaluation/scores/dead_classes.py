@@ -7,7 +7,7 @@ import numpy as np
 from evaluation.report.formats import from_to, number
 
 DEAD = 0.2  # Dice over the validation subjects; classes below it are dead (ours)
-SELECTING_SAYS = "Selecting: annotated validation subjects, not counted in N, that selected weights or learning rates."
+SELECTING_SAYS = "Selecting: validation subjects, not counted in N, that selected weights or learning rates."
 DEAD_SAYS = f"Dead: classes whose Dice over the validation subjects is below {DEAD}, in all runs. -: not recorded."
 
 

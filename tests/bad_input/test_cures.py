@@ -17,7 +17,7 @@ from utils.config.load import load_config
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 ROOMS = ["data", "evaluation", "losses", "models", "training", "utils"]
-SHARED = [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
+SHARED = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMAND = re.compile(r"(?<![%X/\w])([a-z_0-9]+)\.py((?: (?:--[a-z-]+|X|%s|\w+/))*)")
 # Of Docker, Slurm, nvidia-smi, XLA and git.

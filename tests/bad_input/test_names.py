@@ -228,7 +228,7 @@ def test_subjects_of_any_name_have_their_pictures(tmp_path):
 def test_every_module_that_makes_a_figure_draws_names_as_they_are():
     """In the report's style or with its rule for names; matplotlib takes what stands between dollars for a formula."""
     found = 0
-    for path in (ROOT / "evaluation").glob("*.py"):
+    for path in (ROOT / "evaluation").rglob("*.py"):
         tree = ast.parse(path.read_text())
         drawing = [
             node

@@ -19,9 +19,9 @@ from tests.reliability.equal import differences
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [*ROOT.glob("*.py"), *(path for part in ("data", "evaluation", "losses", "models", "training", "utils")
-                                 for path in (ROOT / part).glob("*.py"))]  # fmt: skip
+                                 for path in (ROOT / part).rglob("*.py"))]  # fmt: skip
 TRAIN = FIRST_FOUR[2:]
-RECORDS_THE_DATE = ("environment.py", "report.py")
+RECORDS_THE_DATE = ("environment.py", "page.py")
 
 
 def first_four(folder, work, *words, switch=()):

@@ -24,7 +24,7 @@ from tests.cohort import CONFIG, FIRST_FOUR, save, volumes, write_cohort, write_
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("uncompiled")
 FOLDERS = ("data", "evaluation", "losses", "models", "training", "utils")
-SOURCES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))]
+SOURCES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
 # Calls that run data as code, and modules that exist to do so.
 CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}
 MODULES = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "pty", "cloudpickle"}
@@ -102,7 +102,7 @@ def test_pickle_in_weights_is_used_for_the_name_of_an_error_only():
 def test_yaml_is_read_by_a_safe_loader():
     from utils.config import yaml_files
 
-    text = (ROOT / "utils" / "yaml_files.py").read_text()
+    text = (ROOT / "utils" / "config" / "yaml_files.py").read_text()
     (loader,) = set(re.findall(r"yaml\.load\([^)]*?(\w+)\)", text))
     assert issubclass(getattr(yaml_files, loader), (yaml.SafeLoader, yaml.CSafeLoader))
 

@@ -11,6 +11,7 @@ import finetune_segmentation
 from losses.segmentation import balanced_cross_entropy, dice_loss, focal_tversky_loss, plain_cross_entropy
 from models.unet import build_unet
 from models.weights import Pretrained, save_weights, weights_of
+from tests.cheaply import steps_uncompiled
 from tests.training.small import FILTERS, run_in, segmentation_trainer, settings
 from training.augmentation import Changes
 from training.finetuning import CompileClock, last_decoder_levels
@@ -148,17 +149,18 @@ def test_the_last_decoder_levels_are_those_beside_the_head(count):
     assert last_decoder_levels(network, count) == {0: (), 1: ("decoder_2_",), 2: ("decoder_1_", "decoder_2_")}[count]
 
 
-def test_with_less_memory_the_weights_are_the_same(slices, uncompiled, monkeypatch, tmp_path):
+def test_with_less_memory_the_weights_are_the_same(slices, monkeypatch, tmp_path):
     images, maps = slices
     remat, levels, weights = keras.remat, [], []
     monkeypatch.setattr(keras, "remat", lambda function: levels.append(1) or remat(function))
-    for asked in (False, True):
-        built = small_trainer(epochs=1, steps=2, remat=asked, head_block=True)
-        built.use(images, (maps == 3).astype("uint8"))
-        built.start_from(seed=0)
-        built.train(np.arange(16), np.arange(0), run_in(tmp_path / str(asked), seed=0))
-        weights.append(built.network.get_weights())
-        assert bool(levels) is asked
+    with steps_uncompiled():
+        for asked in (False, True):
+            built = small_trainer(epochs=1, steps=2, remat=asked, head_block=True)
+            built.use(images, (maps == 3).astype("uint8"))
+            built.start_from(seed=0)
+            built.train(np.arange(16), np.arange(0), run_in(tmp_path / str(asked), seed=0))
+            weights.append(built.network.get_weights())
+            assert bool(levels) is asked
     start = small_trainer(head_block=True)._random_weights(0)
     for plain, sparing, before in zip(*weights, start, strict=True):
         np.testing.assert_allclose(sparing, plain, atol=1e-5)
