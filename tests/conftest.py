@@ -58,6 +58,8 @@ LONG = (
     "tests/fuzz/test_config.py",
     "tests/fuzz/test_h5.py",
     "tests/fuzz/test_nifti.py",
+    "tests/bad_input/test_cures.py::test_each_step_names_the_step_that_is_missing",
+    "tests/bad_input/test_cures.py::test_overwrite_is_the_cure_of_results_of_another_config",
     "tests/bad_input/test_labels.py::test_healthy_subjects_train_and_are_scored_when_the_config_says_so",
     "tests/reliability/test_changed_inputs.py::test_synthesis_refuses_references_and_masks_that_changed",
     "tests/reliability/test_changed_inputs.py::test_step_5_refuses_two_references_of_one_subject_and_label",

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from tests.bad_input.harness import ROOT, messages_of, run
 from tests.bad_input.test_configs import CASES as CONFIGS
 from tests.bad_input.test_configs import SOUND
-from tests.cohort import AFFINE, save, volumes, write_cohort
+from tests.cohort import AFFINE, FIRST_FOUR, save, volumes, write_cohort
 from utils.checks import InputError
 from utils.config.load import load_config
 
@@ -169,3 +170,31 @@ def test_the_number_that_a_message_advises_is_taken(wrong, pattern, cure, tmp_pa
     assert refused.code == 2, refused
     number = re.search(pattern, " ".join(refused.said))[1]
     assert run("generate_constraint_maps", *words, cure.format(number)).code == 0
+
+
+STEPS = ["reproduce_tables", *reversed(FIRST_FOUR)]
+FIRST = re.compile(r"run (\w+)\.py first")
+
+
+def test_each_step_names_the_step_that_is_missing(tmp_path, uncompiled):
+    """From the last step backwards: whatever is missing, the script that a message names makes it."""
+    config, wanted, ran = write_cohort(tmp_path), ["reproduce_tables"], []
+    while wanted:
+        outcome = run(wanted[-1], "--config", config)
+        if outcome.code == 0:
+            ran.append(wanted.pop())
+        else:
+            wanted += [found for line in outcome.said for found in FIRST.findall(line)][:1]
+        assert len(wanted) == len(set(wanted)) <= len(STEPS), outcome.said
+    assert ran == list(reversed(STEPS))
+
+
+def test_overwrite_is_the_cure_of_results_of_another_config(finished, tmp_path, uncompiled):
+    work = tmp_path / "work"
+    shutil.copytree(finished / "work", work)
+    words = ["--config", finished / "tiny.yaml", "--work-dir", work, "--set", "seed=9"]
+    for script in FIRST_FOUR:
+        refused = run(script, *words)
+        assert refused.code == 2 and any("--overwrite" in line for line in refused.said), refused.said
+        assert run(script, *words, "--overwrite").code == 0
+    assert run("reproduce_tables", *words).code == 0
