@@ -1,4 +1,4 @@
-"""Where everything below a work dir lies: each path is spelled here and nowhere else."""
+"""Where everything below a work dir lies."""
 
 import dataclasses
 import re
