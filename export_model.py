@@ -27,11 +27,12 @@ from utils.config.yaml_files import read_yaml
 from utils.disk import results_go_to
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import atomic_path, exit_code_of, read_json, write_json
+from utils.work_dir import METRICS, MODEL, WEIGHTS, WorkDir
 
 log = logging.getLogger("mrccl")
 SAME = 1e-4  # largest difference between exported formats
 KEPT_AT_HOME = ("trained_on", "target_intensities")  # keys of model.json that name subjects
-WRITTEN = ("model.json", "encoder.json", "model.keras", "encoder.keras", "model.onnx", "encoder.onnx", "config.yaml")
+WRITTEN = (MODEL, "encoder.json", "model.keras", "encoder.keras", "model.onnx", "encoder.onnx", "config.yaml")
 FILES = {
     "keras": "the network, for Keras on any backend",
     "json": "contrasts, labels and preprocessing, for predict.py",
@@ -70,9 +71,9 @@ def read_options(arguments):
 
 def is_stage(folder):
     """True for a stage of step 3, False for a model folder."""
-    if (folder / "model.json").is_file():
+    if (folder / MODEL).is_file():
         return False
-    if (folder / "weights.npz").is_file() and (folder / "resolved_config.yaml").is_file():
+    if (folder / WEIGHTS).is_file() and (folder / "resolved_config.yaml").is_file():
         return True
     raise InputError(
         f"--model {folder}: neither model.json nor the weights.npz of a stage there; give a cell or a stage"
@@ -128,17 +129,17 @@ def read_member(folder):
     """Read the description of a cell's model."""
     from evaluation.report.model_card import Member
 
-    paths = folder / "metrics.json", folder / "environment.json"
+    paths = folder / METRICS, folder / "environment.json"
     metrics, environment = (read_json(path) if path.is_file() else None for path in paths)
     seen = subjects_of_stage(folder, metrics["init"]) if metrics else None
-    return Member(read_model_description(folder / "model.json"), metrics, environment, seen)
+    return Member(read_model_description(folder / MODEL), metrics, environment, seen)
 
 
 def subjects_of_stage(folder, init):
     """Return the number of subjects in the stage from which a cell started; None if it no longer exists."""
     from models.weights import read_weights
 
-    stages = (parent / "pretraining" / init / "weights.npz" for parent in folder.resolve().parents)
+    stages = (WorkDir(parent).stage_weights(init) for parent in folder.resolve().parents)
     found = next((path for path in stages if path.is_file()), None)
     return len(read_weights(found)[1].get("subjects", {}).get("train", ())) or None if found else None
 
@@ -151,7 +152,7 @@ def export_encoder(options):
     from utils.config.load import load_config
 
     (folder,) = options.model
-    arrays, metadata = read_weights(folder / "weights.npz")
+    arrays, metadata = read_weights(folder / WEIGHTS)
     config = load_config(folder / "resolved_config.yaml")
     one_by_one = metadata.get("contrasts_one_by_one")
     encoder = {

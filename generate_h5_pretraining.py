@@ -12,19 +12,15 @@ Takes   about a second per subject. All scans are checked before anything is wri
 Next    python constrained_contrastive_learning.py --config FILE
 """
 
-import contextlib
-import dataclasses
 import functools
 import logging
 import shlex
-from dataclasses import dataclass
-from pathlib import Path
 
-from utils.checks import InputError, accept, counted
+from utils.checks import InputError, accept
 from utils.command_line import from_command_line
 from utils.config.schema import channel_names
 from utils.parallel import in_order
-from utils.runs import exit_code_of, lacks, open_run, progress
+from utils.runs import exit_code_of, open_run, progress
 
 log = logging.getLogger("mrccl")
 
@@ -130,59 +126,20 @@ def of_sound_subjects(config, plans, subjects, noted, options, failures):
 
 def pack(config, plans, subjects, jobs, hashes):
     """Write all files in one pass over the subjects; `hashes` are those of other files."""
+    from data.store.packing import write_stores
+
     wanted = files_of(plans, subjects)
     with open_run(config.work.volumes.parent, config.plain(), config.seed):
         prepared = in_order(functools.partial(prepare_subject, config), wanted, jobs)
-        write_stores(config, plans, progress(prepared, "Packing slices", len(wanted)), subjects, hashes)
-
-
-@dataclass(frozen=True)
-class PlannedStore:
-    """One file to write: where, whose slices, and what is noted on it."""
-
-    path: Path
-    members: tuple[str, ...]
-    attributes: dict
-    min_foreground: float  # share of foreground pixels below which a slice is left out
-    has_labels: bool = False
-
-    def without(self, subjects):
-        """The same file without some subjects."""
-        return dataclasses.replace(self, members=tuple(name for name in self.members if name not in subjects))
-
-    def is_finished(self, failures=None):
-        """Tell whether the file exists; one that broke or was made otherwise is an InputError.
-
-        So is one that lacks subjects, which `failures` (under --keep-going) gets a line for instead.
-        """
-        from data.store.store import SliceStore
-
-        if not self.path.exists():
-            return False
-        store = SliceStore(self.path)
-        store.check_hash(self.attributes["config_hash"])
-        store.check_origin(**{name: self.attributes[name] for name in ("split", "seed", "labels")})
-        if absent := [lacks(self.path, subject) for subject in self.members if subject not in store.subjects]:
-            accept(absent, failures is not None, failures)
-        log.info("%s: finished before, skipped", self.path)
-        return True
-
-    def writer(self, contrasts, image_size, spaces):
-        """Open the file for writing."""
-        from data.store.store import StoreWriter
-
-        return StoreWriter(
-            self.path,
-            contrasts=contrasts,
-            image_size=image_size,
-            attributes=self.attributes | {"min_foreground": self.min_foreground},
-            has_labels=self.has_labels,
-            spaces=spaces,
-        )
+        form = (channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:])
+        warns = config.data.empty_labels == "warn"
+        write_stores(plans, form, progress(prepared, "Packing slices", len(wanted)), subjects, hashes, warns)
 
 
 def plan_stores(config, split, subjects):
     """List the files of one split."""
+    from data.store.packing import PlannedStore
+
     attributes = attributes_of(config, split.to_dict())
     work, enough = config.work.of(split.name), config.slices.min_foreground
     plans = [
@@ -207,6 +164,8 @@ def plan_stores(config, split, subjects):
 
 def plan_volumes(config, splits):
     """The file that holds the whole volumes of all subjects; who trains and who is tested is decided in step 4."""
+    from data.store.packing import PlannedStore
+
     members = sorted({subject for split in splits for subject in (*split.train, *split.val, *split.test)})
     path = config.work.volumes
     return PlannedStore(path, tuple(members), attributes_of(config, {"all": members}), min_foreground=0)
@@ -264,18 +223,6 @@ def read_map(config, space, subject, shape, affine):
     return read_constraint_map(path, subject, shape, affine, config.constraint_maps.clusters)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """All slices of one subject, and what decides about them."""
-
-    slices: object  # data.store.store.SubjectSlices
-    foreground: object  # (n,) share of foreground pixels
-    cut_label: float  # share of labelled voxels outside the slices
-    outside: float  # share of the foreground outside the slices
-    notes: list[str]  # warnings
-    is_empty: bool  # whether it has a label map without a labelled voxel
-
-
 def prepare_subject(config, files):
     """Read one subject, scale its intensities and cut it into slices."""
     import numpy as np
@@ -285,6 +232,7 @@ def prepare_subject(config, files):
     from data.intensity import intensity_ranges, scale_between
     from data.scans.air import notes_on_air
     from data.scans.volumes import read_contrasts, read_label, read_mask
+    from data.store.packing import Prepared
     from data.store.store import SubjectSlices
 
     data = config.data
@@ -320,92 +268,6 @@ def find_foreground(volume, mask, affine):
 
     turn, turn_back = axial_turns(affine)
     return turn_back(foreground_mask(turn(volume))) if mask is None else mask
-
-
-def write_stores(config, plans, prepared, subjects, hashes):
-    """Append every subject to the files it belongs to; they appear together, complete, if no scan has two names."""
-    from data.field_of_view import note_of_outside
-
-    form, outside = (channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:]), {}
-    empty = []
-    with contextlib.ExitStack() as stack:
-        stores = [(plan, stack.enter_context(plan.writer(*form))) for plan in plans]
-        for subject in prepared:
-            hashes[subject.slices.subject], outside[subject.slices.subject] = subject.slices.hashes, subject.outside
-            empty += [subject.slices.subject] if subject.is_empty else []
-            for line in subject.notes:
-                log.warning("%s", line)
-            if subject.cut_label:
-                cut = f"{subject.slices.subject}: {subject.cut_label:.2%} of the labelled voxels"
-                log.warning("%s lie outside slices.image_size; enlarge it, or pixel_size", cut)
-            for plan, store in stores:
-                if subject.slices.subject in plan.members:
-                    left_out = add_slices(store, subject, plan.min_foreground)
-                    store.attributes["slices_left_out"] = store.attributes.get("slices_left_out", 0) + left_out
-                    largest = max(subject.outside, store.attributes.get("foreground_outside", 0.0))
-                    store.attributes["foreground_outside"] = round(largest, 6)
-        for plan, store in stores:
-            if not store.slices:
-                raise InputError(
-                    f"slices.min_foreground: no slice of {plan.path.name} has {plan.min_foreground:.2%} "
-                    "foreground pixels; lower it"
-                )
-        if config.data.empty_labels == "warn":
-            judge_empty_labels(plans, empty)
-        refuse_leaks(plans, hashes, subjects)
-    if note := note_of_outside(outside):
-        log.warning("%s", note)
-    report(stores)
-
-
-def report(stores):
-    """Say what was written and left out."""
-    for plan, store in stores:
-        held = f"{counted(store.slices, 'slice')} of {counted(len(store.subjects), 'subject')}"
-        log.info("wrote %s: %s", plan.path, held)
-        if number := store.attributes["slices_left_out"]:
-            few = f"less than {100 * plan.min_foreground:g} % of their pixels are foreground"
-            log.info("%s: %s left out, because %s", plan.path, counted(number, "slice"), few)
-
-
-def judge_empty_labels(plans, empty):
-    """Warn of label maps without a labelled voxel, and refuse a training set that has no other ones."""
-    for plan in plans:
-        train = [subject for subject in plan.attributes["split"].get("train", ()) if subject in plan.members]
-        if plan.has_labels and train and set(train) <= set(empty):
-            what = f"no training subject ({', '.join(train)}) has a labelled voxel, so there is nothing to learn"
-            raise InputError(f"{plan.path.name}: {what}; correct data.label or the label maps")
-    if empty:
-        text = "no labelled voxel in the label maps of %s: trained and scored as background throughout, like healthy "
-        text += "subjects; set data.empty_labels to allow if they are, or to refuse if all subjects should have labels"
-        log.warning(text, ", ".join(empty))
-
-
-def refuse_leaks(plans, hashes, subjects):
-    """Refuse one scan under two names in different sets of any split."""
-    from data.identity import refuse_same_scans
-
-    splits = [plan.attributes["split"] for plan in plans if "train" in plan.attributes["split"]]
-    for number, split in enumerate(splits):
-        if split not in splits[:number]:
-            refuse_same_scans(split, hashes, subjects)
-
-
-def add_slices(store, subject, min_foreground):
-    """Add the slices with enough foreground to a store and return how many were left out."""
-    keep, slices = subject.foreground >= min_foreground, subject.slices
-    if not keep.any():
-        log.warning("%s: no slice has enough foreground for %s", slices.subject, store.path.name)
-    store.add(
-        dataclasses.replace(
-            slices,
-            slice_index=slices.slice_index[keep],
-            images=slices.images[keep],
-            constraint_maps={space: maps[keep] for space, maps in slices.constraint_maps.items()},
-            labels=slices.labels[keep] if store.has_labels else None,
-        )
-    )
-    return int((~keep).sum())
 
 
 if __name__ == "__main__":

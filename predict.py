@@ -35,6 +35,7 @@ from utils.disk import results_go_to, trouble_with_disk
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
 from utils.words_of_predict import for_prediction, in_words_of_predict
+from utils.work_dir import MODEL
 
 log = logging.getLogger("mrccl")
 FLIPS = {"anterior_posterior": 1, "left_right": 2}  # axes of a batch of slices (`data.geometry.SLICE_AXES`)
@@ -103,9 +104,9 @@ def read_options(arguments):
 
 def read_model(folder):
     """Read model.json and check that it describes a model."""
-    if not (folder / "model.json").is_file():
+    if not (folder / MODEL).is_file():
         raise InputError(f"--model {folder}: no model.json there; give a cell folder of step 4 or a model in results/")
-    return read_model_description(folder / "model.json")
+    return read_model_description(folder / MODEL)
 
 
 def check_options(options, model):

@@ -15,6 +15,7 @@ from models.unet import build_encoder, build_unet
 from models.weights import DAMAGE, load_weights, transfer
 from utils.checks import InputError
 from utils.runs import atomic_path
+from utils.work_dir import WEIGHTS
 
 NETWORK = "model.keras"
 AGAIN = "export the model again"
@@ -47,7 +48,7 @@ def load_network(folder: Path, model: Any) -> keras.Model:
         _check_shapes(folder / NETWORK, network, (None, *shape), (None, *size, head["outputs"]))
         return network
     network = build_unet(shape, filters=model["filters"], **head)
-    load_weights(network, folder / "weights.npz")
+    load_weights(network, folder / WEIGHTS)
     return network
 
 

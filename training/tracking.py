@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from utils.runs import read_json
+from utils.work_dir import METRICS, MODEL
 
 LONGEST = 500  # characters of a parameter, the smallest limit of servers
 FILES: tuple[str, ...] = (
@@ -20,8 +21,9 @@ FILES: tuple[str, ...] = (
     "subjects.json",
     "history.csv",
     "curves.png",
+    MODEL,
+    METRICS,
 )
-FILES += ("model.json", "metrics.json")
 
 
 @contextlib.contextmanager
@@ -45,8 +47,8 @@ def tracked(folder: Path, config: dict[str, Any], config_hash: str, is_wanted: b
     with mlflow.start_run(run_name=os.path.relpath(folder, config["work_dir"])):
         mlflow.log_params({key: str(value)[:LONGEST] for key, value in _leaves(config | {"config_hash": config_hash})})
         yield
-        if (folder / "metrics.json").exists():
-            metrics = read_json(folder / "metrics.json")
+        if (folder / METRICS).exists():
+            metrics = read_json(folder / METRICS)
             mlflow.log_metrics(mean_scores(metrics["per_subject"], metrics.get("scored_on", "test")))
         for file in FILES:
             if (folder / file).exists():

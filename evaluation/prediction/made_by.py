@@ -8,6 +8,7 @@ from evaluation.prediction.tables import one_after_the_other, read_rows, write_r
 from models.portable import NETWORK
 from utils.checks import InputError, counted
 from utils.model_description import what_must_agree
+from utils.work_dir import WEIGHTS
 
 TABLE = "made_by.csv"
 COLUMNS = ("subject", "result", "file", "model", "options", "scan")
@@ -93,7 +94,7 @@ def note(folder, rows):
 
 def _hash_of_model(folder, model):
     described = what_must_agree(model) | {key: model.get(key) for key in ALSO_SHAPES}
-    network = folder / NETWORK if (folder / NETWORK).is_file() else folder / "weights.npz"
+    network = folder / NETWORK if (folder / NETWORK).is_file() else folder / WEIGHTS
     if not network.is_file():
         what = "is no regular file" if network.exists() else "no such weight file"
         raise InputError(f"{network}: {what}")

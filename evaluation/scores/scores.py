@@ -20,6 +20,7 @@ from evaluation.scores.measures import CELL, DICE, OF_A_CELL, SEGMENTATION, Meas
 from evaluation.statistics import CONFIDENCE
 from utils.checks import InputError
 from utils.runs import read_json
+from utils.work_dir import METRICS
 
 if typing.TYPE_CHECKING:
     import pandas
@@ -183,13 +184,13 @@ def mean_interval(values):
 
 def files_of(work_dir, task):
     """List metrics.json of every finished cell of a task, those of cross-validation folds included."""
-    files = sorted(work_dir.glob(f"{task.folder}/{task.cells}/metrics.json"))
-    return files + sorted(work_dir.glob(f"fold*/{task.folder}/{task.cells}/metrics.json"))
+    files = sorted(work_dir.glob(f"{task.folder}/{task.cells}/{METRICS}"))
+    return files + sorted(work_dir.glob(f"fold*/{task.folder}/{task.cells}/{METRICS}"))
 
 
 def nothing_of(work_dir, task):
     """Say that no cell of a task is finished."""
-    return f"{work_dir}: no {task.folder}/{task.cells}/metrics.json; run {task.script} first"
+    return f"{work_dir}: no {task.folder}/{task.cells}/{METRICS}; run {task.script} first"
 
 
 def read_scores(work_dir, task=SEGMENTATION, **about) -> Scores:
