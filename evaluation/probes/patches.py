@@ -46,6 +46,24 @@ class Regions:
                 corners.append(corner)
         return cls(store, np.array(rows), np.array(corners), tuple(size))
 
+    @classmethod
+    def drawn(cls, store, subjects, generator, most, crops=None):
+        """Draw slices, or crops by the section `crops` of a config, at most so many over all subjects.
+
+        Raises:
+            InputError: No slices of these subjects.
+        """
+        rows = store.rows_of(subjects)
+        if not len(rows):
+            named = ", ".join(subjects) or "a part of the split"
+            raise InputError(
+                f"{store.path}: holds no slices of {named}; correct data.splits, or add the missing labels"
+            )
+        if not crops:
+            return cls.of_slices(store, np.sort(generator.permutation(rows)[:most]))
+        regions = cls.of_crops(store, subjects, generator, **crops)
+        return regions.take(np.sort(generator.permutation(len(regions.rows))[:most]))
+
     def take(self, places):
         """Select some of these regions."""
         return dataclasses.replace(self, rows=self.rows[places], corners=self.corners[places])
@@ -112,14 +130,7 @@ def sample_patches(
     import pandas
 
     draw = np.random.default_rng(seed)
-    if not len(store.rows_of(subjects)):
-        named = ", ".join(subjects) or "a part of the split"
-        raise InputError(f"{store.path}: holds no slices of {named}; correct data.splits, or add the missing labels")
-    if crops:
-        regions = Regions.of_crops(store, subjects, draw, **crops)
-        regions = regions.take(np.sort(draw.permutation(len(regions.rows))[:most_images]))
-    else:
-        regions = Regions.of_slices(store, np.sort(draw.permutation(store.rows_of(subjects))[:most_images]))
+    regions = Regions.drawn(store, subjects, draw, most_images, crops)
     columns, is_inside = _contents(regions, edge, majority, truth, beside)
     places = draw.permutation(np.argwhere(is_inside))[:most_patches]
     if len(places) < FEWEST:

@@ -67,20 +67,14 @@ def sample_pixels(store, subjects, contrasts, *, most_images, per_class, seed, c
         InputError: No labelled slices of these subjects, or pixels of one class only.
     """
     draw = np.random.default_rng(seed)
-    named = ", ".join(subjects) or "a part of the split"
-    if not len(store.rows_of(subjects)):
-        raise InputError(f"{store.path}: holds no slices of {named}; correct data.splits, or add the missing labels")
-    if crops:
-        regions = Regions.of_crops(store, subjects, draw, **crops)
-        regions = regions.take(np.sort(draw.permutation(len(regions.rows))[:most_images]))
-    else:
-        regions = Regions.of_slices(store, np.sort(draw.permutation(store.rows_of(subjects))[:most_images]))
+    regions = Regions.drawn(store, subjects, draw, most_images, crops)
     labels = regions.cut(store.labels)
     is_foreground = (regions.cut(store.constraint_maps) > 0) | (labels > 0)
     members = [np.flatnonzero(is_foreground & (labels == value)) for value in range(labels.max() + 1)]
     drawn = [draw.choice(places, min(per_class, len(places)), replace=False) for places in members]
     flat = np.sort(np.concatenate(drawn))
     if sum(len(places) > 0 for places in members) < 2 or len(flat) < FEWEST:
+        named = ", ".join(subjects)
         raise InputError(f"{store.path}: {named}: no pixels of two classes to tell apart; check data.labels")
     image, *place = np.unravel_index(flat, labels.shape)
     numbers = flat % np.prod(labels.shape[1:])
