@@ -192,7 +192,7 @@ def machine():
         yield state, f"{free:.1f} GB of memory free{advice}"
     pool, trouble = pool_of(1)
     if pool is None:
-        yield NOTE, f"--jobs works in one process: {trouble}"
+        yield NOTE, f"--jobs runs in one process: {trouble}"
     has_grid = (ROOT / ".venv-grid" / "bin" / "snakemake").exists() or shutil.which("snakemake")
     yield (OK, "Snakemake is there") if has_grid else (NOTE, "no Snakemake, for the grid; type: make install-grid")
 

@@ -151,9 +151,7 @@ def plan_stores(config, split, subjects):
         everyone = [subject for subject in everyone if subject in subjects]
         annotated = tuple(subject for subject in everyone if subjects[subject].label)
         if not annotated:
-            raise InputError(
-                "data.labels: no subject has a label map; correct data.label, or take label and labels out"
-            )
+            raise InputError("data.labels: no subject has a label map; correct data.label, or remove label and labels")
         if len(annotated) < len(everyone):
             missing = ", ".join(subject for subject in everyone if subject not in annotated)
             log.warning("%s: not in annotated.h5, because they have no label file: %s", work.folder / "h5", missing)

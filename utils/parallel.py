@@ -34,7 +34,7 @@ def in_order(function, items, jobs):
         raise InputError(f"--jobs {jobs}: expected at least 1")
     pool, trouble = pool_of(jobs) if jobs > 1 else (None, None)
     if trouble:
-        log.warning("--jobs %d: works in one process: %s", jobs, trouble)
+        log.warning("--jobs %d: runs in one process: %s", jobs, trouble)
     if pool is None:
         yield from map(function, items)
         return
@@ -58,7 +58,7 @@ def pool_of(jobs):
     except (OSError, ImportError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         cure = "see that /dev/shm is there, writable and not full; Docker has --shm-size"
-        return None, f"the system gives no semaphores ({reason}); {cure}"
+        return None, f"the system provides no semaphores ({reason}); {cure}"
 
 
 def in_threads(function, items):

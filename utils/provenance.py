@@ -15,7 +15,7 @@ class Provenance:
     """What a result was made from.
 
     Attributes:
-        config_hash: Hash of what shapes the result.
+        config_hash: Hash of the settings that affect the result.
         seed: Seed of the config.
         split_hash: Hash of the split; None where no split belongs to the result.
         scans: Hash of the scans, label maps aside; None where these have no hashes.

@@ -145,10 +145,10 @@ def test_without_semaphores_one_process_does_the_work_and_says_so(way, number, m
     results = in_order(lambda item: read.append(item) or (item, os.getpid()), range(3), 2)
     assert list(results) == [(item, os.getpid()) for item in read] and read == [0, 1, 2]
     [line] = set(caplog.messages)  # pytest sees a line twice where the log of a script was started before
-    assert line.startswith("--jobs 2: works in one process: the system gives no semaphores (")
+    assert line.startswith("--jobs 2: runs in one process: the system provides no semaphores (")
     assert line.endswith("; see that /dev/shm is there, writable and not full; Docker has --shm-size")
     assert not number or f"({os.strerror(number)})" in line
-    assert any("--jobs works in one process" in line for state, line in doctor.machine() if state == doctor.NOTE)
+    assert any("--jobs runs in one process" in line for state, line in doctor.machine() if state == doctor.NOTE)
 
 
 def test_doctor_is_silent_where_there_are_semaphores():
@@ -165,7 +165,7 @@ def test_a_dev_shm_that_may_not_be_written_is_no_obstacle():
     command = [*hide, sys.executable, "-c", SQUARES]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "[0, 1, 4]\n"
-    assert "works in one process: the system gives no semaphores (Read-only file system)" in done.stderr
+    assert "runs in one process: the system provides no semaphores (Read-only file system)" in done.stderr
 
 
 ORPHANS = """
