@@ -50,13 +50,14 @@ table-renal-simulated: install
 test test-all: export OMP_NUM_THREADS = 1
 test test-all: export TF_NUM_INTRAOP_THREADS = 1
 test test-all: export TF_NUM_INTEROP_THREADS = 1
+unexport PYTHONDONTWRITEBYTECODE  # byte code that is kept spares every later run a dozen seconds
 test: TIER = -m "not long"
 test-all: install-grid
 test test-all: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIER)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(TIER)
 
 test-backends: install
 	$(BIN)/python -m pytest tests/test_backends.py tests/test_backend_trainings.py tests/training/test_devices.py

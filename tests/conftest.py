@@ -7,6 +7,7 @@ than a few seconds of CPU and another one, in `make test`, guards the same promi
 import collections
 import contextlib
 import fcntl
+import gc
 import os
 import resource
 import shutil
@@ -139,10 +140,34 @@ LONG = (
     "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[True-constrained]",
     "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[True-constrained_in_mm]",
     "tests/test_export_model.py::test_the_encoder_of_any_stage_is_exported[True-partial]",
+    "tests/data/simulation/test_anatomy.py",
+    "tests/test_visualize_representations.py::test_table_figure_and_run_record_are_written",
+    "tests/test_reproduce_tables.py::test_the_scores_alone_give_the_same_tables_and_figures",
+    "tests/test_results.py::test_the_scores_of_a_study_give_the_numbers_of_its_page[renal_simulated]",
+    "tests/test_results.py::test_the_scores_of_a_study_give_the_numbers_of_its_page[chaos_mr]",
+    "tests/test_results.py::test_the_scores_of_a_study_give_the_numbers_of_its_page[liver_chaos]",
+    "tests/test_results.py::test_a_committed_model_repeats_its_score_on_a_real_scan[chaos_mr]",
+    "tests/training/test_synthesis.py::test_a_cell_taken_up_from_a_checkpoint_ends_like_one_that_went_through[2]",
+    "tests/training/test_stopped_training.py::test_the_subjects_of_a_batch_that_breaks_the_loss_are_named[training]",
+    "tests/training/test_training.py::test_a_frozen_encoder_stays_and_the_decoder_learns",
+    "tests/training/test_training.py::test_every_method_learns_from_slices_and_logs_its_health[masked]",
+    "tests/training/test_schedules.py::test_the_head_phase_trains_what_is_not_pretrained_and_nothing_else",
+    "tests/training/test_tensorboard.py::test_pictures_of_a_segmentation_show_image_result_and_reference",
+    "tests/losses/test_local_contrastive.py::test_gradient_equals_central_differences_of_the_reference[large temperature]",
+    "tests/losses/test_local_contrastive.py::test_gradient_equals_central_differences_of_the_reference[a volume]",
+    "tests/reliability/test_security.py::test_an_archive_of_weights_writes_nothing",
+    "tests/evaluation/report/test_figures.py::test_all_folds_fit_into_the_legend[2-10]",
+    "tests/evaluation/probes/test_representations.py::test_the_figure_colours_the_same_patches_in_every_panel[False]",
+    "tests/evaluation/pictures/test_quality_control.py::test_picture_is_written_whatever_the_number_of_panels[4-4]",
+    "tests/models/test_unet.py::test_feature_levels_are_those_of_the_network_stopped_at_each_level[2]",
+    "tests/data/scans/test_common_grid.py::test_only_the_named_contrasts_are_corrected",
+    "tests/test_simulate_cohort.py::test_processes_do_not_change_the_result",
+    "tests/bad_input/test_names.py::test_subjects_of_any_name_have_their_pictures",
+    "tests/training/test_grid.py::test_cells_of_all_folds_run_trainer_by_trainer_and_each_is_built_once",
 )
 PLACES = {entry: place for place, entry in enumerate(LONG)}
 SOONER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
-FIGURES_IN_FULL = {"test_pipeline.py", "test_names.py"}  # beside those of tests/evaluation
+FIGURES_IN_FULL = {"test_names.py"}  # beside those of tests/evaluation
 NOTABLE_S = 1.0  # of CPU: a test in `make test` that takes more is named at the end
 
 
@@ -151,10 +176,21 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
+    """Mark the long tests; files with the longest begin first, and each file stays together for its fixtures."""
+    first = {}
     for item in items:
-        if place_in_long(item.nodeid) < len(LONG):
+        place = place_in_long(item.nodeid)
+        first[item.path] = min(place, first.get(item.path, place))
+        if place < len(LONG):
             item.add_marker("long")
-    items.sort(key=lambda item: (place_in_long(item.nodeid), item.path.parent.name not in SOONER))
+    items.sort(key=lambda item: (first[item.path], item.path.parent.name not in SOONER))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """Spare later collections of garbage what the libraries loaded: a twentieth of the suite's seconds."""
+    gc.collect()
+    gc.freeze()
 
 
 def place_in_long(nodeid):
@@ -298,7 +334,7 @@ def finished(packed, tmp_path_factory):
     def train(folder):
         shutil.copytree(packed, folder, dirs_exist_ok=True)
         write_config(folder)
-        with steps_uncompiled(False):  # what a process of its own repeats to the bit
+        with steps_uncompiled():
             run_steps(FIRST_FOUR[2:], folder)
 
     return made_once(tmp_path_factory, "finished", train)
