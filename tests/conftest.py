@@ -153,8 +153,6 @@ LONG = (
     "tests/training/test_training.py::test_every_method_learns_from_slices_and_logs_its_health[masked]",
     "tests/training/test_schedules.py::test_the_head_phase_trains_what_is_not_pretrained_and_nothing_else",
     "tests/training/test_tensorboard.py::test_pictures_of_a_segmentation_show_image_result_and_reference",
-    "tests/losses/test_local_contrastive.py::test_gradient_equals_central_differences_of_the_reference[large temperature]",
-    "tests/losses/test_local_contrastive.py::test_gradient_equals_central_differences_of_the_reference[a volume]",
     "tests/reliability/test_security.py::test_an_archive_of_weights_writes_nothing",
     "tests/evaluation/report/test_figures.py::test_all_folds_fit_into_the_legend[2-10]",
     "tests/evaluation/probes/test_representations.py::test_the_figure_colours_the_same_patches_in_every_panel[False]",
