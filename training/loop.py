@@ -7,13 +7,11 @@ What happens in one update, and where:
         -> tasks.*.forward       reads and augments the images, runs the network
         -> tasks.*.cost          gathers the outputs of all devices, computes the loss that the script bound
         -> keras                 gradients, Adam (optimizers.LayerwiseAdam if rates differ between layers)
-    Keeper.on_epoch_end          history, best weights, plateau, health of the representations, checkpoint
+    Keeper.on_epoch_end          history, best weights, plateau; health.py warns, checkpoint.py writes
 """
 
-import json
 import logging
 import time
-import zipfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,8 @@ import numpy as np
 
 from models.weights import save_weights
 from training.batches import Batches, fed
+from training.checkpoint import Progress, read_checkpoint, text_of, write_checkpoint, write_history
+from training.health import warn_at_the_end, warn_when_crossing
 from training.optimizers import reset_optimizer, set_scales
 from training.schedules import Schedule
 from training.steps import Task
@@ -32,12 +32,10 @@ from training.tracking import MLflow
 from training.trouble import NotFinite, is_out_of_memory, out_of_memory, subjects_to_blame
 from utils.checks import InputError
 from utils.interrupts import stop_if_asked
-from utils.runs import CHECKPOINT, atomic_path, bar, time_left
+from utils.runs import CHECKPOINT, bar, time_left
 
 log = logging.getLogger("mrccl")
 
-LEAST_SPREAD = 0.05  # mean cosine similarity 0.9975; untrained encoders showed 0.08 to 0.19, with 64 and 128 features
-MOST_WITHOUT_NEGATIVE = 0.5  # share of the anchors
 CURE = "lower learning_rate, switch mixed_precision off, or look at their scans; the last good epoch is kept"
 SECONDS_BETWEEN_CHECKPOINTS = 20.0  # largest loss of work by a kill; writing more often would slow small networks
 
@@ -137,69 +135,42 @@ def fit(
     return keeper.history
 
 
-def health_complaints(row: dict[str, float]) -> dict[str, str]:
-    """Say what is wrong with the representations of an epoch, if anything.
-
-    Args:
-        row: One epoch of a history; missing measures are not judged.
-
-    Returns:
-        One message for each measure beyond its limit, by column: its meaning and what to do. Empty if there is no
-        problem.
-    """
-    spread, share = row.get("val_feature_spread", 1.0), row.get("val_share_without_negative", 0.0)
-    complaints = {}
-    if spread < LEAST_SPREAD:
-        complaints["val_feature_spread"] = (
-            f"val_feature_spread is {spread:.3g}, below {LEAST_SPREAD}: the representations have collapsed, nearly all "
-            "point the same way (or a validation batch holds a single image); lower learning_rate, raise temperature "
-            "or batch_size, and look whether the constraint maps, if used, hold more than one class"
-        )
-    if share > MOST_WITHOUT_NEGATIVE:
-        complaints["val_share_without_negative"] = (
-            f"val_share_without_negative is {share:.3g}, above {MOST_WITHOUT_NEGATIVE}: so many anchors see no other "
-            "class among their nearest patches, cost 0 and teach nothing; raise nearest_patches, or the clusters of "
-            "constraint_maps"
-        )
-    return complaints
-
-
 class Keeper(keras.callbacks.Callback):
-    """Saves weights, state and history; sets the learning rate, and halves it on a plateau."""
+    """Keeps weights, state and history of a training, and sets its learning rate."""
 
     def __init__(self, task: Task, training: Batches, schedule: Schedule, run: RunOptions, fresh: Collection[str] = ()):
         super().__init__()
-        self.task, self.training, self.folder, self.tag, self.name = task, training, run.folder, run.tag, run.name
-        self.schedule, self.epochs, self.fresh = schedule, schedule.epochs, frozenset(fresh)
-        self.best, self.best_epoch, self.waited = float("inf"), 0, 0
-        self.history: list[dict[str, Any]] = []
-        self.best_values, self.state, self.kept = None, None, None
+        self.task, self.training, self.schedule, self.run = task, training, schedule, run
+        self.fresh = frozenset(fresh)
+        self.progress = Progress(run.tag)
+        self.best_values: list[np.ndarray] | None = None
+        # At the end of the last good epoch: all variables, and, unless it is the start, progress and best weights.
+        self.state: list[np.ndarray] = []
+        self.kept: tuple[str, list[np.ndarray] | None] | None = None
         self.advance = lambda note="": None
-        self.checkpoint = self.folder / CHECKPOINT
+        self.checkpoint = run.folder / CHECKPOINT
         self.saved_at = self.epoch_started = time.monotonic()
 
-    def resume(self):
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One dictionary per epoch."""
+        return self.progress.history
+
+    def resume(self) -> int:
         """Restore an unfinished run; returns the number of epochs it has already done."""
         if not self.checkpoint.exists():
             return 0
-        try:
-            with np.load(self.checkpoint, allow_pickle=False) as stored:
-                state = json.loads(str(stored["state"]))
-                arrays = {key: stored[key] for key in stored.files if key != "state"}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{self.checkpoint}: damaged ({error}); delete it and type the command again") from None
-        if state["tag"] != self.tag:
-            log.info("%s: the config changed since the checkpoint; starting again", self.name)
+        progress, self.state, best = read_checkpoint(self.checkpoint)
+        if progress.tag != self.run.tag:
+            log.info("%s: the config changed since the checkpoint; starting again", self.run.name)
             return 0
-        self.state = [arrays[f"variable_{number}"] for number in range(len(self._variables()))]
         self.restore()
-        if state["best_epoch"] and self.schedule.keep == "best":
-            self.best_values = [arrays[f"best_{number}"] for number in range(len(self.task.network.weights))]
-        self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
-        self.history = state["history"]
-        self.training.epoch = len(self.history)
-        log.info("%s: resuming after epoch %d of %d", self.name, len(self.history), self.epochs)
-        return len(self.history)
+        self.progress = progress
+        if progress.best_epoch and self.schedule.keep == "best":
+            self.best_values = best
+        done = self.training.epoch = len(self.history)
+        log.info("%s: resuming after epoch %d of %d", self.run.name, done, self.schedule.epochs)
+        return done
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch_started, self.epoch_of_batches = time.monotonic(), self.training.epoch
@@ -226,66 +197,42 @@ class Keeper(keras.callbacks.Callback):
         self.history.append({"epoch": epoch + 1, **row, "learning_rate": rate, "seconds": round(seconds, 3)})
         if "val_loss" in row:
             self._judge(row["val_loss"], epoch + 1, rate)
-            self._warn_when_crossing()
+            warn_when_crossing(self.run.name, self.progress.measured)
         self._report(epoch + 1, row)
         self.advance(f"loss {row['loss']:.4f}")
         self.remember()
-        if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS and epoch + 1 < self.epochs:
+        if time.monotonic() - self.saved_at > SECONDS_BETWEEN_CHECKPOINTS and epoch + 1 < self.schedule.epochs:
             self.save()
         stop_if_asked()
 
     def _judge(self, loss, epoch, rate):
-        if loss < self.best:
-            self.best, self.best_epoch, self.waited = loss, epoch, epoch
+        """Keep the best weights, or halve the rate on a plateau."""
+        progress = self.progress
+        if loss < progress.best:
+            progress.best, progress.best_epoch, progress.waited = loss, epoch, epoch
             if self.schedule.keep == "best":
-                self.best_values = [np.array(keras.ops.convert_to_numpy(value)) for value in self.task.network.weights]
-        elif self.schedule.halves_after(epoch, self.waited):
-            self.waited = epoch
+                self.best_values = _copied(self.task.network.weights)
+        elif self.schedule.halves_after(epoch, progress.waited):
+            progress.waited = epoch
             self.task.optimizer.learning_rate.assign(rate / 2)
 
-    def _warn_when_crossing(self):
-        """Warn once when a measure passes its limit; the last row of the history has just been added."""
-        *earlier, row = self._measured()
-        known = health_complaints(earlier[-1]) if earlier else {}
-        for column, complaint in health_complaints(row).items():
-            if column not in known:
-                log.warning("%s: epoch %d: %s", self.name, row["epoch"], complaint)
-
-    def _warn_at_the_end(self):
-        """Repeat the problems of the kept weights and of those of the last epoch."""
-        measured = self._measured()
-        if not measured:
-            return
-        last = measured[-1]
-        kept = self.history[self.best_epoch - 1] if self.schedule.keep == "best" else last
-        about_kept = health_complaints(kept)
-        for complaint in about_kept.values():
-            log.warning("%s: the weights kept, of epoch %d: %s", self.name, kept["epoch"], complaint)
-        for column, complaint in health_complaints(last).items():
-            if column not in about_kept:
-                text = "%s: the last epoch, %d: %s (not so in epoch %d, whose weights are kept)"
-                log.warning(text, self.name, last["epoch"], complaint, kept["epoch"])
-
-    def _measured(self):
-        return [row for row in self.history if "val_loss" in row]
-
     def _report(self, epoch, row):
-        every = max(1, self.epochs // 10)
-        if epoch % every == 0 or epoch == self.epochs:
+        epochs = self.schedule.epochs
+        every = max(1, epochs // 10)
+        if epoch % every == 0 or epoch == epochs:
             values = "  ".join(f"{key} {value:.4f}" for key, value in row.items())
             lately = [past["seconds"] for past in self.history[-every:]]
-            left = (self.epochs - epoch) * sum(lately) / len(lately)
+            left = (epochs - epoch) * sum(lately) / len(lately)
             note = f"  {time_left(left)}" if left else ""
-            log.info("%s: epoch %d/%d  %s%s", self.name, epoch, self.epochs, values, note)
+            log.info("%s: epoch %d/%d  %s%s", self.run.name, epoch, epochs, values, note)
 
     def _variables(self):
         return [*self.task.network.weights, *self.task.optimizer.variables]
 
     def remember(self):
         """Copy everything that a resumed run needs at the end of an epoch."""
-        state = {"tag": self.tag, "best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
-        self.state = [np.array(keras.ops.convert_to_numpy(variable)) for variable in self._variables()]
-        self.kept = (json.dumps(state | {"history": self.history}), self.best_values)
+        self.state = _copied(self._variables())
+        self.kept = (text_of(self.progress), self.best_values) if self.history else None
 
     def restore(self):
         """Restore the variables at the end of the last good epoch."""
@@ -294,28 +241,29 @@ class Keeper(keras.callbacks.Callback):
 
     def save(self):
         """Write the state at the end of the last good epoch to one file, atomically."""
-        state, best = self.kept
-        if not json.loads(state)["history"]:
+        if self.kept is None:
             return
-        arrays = {f"variable_{number}": value for number, value in enumerate(self.state)}
+        progress, best = self.kept
         if self.schedule.keep == "best":
             # Before the first evaluation on the validation set, the best weights are the last ones.
             best = best or self.state[: len(self.task.network.weights)]
-            arrays |= {f"best_{number}": value for number, value in enumerate(best)}
-        with atomic_path(self.checkpoint) as temporary, open(temporary, "wb") as file:
-            np.savez(file, state=state, **arrays)
+        write_checkpoint(self.checkpoint, progress, self.state, best)
         self.saved_at = time.monotonic()
 
     def finish(self):
         """Write the last weights and the history, and load the weights to keep into the network."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.task.network, self.folder / "weights_last.npz")
-        self._warn_at_the_end()
-        last = ("learning_rate", "seconds")
-        columns = [*dict.fromkeys(key for row in self.history for key in row if key not in last), *last]
-        with atomic_path(self.folder / "history.csv") as temporary:
-            lines = [",".join(str(row.get(key, "")) for key in columns) for row in self.history]
-            temporary.write_text("\n".join([",".join(columns), *lines]) + "\n")
+        folder = self.run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.task.network, folder / "weights_last.npz")
+        if measured := self.progress.measured:
+            kept = self.history[self.progress.best_epoch - 1] if self.schedule.keep == "best" else measured[-1]
+            warn_at_the_end(self.run.name, kept, measured[-1])
+        write_history(folder / "history.csv", self.history)
         self.save()  # kept until the caller has written the result, so that a kill costs no training
         if self.best_values is not None:
             self.task.network.set_weights(self.best_values)
+
+
+def _copied(variables):
+    """Values of variables as arrays of their own."""
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]

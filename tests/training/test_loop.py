@@ -9,7 +9,8 @@ import pytest
 
 from tests.training.small import constrained, settings
 from training.effective import PatchCounts
-from training.loop import LEAST_SPREAD, MOST_WITHOUT_NEGATIVE, Keeper, RunOptions, health_complaints
+from training.health import LEAST_SPREAD, MOST_WITHOUT_NEGATIVE, health_complaints
+from training.loop import Keeper, RunOptions
 from training.schedules import Schedule
 
 SPREAD, SHARE = "val_feature_spread", "val_share_without_negative"
