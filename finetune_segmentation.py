@@ -210,6 +210,7 @@ class Segmentations(CellTask):
         from data.geometry import voxel_ml
         from data.scans.volumes import write_nifti
         from evaluation.prediction.inference import label_map
+        from evaluation.scores.lesions import with_lesions
         from evaluation.scores.metrics import score_subject
 
         subject, probabilities = item
@@ -217,9 +218,10 @@ class Segmentations(CellTask):
         prediction = label_map(probabilities, grid)
         write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
         spacing = tuple(grid.spacing) if self.config.data.voxel_size_known else None
-        tolerance, regions = self.config.evaluation.surface_tolerance_mm, self.config.evaluation.regions
-        reference, voxel = self.read_reference(subject), {"voxel_ml": voxel_ml(grid.affine)}
-        scores = score_subject(prediction, reference, spacing, self.labels, tolerance, regions, **voxel)
+        settings, maps = self.config.evaluation, (prediction, self.read_reference(subject))
+        how = spacing, self.labels, settings.surface_tolerance_mm, settings.regions, voxel_ml(grid.affine)
+        how_lesions = self.labels, settings.regions, settings.lesions, settings.lesion_overlap
+        scores = with_lesions(score_subject(*maps, *how), maps, *how_lesions)
         return [{"subject": subject} | score for score in scores]
 
     def read_reference(self, subject):

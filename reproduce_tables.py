@@ -82,13 +82,14 @@ def about(config, task):
         "inits": tuple(getattr(config, task.folder).inits),
         "is_simulated": config.data.simulated,
         "surface_tolerance_mm": config.evaluation.surface_tolerance_mm,
+        "lesion_overlap": config.evaluation.lesion_overlap,
     }
 
 
 def write_report_of(config, segmentation, synthesis, notes, folder):
     """Write tables, figures and page of segmentation, of synthesis, or of both; returns the tables."""
     from evaluation.report.segmentation import draw_galleries
-    from evaluation.scores.gaps import dead_notes
+    from evaluation.scores.gaps import dead_notes, lesion_notes
 
     tables, figures, galleries = [], [], []
     if segmentation is not None:
@@ -98,7 +99,8 @@ def write_report_of(config, segmentation, synthesis, notes, folder):
         if segmentation.work_dir:
             galleries, gallery_notes = draw_galleries(segmentation, scans_of(config))
             figure_notes += gallery_notes
-        notes = notes + grid_gaps(config, segmentation) + dead_notes(segmentation) + figure_notes
+        notes = notes + grid_gaps(config, segmentation) + lesion_notes(segmentation, config.evaluation.lesions)
+        notes += dead_notes(segmentation) + figure_notes
     if synthesis is not None:
         tables += make_synthesis_tables(config, synthesis, folder / "tables")
         more_figures, more_notes = make_synthesis_figures(config, synthesis, folder / "figures")
@@ -169,9 +171,9 @@ def write_tables(tables, scores, folder, name):
 
 def make_figures(config, scores, folder):
     """Draw all figures; returns them for the page, and notes on those that could not be drawn."""
-    from evaluation.report.segmentation import draw_agreement, draw_dice, draw_overlay_figures
+    from evaluation.report.segmentation import draw_agreement, draw_dice, draw_lesions, draw_overlay_figures
 
-    figures, notes = [*draw_dice(scores, folder), *draw_agreement(scores, folder)], []
+    figures, notes = [*draw_dice(scores, folder), *draw_lesions(scores, folder), *draw_agreement(scores, folder)], []
     if scores.work_dir:
         overlays, notes = draw_overlay_figures(scores, scans_of(config), folder)
         figures += overlays

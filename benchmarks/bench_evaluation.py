@@ -187,13 +187,13 @@ def plain_scores(prediction, reference, spacing_mm, labels, tolerance_mm, region
 
 def floor_of(prediction, reference):
     """Return the seconds of one pass over both label maps, and how many voxels and surface points the regions have."""
-    from evaluation.scores.metrics import _bounding_box, _surface
+    from evaluation.scores.metrics import _surface, bounding_box
 
     passing = timed(lambda: (np.count_nonzero(prediction), np.count_nonzero(reference)))[0]
     voxels = points = 0
     for parts in REGIONS.values():
         masks = [np.isin(volume, [LABELS.index(p) + 1 for p in parts]) for volume in (prediction, reference)]
-        box = _bounding_box(masks[0] | masks[1])
+        box = bounding_box(masks[0] | masks[1])
         voxels += masks[0][box].size
         points += sum(int(_surface(mask[box], SPACING_MM)[0].sum()) for mask in masks)
     return {"pass_s": passing, "voxels_of_boxes": voxels, "surface_points": points}

@@ -9,7 +9,7 @@ import yaml
 
 from data.layouts.subjects import FINDERS
 from utils.config.data import DataSection
-from utils.config.sections import EvaluationSection
+from utils.config.evaluation import EvaluationSection
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs/data.md").read_text(encoding="utf-8")
 EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]

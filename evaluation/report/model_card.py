@@ -7,10 +7,19 @@ import dataclasses
 import math
 import statistics
 
-from evaluation.scores.measures import DICE, HD95, MASK, MEASURES, SURFACE_DICE, SYNTHESIS_MEASURES
+from evaluation.scores.measures import (
+    DICE,
+    FALSE_LESIONS,
+    HD95,
+    LESION_F1,
+    MASK,
+    MEASURES,
+    SURFACE_DICE,
+    SYNTHESIS_MEASURES,
+)
 from utils.checks import counted
 
-COLUMNS = {measure.key: measure.axis for measure in (DICE, SURFACE_DICE, HD95)}
+COLUMNS = {measure.key: measure.axis for measure in (DICE, SURFACE_DICE, HD95, LESION_F1, FALSE_LESIONS)}
 COLUMNS |= {
     measure.key: f"{measure.title}, {'in the mask' if measure.region == MASK else measure.region}"
     for measure in SYNTHESIS_MEASURES

@@ -7,6 +7,7 @@ from evaluation.report.figures import AGAINST_N_SHOWS, against_n, save_figure
 from evaluation.report.page import Gallery, ReportFigure
 from evaluation.scores.agreement import volumes
 from evaluation.scores.comparisons import compare_inits
+from evaluation.scores.measures import FALSE_LESIONS, LESION_F1
 from evaluation.scores.scores import MEAN
 from utils.checks import InputError
 
@@ -36,6 +37,17 @@ def draw_dice(scores, folder):
     family = f"Bonferroni over the {len(differences)} comparisons of all contrasts, initialisations, N and labels."
     at_largest = ReportFigure("Dice of the test subjects at the largest N", f"{VIOLINS_SHOW} {family}", (violins,))
     return [*figures, at_largest]
+
+
+def draw_lesions(scores, folder):
+    """Draw lesion F1 and false positives against N, a figure each; an empty list where no label is lesions."""
+    figures, shows = [], AGAINST_N_SHOWS.format(subjects="annotated")
+    for measure in (one for one in (LESION_F1, FALSE_LESIONS) if one in scores.measures):
+        has_lesions = scores.frame[measure.counted_with].notna()
+        labels = list(dict.fromkeys(scores.frame["label"][has_lesions]))
+        png = save_figure(against_n(scores, measure, labels), folder, f"{measure.key}_against_n")
+        figures.append(ReportFigure(f"{measure.name} against annotated subjects", shows, (png,)))
+    return figures
 
 
 def draw_agreement(scores, folder):

@@ -6,7 +6,7 @@ import math
 from evaluation.report.formats import from_to, interval, number, p_value
 from evaluation.scores.comparisons import BASELINE, compare_inits
 from evaluation.scores.dead_classes import DEAD_SAYS, SELECTING_SAYS, about_runs, dead_text, selecting_text
-from evaluation.scores.measures import CELL, DICE
+from evaluation.scores.measures import CELL, DICE, SETTINGS
 from evaluation.scores.scores import MEAN
 from evaluation.statistics import stars
 from utils.checks import counted
@@ -80,10 +80,11 @@ def score_numbers(scores, measure, compared):
 
 
 def _score_caption(scores, measure, is_starred):
-    tolerance = scores.surface_tolerance_mm
+    settings = {key: getattr(scores, key) for key in SETTINGS}
+    is_known = all(value is not None or f"{{{key}" not in measure.opening for key, value in settings.items())
     parts = [
         scores.note,
-        measure.opening.format(surface_tolerance_mm=tolerance) if tolerance else "",
+        measure.opening.format(**settings) if is_known else "",
         f"{measure.title} (mean ± standard deviation over test subjects) by initialisation and number N of annotated "
         "subjects. The repeats of a subject are averaged first, then its labels.",
         measure.without_value,
@@ -121,7 +122,7 @@ def _score_text(numbers, digits):
         over_labels = by_label.loc[MEAN]
         row = dict(zip(("Contrasts", "Init", "N"), map(str, key), strict=True))
         row |= {"Selecting": selecting_text(over_labels)}
-        row |= {label: mean_sd(by_label.loc[label], digits) for label in shown}
+        row |= {label: mean_sd(by_label.loc[label], digits) if label in by_label.index else "-" for label in shown}
         row[shown[-1]] += over_labels["stars"]  # the only label, or the mean over labels
         row |= {"Subjects": str(over_labels["subjects"])}
         row |= {"Repeats": from_to(over_labels["repeats_min"], over_labels["repeats"])}

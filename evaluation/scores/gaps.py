@@ -1,7 +1,7 @@
 """What a report must say before its numbers: cells that are missing, made with another config, or with dead classes."""
 
 from evaluation.scores.dead_classes import DEAD
-from evaluation.scores.measures import CELL
+from evaluation.scores.measures import CELL, LESIONS
 
 
 def missing_cells(scores, contrasts, inits, subjects_n, repeats, splits):
@@ -63,4 +63,26 @@ def dead_notes(scores):
         if found:
             named = "; ".join(found).replace(",", ", ")
             lines.append(f"{contrasts}/{init}/n{n:02d}: dead classes (validation Dice below {DEAD}): {named}.")
+    return lines
+
+
+def lesion_notes(scores, lesions):
+    """Name the labels that are lesions and the runs that did not count them, because they were finished before.
+
+    Args:
+        scores: A `Scores` of segmentation.
+        lesions: Labels that the config says are lesions.
+
+    Returns:
+        List of sentences, one for each such label.
+    """
+    runs, lines = scores.frame["folder"].nunique(), []
+    for label in lesions:
+        of_label = scores.frame[scores.frame["label"] == label]
+        counted = of_label[of_label[LESIONS.key].notna()] if LESIONS.key in of_label else of_label[:0]
+        if without := runs - counted["folder"].nunique():
+            lines.append(
+                f"No lesions of '{label}' were counted in {without} of {runs} runs, which were scored before "
+                "evaluation.lesions named it; finetune_segmentation.py --overwrite makes these anew."
+            )
     return lines

@@ -10,6 +10,7 @@ MASK, WHOLE = "mask", "whole volume"
 REGIONS = {MASK: "_mask", WHOLE: ""}  # region: what the keys of its measures end with
 CELL = ["contrasts", "init", "n_annotated"]  # columns of the scores
 OF_A_CELL = ("annotated_available", "duration_s", "compile_s", "n_selecting")
+SETTINGS = ("surface_tolerance_mm", "lesion_overlap")  # of a study, which captions state
 ABSENT = "NaN: scores without a value (label absent in reference and prediction), left out of the means."
 
 
@@ -29,7 +30,8 @@ class Measure:
         is_optional: Whether a row of metrics.json may lack it, such as one from before the measure was added.
         difference_of: Keys of the two columns whose difference it is; it is then not in metrics.json.
         region: Part of the volume that it is of, a key of `REGIONS`; "" for measures of segmentation.
-        opening: First sentence of its table's caption, with the placeholder {surface_tolerance_mm}.
+        counted_with: Key of a number that only rows have in which it was measured; others do not count as NaN.
+        opening: First sentence of its table's caption, with the placeholders of `SETTINGS`.
         without_value: Sentence of the caption on what has no value, or on how signs average.
         ending: Sentence of the caption on what a prediction without the label scores.
     """
@@ -45,6 +47,7 @@ class Measure:
     is_optional: bool = False
     difference_of: tuple[str, str] | None = None
     region: str = ""
+    counted_with: str = ""
     opening: str = ""
     without_value: str = ABSENT
     ending: str = ""
@@ -75,7 +78,27 @@ VOLUME_ERROR = Measure(
     difference_of=(VOLUME.key, REFERENCE_VOLUME.key),
     without_value="Segmented minus reference volume, with its sign: errors of opposite sign cancel in the means.",
 )  # fmt: skip
-SEGMENTATION_MEASURES = (DICE, HD95, SURFACE_DICE, VOLUME, REFERENCE_VOLUME, VOLUME_ERROR)
+LESIONS_SAY = (
+    "Lesions are connected components (voxels that touch by faces, edges or corners). A predicted and a reference "
+    "lesion are paired if their intersection over union is at least {lesion_overlap:g}, one to one, the largest first."
+)
+LESIONS = Measure("lesions_reference", "Reference lesions", "per subject", better="", digits=1, is_optional=True)
+DETECTED_LESIONS = dataclasses.replace(LESIONS, key="lesions_detected", name="Detected lesions")
+LESION_F1 = Measure(
+    "lesion_f1", "Lesion F1", high=1.0, is_optional=True, counted_with=LESIONS.key, opening=LESIONS_SAY,
+    without_value="NaN: scores without a value (no lesion in reference and prediction), left out of the means.",
+    ending="With lesions in one of the two only, F1 is 0.",
+)  # fmt: skip
+LESION_SENSITIVITY = dataclasses.replace(
+    LESION_F1, key="lesion_sensitivity", name="Lesion sensitivity", ending="",
+    without_value="Share of the reference lesions that are detected. NaN: no reference lesion, left out of the means.",
+)  # fmt: skip
+FALSE_LESIONS = dataclasses.replace(
+    LESION_F1, key="lesions_false_positive", name="False-positive lesions", unit="per subject", better="lower",
+    digits=2, high=math.inf, without_value="Predicted lesions without a partner in the reference.", ending="",
+)  # fmt: skip
+LESION_MEASURES = (LESION_F1, LESION_SENSITIVITY, FALSE_LESIONS, LESIONS, DETECTED_LESIONS)
+SEGMENTATION_MEASURES = (DICE, HD95, SURFACE_DICE, VOLUME, REFERENCE_VOLUME, VOLUME_ERROR, *LESION_MEASURES)
 
 SSIM = Measure("ssim", "SSIM", low=-1.0, high=1.0)  # of opposite images it is negative
 MSE = Measure("mse", "MSE", better="lower", digits=5)
@@ -136,7 +159,7 @@ class Task:
 
 SEGMENTATION = Task(
     "finetuning", "*/*/n*/r*", "finetune_segmentation.py", "labels", SEGMENTATION_MEASURES,
-    ("volume_ml_reference", "voxels_reference"),  # the second where there is no voxel size
+    ("volume_ml_reference", "voxels_reference", LESIONS.key),  # the second where there is no voxel size
 )  # fmt: skip
 SYNTHESIS = Task(
     "synthesis", "*/n*/r*", "finetune_synthesis.py", "targets", SYNTHESIS_MEASURES, ("intensity_low", "intensity_high"),
@@ -151,3 +174,9 @@ def add_differences(frame, task):
         if measure.difference_of:
             minuend, subtrahend = measure.difference_of
             frame[measure.key] = frame[minuend] - frame[subtrahend]
+
+
+def without_unused(frame, task):
+    """Return a DataFrame of scores without the optional measures that none of its rows has."""
+    unused = [measure.key for measure in task.measures if measure.is_optional and frame[measure.key].isna().all()]
+    return frame.drop(columns=unused)

@@ -45,7 +45,7 @@ def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_m
     """
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     _check_maps(prediction, reference, labels)
-    shape, box = reference.shape, _bounding_box((prediction > 0) | (reference > 0))
+    shape, box = reference.shape, bounding_box((prediction > 0) | (reference > 0))
     prediction, reference = prediction[box], reference[box]  # all voxels outside are background in both masks
     rows = []
     for label, indices in scored_structures(labels, regions).items():
@@ -107,7 +107,7 @@ def surface_agreement(predicted, true, spacing_mm, tolerance_mm, diagonal_mm):
     import surface_distance
 
     spacing_mm = tuple(map(float, spacing_mm))
-    box = _bounding_box(predicted | true)
+    box = bounding_box(predicted | true)
     surfaces = [_surface(mask[box], spacing_mm) for mask in (true, predicted)]
     distances = {}
     for (here, areas), (there, _), pair in zip(surfaces, surfaces[::-1], ("gt_to_pred", "pred_to_gt"), strict=True):
@@ -154,7 +154,7 @@ def _distances(here, there, spacing_mm):
     return np.sqrt((((nearest - points) * spacing_mm) ** 2).sum(axis=1))
 
 
-def _bounding_box(mask):
+def bounding_box(mask):
     """Return the slices of the smallest box that holds a mask; empty slices for an empty mask."""
     occupied = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     return tuple(slice(where[0], where[-1] + 1) if where.size else slice(0) for where in occupied)

@@ -16,7 +16,16 @@ import numpy as np
 
 from evaluation.scores import cell_checks
 from evaluation.scores.dead_classes import about_validation
-from evaluation.scores.measures import CELL, DICE, OF_A_CELL, SEGMENTATION, Measure, Task, add_differences
+from evaluation.scores.measures import (
+    CELL,
+    DICE,
+    OF_A_CELL,
+    SEGMENTATION,
+    Measure,
+    Task,
+    add_differences,
+    without_unused,
+)
 from evaluation.statistics import CONFIDENCE
 from utils.checks import InputError
 from utils.runs import read_json
@@ -44,6 +53,7 @@ class Scores:
         inits: Initialisations in the order of rows and legends; those that are not listed follow by name.
         is_simulated: Whether the scans are simulated, which captions and titles then say first.
         surface_tolerance_mm: Tolerance of the surface Dice; None where it is not known.
+        lesion_overlap: Smallest IoU of a detected lesion; None where it is not known.
     """
 
     frame: "pandas.DataFrame"
@@ -52,6 +62,7 @@ class Scores:
     inits: tuple[str, ...] = ()
     is_simulated: bool = False
     surface_tolerance_mm: float | None = None
+    lesion_overlap: float | None = None
 
     @property
     def note(self) -> str:
@@ -120,7 +131,8 @@ class Scores:
         import pandas
 
         keys = [*CELL, "subject"]
-        groups = self.frame.groupby([*keys, "label"], sort=False)[measure.key]
+        rows = self.frame[self.frame[measure.counted_with].notna()] if measure.counted_with else self.frame
+        groups = rows.groupby([*keys, "label"], sort=False)[measure.key]
         by_label = groups.agg(value="mean", repeats="size", known="count").reset_index()
         by_label["missing"] = by_label["repeats"] - by_label.pop("known")
         over_labels = by_label.groupby(keys, sort=False).agg(
@@ -133,15 +145,19 @@ class Scores:
         """Averages over test subjects by key of the measure, a row per cell and label and one for the mean over labels.
 
         Columns: those of `CELL`, `label`, `mean`, `sd`, `ci95_low` and `ci95_high` (of the mean), `subjects` with a
-        value, `missing` (scores without a value), `repeats_min` and `repeats` (per subject).
+        value, `missing` (scores without a value), `repeats_min` and `repeats` (per subject). Cells and labels without a
+        row that was measured are not listed.
         """
         import pandas
 
         found = {}
         for measure in (one for one in self.task.measures if one.better and one.key in self.frame):
-            by_cell, rows = dict(list(self.per_subject(measure).groupby(CELL, sort=False))), []
-            for cell, label in itertools.product(self.cells, (*self.labels, MEAN)):
+            found_cells, rows = dict(list(self.per_subject(measure).groupby(CELL, sort=False))), []
+            by_cell = {cell: found_cells[cell] for cell in self.cells if cell in found_cells}
+            for cell, label in itertools.product(by_cell, (*self.labels, MEAN)):
                 part = by_cell[cell][by_cell[cell]["label"] == label]
+                if part.empty:
+                    continue
                 mean, sd, low, high = mean_interval(part["value"])
                 rows.append(
                     dict(zip(CELL, cell, strict=True))
@@ -199,7 +215,7 @@ def read_scores(work_dir, task=SEGMENTATION, **about) -> Scores:
     Args:
         work_dir: Folder with `finetuning/` (or `synthesis/`) or `fold<K>/finetuning/`.
         task: `SEGMENTATION` or `SYNTHESIS`.
-        **about: `inits`, `is_simulated` and `surface_tolerance_mm` of `Scores`.
+        **about: `inits`, `is_simulated`, `surface_tolerance_mm` and `lesion_overlap` of `Scores`.
 
     Raises:
         InputError: When no cell is finished, a file is not readable or holds an impossible score, a subject trained the
@@ -219,6 +235,7 @@ def read_scores(work_dir, task=SEGMENTATION, **about) -> Scores:
     frame = pandas.DataFrame([row for file in files for row in rows_of(file, cells[file], work_dir, task)])
     numbers = [one for one in (*(m.key for m in task.measures), *task.others, *OF_A_CELL, "judged") if one in frame]
     frame[numbers] = frame[numbers].astype(float).replace([math.inf, -math.inf], math.nan)
+    frame = without_unused(frame, task)
     add_differences(frame, task)
     cell_checks.refuse_mixed_configs(frame)
     cell_checks.refuse_repeated_subjects(frame)

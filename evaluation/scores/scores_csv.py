@@ -31,7 +31,7 @@ def read_scores_csv(path, **about):
 
     Args:
         path: The CSV file.
-        **about: `inits`, `is_simulated` and `surface_tolerance_mm` of `Scores`.
+        **about: `inits`, `is_simulated`, `surface_tolerance_mm` and `lesion_overlap` of `Scores`.
 
     Returns:
         A `Scores` without a work dir, of the task that the columns name.

@@ -7,13 +7,13 @@ import json
 from pydantic import Field, NonNegativeInt, model_validator
 
 from utils.config.data import DataSection
+from utils.config.evaluation import EvaluationSection
 from utils.config.finetuning import FinetuningSection, SynthesisSection
 from utils.config.patch_sizes import mistakes_of_patches, patch_edge
 from utils.config.pretraining import PretrainingSection, mistakes_of_blocks
 from utils.config.sections import (
     ConstraintMapSection,
     CropSection,
-    EvaluationSection,
     Location,
     Name,
     NetworkSection,
@@ -47,12 +47,7 @@ class Config(Section):
         """Raise ValueError if sections contradict one another; called by pydantic."""
         mistakes = [*self._mistakes_of_contrasts(), *self._mistakes_of_finetuning(), *self._mistakes_of_spaces()]
         mistakes += [*self._mistakes_of_synthesis(), *self._mistakes_of_rank(), *self._mistakes_of_augmentation()]
-        mistakes += [
-            f"evaluation.regions.{region}: '{name}' is not one of data.labels ({', '.join(self.data.labels)})"
-            for region, members in self.evaluation.regions.items()
-            for name in members
-            if name not in self.data.labels
-        ]
+        mistakes += self.evaluation.mistakes(self.data.labels)
         if self.slices:
             mistakes += [*self._mistakes_of_slices(), *mistakes_of_patches(self)]
             stages = self.pretraining.stages if self.pretraining else {}
@@ -222,6 +217,7 @@ class Config(Section):
         plain = self.plain()
         drop_added_defaults(self, plain)
         plain["network"].pop("remat", None)  # affects only memory and time
+        plain["evaluation"].pop("lesions", None)  # adds scores and changes none
         return plain
 
     def reading(self):

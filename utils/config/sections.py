@@ -279,21 +279,3 @@ class FinetuningTrainingSection(TrainingSection):
         if self.head_learning_rate is not None and not self.head_first:
             raise ValueError("head_learning_rate: has no effect without head_first; set both, or remove it")
         return self
-
-
-class EvaluationSection(Section):
-    """Scores and tables (steps 4 and 5)."""
-
-    surface_tolerance_mm: PositiveFloat = Field(2.0, description="tolerance of the surface Dice")
-    regions: dict[Name, list[Name]] = Field(
-        {},
-        json_schema_extra=ADDED,
-        description="name: classes of data.labels to merge; scored instead of the classes, may overlap",
-    )
-
-    @model_validator(mode="after")
-    def _regions_unite_classes(self):
-        for name, members in self.regions.items():
-            if not members or len(set(members)) < len(members):
-                raise ValueError(f"regions.{name}: {members} must name at least one class, and each once")
-        return self

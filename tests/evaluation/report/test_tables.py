@@ -167,6 +167,8 @@ def write_cells(work, seed=None):
         for repeat, rows in cell.groupby("repeat"):
             scores = rows[["subject", "label", "dice", "hd95_mm"]].assign(surface_dice=rows["dice"] - 0.1)
             scores = scores.assign(volume_ml=100 * rows["dice"], volume_ml_reference=75.0)
+            scores = scores.assign(lesion_f1=rows["dice"], lesion_sensitivity=rows["dice"], lesions_reference=2.0)
+            scores = scores.assign(lesions_detected=1.0, lesions_false_positive=3 * rows["dice"])
             scores = scores if seed is None else scores.sample(frac=1, random_state=seed)
             metrics = {"contrasts": "t2", "init": init, "n_annotated": n, "repeat": renamed[repeat], "labels": LABELS}
             metrics |= {"config_hash": init, "duration_s": 10.0 + repeat, "compile_s": 1.0, "annotated_available": 20}
