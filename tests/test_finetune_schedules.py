@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
+from scipy import ndimage
 
 import finetune_segmentation
 import generate_constraint_maps
@@ -53,6 +54,7 @@ def prepared(tmp_path_factory):
                 "training": training | finetuning.pop("training", {}),
             }
             | finetuning,
+            "evaluation": {"lesions": ["left_kidney"]},
         }
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -101,12 +103,28 @@ def test_a_cell_without_annotated_validation_subjects(prepared, capsys):
     reproduce_tables.main(["--config", str(path)])
     table = (cell.parents[4] / "report" / "tables" / "dice.md").read_text()
     assert "| Selecting |" in table and "| t1 | random | 3 | 0 |" in table
+    lesions_are_those_of_the_predictions(metrics["per_subject"], cell, label.parents[1])
     # The network with the block of its head is rebuilt from model.json, and gives what was scored.
     assert json.loads((cell / "model.json").read_text())["head_block"] is True
     scan, out = label.parents[1] / "sub-05" / "t1.nii.gz", cell.parents[4] / "again.nii.gz"
     predict.main(["--model", str(cell), "--input", str(scan), "--output", str(out)])
     again, scored = (np.asarray(nibabel.load(file).dataobj) for file in (out, cell / "predictions" / "sub-05.nii.gz"))
     np.testing.assert_array_equal(again, scored)
+
+
+def lesions_are_those_of_the_predictions(rows, cell, scans):
+    """The label that the config says is lesions has their counts, in a table and a figure too; the other has none."""
+    assert not [row for row in rows if "lesion_f1" in row and row["label"] != "left_kidney"]
+    for row in (row for row in rows if row["label"] == "left_kidney"):
+        files = scans / row["subject"] / "label.nii.gz", cell / "predictions" / f"{row['subject']}.nii.gz"
+        masks = [np.asarray(nibabel.load(file).dataobj) == 2 for file in files]
+        reference, found = (ndimage.label(mask, np.ones((3, 3, 3)))[1] for mask in masks)
+        assert row["lesions_reference"] == reference == 1
+        assert row["lesions_detected"] + row["lesions_false_positive"] == found > 0
+        assert row["lesion_f1"] == pytest.approx(2 * row["lesions_detected"] / (1 + found))
+    report = cell.parents[4] / "report"
+    assert "| t1 | random | 3 | 0 |" in (report / "tables" / "lesion_f1.md").read_text()
+    assert (report / "figures" / "lesions_false_positive_against_n.png").exists()
 
 
 def test_dead_classes_are_warned_about_and_an_interrupted_cell_ends_alike(prepared, one_trainer, caplog, monkeypatch):
