@@ -7,7 +7,8 @@
 Reads   cell folders of step 4 (outputs of several matching cells are averaged), or one stage folder of step 3.
 Writes  model.keras (for a stage encoder.keras, the feature maps of all levels), which Keras loads without this suite;
         model.json (contrasts, labels, preprocessing), config.yaml and README.md, a model card. With --formats also
-        model.onnx (needs onnx, tf2onnx, onnxruntime) and saved_model/, each run once and compared with model.keras.
+        model.onnx (needs onnx, tf2onnx, onnxruntime), saved_model/, and model.pt with unet.py, a PyTorch module that
+        needs no Keras (needs torch); each is run once and compared with model.keras.
         Subject names and file paths are removed everywhere.
 Takes   seconds.
 Next    python predict.py --model DIR --input scans/ --output predictions/
@@ -33,12 +34,15 @@ log = logging.getLogger("mrccl")
 SAME = 1e-4  # largest difference between exported formats
 KEPT_AT_HOME = ("trained_on", "target_intensities")  # keys of model.json that name subjects
 WRITTEN = (MODEL, "encoder.json", "model.keras", "encoder.keras", "model.onnx", "encoder.onnx", "config.yaml")
+WRITTEN += ("model.pt", "encoder.pt", "unet.py")
 FILES = {
     "keras": "the network, for Keras on any backend",
     "json": "contrasts, labels and preprocessing, for predict.py",
     "yaml": "the config that it was made with, without paths and names of subjects",
     "onnx": "the network, for ONNX Runtime",
     "saved_model": "the network, for TensorFlow",
+    "pt": "the weights, for PyTorch: a state dict",
+    "py": "the network as a PyTorch module, which loads the .pt file",
 }
 
 
@@ -62,7 +66,7 @@ def read_options(arguments):
     parser.add_argument("--model", required=True, nargs="+", type=Path, metavar="DIR", help=text)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     text = "formats besides Keras"
-    parser.add_argument("--formats", nargs="+", default=(), choices=("onnx", "saved_model"), help=text)
+    parser.add_argument("--formats", nargs="+", default=(), choices=("onnx", "saved_model", "torch"), help=text)
     parser.add_argument("--licence", default="not stated", metavar="NAME", help="for the model card, such as CC-BY-4.0")
     parser.add_argument("--intended-use", metavar="TEXT", help="for the model card (default: research)")
     parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
@@ -99,10 +103,14 @@ def check_formats(formats):
         return
     import keras
 
-    if keras.backend.backend() != "tensorflow":
+    by_keras = [form for form in formats if form != "torch"]
+    if by_keras and keras.backend.backend() != "tensorflow":
         raise InputError(
-            f"--formats: need KERAS_BACKEND=tensorflow, not {keras.backend.backend()}; the result is the same"
+            f"--formats {by_keras[0]}: needs KERAS_BACKEND=tensorflow, not {keras.backend.backend()}; "
+            "the result is the same"
         )
+    if "torch" in formats and not importlib.util.find_spec("torch"):
+        raise InputError("--formats torch: needs torch to write the file; pip install torch")
     missing = [name for name in ("onnx", "tf2onnx", "onnxruntime") if not importlib.util.find_spec(name)]
     if "onnx" in formats and missing:
         raise InputError(f"--formats onnx: needs {', '.join(missing)}; make install installs them")
@@ -189,8 +197,9 @@ def write_folder(options, name, network, description, card):
     write_keras(network, output / f"{name}.keras")
     written = [f"{name}.keras", f"{name}.json"]
     for form in options.formats:
-        written.append(f"{name}.onnx" if form == "onnx" else form)
-        export_as(form, network, output / written[-1])
+        path = output / {"onnx": f"{name}.onnx", "torch": f"{name}.pt"}.get(form, form)
+        export_as(form, network, path)
+        written += [path.name, *(["unet.py"] if form == "torch" else [])]
     for number, config in enumerate(shareable_configs(options.model), start=1):
         written.append("config.yaml" if number == 1 else f"config_{number}.yaml")
         write_text(output / written[-1], config)
@@ -207,7 +216,9 @@ def export_as(form, network, path):
     smallest = 2 ** len([layer for layer in network.layers if "pool" in layer.name])
     shape = [size or 2 * smallest for size in network.input_shape[1:]]
     images = np.random.default_rng(0).random((2, *shape)).astype("float32")
-    expected = keras.tree.flatten(network(images))  # called once, or Keras exports nothing
+    expected = map(
+        keras.ops.convert_to_numpy, keras.tree.flatten(network(images))
+    )  # called once, or Keras exports nothing
     if form == "onnx":
         import onnxruntime
 
@@ -217,11 +228,16 @@ def export_as(form, network, path):
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found = session.run(None, {session.get_inputs()[0].name: images})
+    elif form == "torch":
+        from models.to_torch import run_torch, write_torch
+
+        write_torch(network, path)
+        found = run_torch(path, images)
     else:
         network.export(path, format="tf_saved_model", verbose=False)
         found = keras.tree.flatten(keras.layers.TFSMLayer(path, call_endpoint="serve")(images))
     pairs = zip(expected, found, strict=True)
-    difference = max(float(np.abs(np.asarray(one) - np.asarray(other)).max()) for one, other in pairs)
+    difference = max(float(np.abs(one - np.asarray(other)).max()) for one, other in pairs)
     if not difference <= SAME:
         raise RuntimeError(f"{path} differs from the network by {difference:.2g}")
     log.info("%s: differs from the network by at most %.1g", path, difference)

@@ -75,6 +75,7 @@ def model_card(members, *, licence, intended_use=RESEARCH, files=()):
             *_preprocessing(model),
             *_files(files),
             *_use_and_limits(members, intended_use),
+            *_in_torch(model, files, is_single=not several),
             *_licence(licence),
             *_origin(members),
         ]
@@ -97,6 +98,7 @@ def encoder_card(encoder, environment, *, licence, files=()):
             *_files(files),
             "## Intended use\n",
             f"Initial weights for networks that process such images. {RESEARCH}\n",
+            *_in_torch(encoder, files),
             *_licence(licence),
             *_origin([Member(encoder, None, environment)]),
         ]
@@ -204,6 +206,30 @@ def _use_and_limits(members, intended_use):
         limits.append("It was trained on simulated scans.")
     use = "```\npython predict.py --model FOLDER --input scans/ --output predictions/\n```\n"
     return ["## Use\n", use, "## Intended use and limits\n", intended_use, "", *(f"- {limit}" for limit in limits), ""]
+
+
+def _in_torch(model, files, is_single=True):
+    """Say how the exported PyTorch module is used; nothing where there is none."""
+    file = next((name for name, _ in files if name.endswith(".pt")), None)
+    if file is None:
+        return []
+    rank = len(model.get("crop_size") or ()) or model.get("rank", 2)
+    sizes = [str(2 ** max(5, len(model["filters"]) - 1))] * rank
+    size = ", ".join(["1", str(len(model["contrasts"] or (None,))), *sizes])
+    made, is_what = "features", "a list of the features of every level, finest first"
+    if "targets" in model:
+        made, is_what = "synthesised", "the synthesised contrasts, with the scale of training"
+    elif "labels" in model:
+        logits = "; `logits(images)` of the network gives them before the softmax" if is_single else ""
+        made, is_what = "probabilities", f"the probabilities of background and classes{logits}"
+    code = ["import torch", "from unet import load", "", f'{made} = load("{file}")(torch.rand({size}))']
+    axes = "batch, contrasts, rows, columns" + (", slices" if rank == 3 else "")
+    return [
+        "## In PyTorch\n",
+        *("```python", *code, "```\n"),
+        f"`unet.py` needs PyTorch alone; `load` returns a `torch.nn.Module`. Images are `({axes})`, preprocessed as "
+        f"above, and the output is {is_what}.\n",
+    ]
 
 
 def _licence(licence):

@@ -1,0 +1,128 @@
+"""Export to PyTorch: folders whose unet.py needs neither Keras nor this suite, and gives what the network gives."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import models.to_torch
+from evaluation.report.model_card import Member, encoder_card, model_card
+from models.portable import read_keras
+from models.unet import build_encoder
+from models.weights import save_weights
+from tests.test_export_model import CONFIG, FILTERS, METRICS, MODEL, PRIVATE, SYNTHESIS, export, images_for, write_cell
+from utils.checks import InputError
+
+FILES = [("model.pt", "the weights"), ("unet.py", "the network")]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Name to folder and file: a cell, an ensemble, a synthesis of volumes and an encoder as PyTorch modules."""
+    pytest.importorskip("torch", reason="PyTorch is not installed (pip install torch==2.13.0)")
+    import yaml
+
+    work = tmp_path_factory.mktemp("torch")
+    cells = [write_cell(work / f"finetuning/t1/late/n02/r{repeat}", repeat) for repeat in (0, 1)]
+    made = write_cell(work / "synthesis/late/n02/r0", **SYNTHESIS)
+    stage = work / "pretraining/late"
+    stage.mkdir(parents=True)
+    network = build_encoder((32, 32, 1), filters=FILTERS, features=8, seed=3)
+    save_weights(network, stage / "weights.npz", contrasts=["t1"], subjects={"train": ["anna"]}, config_hash="ab")
+    (stage / "resolved_config.yaml").write_text(yaml.safe_dump(CONFIG))
+    sources = {"one": cells[:1], "both": cells, "made": [made], "encoder": [stage]}
+    for name, source in sources.items():
+        export("--model", *source, "--output", work / name, "--formats", "torch")
+    return {name: (work / name, "encoder" if name == "encoder" else "model") for name in sources}
+
+
+@pytest.mark.parametrize("name", ["one", "both", "made", "encoder"])
+def test_the_files_alone_give_what_keras_gives(exported, tmp_path, name):
+    """In a fresh process that finds PyTorch and numpy, and in which Keras cannot be imported."""
+    folder, file = exported[name]
+    network = read_keras(folder / f"{file}.keras")
+    images = images_for(network)
+    np.save(tmp_path / "images.npy", np.moveaxis(images, -1, 1))
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys(("keras", "tensorflow", "jax", "models", "utils"))
+sys.path.insert(0, ".")
+import numpy as np, torch
+from unet import load
+outputs = load("{file}.pt")(torch.from_numpy(np.load({str(tmp_path / "images.npy")!r})))
+outputs = outputs if isinstance(outputs, list) else [outputs]
+np.savez({str(tmp_path / "made.npz")!r}, *(one.detach().numpy() for one in outputs))
+"""
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True, timeout=120)
+    expected = keras.tree.flatten(network.predict_on_batch(images))
+    made = list(np.load(tmp_path / "made.npz").values())
+    for one, other in zip(made, expected, strict=True):
+        np.testing.assert_allclose(np.moveaxis(one, 1, -1), other, atol=1e-5)
+    assert len(expected) == (len(FILTERS) if name == "encoder" else 1)
+
+
+@pytest.mark.parametrize("name", ["one", "both", "made", "encoder"])
+def test_the_lines_of_the_card_work(exported, name):
+    folder, file = exported[name]
+    card = (folder / "README.md").read_text()
+    assert f"| `{file}.pt` | the weights, for PyTorch: a state dict |" in card and "| `unet.py` |" in card
+    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(list(filter(None, lines.splitlines()))) == 3
+    output = lines.split(" = ")[0].splitlines()[-1]
+    shown = f"len({output})" if name == "encoder" else f"{output}.shape"
+    code = f"import sys; sys.path.insert(0, '.')\n{lines}\nprint({shown})"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    shapes = {"one": "1, 3, 32, 32", "both": "1, 3, 32, 32", "made": "1, 1, 32, 32, 32"}
+    assert done.stdout.strip() == (f"torch.Size([{shapes[name]}])" if name in shapes else "2"), done.stderr
+
+
+def test_nothing_exported_names_a_subject(exported):
+    for folder, file in exported.values():
+        assert not PRIVATE.search((folder / f"{file}.pt").read_bytes())
+        assert (folder / "unet.py").read_text() == models.to_torch.SOURCE.read_text()
+
+
+def test_a_file_that_computes_something_else_is_refused(exported, tmp_path, monkeypatch):
+    cell = exported["one"][0].parent / "finetuning/t1/late/n02/r0"
+    weights = models.to_torch.torch_weights
+    monkeypatch.setattr(
+        models.to_torch, "torch_weights", lambda network: {k: v * 1.01 for k, v in weights(network).items()}
+    )
+    with pytest.raises(RuntimeError, match=r"model.pt differs from the network by"):
+        export("--model", cell, "--output", tmp_path / "out", "--formats", "torch")
+    assert not (tmp_path / "out/model.json").exists()
+
+
+def test_an_export_without_torch_removes_the_files_of_the_one_before(exported, tmp_path):
+    cell = exported["one"][0].parent / "finetuning/t1/late/n02/r0"
+    export("--model", cell, "--output", tmp_path, "--formats", "torch")
+    assert (tmp_path / "model.pt").exists() and (tmp_path / "unet.py").exists()
+    export("--model", cell, "--output", tmp_path, "--overwrite")
+    assert not (tmp_path / "model.pt").exists() and not (tmp_path / "unet.py").exists()
+    assert "PyTorch" not in (tmp_path / "README.md").read_text()
+
+
+def test_without_torch_the_format_is_refused(tmp_path, monkeypatch):
+    cell = write_cell(tmp_path / "finetuning/t1/late/n02/r0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--formats torch: needs torch .*pip install torch"):
+        export("--model", cell, "--output", tmp_path / "out", "--formats", "torch")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cards_say_what_the_module_returns():
+    about = {"licence": "CC0-1.0", "files": FILES}
+    single = model_card([Member(MODEL, METRICS)], **about)
+    assert "`(batch, contrasts, rows, columns)`" in single and "`logits(images)` of the network" in single
+    assert 'probabilities = load("model.pt")(torch.rand(1, 1, 32, 32))' in single
+    assert "logits" not in model_card([Member(MODEL, METRICS)] * 2, **about)
+    made = model_card([Member(MODEL | SYNTHESIS)], **about)
+    assert "torch.rand(1, 1, 32, 32, 32)" in made and "rows, columns, slices)`" in made
+    encoder = MODEL | {"stage": "late", "subjects": 3, "rank": 3, "filters": [4] * 8, "contrasts": ["t1", "t2"]}
+    card = encoder_card({k: v for k, v in encoder.items() if k != "labels"}, None, **about)
+    assert "features = " in card and "torch.rand(1, 2, 128, 128, 128)" in card and "finest first" in card
+    assert "PyTorch" not in model_card([Member(MODEL, METRICS)], licence="CC0-1.0")
