@@ -2,7 +2,7 @@
 # make table-renal-simulated    the renal paper's table on a simulated cohort: five contrasts, 60 cells
 # make test    lint and the quick tests, in a few minutes: while you work
 # make test-all    lint and every test, Snakemake's grid among them: before you propose a change, and in CI
-# make test-backends    TensorFlow, JAX and, where it is installed, PyTorch against each other; two devices against one
+# make test-backends    TensorFlow, JAX and, where it is installed, PyTorch against each other; two devices against one; export to PyTorch
 # make install, make install-grid    what these install first: the suite in .venv, for test-all also Snakemake in .venv-grid
 # make audit   known vulnerabilities of what is installed (needs the internet), and whether its versions go together
 # make bench   time and memory, written to benchmarks/output/
@@ -60,7 +60,8 @@ test test-all: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TIER)
 
 test-backends: install
-	$(BIN)/python -m pytest tests/test_backends.py tests/test_backend_trainings.py tests/training/test_devices.py
+	$(BIN)/python -m pytest tests/test_backends.py tests/test_backend_trainings.py tests/training/test_devices.py \
+		tests/models/test_to_torch.py tests/test_export_torch.py
 
 # pip-audit in an environment of its own, so that it audits what the suite uses and not itself.
 audit: install

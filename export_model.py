@@ -33,8 +33,8 @@ from utils.work_dir import METRICS, MODEL, WEIGHTS, WorkDir
 log = logging.getLogger("mrccl")
 SAME = 1e-4  # largest difference between exported formats
 KEPT_AT_HOME = ("trained_on", "target_intensities")  # keys of model.json that name subjects
-WRITTEN = (MODEL, "encoder.json", "model.keras", "encoder.keras", "model.onnx", "encoder.onnx", "config.yaml")
-WRITTEN += ("model.pt", "encoder.pt", "unet.py")
+WRITTEN = (MODEL, "encoder.json", "model.keras", "encoder.keras", "model.onnx", "encoder.onnx", "model.pt",
+           "encoder.pt", "unet.py", "config.yaml")  # fmt: skip
 FILES = {
     "keras": "the network, for Keras on any backend",
     "json": "contrasts, labels and preprocessing, for predict.py",

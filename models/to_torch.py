@@ -37,7 +37,7 @@ def torch_weights(network: keras.Model) -> dict[str, np.ndarray]:
     Raises:
         InputError: The network has a layer that `unet_torch.py` does not have, such as a projection head.
     """
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for layer in network.layers:
         if isinstance(layer, keras.Model):
             found |= {f"{layer.name}.{name}": array for name, array in torch_weights(layer).items()}

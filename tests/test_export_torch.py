@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 
 import models.to_torch
 from evaluation.report.model_card import Member, encoder_card, model_card
-from models.portable import read_keras
+from models.portable import pretrained_encoder, read_keras
 from models.unet import build_encoder
-from models.weights import save_weights
+from models.weights import save_weights, weights_of
 from tests.test_export_model import CONFIG, FILTERS, METRICS, MODEL, PRIVATE, SYNTHESIS, export, images_for, write_cell
 from utils.checks import InputError
 
+ROOT = Path(__file__).resolve().parents[1]
 FILES = [("model.pt", "the weights"), ("unet.py", "the network")]
 
 
@@ -78,6 +80,20 @@ def test_the_lines_of_the_card_work(exported, name):
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
     shapes = {"one": "1, 3, 32, 32", "both": "1, 3, 32, 32", "made": "1, 1, 32, 32, 32"}
     assert done.stdout.strip() == (f"torch.Size([{shapes[name]}])" if name in shapes else "2"), done.stderr
+
+
+def test_the_lines_of_the_documentation_work(tmp_path):
+    """An encoder of the filters of lgg_tcga, in a folder as the page calls it."""
+    pytest.importorskip("torch", reason="PyTorch is not installed (pip install torch==2.13.0)")
+    _, lines, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)
+    filters = [16, 32, 64, 64, 64]
+    encoder = pretrained_encoder(weights_of(build_encoder((16, 16, 1), filters=filters)), 1, rank=2, filters=filters)
+    models.to_torch.write_torch(encoder, tmp_path / "lgg_encoder/encoder.pt")
+    code = f"import sys; sys.path.insert(0, 'lgg_encoder')\n{lines}"
+    code += "print([map.shape[-1] for map in features], network.encoder_1_conv_1.weight.grad.abs().max() > 0)\n"
+    code += "print(torch.equal(network.encoder_3_conv_1.weight, encoder.encoder_3_conv_1.weight))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split("\n")[:2] == ["[96, 48, 24, 12, 6] tensor(True)", "True"], done.stderr
 
 
 def test_nothing_exported_names_a_subject(exported):

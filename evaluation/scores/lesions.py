@@ -69,7 +69,7 @@ def count_lesions(predicted, true, overlap) -> LesionCounts:
     both = (reference > 0) & (found > 0)
     pairs, shared = np.unique(np.stack([reference[both], found[both]]), axis=1, return_counts=True)
     iou = shared / (sizes[0][pairs[0]] + sizes[1][pairs[1]] - shared)
-    taken = set(), set()
+    taken: tuple[set[int], set[int]] = set(), set()
     for place in np.lexsort((pairs[1], pairs[0], -iou)):
         one, other = map(int, pairs[:, place])
         if iou[place] >= overlap and one not in taken[0] and other not in taken[1]:
