@@ -18,6 +18,7 @@ import functools
 import logging
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.checks import InputError
 from utils.command_line import from_command_line
@@ -107,7 +108,8 @@ def write_report_of(config, segmentation, synthesis, notes, folder):
         figures += more_figures
         notes = notes + synthesis_gaps(config, synthesis) + more_notes
     figures += draw_training_curves(config, folder / "figures")
-    write_page(config, segmentation, tables, figures, galleries, notes, folder / "index.html", synthesis)
+    shown = Shown(tables, figures, galleries, notes)
+    write_page(config, segmentation, synthesis, shown, folder / "index.html")
     return tables
 
 
@@ -223,7 +225,16 @@ def draw_training_curves(config, folder):
     return [ReportFigure("Pretraining", CURVES_SHOW, (png,))]
 
 
-def write_page(config, segmentation, tables, figures, galleries, notes, path, synthesis=None):
+class Shown(NamedTuple):
+    """What a page shows besides scores: `Table`, `ReportFigure`, galleries of pictures, and notes, a list of each."""
+
+    tables: list
+    figures: list
+    galleries: list
+    notes: list
+
+
+def write_page(config, segmentation, synthesis, shown, path):
     """Write the HTML page; `segmentation` and `synthesis` are None where there is none."""
     import yaml
 
@@ -233,7 +244,7 @@ def write_page(config, segmentation, tables, figures, galleries, notes, path, sy
     from evaluation.report.page import Report, collect_runs, page_facts, subject_grid, subtitle, write_report
     from evaluation.scores.measures import DICE, MASK, measures_in
 
-    for line in notes:
+    for line in shown.notes:
         log.warning("%s", line)
     runs = collect_runs(config.work_dir)
     ssim, *_ = measures_in(MASK)
@@ -242,11 +253,11 @@ def write_page(config, segmentation, tables, figures, galleries, notes, path, sy
         title=config.name,
         is_simulated=config.data.simulated,
         facts=page_facts(segmentation, synthesis, runs, config.seed),
-        notes=notes,
-        tables=tables,
-        figures=figures,
+        notes=shown.notes,
+        tables=shown.tables,
+        figures=shown.figures,
         subjects=None if segmentation is None else subject_grid(segmentation, DICE),
-        galleries=galleries,
+        galleries=shown.galleries,
         gallery_rule=RULE,
         label_colours={label: label_colour(index) for index, label in enumerate(config.data.labels)},
         runs=runs,

@@ -233,22 +233,12 @@ class RepresentedSplit:
 
     def sample(self, part):
         """Draw the patches of the training or of the test subjects."""
-        from evaluation.probes.patches import sample_patches
+        from evaluation.probes.patches import Contents, Drawing, sample_patches
         from training.patches import assign_patch_classes
 
-        return sample_patches(
-            self.store,
-            self.subjects[part],
-            self.contrasts,
-            self.edge,
-            majority=assign_patch_classes,
-            most_images=IMAGES[self.rank],
-            most_patches=PATCHES,
-            seed=self.seed(part),
-            truth=self.truth,
-            beside=self.targets,
-            crops=self.crops,
-        )
+        drawing = Drawing(IMAGES[self.rank], PATCHES, self.seed(part), self.crops)
+        contents = Contents(assign_patch_classes, self.truth, self.targets)
+        return sample_patches(self.store, self.subjects[part], self.contrasts, self.edge, drawing, contents)
 
     def representations(self, train, test):
         """Yield a description of each representation, and its values on training and test patches, `(n, F)`.

@@ -35,8 +35,6 @@ WITH_MORE_PARAMETERS = {
     # What is read of a scan, passed one by one.
     "data/layouts/subjects.py:find_subjects",
     "evaluation/pictures/overlays.py:read_picture",
-    "evaluation/probes/patches.py:sample_patches",
-    "reproduce_tables.py:write_page",
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 FILES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -254,7 +254,8 @@ def test_simulated_scans_are_called_simulated_everywhere(work, tmp_path):
     config = load_config(path, overrides=["data.simulated=true"])
     results = read_scores(config.work_dir, **reproduce_tables.about(config, SEGMENTATION))
     tables = reproduce_tables.make_tables(config, results, tmp_path / "tables")
-    reproduce_tables.write_page(config, results, tables, [], [], [], tmp_path / "index.html")
+    shown = reproduce_tables.Shown(tables, [], [], [])
+    reproduce_tables.write_page(config, results, None, shown, tmp_path / "index.html")
     assert 'class="simulated"' in (tmp_path / "index.html").read_text()
     for table in tables:
         assert "Simulated scans." in (tmp_path / "tables" / f"{table.name}.md").read_text()

@@ -101,25 +101,48 @@ class Patches:
         return maps[self.table["image"], self.table["patch"]]
 
 
-def sample_patches(
-    store, subjects, contrasts, edge, *, majority, most_images, most_patches, seed, truth=None, beside=(), crops=None
-):
-    """Draw slices or crops of some subjects, and patches in them that consist of foreground only.
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """Which patches are drawn.
 
-    With `truth`, every pixel must also have protons: bowel gas has neither T1 nor T2.
+    Attributes:
+        most_images: Largest number of slices or crops, over all subjects.
+        most_patches: Largest number of patches.
+        seed: Integer; the same seed draws the same patches.
+        crops: Section `crops` of the config, as a dictionary; None: whole slices.
+    """
+
+    most_images: int
+    most_patches: int
+    seed: int
+    crops: dict | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What is noted of each patch, besides its class and its label.
+
+    Attributes:
+        majority: Function `(maps (S, h, w[, d]), edge)` to the most frequent class of each patch, `(S, P)`.
+        truth: From `find_truth`, or None. With it, every pixel must also have protons: bowel gas has neither T1 nor T2.
+        beside: Channels whose mean in each patch is computed as well; columns `contrast <name>`.
+    """
+
+    majority: object
+    truth: dict | None = None
+    beside: tuple[str, ...] | list[str] = ()
+
+
+def sample_patches(store, subjects, contrasts, edge, drawing, contents):
+    """Draw slices or crops of some subjects, and patches in them that consist of foreground only.
 
     Args:
         store: `SliceStore`; without labels, patches have none.
         subjects: Their identifiers.
         contrasts: Channels of the images.
         edge: Edge of a patch in pixels, along every axis.
-        majority: Function `(maps (S, h, w[, d]), edge)` to the most frequent class of each patch, `(S, P)`.
-        most_images: Largest number of slices or crops, over all subjects.
-        most_patches: Largest number of patches.
-        seed: Integer; the same seed draws the same patches.
-        truth: From `find_truth`, or None.
-        beside: Channels whose mean in each patch is computed as well; columns `contrast <name>`.
-        crops: Section `crops` of the config, as a dictionary; None: whole slices.
+        drawing: Which patches are drawn, a `Drawing`.
+        contents: What is noted of them, a `Contents`.
 
     Returns:
         `Patches`, in the order of the slices.
@@ -129,10 +152,10 @@ def sample_patches(
     """
     import pandas
 
-    draw = np.random.default_rng(seed)
-    regions = Regions.drawn(store, subjects, draw, most_images, crops)
-    columns, is_inside = _contents(regions, edge, majority, truth, beside)
-    places = draw.permutation(np.argwhere(is_inside))[:most_patches]
+    draw = np.random.default_rng(drawing.seed)
+    regions = Regions.drawn(store, subjects, draw, drawing.most_images, drawing.crops)
+    columns, is_inside = _contents(regions, edge, contents)
+    places = draw.permutation(np.argwhere(is_inside))[: drawing.most_patches]
     if len(places) < FEWEST:
         shape = " x ".join([str(edge)] * len(regions.size))
         raise InputError(
@@ -146,17 +169,17 @@ def sample_patches(
     return Patches(shown, table, patch_positions(regions.take(images), numbers, edge))
 
 
-def _contents(regions, edge, majority, truth, beside):
+def _contents(regions, edge, contents):
     """Return the contents of all patches, `{column: (S, P)}`, and which lie entirely inside, boolean `(S, P)`."""
     store, means = regions.store, functools.partial(patch_means, edge=edge, rank=len(regions.size))
     maps = regions.cut(store.constraint_maps)
-    columns, is_inside = {"constraint_class": majority(maps, edge)}, means(maps > 0) == 1
+    columns, is_inside = {"constraint_class": contents.majority(maps, edge)}, means(maps > 0) == 1
     if store.has_labels:
-        columns["label"] = majority(regions.cut(store.labels), edge)
-    for name in beside:
+        columns["label"] = contents.majority(regions.cut(store.labels), edge)
+    for name in contents.beside:
         columns[f"contrast {name}"] = means(regions.cut(functools.partial(store.images, [name])))[..., 0]
-    if truth:
-        parameters, has_protons = true_parameters(regions, edge, truth)
+    if contents.truth:
+        parameters, has_protons = true_parameters(regions, edge, contents.truth)
         columns, is_inside = columns | parameters, is_inside & has_protons
     return columns, is_inside
 

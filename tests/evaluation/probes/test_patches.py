@@ -1,5 +1,7 @@
 """Patches: against loops over pixels, on a small store with scans turned and flipped."""
 
+from dataclasses import replace
+
 import nibabel
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from data.scans.volumes import write_nifti
 from data.store.store import SliceStore, SubjectSlices
 from evaluation.probes.patches import (
     TRUTH,
+    Contents,
+    Drawing,
     Regions,
     draw_balanced,
     find_truth,
@@ -24,7 +28,7 @@ from utils.checks import InputError
 
 SHAPE, IMAGE = (14, 10, 3), (8, 12)
 TURNED = np.array([[0, -2.0, 0, 9], [-2.0, 0, 0, 5], [0, 0, -5.0, 1], [0, 0, 0, 1]])
-OPTIONS = {"majority": assign_patch_classes, "most_images": 99, "most_patches": 999, "seed": 3}
+DRAWING, CONTENTS = Drawing(most_images=99, most_patches=999, seed=3), Contents(assign_patch_classes)
 AFFINES = {"a": np.diag([2.0, 2.0, 5.0, 1.0]), "b": TURNED}
 
 
@@ -62,7 +66,8 @@ def dataset(tmp_path):
 
 
 def sample(store, **changes):
-    return sample_patches(store, ["a", "b"], ["t2"], 2, **OPTIONS | changes)
+    drawn = {key: changes.pop(key) for key in ("most_images", "most_patches", "seed", "crops") if key in changes}
+    return sample_patches(store, ["a", "b"], ["t2"], 2, replace(DRAWING, **drawn), replace(CONTENTS, **changes))
 
 
 @pytest.mark.parametrize("edge", [1, 2, 4])
@@ -163,7 +168,7 @@ def test_draws_are_limited_and_fixed_by_the_seed(dataset):
     with pytest.raises(InputError, match="only 5 patches of 2 x 2 pixels are foreground throughout"):
         sample(store, most_patches=5)
     with pytest.raises(InputError, match="holds no slices of a part of the split; correct data.splits"):
-        sample_patches(store, [], ["t2"], 2, **OPTIONS)
+        sample_patches(store, [], ["t2"], 2, DRAWING, CONTENTS)
 
 
 def test_positions_reach_from_border_to_border(dataset):
@@ -226,7 +231,7 @@ def test_patches_of_crops_are_those_of_the_whole_volumes(volumes):
     store, truth = volumes
     files = {subject: found[0] for subject, found in truth.items()}
     crops = {"size": [4, 8, 4], "validation": 3, "min_foreground": 0.25}
-    patches = sample_patches(store, ["a", "b"], ["t2"], 2, **OPTIONS, beside=["t1"], truth=files, crops=crops)
+    patches = sample(store, beside=["t1"], truth=files, crops=crops)
     assert patches.images.shape == (6, 4, 8, 4, 1) and "label" not in patches.table
     assert set(patches.table["subject"]) == {"a", "b"} and patches.table["patch"].max() < 16
     means = patches.take(patch_means(patches.images, 2, rank=3))
@@ -248,13 +253,15 @@ def test_patches_of_crops_are_those_of_the_whole_volumes(volumes):
 def test_crops_are_limited_and_fixed_by_the_seed(volumes):
     store, _ = volumes
     crops = {"size": [4, 4, 2], "validation": 5, "min_foreground": 0.25}
-    options = OPTIONS | {"most_images": 4, "crops": crops}
-    first, again, other = (sample_patches(store, ["b"], ["t1"], 2, **options | {"seed": n}) for n in (3, 3, 4))
+    drawing = replace(DRAWING, most_images=4, crops=crops)
+    drawings = (replace(drawing, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (sample_patches(store, ["b"], ["t1"], 2, one, CONTENTS) for one in drawings)
     assert first.images.shape == (4, 4, 4, 2, 1)
     np.testing.assert_array_equal(first.images, again.images)
     assert first.table.equals(again.table) and not np.array_equal(first.images, other.images)
     with pytest.raises(InputError, match=r"only \d patches of 4 x 4 x 4 pixels are foreground throughout"):
-        sample_patches(store, ["b"], ["t1"], 4, **options | {"crops": crops | {"size": [4, 4, 4]}})
+        cubes = replace(drawing, crops=crops | {"size": [4, 4, 4]})
+        sample_patches(store, ["b"], ["t1"], 4, cubes, CONTENTS)
 
 
 def test_cubes_are_numbered_as_those_of_the_networks_and_of_the_classes():
