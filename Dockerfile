@@ -10,4 +10,4 @@ ARG TENSORFLOW=tensorflow
 RUN pip install --no-cache-dir -r requirements.txt "$TENSORFLOW"
 COPY . .
 ENTRYPOINT ["python"]
-CMD ["doctor.py"]
+CMD ["-m", "tools.doctor"]

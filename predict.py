@@ -4,9 +4,9 @@
     python predict.py --model results/lgg_tcga/model --input flair.nii.gz --output label.nii.gz
     python predict.py --model runs/lgg_tcga_synthesis/synthesis/random/n10/r0 --input scans/ --output synthesised/
 
-Reads   model folders (cells of finetune_segmentation.py or finetune_synthesis.py, folders of export_model.py, or models
-        in results/), several of one kind as an ensemble; FILE: one scan, for models with one input contrast (and one
-        to synthesise), which tables call as its result is called; DIR: a folder with the input contrasts of every
+Reads   model folders (cells of finetune_segmentation.py or finetune_synthesis.py, folders of tools.export_model, or
+        models in results/), several of one kind as an ensemble; FILE: one scan, for models with one input contrast (and
+        one to synthesise), which tables call as its result is called; DIR: a folder with the input contrasts of every
         subject under the names that the model was trained with (printed when they are not found), or, for models with
         one input contrast, a plain folder of NIfTI files, each a scan that is called by its file's name.
 Writes  on the scan's own grid. Segmentation: one NIfTI label map per scan, with --probabilities the probability of each
@@ -20,7 +20,6 @@ Takes   seconds a scan on a CPU for slices, minutes for volumes. The network see
         240 x 240 x 155, and more contrasts more. A GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it.
 """
 
-import argparse
 import dataclasses
 import functools
 import logging
@@ -30,7 +29,7 @@ from pathlib import Path, PurePosixPath
 
 from data.layouts.files import SUFFIXES, stem_of
 from utils.checks import InputError, counted
-from utils.command_line import check_writable
+from utils.command_line import check_writable, parser_of
 from utils.disk import results_go_to, trouble_with_disk
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
@@ -83,7 +82,7 @@ def sound_ones(jobs, problems_of, options, failures):
 
 
 def read_options(arguments):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--model", required=True, nargs="+", type=Path, metavar="DIR", help="model folder; of several, the mean counts"
     )

@@ -11,7 +11,6 @@ Takes   1 to 3 seconds and up to 0.5 GB per subject and job. Finished subjects a
 Next    python generate_constraint_maps.py --config FILE
 """
 
-import argparse
 import functools
 import logging
 import os
@@ -19,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from utils.checks import InputError, counted
-from utils.command_line import check_writable
+from utils.command_line import check_writable, parser_of
 from utils.disk import results_go_to
 from utils.parallel import in_order
 from utils.runs import alone_in, atomic_path, exit_code_of, progress, read_json, write_json
@@ -54,7 +53,7 @@ def main(arguments=None):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the cohort")
     parser.add_argument("--subjects", type=int, default=18, metavar="N", help="number of subjects (18)")
     parser.add_argument("--anatomy", choices=("renal", "brain_tumour"), default="renal", help="anatomy (renal)")

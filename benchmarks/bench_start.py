@@ -3,13 +3,14 @@
     PYTHONPATH=. python benchmarks/bench_start.py [--runs N] [--output FILE]
 
 Every script is run with `--help`, with a config whose key is misspelt (it must suggest the right one), and with a
-config that does not exist; the two without a config, with options that are wrong. All cases take turns; a figure is
+config that does not exist; those without a config, with options that are wrong. All cases take turns; a figure is
 the median over the runs, with Python's byte code already on disk. Then each case runs once more to list its imports:
 no backend may be among them. The limit is 0.5 seconds for the slowest. Floors are what no script can avoid: Python
 that does nothing, and Python with the libraries that read and check a config. Writes benchmarks/output/start.json;
 exit code 1 when a limit is broken. Takes about a minute.
 """
 
+import os
 import re
 import statistics
 import subprocess
@@ -24,11 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "renal_demo.yaml"
 BACKENDS = {"tensorflow", "jax", "torch", "keras"}
 LIMIT_S = 0.5
+FROM_ANYWHERE = {**os.environ, "PYTHONPATH": str(ROOT)}  # so that `python -m tools.NAME` is found
 FLOORS = {"python": "pass", "python, yaml, pydantic": "import yaml, pydantic"}
-# What the two scripts without a config answer to instead, and how.
+# What the scripts without a config answer to instead, and how.
 WITHOUT_CONFIG = {
-    "doctor": {},  # starts the backend, which is what it looks at
-    "export_model": {"model missing": (["--model", "missing", "--output", "b"], "missing")},
+    "tools.doctor": {},  # starts the backend, which is what it looks at
+    "tools.export_model": {"model missing": (["--model", "missing", "--output", "b"], "missing")},
     "predict": {"model missing": (["--model", "missing", "--input", "a", "--output", "b"], "no model.json there")},
     "simulate_cohort": {"impossible number": (["--out", "new", "--subjects", "1"], "expected at least 3")},
 }
@@ -56,8 +58,10 @@ def main(arguments=None):
 
 
 def scripts():
-    """Return the names of the top-level scripts."""
-    return sorted(path.stem for path in ROOT.glob("*.py") if "__main__" in path.read_text())
+    """Return what stands for each script and each tool after `python`, by name."""
+    found = {path.stem: [str(path)] for path in ROOT.glob("*.py") if "exit_code_of(main)" in path.read_text()}
+    tools = [f"tools.{path.stem}" for path in (ROOT / "tools").glob("[a-z]*.py")]
+    return dict(sorted({**found, **{tool: ["-m", tool] for tool in tools}}.items()))
 
 
 def all_cases(folder):
@@ -69,11 +73,10 @@ def all_cases(folder):
         "config missing": (["--config", "missing.yaml"], "no such config file"),
     }
     cases = {name: (["-c", code], 0, "") for name, code in FLOORS.items()}
-    for script in scripts():
-        path = str(ROOT / f"{script}.py")
-        cases[f"{script}: help"] = ([path, "--help"], 0, "usage:")
+    for script, words in scripts().items():
+        cases[f"{script}: help"] = ([*words, "--help"], 0, "usage:")
         for mistake, (options, answer) in WITHOUT_CONFIG.get(script, with_config).items():
-            cases[f"{script}: {mistake}"] = ([path, *options], 2, answer)
+            cases[f"{script}: {mistake}"] = ([*words, *options], 2, answer)
     return cases
 
 
@@ -83,7 +86,9 @@ def measure(cases, runs, folder):
     for counted in [False, *[True] * runs]:
         for case, (words, code, answer) in cases.items():
             start = time.perf_counter()
-            ended = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
+            ended = subprocess.run(
+                [sys.executable, *words], cwd=folder, env=FROM_ANYWHERE, capture_output=True, text=True
+            )
             seconds[case] += [time.perf_counter() - start] if counted else []
             if ended.returncode != code or answer not in ended.stdout + ended.stderr or "Traceback" in ended.stderr:
                 said = f"exit code {ended.returncode}\n{ended.stdout[-500:]}{ended.stderr[-1500:]}"
@@ -93,7 +98,9 @@ def measure(cases, runs, folder):
 
 def backends_imported(words, folder):
     """Return which backends a case has imported when it ends."""
-    listing = subprocess.run([sys.executable, "-X", "importtime", *words], cwd=folder, capture_output=True, text=True)
+    listing = subprocess.run(
+        [sys.executable, "-X", "importtime", *words], cwd=folder, env=FROM_ANYWHERE, capture_output=True, text=True
+    )
     return BACKENDS & {name.split(".")[0] for name in re.findall(r"\|\s+(\S+)$", listing.stderr, re.MULTILINE)}
 
 

@@ -1,12 +1,12 @@
-"""check_dataset.py: the table, the montage, and what must be fixed."""
+"""python -m tools.check_dataset: the table, the montage, and what must be fixed."""
 
 import csv
 
 import numpy as np
 import yaml
 
-import check_dataset
 from tests.layouts import AFFINE, corner, ramp, save, write_brats, write_chaos, write_msd
+from tools import check_dataset
 from utils.checks import InputError
 
 

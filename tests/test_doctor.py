@@ -1,11 +1,11 @@
-"""doctor.py says why no GPU is used, and what to do; nvidia-smi is a script that says what the real one says."""
+"""tools.doctor says why no GPU is used, and what to do; nvidia-smi is a script that says what the real one says."""
 
 import os
 import stat
 
 import pytest
 
-import doctor
+from tools import doctor
 
 CARDS = "NVIDIA H200, 580.95.05\nNVIDIA H200, 580.95.05"
 HERE = "trains on the processor, although there is NVIDIA H200, 580.95.05 (card, driver): "

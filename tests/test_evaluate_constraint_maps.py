@@ -10,11 +10,11 @@ import pandas
 import pytest
 import yaml
 
-import evaluate_constraint_maps as script
 import generate_constraint_maps
 import simulate_cohort
 from data.layouts.subjects import find_subjects
 from data.scans.volumes import read_contrasts, write_nifti
+from tools import evaluate_constraint_maps as script
 from utils.checks import InputError
 from utils.config.load import load_config
 
@@ -69,7 +69,7 @@ def stamps(config):
 @pytest.fixture(scope="module")
 def done(cohort, tmp_path_factory):
     config = write_config(tmp_path_factory.mktemp("done"), cohort)
-    command = [sys.executable, "evaluate_constraint_maps.py", "--config", config, *SWEEP, "--jobs", "2"]
+    command = [sys.executable, "-m", "tools.evaluate_constraint_maps", "--config", config, *SWEEP, "--jobs", "2"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert f"python generate_constraint_maps.py --config {config}" in finished.stderr

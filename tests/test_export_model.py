@@ -1,4 +1,4 @@
-"""export_model.py: folders that predict.py, plain Keras, JAX, TensorFlow and ONNX Runtime take; they name nobody."""
+"""tools.export_model: folders that predict.py, plain Keras, JAX, TensorFlow and ONNX Runtime take; they name nobody."""
 
 import importlib.util
 import json
@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import yaml
 
-import export_model
 import predict
 from data.scans.volumes import write_nifti
 from models.portable import load_network, read_keras
 from models.unet import build_encoder, build_unet
 from models.weights import read_weights, save_weights, transfer
+from tools import export_model
 from utils.checks import InputError
 from utils.config.load import load_config
 

@@ -1,4 +1,4 @@
-"""Imports point down only: scripts, then evaluation and training, then data, models and losses, then utils."""
+"""Imports point down only: scripts and tools; evaluation and training; data, models and losses; utils."""
 
 import ast
 import functools
@@ -37,6 +37,7 @@ WITH_MORE_PARAMETERS = {
     "evaluation/pictures/overlays.py:read_picture",
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+TOP = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]  # no other file imports these
 FILES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -62,7 +63,7 @@ def _imports_of(path):
 def test_imports_point_down(subtests):
     for path in FILES:
         with subtests.test(str(path.relative_to(ROOT))):
-            ours = {name for name, _ in imports_of(path) if name in MAY_IMPORT or name in SCRIPTS}
+            ours = {name for name, _ in imports_of(path) if name in {"tools", *MAY_IMPORT, *SCRIPTS}}
             assert ours <= MAY_IMPORT[floor_of(path)]
 
 
@@ -77,6 +78,7 @@ def test_third_party_imports_of_a_layer(subtests):
 
 def test_there_are_files_to_check():
     assert len(FILES) > 20 and {"predict", "finetune_segmentation"} <= SCRIPTS
+    assert {"predict", "doctor"} <= {path.stem for path in TOP}
 
 
 def test_utils_imports_keras_only_inside_functions():
@@ -85,12 +87,12 @@ def test_utils_imports_keras_only_inside_functions():
 
 
 def test_tensorflow_is_imported_in_one_function_only():
-    files = [path for path in [*FILES, *ROOT.glob("*.py")] if "tensorflow" in {name for name, _ in imports_of(path)}]
+    files = [path for path in [*FILES, *TOP] if "tensorflow" in {name for name, _ in imports_of(path)}]
     assert [path.name for path in files] == ["environment.py"]
 
 
 def test_torch_is_imported_only_where_networks_are_exported():
-    files = {path for path in [*FILES, *ROOT.glob("*.py")] if "torch" in {name for name, _ in imports_of(path)}}
+    files = {path for path in [*FILES, *TOP] if "torch" in {name for name, _ in imports_of(path)}}
     assert files == {ROOT / "models" / name for name in IN_TORCH}
     assert ("torch", True) not in imports_of(ROOT / "models" / "to_torch.py")
     assert not [
@@ -98,14 +100,14 @@ def test_torch_is_imported_only_where_networks_are_exported():
     ]
 
 
-def test_scripts_do_not_import_scripts():
-    for script in ROOT.glob("*.py"):
-        assert not {name for name, _ in imports_of(script)} & SCRIPTS, script.name
+def test_scripts_and_tools_do_not_import_one_another():
+    for script in TOP:
+        assert not {name for name, _ in imports_of(script)} & {"tools", *SCRIPTS}, script.name
 
 
 def test_a_script_starts_without_heavy_libraries(subtests):
     heavy = {"keras", "tensorflow", "sklearn", "skimage", "pandas", "matplotlib", "nibabel", "h5py", "models"}
-    for path in [*map(ROOT.joinpath, (f"{script}.py" for script in sorted(SCRIPTS))), ROOT / "training" / "cells.py"]:
+    for path in [*TOP, ROOT / "training" / "cells.py"]:
         with subtests.test(path.name):
             assert not {name for name, at_top in imports_of(path) if at_top} & heavy
             tops = [node.module for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]

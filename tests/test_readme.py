@@ -13,25 +13,38 @@ from utils.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+TOOLS = sorted(f"tools.{path.stem}" for path in (ROOT / "tools").glob("[a-z]*.py"))
+EARLIER = {f"{name.partition('.')[2]}.py": name for name in TOOLS}  # the names in committed results
 PLACES = ("*.md", "docs/*.md", "docs/tutorials/*.md", "benchmarks/*.md", "results/*/README.md")
-FOLDERS = "configs|docs|results|benchmarks|data|evaluation|losses|models|training|utils|papers|profiles|tests"
+FOLDERS = "configs|docs|results|benchmarks|data|evaluation|losses|models|tools|training|utils|papers|profiles|tests"
 PAGES = sorted(path for place in PLACES for path in ROOT.glob(place))
 
 
 def commands():
     texts = [(ROOT / "README.md").read_text(), *(path.read_text() for path in (ROOT / "results").glob("*/README.md"))]
     texts += [path.read_text() for path in (ROOT / "docs").rglob("*.md")]
-    texts += [(ROOT / name).read_text().split('"""')[1] for name in SCRIPTS]
-    return sorted({match[0].strip() for text in texts for match in re.finditer(r"\b\w+\.py( [^`\n|#)]*)?", text)})
+    texts += [file_of(name).read_text().split('"""')[1] for name in [*SCRIPTS, *TOOLS]]
+    pattern = r"\b(\w+\.py|tools\.\w+)( [^`\n|#)]*)?"
+    return sorted({match[0].strip() for text in texts for match in re.finditer(pattern, text)})
+
+
+def file_of(script):
+    return ROOT / (script if script.endswith(".py") else f"{script.replace('.', '/')}.py")
+
+
+def words_of(script):
+    """What stands for a script after `python`."""
+    return [ROOT / script] if script.endswith(".py") else ["-m", script]
 
 
 @pytest.fixture(scope="module")
 def help_texts():
     texts = {}
-    for name in SCRIPTS:
+    for name in [*SCRIPTS, *TOOLS]:
         started = time.monotonic()
-        done = subprocess.run([sys.executable, ROOT / name, "--help"], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0
+        command = [sys.executable, *words_of(name), "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
         texts[name] = (done.stdout, time.monotonic() - started)
     return texts
 
@@ -41,19 +54,30 @@ def test_every_option_in_the_documentation_exists(help_texts):
     for command in commands():
         script, *words = command.split()
         for option in (word for word in words if word.startswith("--")):
-            assert script in help_texts, command
-            assert option.split("=")[0] in help_texts[script][0], command
+            name = EARLIER.get(script, script)
+            assert name in help_texts, command
+            assert option.split("=")[0] in help_texts[name][0], command
             checked += 1
     assert checked > 15
 
 
 def test_help_says_what_a_script_reads_writes_and_what_comes_next(help_texts, subtests):
-    for script in SCRIPTS:
+    for script in [*SCRIPTS, *TOOLS]:
         with subtests.test(script):
             text = help_texts[script][0]
             assert "Reads" in text and "Writes" in text and "Takes" in text
             assert script == "predict.py" or "Next" in text
     assert "Step 5 of 5" in help_texts["reproduce_tables.py"][0]
+
+
+def test_a_tool_says_how_it_is_typed_and_two_have_their_earlier_name_too(help_texts):
+    assert len(TOOLS) >= 5
+    for tool in TOOLS:
+        assert help_texts[tool][0].startswith(f"usage: python -m {tool} ")
+    kept = {script: tool for script, tool in EARLIER.items() if script in SCRIPTS}
+    assert sorted(kept) == ["check_dataset.py", "export_model.py"]
+    for script, tool in kept.items():
+        assert help_texts[script][0] == help_texts[tool][0]
 
 
 def anchors(page):

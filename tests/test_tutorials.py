@@ -23,10 +23,10 @@ MOST_BYTES = 150_000  # of a committed picture
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
 ENVIRONMENT["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # These start afresh, as the five steps do in test_snakefile.py; the others are forks of a Python with their libraries.
-FRESH = ("doctor.py", "predict.py")
+FRESH = ("-m\\ tools.doctor*", "predict.py*")  # patterns of the words after `python`
 COMMANDS = """
 set -euo pipefail
-python() {{ case "$1" in {fresh}) {python} "$@";; *) {warm} "$@";; esac; }}
+python() {{ case "$*" in {fresh}) {python} "$@";; *) {warm} "$@";; esac; }}
 """
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

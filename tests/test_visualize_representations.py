@@ -10,11 +10,11 @@ import yaml
 import generate_constraint_maps
 import generate_h5_pretraining
 import simulate_cohort
-import visualize_representations
 from data.splits import hash_of_split
 from data.store.store import SliceStore
 from models.unet import build_encoder, build_unet
 from models.weights import save_weights
+from tools import visualize_representations
 from utils.checks import InputError
 from utils.config.load import load_config
 

@@ -9,8 +9,22 @@ from pathlib import Path
 
 from utils.checks import InputError
 from utils.config.load import load_config
+from utils.environment import started_as
 
 INSTALL_MLFLOW = "pip install mlflow-skinny==3.17.2 alembic==1.20.1"
+
+
+def parser_of(description):
+    """Make the parser of a script, whose usage names a tool as it is typed: `python -m tools.NAME`.
+
+    Args:
+        description: The script's docstring; `--help` prints it.
+    """
+    words = started_as()
+    name = " ".join(words) if "-m" in words else None  # None: the name of the file
+    return argparse.ArgumentParser(
+        prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def positive(word):
@@ -94,7 +108,7 @@ def from_command_line(description, arguments=None, add_options=None, needs=(), b
     Returns:
         `(config, options)`: the `Config` and the `argparse.Namespace`; its `again` gives the next step the same config.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     parser.add_argument("--config", required=beside is None, type=Path, metavar="FILE", help="YAML of the dataset")
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="overrides work_dir of the config")
     parser.add_argument(

@@ -39,6 +39,12 @@ def project_version():
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
+def started_as():
+    """Return the words that start the running script: `['python', '-m', 'tools.NAME']` for what lies in `tools/`."""
+    script = Path(sys.argv[0])
+    return ["python", "-m", f"tools.{script.stem}"] if script.parent.name == "tools" else ["python", script.name]
+
+
 def backend_name():
     keras = sys.modules.get("keras")
     return keras.backend.backend() if keras else None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from utils.checks import InputError
 from utils.disk import trouble_with_disk
-from utils.environment import backend_name, device_name, environment, git_state
+from utils.environment import backend_name, device_name, environment, git_state, started_as
 from utils.interrupts import listen, stop_if_asked
 from utils.texts import NotUtf8, read_text
 
@@ -261,7 +261,7 @@ def open_run(folder, config, seed):
         with atomic_path(folder / "resolved_config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         with atomic_path(folder / "command.txt") as temporary:
-            temporary.write_text(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n", encoding="utf-8")
+            temporary.write_text(shlex.join([*started_as(), *sys.argv[1:]]) + "\n", encoding="utf-8")
         write_json(folder / "environment.json", record := environment() | {"seed": seed})
         handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -56,7 +56,7 @@ def run(script, *words, seconds=SECONDS):
     """Run the `main` of a script in this process, as from a shell, and return an `Outcome`."""
     log, handler, stderr, stdout = logging.getLogger("mrccl"), _Lines(), io.StringIO(), io.StringIO()
     before = log.handlers[:], log.level, log.propagate, sys.argv, signal.getsignal(signal.SIGTERM)
-    log.handlers[:], log.propagate, sys.argv = [handler], False, [f"{script}.py", *map(str, words)]
+    log.handlers[:], log.propagate, sys.argv = [handler], False, [started_as(script), *map(str, words)]
     log.setLevel("INFO")
     try:
         with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout), at_most(seconds):
@@ -68,6 +68,11 @@ def run(script, *words, seconds=SECONDS):
         log.setLevel(level)
         signal.signal(signal.SIGTERM, on_term)
     return Outcome(code, without_usage(stderr.getvalue()), handler.lines, stdout.getvalue().splitlines())
+
+
+def started_as(script):
+    """The first word of the command line of a script, as Python sets it: `python -m` names the file of a tool."""
+    return str(ROOT / f"{script.replace('.', '/')}.py") if script.startswith("tools.") else f"{script}.py"
 
 
 def without_usage(text):

@@ -16,11 +16,12 @@ from tests.cohort import AFFINE, FIRST_FOUR, save, volumes, write_cohort
 from utils.checks import InputError
 from utils.config.load import load_config
 
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+TOOLS = {f"tools.{path.stem}" for path in (ROOT / "tools").glob("[a-z]*.py")}
+SCRIPTS = sorted({path.stem for path in ROOT.glob("*.py") if f"tools.{path.stem}" not in TOOLS} | TOOLS)
 ROOMS = ["data", "evaluation", "losses", "models", "training", "utils"]
 SHARED = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-COMMAND = re.compile(r"(?<![%X/\w])([a-z_0-9]+)\.py((?: (?:--[a-z-]+|X|%s|\w+/))*)")
+COMMAND = re.compile(r"(?:(?<![%X/\w])([a-z_0-9]+)\.py|\b(tools\.[a-z_0-9]+))((?: (?:--[a-z-]+|X|%s|\w+/))*)")
 # Of Docker, Slurm, nvidia-smi, XLA and git.
 OF_OTHERS = {"--gpus", "--gres", "--shm-size", "--query-gpu", "--format", "--xla", "--porcelain"}
 OF_A_STEP = re.compile(r"run step \d again with --overwrite")
@@ -28,6 +29,10 @@ OF_A_STEP = re.compile(r"run step \d again with --overwrite")
 
 class Parsed(Exception):
     """Raised in place of parsing a command line."""
+
+
+def file_of(script):
+    return ROOT / f"{script.replace('.', '/')}.py"
 
 
 def options_of(script):
@@ -49,9 +54,9 @@ def options():
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_names_options_that_it_has(script, options):
-    texts = [OF_A_STEP.sub("", COMMAND.sub("", text)) for text in messages_of(ROOT / f"{script}.py")]
+    texts = [OF_A_STEP.sub("", COMMAND.sub("", text)) for text in messages_of(file_of(script))]
     named = {option for text in texts for option in OPTION.findall(text)} - OF_OTHERS
-    assert named <= (set().union(*options.values()) if script == "doctor" else options[script])
+    assert named <= (set().union(*options.values()) if script == "tools.doctor" else options[script])
 
 
 def test_shared_messages_name_options_that_some_script_has(options):
@@ -61,10 +66,11 @@ def test_shared_messages_name_options_that_some_script_has(options):
 
 
 def test_commands_in_messages_exist_with_their_options(options):
-    files = [*SHARED, *(ROOT / f"{script}.py" for script in SCRIPTS)]
+    files = [*SHARED, *map(file_of, SCRIPTS)]
     found = [match for path in files for text in messages_of(path) for match in COMMAND.findall(text)]
     assert len(found) > 20
-    for script, words in found:
+    for step, tool, words in found:
+        script = step or tool
         assert script in options, script
         assert set(OPTION.findall(words)) <= options[script], (script, words)
 

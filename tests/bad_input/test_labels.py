@@ -130,7 +130,7 @@ def test_check_dataset_looks_at_masks(name, tmp_path):
         save(path := tmp_path / "data" / subject / "mask.nii.gz", label())
     spoil, text = MASKS[name]
     spoil(path := tmp_path / "data" / "sub-2" / "mask.nii.gz")
-    outcome = run("check_dataset", "--config", config, "--set", "data.mask='{subject}/mask.nii.gz'")
+    outcome = run("tools.check_dataset", "--config", config, "--set", "data.mask='{subject}/mask.nii.gz'")
     assert (outcome.code, outcome.said) == (
         2,
         [f"sub-2: {text}".format(path=path).replace("'t1.nii.gz' is", "the scan is")],
@@ -149,7 +149,7 @@ NOTHING = "'{path}' has no labelled voxel; remove the file to use the subject as
 NOTHING += "data.empty_labels: allow if all is background"
 
 
-@pytest.mark.parametrize("script", ["check_dataset", "generate_constraint_maps", "generate_h5_pretraining"])
+@pytest.mark.parametrize("script", ["tools.check_dataset", "generate_constraint_maps", "generate_h5_pretraining"])
 def test_a_label_map_of_nothing_is_refused_where_all_subjects_should_have_labels(script, tmp_path):
     config = write_cohort(tmp_path)
     save(path := tmp_path / "data" / "sub-2" / "label.nii.gz", label() * 0)
@@ -164,7 +164,7 @@ def test_a_label_map_of_nothing_is_noticed_and_one_that_teaches_nothing_refused(
     config = write_cohort(tmp_path)
     words = ["--config", config, "--set", "constraint_maps=null", "pretraining=null", "finetuning.inits=[random]"]
     save(tmp_path / "data" / "sub-3" / "label.nii.gz", label() * 0)
-    checked = run("check_dataset", *words)
+    checked = run("tools.check_dataset", *words)
     assert checked.code == 0 and "nothing labelled" in (tmp_path / "work/check/subjects.csv").read_text()
     outcome = run("generate_h5_pretraining", *words)
     assert outcome.code == 0 and [line for line in outcome.logged if line.startswith(NOTICED.format("sub-3"))]
@@ -187,7 +187,7 @@ def test_healthy_subjects_train_and_are_scored_when_the_config_says_so(subject, 
     config = write_cohort(tmp_path)
     save(tmp_path / "data" / subject / "label.nii.gz", label() * 0)
     words = ["--config", config, "--set", "data.empty_labels=allow", "finetuning.inits=[random]"]
-    outcomes = [run(script, *words) for script in ("check_dataset", *FIRST_FOUR)]
+    outcomes = [run(script, *words) for script in ("tools.check_dataset", *FIRST_FOUR)]
     assert [outcome.code for outcome in outcomes] == [0] * 5, outcomes
     assert not [line for each in outcomes for line in each.logged if "nan%" in line or "outside slices" in line]
     rows = json.loads((tmp_path / "work" / MODEL / "metrics.json").read_text())["per_subject"]

@@ -219,7 +219,7 @@ def test_subjects_of_any_name_have_their_pictures(tmp_path):
     config, data = write_cohort(tmp_path), tmp_path / "data"
     for name in DOLLARS:
         shutil.copytree(data / "sub-1", data / name)
-    assert run("check_dataset", "--config", config).code == 0
+    assert run("tools.check_dataset", "--config", config).code == 0
     assert run("generate_constraint_maps", "--config", config).code == 0
     drawn = {path.stem for path in (tmp_path / "work/constraint_maps/qc").glob("*.png")}
     assert drawn == {*DOLLARS, "sub-1", "sub-2", "sub-3"}

@@ -124,10 +124,10 @@ def test_step_2_keeps_no_file_of_scans_that_changed(trained, tmp_path, name):
 def test_measures_of_maps_are_made_again_of_a_label_that_changed(tmp_path):
     config = after([MAPS], tmp_path)
     words = ["--config", config, "--clusters", "3", "--seeds", "2"]
-    assert run("evaluate_constraint_maps", *words).code == 0
-    assert "3 of 3 subjects finished before, skipped" in run("evaluate_constraint_maps", *words).logged
+    assert run("tools.evaluate_constraint_maps", *words).code == 0
+    assert "3 of 3 subjects finished before, skipped" in run("tools.evaluate_constraint_maps", *words).logged
     change(tmp_path / "data/sub-2/label.nii.gz")
-    assert "2 of 3 subjects finished before, skipped" in run("evaluate_constraint_maps", *words).logged
+    assert "2 of 3 subjects finished before, skipped" in run("tools.evaluate_constraint_maps", *words).logged
 
 
 def test_a_reference_whose_file_only_looks_different_is_taken(trained, tmp_path):

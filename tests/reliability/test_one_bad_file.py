@@ -134,7 +134,7 @@ def four(tmp_path):
 def test_check_dataset_lists_every_bad_subject_and_draws_the_others(tmp_path, four):
     spoil_in(tmp_path, "sub-4", "t2", "truncated")  # its header is sound: only the montage notices
     spoil_in(tmp_path, "sub-5", "t2", "missing")
-    outcome = run("check_dataset", "--config", four)
+    outcome = run("tools.check_dataset", "--config", four)
     assert outcome.code == 2 and sorted(line[:6] for line in outcome.said) == ["sub-4:", "sub-5:"]
     assert (tmp_path / "work/check/montage.png").exists()
 

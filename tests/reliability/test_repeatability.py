@@ -18,8 +18,8 @@ from tests.cohort import FIRST_FOUR
 from tests.reliability.equal import differences
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [*ROOT.glob("*.py"), *(path for part in ("data", "evaluation", "losses", "models", "training", "utils")
-                                 for path in (ROOT / part).rglob("*.py"))]  # fmt: skip
+ROOMS = ("data", "evaluation", "losses", "models", "tools", "training", "utils")
+SOURCES = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
 TRAIN = FIRST_FOUR[2:]
 RECORDS_THE_DATE = ("environment.py", "page.py")
 

@@ -23,7 +23,7 @@ from tests.cohort import CONFIG, FIRST_FOUR, save, volumes, write_cohort, write_
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("uncompiled")
-FOLDERS = ("data", "evaluation", "losses", "models", "training", "utils")
+FOLDERS = ("data", "evaluation", "losses", "models", "tools", "training", "utils")
 SOURCES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
 # Calls that run data as code, and modules that exist to do so.
 CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}

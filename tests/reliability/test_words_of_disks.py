@@ -21,9 +21,9 @@ LINES = {
 }
 SCRIPTS = {
     "predict": ("an --output", ["--model", "{}/model", "--input", "{}/scans", "--output", "{}/out"]),
-    "export_model": ("an --output", ["--model", "{}/model", "--output", "{}/out"]),
+    "tools.export_model": ("an --output", ["--model", "{}/model", "--output", "{}/out"]),
     "simulate_cohort": ("an --out", ["--out", "{}/out", "--subjects", "3", "--shape", "24", "20", "8"]),
-    "check_dataset": ("a --work-dir", ["--config", "{}/tiny.yaml"]),
+    "tools.check_dataset": ("a --work-dir", ["--config", "{}/tiny.yaml"]),
 }
 
 

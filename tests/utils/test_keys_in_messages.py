@@ -10,7 +10,7 @@ from utils.config.reference import sections
 from utils.config.schema import Config
 
 DOTTED = re.compile(r"(?<![\w/.'-])[a-z_]+(?:\.(?:[A-Za-z_]+|<\w+>))+(?![\w/(.])")
-FOLDERS = ("data", "evaluation", "losses", "models", "training", "utils")
+FOLDERS = ("data", "evaluation", "losses", "models", "tools", "training", "utils")
 ROOMS = ["*.py", *(f"{folder}/**/*.py" for folder in FOLDERS)]
 SOURCES = [path for pattern in ROOMS for path in sorted(ROOT.glob(pattern))]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import doctor
+from tools import doctor
 from utils.checks import InputError
 from utils.parallel import MOST_THREADS, in_order, in_threads, pool_of
 

@@ -1,8 +1,8 @@
 """Optional, after step 3: what the representations of pretrained networks encode.
 
-    python visualize_representations.py --config configs/renal_demo.yaml
-    python visualize_representations.py --config configs/renal_demo.yaml --init random constrained
-    python visualize_representations.py --config configs/renal_demo.yaml --only pixels
+    python -m tools.visualize_representations --config configs/renal_demo.yaml
+    python -m tools.visualize_representations --config configs/renal_demo.yaml --init random constrained
+    python -m tools.visualize_representations --config configs/renal_demo.yaml --only pixels
 
 Reads   h5/annotated.h5, or without labels h5/volumes.h5 (step 2), pretraining/<stage>/weights.npz (step 3) and, for
         simulated scans, the true T1, T2 and PD beside them. Slices are drawn at random. Volumes (network.rank: 3) are

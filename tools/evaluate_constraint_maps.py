@@ -1,6 +1,6 @@
 """Optional, with step 1: agreement of constraint maps with tissue, their stability, and the number of classes.
 
-    python evaluate_constraint_maps.py --config configs/lgg_tcga.yaml --clusters 5 10 20 40 --seeds 3
+    python -m tools.evaluate_constraint_maps --config configs/lgg_tcga.yaml --clusters 5 10 20 40 --seeds 3
 
 Reads   the scans below data.root and their labels; for simulated scans also true_tissue, true_t1 and true_t2.nii.gz.
 Writes  report/constraint_maps/ in the work dir: agreement.csv, .md and .tex (means over subjects for every K),

@@ -1,15 +1,14 @@
 """Check this machine: whether it has everything that the suite needs, and on which device it will train.
 
-    python doctor.py
-    python doctor.py --config configs/lgg_tcga.yaml      also its scans, its work dir and the free space
+    python -m tools.doctor
+    python -m tools.doctor --config configs/lgg_tcga.yaml      also its scans, its work dir and the free space
 
 Reads   the environment, requirements.txt and, if given, a config.
 Writes  nothing; prints one line per check: 'ok', 'note' (works, but worth knowing) or 'fix'.
 Takes   seconds, mostly to start the backend.
-Next    python check_dataset.py --config FILE
+Next    python -m tools.check_dataset --config FILE
 """
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -20,11 +19,12 @@ import sys
 from pathlib import Path
 
 from utils.checks import InputError
+from utils.command_line import parser_of
 from utils.environment import backend_name, device_name, tensorflow
 from utils.parallel import pool_of
 from utils.runs import exit_code_of
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 OK, NOTE, FIX = "ok", "note", "fix"
 SPARE = (
     "jax",
@@ -49,7 +49,7 @@ INSTALL_GPU = {
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--config", type=Path, metavar="FILE", help="look at its scans and its work dir, too")
     options = parser.parse_args(arguments)
     found = [*python(), *packages(), *backend(), *machine(), *(places(options.config) if options.config else [])]
