@@ -28,7 +28,7 @@ from utils.command_line import add_grid_options, chosen_axes, from_command_line
 from utils.config.schema import channel_names
 from utils.environment import make_deterministic
 from utils.parallel import in_threads
-from utils.runs import changed_since_step_2, child_seed, exit_code_of, lacks
+from utils.runs import child_seed, exit_code_of
 
 log = logging.getLogger("mrccl")
 
@@ -108,36 +108,34 @@ class Segmentations(CellTask):
     sizes_key, scored_part = "finetuning.subjects_n", "test"
 
     def __init__(self, config, split, files):
-        from data.store.store import SliceStore
+        from data.annotated import open_annotated
 
         self.config, self.split, self.files = config, split, files
         self.work, self.labels = config.work.of(split.name), list(config.data.labels)
-        self.store = SliceStore(self.work.store("annotated"))
-        self.store.check_hash(config.hash_of_slices())
-        self.store.check_origin(split=split.to_dict(), seed=config.seed, labels=self.labels)
-        members = {part: getattr(split, part) for part in ("train", "val", "test")}
-        annotated = {part: [name for name in names if self._is_usable(name)] for part, names in members.items()}
+        self.annotated = open_annotated(
+            self.work.store("annotated"),
+            split,
+            files,
+            labels=config.data.labels,
+            ignored=config.data.ignored_label_values,
+            config_hash=config.hash_of_slices(),
+            seed=config.seed,
+        )
+        self.store = self.annotated.store
+        members = {part: self.annotated.of(part) for part in ("train", "val", "test")}
         chosen = [config.finetuning.settings_of(init) for init in config.finetuning.inits]
         is_selecting = any(settings.training.needs_validation for settings in chosen)
         needed = {"train", self.scored_part} | ({"val"} if is_selecting else set())
-        empty = [part for part in annotated if part in needed and not annotated[part]]
+        empty = [part for part in members if part in needed and not members[part]]
         if empty:
             where = f"{split.name or 'the split'}/{empty[0]}"
             raise InputError([*self.absent()] or f"data.splits: no subject of {where} has a label map")
-        self.train_subjects, self.val_subjects, self.test_subjects = annotated.values()
-        self.scored, self.made_of = annotated[self.scored_part], {"labels": self.labels}
+        self.train_subjects, self.val_subjects, self.test_subjects = members.values()
+        self.scored, self.made_of = members[self.scored_part], {"labels": self.labels}
         self.rows = self.store.rows_of([*self.train_subjects, *self.val_subjects])  # training reads no others
 
-    def _is_usable(self, subject):
-        return subject in self.files and bool(self.files[subject].label) and subject in self.store.subjects
-
     def absent(self):
-        for subject in (*self.split.train, *self.split.val, *self.split.test):
-            files, is_packed = self.files.get(subject), subject in self.store.subjects
-            if files and files.label and not is_packed:
-                yield lacks(self.store.path, subject)
-            elif files and is_packed and not files.label:
-                yield f"{subject}: has no label map any more, which step 2 packed; put it back"
+        return self.annotated.absent()
 
     def folder(self, cell):
         return self.work.cell("finetuning", cell.contrasts, cell.init, n=cell.n, repeat=cell.repeat)
@@ -207,33 +205,20 @@ class Segmentations(CellTask):
 
     def _score_subject(self, folder, item):
         """Write and score the label map of one subject; what the network is not needed for."""
-        from data.geometry import voxel_ml
         from data.scans.volumes import write_nifti
         from evaluation.prediction.inference import label_map
-        from evaluation.scores.lesions import with_lesions
-        from evaluation.scores.metrics import score_subject
+        from evaluation.scores.label_maps import score_label_map
 
         subject, probabilities = item
         grid = self.store.grid(subject)
         prediction = label_map(probabilities, grid)
         write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
-        spacing = tuple(grid.spacing) if self.config.data.voxel_size_known else None
-        settings, maps = self.config.evaluation, (prediction, self.read_reference(subject))
-        how = spacing, self.labels, settings.surface_tolerance_mm, settings.regions, voxel_ml(grid.affine)
-        how_lesions = self.labels, settings.regions, settings.lesions, settings.lesion_overlap
-        scores = with_lesions(score_subject(*maps, *how), maps, *how_lesions)
-        return [{"subject": subject} | score for score in scores]
+        maps, is_mm = (prediction, self.read_reference(subject)), self.config.data.voxel_size_known
+        settings = self.config.evaluation
+        return score_label_map(subject, maps, grid, self.labels, settings, voxel_size_known=is_mm)
 
     def read_reference(self, subject):
-        from data.identity import is_unchanged
-        from data.scans.volumes import read_label
-
-        grid, data, files = self.store.grid(subject), self.config.data, self.files[subject]
-        classes = read_label(files, data.labels, data.ignored_label_values, grid.shape, grid.affine)
-        noted = self.store.hashes.get(subject, {})
-        if "label" in noted and not is_unchanged(classes, grid.affine, noted["label"]):
-            raise InputError(changed_since_step_2(subject, files.label))
-        return classes
+        return self.annotated.read_reference(subject)
 
     def describe_model(self, cell, subjects):
         return self.describe_data(cell, subjects) | {

@@ -20,7 +20,7 @@ from utils.checks import InputError, accept
 from utils.command_line import chosen_sinks
 from utils.config.schema import fingerprint
 from utils.provenance import Provenance
-from utils.runs import alone_in, child_seed, drop_checkpoint, open_run, progress, read_json, write_json
+from utils.runs import alone_in, child_seed, drop_checkpoint, json_number, open_run, progress, read_json, write_json
 from utils.work_dir import METRICS, MODEL, PREDICTIONS, WEIGHTS
 
 log = logging.getLogger("mrccl")
@@ -172,7 +172,7 @@ class Grid:
             save_weights(trainer.network, folder / WEIGHTS, half=True, contrasts=task.inputs(cell), **made)
             load_weights(trainer.network, folder / WEIGHTS)
             rows = [
-                {key: _json_number(value) for key, value in row.items()}
+                {key: json_number(value) for key, value in row.items()}
                 for row in task.score(trainer.network, cell, folder / PREDICTIONS)
             ]
             about = self._about(trainer, cell) | {"duration_s": round(time.monotonic() - started, 1)}
@@ -256,8 +256,3 @@ def by_trainer(grids: list[Grid]) -> list[tuple[Grid, list[Cell]]]:
         for cell in grid.todo:
             parts.setdefault(grid.task.trainer_key(cell), {}).setdefault(grid, []).append(cell)
     return [part for grids_of_trainer in parts.values() for part in grids_of_trainer.items()]
-
-
-def _json_number(value):
-    """JSON knows no NaN and no infinity: a score that is not defined, or boundless, is null."""
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -107,6 +107,11 @@ def write_json(path, content):
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def json_number(value):
+    """Return None for NaN and infinity, which JSON does not know, as of a score that is not defined or boundless."""
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
 def read_json(path, cure="delete it and run the step again"):
     """Read a JSON file; a missing or broken one, or one with a repeated key, is an InputError that names it."""
     try:
