@@ -90,6 +90,7 @@ def about(config, task):
 def write_report_of(config, segmentation, synthesis, notes, folder):
     """Write tables, figures and page of segmentation, of synthesis, or of both; returns the tables."""
     from evaluation.report.segmentation import draw_galleries
+    from evaluation.scores.external import external_notes
     from evaluation.scores.gaps import dead_notes, lesion_notes
 
     tables, figures, galleries = [], [], []
@@ -100,7 +101,8 @@ def write_report_of(config, segmentation, synthesis, notes, folder):
         if segmentation.work_dir:
             galleries, gallery_notes = draw_galleries(segmentation, scans_of(config))
             figure_notes += gallery_notes
-        notes = notes + grid_gaps(config, segmentation) + lesion_notes(segmentation, config.evaluation.lesions)
+        notes = notes + external_notes(segmentation) + grid_gaps(config, segmentation)
+        notes += lesion_notes(segmentation, config.evaluation.lesions)
         notes += dead_notes(segmentation) + figure_notes
     if synthesis is not None:
         tables += make_synthesis_tables(config, synthesis, folder / "tables")
@@ -271,7 +273,12 @@ def write_page(config, segmentation, synthesis, shown, path):
 
 def grid_gaps(config, scores):
     """Name what the config asks for and the work dir does not hold, and cells that another config made."""
-    return gaps_of(config, scores, config.finetuning, config.finetuning.contrasts, config.hash_of_cell, "segmentation")
+    from evaluation.scores.external import is_external
+
+    def hash_of(contrasts, init):
+        return config.hash_of_scoring() if is_external(init) else config.hash_of_cell(contrasts, init)
+
+    return gaps_of(config, scores, config.finetuning, config.finetuning.contrasts, hash_of, "segmentation")
 
 
 def synthesis_gaps(config, synthesis):
@@ -283,6 +290,7 @@ def synthesis_gaps(config, synthesis):
 
 def gaps_of(config, scores, grid, contrasts, hash_of, task):
     """Name the gaps of one grid; `hash_of` gives the hash that cells of contrasts and init should have."""
+    from evaluation.scores.external import is_external
     from evaluation.scores.gaps import missing_cells, outdated_cells
 
     splits = config.plain()["data"]["splits"]
@@ -290,7 +298,7 @@ def gaps_of(config, scores, grid, contrasts, hash_of, task):
     inits = ("random", *(config.pretraining.stages if config.pretraining else ()))
     gaps = missing_cells(scores, contrasts, grid.inits, grid.subjects_n, grid.repeats, folds)
     lines = [f"Missing: {gap}; run finetune_{task}.py" for gap in gaps]
-    return lines + outdated_cells(scores, contrasts, inits, hash_of)
+    return lines + outdated_cells(scores, contrasts, (*inits, *filter(is_external, scores.present)), hash_of)
 
 
 if __name__ == "__main__":

@@ -129,17 +129,25 @@ def against_n(scores, measure=DICE, labels=()):
 
 
 def _draw_panel(axis, panel, order, styles, all_subjects):
-    """Draw the curves and the supervised baseline; returns the rows of the curves."""
+    """Draw the curves and the supervised baseline; returns the rows of the curves, with the `place` of their N."""
     has_all = panel["n_annotated"] == all_subjects
     is_baseline = has_all & (panel["init"] == BASELINE)
     is_baseline &= not is_baseline.all()  # alone, it would be a curve with one point
     curves, baseline = panel if (has_all & ~is_baseline).any() else panel[~is_baseline], panel[is_baseline]
+    places = _places(curves["n_annotated"])
+    curves = curves.assign(place=curves["n_annotated"].map(places))
     for place, init in enumerate(order):
         _draw_init(axis, curves[curves["init"] == init], init, styles[init], (place, len(order)))
     if len(baseline):
         name, colour = f"{BASELINE}, all {all_subjects:g}", colour_of(styles[BASELINE])
         axis.axhline(baseline["value"].mean(), linestyle=":", linewidth=1.5, color=colour, label=name)
     return curves
+
+
+def _places(numbers):
+    """Return where each N stands on the logarithmic axis; 0, which has no logarithm, stands left of all others."""
+    least = min((n for n in numbers if n > 0), default=2)
+    return {n: n or least / 2 for n in sorted(set(numbers))}
 
 
 def share_limits(axes, sides):
@@ -172,9 +180,9 @@ def _draw_init(axis, values, init, number, place_of_count):
     style, (place, count) = {"color": colour_of(number)}, place_of_count
     # On the logarithmic axis, a constant factor is a constant shift, so initialisations are side by side.
     shift = 2 ** (min(0.16, WIDEST / count) * (place - (count - 1) / 2))
-    cells = list(values.groupby("n_annotated")["value"])
+    cells = list(values.groupby("place")["value"])
     intervals = np.array([mean_interval(cell) for _, cell in cells])
-    x = np.array([n for n, _ in cells]) * shift
+    x = np.array([position for position, _ in cells]) * shift
     for position, (_, cell) in zip(x, cells, strict=True):
         spread = 2 ** (np.linspace(-0.05, 0.05, len(cell)))
         axis.scatter(position * spread, cell, s=6, alpha=0.45, linewidths=0, **style)
@@ -187,10 +195,11 @@ def _draw_init(axis, values, init, number, place_of_count):
 
 
 def _label_axes(axis, values, title):
-    numbers = sorted(values["n_annotated"].unique())
+    places = _places(values["n_annotated"])
+    numbers = list(places.values())
     subjects, absent = values["subject"].nunique(), int(values["missing"].sum())
     axis.set_xscale("log", base=2)
-    axis.set_xticks(numbers, [str(n) for n in numbers])
+    axis.set_xticks(numbers, [str(n) for n in places])
     axis.set_xticks([], minor=True)
     axis.set_xlim(numbers[0] / 2**0.5, numbers[-1] * 2**0.5)
     axis.grid(axis="y", alpha=0.3)

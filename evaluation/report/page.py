@@ -279,4 +279,4 @@ def _software_of(record):
 
 
 def _script_of(command):
-    return next((word for word in command.split() if word.endswith(".py")), command)
+    return next((word for word in command.split() if word.endswith(".py") or word.startswith("tools.")), command)

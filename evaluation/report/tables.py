@@ -6,6 +6,7 @@ import math
 from evaluation.report.formats import from_to, interval, number, p_value
 from evaluation.scores.comparisons import BASELINE, compare_inits
 from evaluation.scores.dead_classes import DEAD_SAYS, SELECTING_SAYS, about_runs, dead_text, selecting_text
+from evaluation.scores.external import EXTERNAL_SAYS, is_external
 from evaluation.scores.measures import CELL, DICE, SETTINGS
 from evaluation.scores.scores import MEAN
 from evaluation.statistics import stars
@@ -96,7 +97,7 @@ def _score_caption(scores, measure, is_starred):
         parts.append(
             f"Stars: the mean over labels differs from that of {BASELINE} initialisation, up or down ({STARS_SAY})."
         )
-    parts.append(few_subjects(scores))
+    parts += [EXTERNAL_SAYS if any(map(is_external, scores.present)) else "", few_subjects(scores)]
     return " ".join(part for part in parts if part)
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+from evaluation.scores import external
 from evaluation.scores.measures import CELL
 from utils.checks import InputError
 
@@ -26,10 +27,12 @@ def check_metrics(file, metrics, task):
     kinds |= {"config_hash": str, **dict.fromkeys(task.words, str | None), "per_subject": list}
     of_a_row = {"label": str, **dict.fromkeys(task.numbers, int | float | None)}
     kinds |= {key: int | float | None for key in task.of_a_cell if key in (metrics or ())}
+    kinds |= {external.KEY: dict} if external.KEY in (metrics or ()) else {}
     kinds |= {"validation_dice": dict} if "validation_dice" in (metrics or ()) else {}
     found = _mistake(metrics, kinds)
     if not found and "validation_dice" in metrics:
         found = _mistake(metrics["validation_dice"], dict.fromkeys(metrics["validation_dice"], int | float | None))
+    found = found or _mistake(metrics.get(external.KEY, {"note": ""}), {"note": str})
     rows = [] if found else metrics["per_subject"]
     optional = [measure.key for measure in task.measures if measure.is_optional]
     of_a_row |= {"subject": str, **dict.fromkeys(optional, int | float | None)}

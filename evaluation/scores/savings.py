@@ -227,17 +227,19 @@ def _unequal(runs_of_cells):
 
 def _savings_text(row):
     goal_n, smallest = row["reference_n"], row["smallest_n"]
-    most = 1 - smallest / goal_n  # a saving of this size is a lower bound
+    most = 1 - smallest / goal_n  # a saving of this size is a lower bound, unless it is all of the annotation
 
     def needed(saved):
         if math.isnan(saved):
             return "not reached"
-        return f"≤ {smallest}" if saved == most else f"{goal_n * (1 - saved):.1f}".removesuffix(".0")
+        if saved == most:
+            return f"≤ {smallest}" if smallest else "0"
+        return f"{goal_n * (1 - saved):.1f}".removesuffix(".0")
 
     def share(saved):
         if math.isnan(saved):
             return "not reached"
-        return ("≥ " if saved == most else "") + f"{saved:.0%}"
+        return ("≥ " if saved == most and smallest else "") + f"{saved:.0%}"
 
     low, high = share(row["saved_low"]), share(row["saved_high"])
     return {

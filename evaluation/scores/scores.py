@@ -16,6 +16,7 @@ import numpy as np
 
 from evaluation.scores import cell_checks
 from evaluation.scores.dead_classes import about_validation
+from evaluation.scores.external import about_external
 from evaluation.scores.measures import (
     CELL,
     DICE,
@@ -47,7 +48,9 @@ class Scores:
             `Path`); and, repeated in each row of a cell and NaN where files do not say: `annotated_available`
             (annotated training subjects there are), `duration_s`, `compile_s` (of these, spent on compiling), and those
             of `dead_classes.about_validation`. Of synthesis, `label` is the target contrast, `contrasts` joins the
-            inputs, `mask` says where it came from, and an infinite PSNR (the MSE is 0) is NaN.
+            inputs, `mask` says where it came from, and an infinite PSNR (the MSE is 0) is NaN. Where there are cells of
+            tools outside this suite, their `init` ends in `external.ENDING`, and `external` says what is known of
+            their training.
         task: `SEGMENTATION` or `SYNTHESIS`.
         work_dir: Where the folders of cells lie; None where only the scores are there.
         inits: Initialisations in the order of rows and legends; those that are not listed follow by name.
@@ -87,8 +90,10 @@ class Scores:
 
     @property
     def smallest_and_largest_n(self) -> list[int]:
-        """The ends of the curves: one N where there is only one."""
-        return sorted({self.frame["n_annotated"].min(), self.frame["n_annotated"].max()})
+        """The ends of the curves: one N where there is only one; before them 0, of tools that need no label."""
+        numbers = self.frame["n_annotated"]
+        ends = numbers[numbers > 0] if (numbers > 0).any() else numbers
+        return sorted({numbers.min(), ends.min(), ends.max()})
 
     @property
     def present(self) -> list[str]:
@@ -249,7 +254,7 @@ def rows_of(file, metrics, work_dir, task):
     if "contrasts" not in metrics:
         metrics["contrasts"] = "+".join(metrics["inputs"])
     shared |= {key: metrics[key] for key in (*CELL, "repeat", "config_hash", *task.words)}
-    shared |= {key: metrics.get(key) for key in task.of_a_cell} | about_validation(metrics)
+    shared |= {key: metrics.get(key) for key in task.of_a_cell} | about_validation(metrics) | about_external(metrics)
     order = {label: place for place, label in enumerate(metrics.get(task.labels, []))}
     keys = [measure.key for measure in task.measures if not measure.difference_of] + list(task.others)
     for row in sorted(metrics["per_subject"], key=lambda row: (str(row["subject"]), order.get(row["label"], 0))):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evaluation.scores import cell_checks
+from evaluation.scores import cell_checks, external
 from evaluation.scores.measures import OF_A_CELL, SEGMENTATION, SYNTHESIS, add_differences
 from evaluation.scores.scores import Scores
 from utils.checks import InputError
@@ -47,8 +47,8 @@ def read_scores_csv(path, **about):
     except (OSError, ValueError) as error:
         raise InputError(f"--scores {path}: cannot be read as CSV ({error}); give scores.csv of a report") from None
     task = SYNTHESIS if SYNTHESIS.measures[0].key in frame else SEGMENTATION
-    words = [*WORDS, *task.words]
-    needed = {*words, *WHOLE_NUMBERS, *task.numbers} - set(LATER)
+    words = [*WORDS, *task.words, external.KEY]
+    needed = {*words, *WHOLE_NUMBERS, *task.numbers} - {*LATER, external.KEY}
     if lacking := sorted(needed - set(frame)):
         raise InputError(f"--scores {path}: no column {', '.join(lacking)}; give scores.csv of a report")
     if frame.empty:

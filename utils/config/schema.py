@@ -259,6 +259,12 @@ class Config(Section):
         names = plain["finetuning"]["contrasts"][contrasts]
         return fingerprint(self.hash_of_slices(), plain["network"], finetuning, names, start, plain["evaluation"])
 
+    def hash_of_scoring(self):
+        """Hash the settings that affect the scores of label maps from outside this suite."""
+        plain = self._plain_for_hash()
+        data = {key: plain["data"][key] for key in ("label", "labels", "ignored_label_values", "splits")}
+        return fingerprint(data, self.reading(), plain["evaluation"])
+
     def hash_of_synthesis(self, init):
         """Hash the settings that affect the synthesis cells of one initialisation."""
         plain = self._plain_for_hash()
