@@ -35,6 +35,15 @@ WITHOUT_CONFIG = {
     "simulate_cohort": {"impossible number": (["--out", "new", "--subjects", "1"], "expected at least 3")},
 }
 
+# What else a script must be given before it reads its config.
+BESIDE_CONFIG = {
+    "tools.export_dataset": ("--format", "nnunet", "--output", "b"),
+    "tools.score_predictions": (
+        *("--name", "a", "--contrasts", "t1", "--subjects-n", "0", "--repeat", "0"),
+        *("--predictions", "b"),
+    ),
+}
+
 
 def main(arguments=None):
     parser = parser_of(__doc__, "start")
@@ -76,7 +85,7 @@ def all_cases(folder):
     for script, words in scripts().items():
         cases[f"{script}: help"] = ([*words, "--help"], 0, "usage:")
         for mistake, (options, answer) in WITHOUT_CONFIG.get(script, with_config).items():
-            cases[f"{script}: {mistake}"] = ([*words, *options], 2, answer)
+            cases[f"{script}: {mistake}"] = ([*words, *options, *BESIDE_CONFIG.get(script, ())], 2, answer)
     return cases
 
 

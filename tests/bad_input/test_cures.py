@@ -22,8 +22,8 @@ ROOMS = ["data", "evaluation", "losses", "models", "training", "utils"]
 SHARED = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMAND = re.compile(r"(?:(?<![%X/\w])([a-z_0-9]+)\.py|\b(tools\.[a-z_0-9]+))((?: (?:--[a-z-]+|X|%s|\w+/))*)")
-# Of Docker, Slurm, nvidia-smi, XLA and git.
-OF_OTHERS = {"--gpus", "--gres", "--shm-size", "--query-gpu", "--format", "--xla", "--porcelain"}
+# Of Docker, Slurm, nvidia-smi, XLA, git and nnU-Net.
+OF_OTHERS = {"--gpus", "--gres", "--shm-size", "--query-gpu", "--format", "--xla", "--porcelain", "--verify"}
 OF_A_STEP = re.compile(r"run step \d again with --overwrite")
 
 
