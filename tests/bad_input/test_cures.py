@@ -24,6 +24,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 COMMAND = re.compile(r"(?:(?<![%X/\w])([a-z_0-9]+)\.py|\b(tools\.[a-z_0-9]+))((?: (?:--[a-z-]+|X|%s|\w+/))*)")
 # Of Docker, Slurm, nvidia-smi, XLA, git and nnU-Net.
 OF_OTHERS = {"--gpus", "--gres", "--shm-size", "--query-gpu", "--format", "--xla", "--porcelain", "--verify"}
+TELLS_OF_OTHERS = ("tools.doctor", "tools.export_dataset")  # in commands that they put together
 OF_A_STEP = re.compile(r"run step \d again with --overwrite")
 
 
@@ -56,7 +57,7 @@ def options():
 def test_a_script_names_options_that_it_has(script, options):
     texts = [OF_A_STEP.sub("", COMMAND.sub("", text)) for text in messages_of(file_of(script))]
     named = {option for text in texts for option in OPTION.findall(text)} - OF_OTHERS
-    assert named <= (set().union(*options.values()) if script == "tools.doctor" else options[script])
+    assert named <= (set().union(*options.values()) if script in TELLS_OF_OTHERS else options[script])
 
 
 def test_shared_messages_name_options_that_some_script_has(options):
