@@ -112,15 +112,7 @@ class Segmentations(CellTask):
 
         self.config, self.split, self.files = config, split, files
         self.work, self.labels = config.work.of(split.name), list(config.data.labels)
-        self.annotated = open_annotated(
-            self.work.store("annotated"),
-            split,
-            files,
-            labels=config.data.labels,
-            ignored=config.data.ignored_label_values,
-            config_hash=config.hash_of_slices(),
-            seed=config.seed,
-        )
+        self.annotated = open_annotated(self.work.store("annotated"), split, files, **config.of_annotated())
         self.store = self.annotated.store
         members = {part: self.annotated.of(part) for part in ("train", "val", "test")}
         chosen = [config.finetuning.settings_of(init) for init in config.finetuning.inits]

@@ -100,15 +100,8 @@ def open_part(config, split, files):
     from data.annotated import open_annotated
     from data.identity import refuse_same_scans
 
-    annotated = open_annotated(
-        config.work.of(split.name).store("annotated"),
-        split,
-        files,
-        labels=config.data.labels,
-        ignored=config.data.ignored_label_values,
-        config_hash=config.hash_of_slices(),
-        seed=config.seed,
-    )
+    packed = config.work.of(split.name).store("annotated")
+    annotated = open_annotated(packed, split, files, **config.of_annotated())
     if problems := list(annotated.absent()):
         raise InputError(problems)
     refuse_same_scans(split.to_dict(), annotated.store.hashes, files)

@@ -21,13 +21,16 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from utils.checks import InputError
 from utils.command_line import from_command_line
 from utils.paths import composed
 from utils.runs import exit_code_of, json_number, open_run, progress, read_json, write_json
 from utils.work_dir import METRICS, PREDICTIONS
+
+if TYPE_CHECKING:
+    from data.annotated import Annotated
 
 log = logging.getLogger("mrccl")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -41,9 +44,9 @@ ROLES = {
 class Part(NamedTuple):
     """The test subjects of one split, their predictions, and what trained the tool."""
 
-    annotated: object
-    paths: dict
-    train_subjects: list
+    annotated: "Annotated"
+    paths: dict[str, Path]
+    train_subjects: list[str]
     folder: Path
 
 
@@ -78,6 +81,11 @@ def add_options(parser):
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "finetuning"))
     values, mistakes = values_of_labels(config, options.labels)
+    mistakes += [
+        f"--ignored-values {value}: is a value of '{name}'; a class is no background"
+        for name, members in values.items()
+        for value in sorted({*members} & {*options.ignored_values})
+    ]
     mistakes += mistakes_of_names(config, options)
     from data.splits import find_and_split
 
@@ -160,21 +168,16 @@ def find_parts(config, options, splits, files):
 
     parts, problems, tested = [], [], []
     for split in splits:
-        annotated = open_annotated(
-            config.work.of(split.name).store("annotated"),
-            split,
-            files,
-            labels=config.data.labels,
-            ignored=config.data.ignored_label_values,
-            config_hash=config.hash_of_slices(),
-            seed=config.seed,
-        )
+        work = config.work.of(split.name)
+        annotated = open_annotated(work.store("annotated"), split, files, **config.of_annotated())
         refuse_same_scans(split.to_dict(), annotated.store.hashes, files)
         problems += [*annotated.absent()]
         trained, mistakes = training_subjects(config, options, annotated)
         names = "finetuning", options.contrasts, options.name
-        folder = config.work.of(split.name).cell(*names, n=options.subjects_n, repeat=options.repeat)
+        folder = work.cell(*names, n=options.subjects_n, repeat=options.repeat)
         problems += [*mistakes, *mistakes_of_folder(folder, options.overwrite)]
+        if not annotated.of("test"):
+            problems.append(f"data.splits: no subject of {split.name or 'the split'}/test has a label map")
         tested += annotated.of("test")
         parts.append(Part(annotated, {}, trained, folder))
     roles = dict.fromkeys(files, "a subject in no set")

@@ -52,7 +52,7 @@ def _not_tested(path, name, tested, role):
     if role:
         return f"{name}: '{path}' is a prediction of {role}; only test subjects are scored, remove it"
     near = difflib.get_close_matches(name, tested, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"name it after a test subject, such as {tested[0]}.nii.gz"
+    hint = f"did you mean '{near[0]}'?" if near else "name it after a test subject, such as <subject>.nii.gz"
     return f"'{path}': no subject of this study has this name; {hint}"
 
 

@@ -152,6 +152,7 @@ COMMAND_LINES = [
         "--labels kidney=1 liver=2 kidney=3",
         "--labels kidney=3: 'kidney' is named twice; list its values once, such as kidney=1,2",
     ),
+    ("--ignored-values 2", "--ignored-values 2: is a value of 'liver'; a class is no background"),
     ("--fold 0", "--fold 0: there is no cross-validation in this config; leave the option away"),
     (
         "--subjects-n 2",

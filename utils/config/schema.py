@@ -189,6 +189,12 @@ class Config(Section):
         """Where everything below the work dir lies."""
         return WorkDir(self.work_dir)
 
+    def of_annotated(self):
+        """Keyword arguments of `data.annotated.open_annotated`: what the annotated subjects were packed with."""
+        data = self.data
+        packed_with = {"config_hash": self.hash_of_slices(), "seed": self.seed}
+        return {"labels": data.labels, "ignored": data.ignored_label_values, **packed_with}
+
     def image_size(self):
         """Return the image size in pretraining: whole slices `(H, W)`, or crops `(h, w, d)`."""
         return self.crops.size if self.network.rank == 3 and self.crops else self.slices.image_size
