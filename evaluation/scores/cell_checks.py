@@ -41,7 +41,8 @@ def check_metrics(file, metrics, task):
         found = "per_subject is empty"
     found = found or next((one for row in rows if (one := impossible(row, task))), None) or _leak(metrics, task)
     if found:
-        raise InputError(f"{file}: {found}; delete the cell's folder and run step 4 again")
+        script = "tools.score_predictions" if external.KEY in (metrics or ()) else "step 4"
+        raise InputError(f"{file}: {found}; delete the cell's folder and run {script} again")
 
 
 def refuse_mixed_splits(cells, work_dir):
