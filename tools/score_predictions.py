@@ -4,7 +4,7 @@
         --repeat 0 --fold 0 --predictions predictions/ --note "nnU-Net 2.8.1, 2d, 250 epochs"
     python -m tools.score_predictions --config configs/chaos_mr.yaml --name mrsegmentator --contrasts t1out \\
         --subjects-n 0 --repeat 0 --predictions segmented/ --labels liver=5 right_kidney=2 left_kidney=3 spleen=1 \\
-        --ignored-values 4 6 7 --note "MRSegmentator 1.2, as published"
+        --ignored-values others --note "MRSegmentator as published, trained on other MR and CT"
 
 Reads   a folder with a label map for each test subject, <subject>.nii.gz or as tools.export_dataset calls its case, on
         the grid of the scan; the label maps of the test subjects, and h5/annotated.h5 (step 2).
@@ -14,7 +14,6 @@ Takes   seconds per subject. Nothing is written before all files are sound; ever
 Next    python reproduce_tables.py --config FILE
 """
 
-import argparse
 import difflib
 import itertools
 import logging
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from utils.checks import InputError
-from utils.command_line import from_command_line
+from utils.command_line import from_command_line, whole
 from utils.paths import composed
 from utils.runs import exit_code_of, json_number, open_run, progress, read_json, write_json
 from utils.work_dir import METRICS, PREDICTIONS
@@ -50,11 +49,9 @@ class Part(NamedTuple):
     folder: Path
 
 
-def whole(word):
-    """Read a number of at least 0 from the command line; argparse names the option in an error."""
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"{word}: expected a whole number of at least 0")
-    return int(word)
+def whole_or_others(word):
+    """Read a value of a label map, or the word for all that no class has."""
+    return word if word == "others" else whole(word)
 
 
 def add_options(parser):
@@ -66,8 +63,8 @@ def add_options(parser):
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of its label maps")
     text = "values of the classes in these maps, such as liver=5 kidneys=2,3 (default: 1, 2, ... as in the config)"
     parser.add_argument("--labels", nargs="+", default=[], metavar="NAME=VALUE", help=text)
-    text = "further values in these maps, which count as background"
-    parser.add_argument("--ignored-values", nargs="+", type=whole, default=[], metavar="VALUE", help=text)
+    text = "further values in these maps, which count as background; others: all that no class has"
+    parser.add_argument("--ignored-values", nargs="+", type=whole_or_others, default=[], metavar="VALUE", help=text)
     parser.add_argument("--note", default="", metavar="TEXT", help="what readers should know of its training")
     text = "subjects of the study that trained it (default: those that step 4 draws for this N and repeat)"
     parser.add_argument("--train-subjects", nargs="+", type=composed, metavar="ID", help=text)

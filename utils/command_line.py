@@ -34,6 +34,13 @@ def positive(word):
     return int(word)
 
 
+def whole(word):
+    """Read a number of at least 0 from the command line, likewise."""
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word}: expected a whole number of at least 0")
+    return int(word)
+
+
 def add_training_options(parser):
     """Add the options that the training scripts share."""
     text = "also write events for TensorBoard, into tensorboard/ in each run folder"

@@ -14,6 +14,7 @@ from utils.checks import InputError
 from utils.paths import composed
 
 ON_THE_GRID = "a prediction lies on the grid of the scan; resample it there by nearest neighbour"
+OTHERS = "others"  # all values that no class has
 MOST_VALUES = 8  # listed in a message
 
 
@@ -57,7 +58,7 @@ def _not_tested(path, name, tested, role):
 
 
 def read_classes(
-    path: Path, subject: str, grid: Grid, values: Mapping[str, Sequence[int]], ignored: Sequence[int] = ()
+    path: Path, subject: str, grid: Grid, values: Mapping[str, Sequence[int]], ignored: Sequence[int | str] = ()
 ) -> np.ndarray:
     """Read a prediction as class indices of the config.
 
@@ -66,7 +67,7 @@ def read_classes(
         subject: Identifier, for messages.
         grid: Shape and affine that it must have.
         values: Class name -> its values in the file, in the order of the config.
-        ignored: Further values that count as background.
+        ignored: Further values that count as background; `OTHERS` among them: all other whole numbers.
 
     Returns:
         `(X, Y, Z)` uint8; 0 is background.
@@ -80,16 +81,18 @@ def read_classes(
     if len(image.shape) != 3:
         raise InputError(f"{subject}: '{path}' is {image.shape}, expected 3 axes; a label map is one 3D volume")
     problems = grid_problems(subject, path, image, grid, ON_THE_GRID)
-    meaning = {0: 0, **dict.fromkeys(ignored, 0)}
+    meaning: dict[float | str, int] = {0: 0, **dict.fromkeys(ignored, 0)}
     for index, members in enumerate(values.values(), start=1):
         meaning |= dict.fromkeys(members, index)
-    present = np.unique(image.values).tolist()
-    problems += _unknown(subject, path, [value for value in present if whole_number(value) not in meaning], values)
+    present = [(value, whole_number(value)) for value in np.unique(image.values).tolist()]
+    if OTHERS in ignored:
+        meaning = {**{meant: 0 for _, meant in present if isinstance(meant, int)}, **meaning}
+    problems += _unknown(subject, path, [value for value, meant in present if meant not in meaning], values)
     if problems:
         raise InputError(problems)
     classes = np.zeros(image.shape, np.uint8)
-    for value in present:
-        classes[image.values == value] = meaning[whole_number(value)]
+    for value, meant in present:
+        classes[image.values == value] = meaning[meant]
     return classes
 
 

@@ -108,6 +108,17 @@ def test_values_are_mapped_by_name(study, predicted):
     assert np.array_equal(kept.dataobj, kidney) and kept.get_data_dtype() == np.uint8
 
 
+def test_all_values_that_no_class_has_may_be_background(study, predicted):
+    kidney = kidney_of(study)
+    everything = np.where(kidney == 1, 40, np.arange(4)[None, None] + 50).astype(np.int16)
+    save(predicted / "sub-3.nii.gz", everything)
+    words = ["--labels", "kidney=40", "liver=41", "--ignored-values"]
+    refused = score(study, predicted, *words, "50", "51")
+    assert refused.code == 2 and "holds 52, 53, which is no class (kidney 40, liver 41)" in refused.said[0]
+    assert score(study, predicted, *words, "others").code == 0
+    assert metrics_of(study)["per_subject"][0]["dice"] == 1
+
+
 def test_a_tool_that_needs_no_label_has_n_0(study, predicted):
     cell = ["--name", "segmentator", "--contrasts", "t1", "--subjects-n", "0", "--repeat", "0"]
     assert score(study, predicted, "--selecting", "0", cell=cell).code == 0
