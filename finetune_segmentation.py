@@ -56,7 +56,7 @@ def main(arguments=None):
     check_batch_sizes(options.devices, batch_sizes(config, trials, options.init or config.finetuning.inits))
     data = config.plain()["data"]
     failures = [] if options.keep_going else None
-    files, splits = find_and_split(config.data.places(), data["splits"], config.seed, failures)
+    files, splits = find_and_split(config.data.wanted(), data["splits"], config.seed, failures)
     splits = chosen_folds(splits, options.folds)
     trainers = {}  # all cells and folds of one shape and the same settings share a compiled step
     grids = [Grid(task(config, split, files), trainers) for split in splits]
@@ -213,11 +213,14 @@ class Segmentations(CellTask):
         return self.annotated.read_reference(subject)
 
     def describe_model(self, cell, subjects):
-        return self.describe_data(cell, subjects) | {
-            "labels": {name: index for index, name in enumerate(self.labels, start=1)},
-            "voxel_size_known": self.config.data.voxel_size_known,
-            "head_block": self.settings_of(cell).head_block,
-        }
+        from utils.model_description import SegmentationModel
+
+        return SegmentationModel(
+            **self.describe_data(cell, subjects),
+            labels={name: index for index, name in enumerate(self.labels, start=1)},
+            voxel_size_known=self.config.data.voxel_size_known,
+            head_block=self.settings_of(cell).head_block,
+        )
 
 
 class Trials(Segmentations):

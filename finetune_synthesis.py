@@ -37,7 +37,7 @@ def main(arguments=None):
     check_batch_sizes(options.devices, {"synthesis.training": config.synthesis.training.batch_size})
     data = config.plain()["data"]
     failures = [] if options.keep_going else None
-    files, splits = find_and_split(config.data.places(), data["splits"], config.seed, failures)
+    files, splits = find_and_split(config.data.wanted(), data["splits"], config.seed, failures)
     splits = chosen_folds(splits, options.folds)
     store = SliceStore(config.work.volumes)
     store.check_hash(config.hash_of_slices())
@@ -184,15 +184,18 @@ class Syntheses(CellTask):
                 raise InputError(changed_since_step_2(files.subject, files.contrasts[name]))
 
     def describe_model(self, cell, subjects):
+        from utils.model_description import SynthesisModel
+
         ranges = {subject: self.store.intensities(subject) for subject in subjects}
-        return self.describe_data(cell, subjects) | {
-            "targets": self.targets,
-            "target_intensities": {
+        return SynthesisModel(
+            **self.describe_data(cell, subjects),
+            targets=self.targets,
+            target_intensities={
                 target: {subject: found[target] for subject, found in ranges.items()} for target in self.targets
             },
-            "crop_size": list(self.config.crops.size),
-            "overlap": self.config.synthesis.overlap,
-        }
+            crop_size=self.config.crops.size,
+            overlap=self.config.synthesis.overlap,
+        )
 
 
 def build_trainer(config, channels):

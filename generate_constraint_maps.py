@@ -121,7 +121,7 @@ def find_wanted(config, options, failures):
     from data.layouts.subjects import find_subjects
 
     left_out = failures if options.keep_going else None
-    everyone = find_subjects(**config.data.places(), left_out=left_out)
+    everyone = find_subjects(config.data.wanted(), left_out)
     if not everyone:
         raise InputError(failures)
     asked = options.subjects or everyone

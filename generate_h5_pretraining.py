@@ -37,7 +37,7 @@ def main(arguments=None):
 
     failures, data = [], config.plain()["data"]
     left_out = failures if options.keep_going else None
-    subjects, splits = find_and_split(config.data.places(), data["splits"], config.seed, left_out)
+    subjects, splits = find_and_split(config.data.wanted(), data["splits"], config.seed, left_out)
     plans = [plan for split in splits for plan in plan_stores(config, split, subjects)]
     plans += [plan_volumes(config, splits)] if config.synthesis else []
     plans = [plan.without({*plan.members} - subjects.keys()) for plan in plans]

@@ -30,6 +30,7 @@ from pathlib import Path, PurePosixPath
 from data.layouts.files import SUFFIXES, stem_of
 from utils.checks import InputError, counted
 from utils.command_line import check_writable, parser_of
+from utils.config.data import file_pattern
 from utils.disk import results_go_to, trouble_with_disk
 from utils.model_description import check_agreement, read_model_description
 from utils.runs import exit_code_of, progress
@@ -110,16 +111,16 @@ def read_model(folder):
 
 def check_options(options, model):
     """Refuse what the model cannot do, all of it at once."""
-    lines, labels = [], model.get("labels", {})
+    lines, labels = [], model.labels
     for option in ("probabilities", "largest_component", "min_component_ml"):
-        if "targets" in model and getattr(options, option) not in (None, False):
+        if model.targets and getattr(options, option) not in (None, False):
             lines.append(f"--{option.replace('_', '-')}: is for segmentations; this model synthesises contrasts")
     for name in set(options.largest_component or ()) - labels.keys() if labels else ():
         lines.append(f"--largest-component {name}: not a class of the model ({', '.join(labels)})")
     if options.min_component_ml is not None and labels:
         if not 0 < options.min_component_ml < math.inf:
             lines.append(f"--min-component-ml {options.min_component_ml:g}: give a volume above 0")
-        elif not model["voxel_size_known"]:
+        elif not model.voxel_size_known:
             lines.append("--min-component-ml: the model's scans had no known voxel size, so there are no mL")
     if "left_right" in options.flip and (sided := [name for name in labels if SIDED.search(name)]):
         cure = "in a mirror image left is right; leave left_right out"
@@ -138,10 +139,9 @@ def find_scans(options, model, failures):
     if not options.input.exists():
         raise InputError(f"--input {options.input}: no such file or folder")
     is_file, left_out = options.input.is_file(), failures if options.keep_going else None
+    options.layout = "pattern" if is_file else model.layout  # of what is written
     jobs = scan_of_file(options, model) if is_file else scans_of_folder(options, model, left_out)
-    return sound_ones(
-        jobs, lambda files: problems_of_subject(files, model["files"], files.contrasts), options, failures
-    )
+    return sound_ones(jobs, lambda files: problems_of_subject(files, model.files, files.contrasts), options, failures)
 
 
 def scan_of_file(options, model):
@@ -149,21 +149,20 @@ def scan_of_file(options, model):
     from evaluation.prediction.new_scans import patterns_of
     from evaluation.prediction.plain_folder import files_of_scan
 
-    scan, output, needed = options.input, options.output, patterns_of(model, model["contrasts"])
-    targets = model.get("targets", [])
-    if len(needed) > 1 or model["mask"]:
-        names = ", ".join([*needed, *(["a mask"] if model["mask"] else [])])
+    scan, output, needed = options.input, options.output, patterns_of(model, model.contrasts)
+    if len(needed) > 1 or model.mask:
+        names = ", ".join([*needed, *(["a mask"] if model.mask else [])])
         raise InputError(f"--input {scan}: the model needs {names}; give a folder that holds all of them")
-    if len(targets) > 1:
-        raise InputError(f"--input {scan}: the model makes {', '.join(targets)}; give a folder that holds the scan")
+    if len(model.targets) > 1:
+        raise InputError(
+            f"--input {scan}: the model makes {', '.join(model.targets)}; give a folder that holds the scan"
+        )
     if not output.name.endswith(SUFFIXES):
         raise InputError(f"--output {output}: for one scan give a file that ends in .nii or .nii.gz")
     if output.resolve() == scan.resolve():
         raise InputError(f"--output {output}: is the scan itself; give another file")
     subject = stem_of(output)  # every one of a folder of results has another; scans are often all called t1.nii.gz
-    paths = outputs_of(subject, output.parent, options, model | {"layout": "pattern"}) | {
-        (targets or ["label"])[0]: output
-    }
+    paths = outputs_of(subject, output.parent, options, model) | {(model.targets or ["label"])[0]: output}
     files = files_of_scan(stem_of(scan), scan, *needed, model)
     return [(subject, files, paths)]
 
@@ -173,20 +172,18 @@ def scans_of_folder(options, model, left_out):
 
     Given a list `left_out`, subjects with a problem are described there instead of raising.
     """
-    from data.layouts.subjects import find_subjects, needed_of, reading_of
+    from data.layouts.subjects import find_subjects, needed_of
 
     root, output = options.input, options.output
     if output.name.endswith(SUFFIXES) or output.is_file():
         raise InputError(f"--output {output}: for a folder of scans give a folder")
-    new = {"test_images": True} if model["layout"] in ("msd", "nnunet") else {}
+    new = {"mask": model.mask, "test_images": model.layout in ("msd", "nnunet")}
     try:
-        subjects = find_subjects(
-            root, needed_of(model), mask=model["mask"], left_out=left_out, **reading_of(model), **new
-        )
+        subjects = find_subjects(model.wanted(root, needed_of(model), **new), left_out)
     except InputError as error:
         is_empty = error.lines[0].startswith("data.root: no ")  # file of this layout, dataset.json or folder
         if subjects := scans_of_plain_folder(options, model, left_out) if is_empty else {}:
-            model["layout"] = "pattern"  # of what is written, too
+            options.layout = "pattern"  # of what is written, too
             return [(name, files, outputs_of(name, output, options, model)) for name, files in subjects.items()]
         raise
     subjects = add_acquired(subjects, root, model)
@@ -201,7 +198,7 @@ def scans_of_plain_folder(options, model, left_out):
     from evaluation.prediction.plain_folder import scans_in
 
     root, needed = options.input, needed_of(model)
-    if len(needed) > 1 or model["mask"]:
+    if len(needed) > 1 or model.mask:
         return {}
     subjects = scans_in(root, *needed, model, left_out)
     if subjects and options.output.resolve() == root.resolve():
@@ -217,13 +214,13 @@ def outputs_of(subject, folder, options, model):
     What is made is a `label`, and `probabilities` if asked for; or the contrasts in `targets`.
     """
     from data.derivatives import output_path
-    from data.layouts.subjects import file_of_channel, file_pattern
+    from data.layouts.subjects import file_of_channel
 
     made = {"label": None} | ({"probabilities": None} if options.probabilities else {})
-    if "targets" in model:
-        entries = {target: model["files"][file_of_channel(model["files"], target)[0]] for target in model["targets"]}
+    if model.targets:
+        entries = {target: model.files[file_of_channel(model.files, target)[0]] for target in model.targets}
         made = {target: file_pattern(entry) for target, entry in entries.items()}
-    paths = {what: output_path(model["layout"], folder, subject, what, entry) for what, entry in made.items()}
+    paths = {what: output_path(options.layout, folder, subject, what, entry) for what, entry in made.items()}
     if len(set(paths.values())) < len(paths):
         raise InputError(f"--model: {', '.join(paths)} would all be written to {next(iter(paths.values()))}")
     return paths
@@ -231,12 +228,11 @@ def outputs_of(subject, folder, options, model):
 
 def add_acquired(subjects, root, model):
     """Add the files of contrasts that are to be synthesised, where a subject was scanned with them as well."""
-    from data.layouts.subjects import find_subjects, needed_of, reading_of
+    from data.layouts.subjects import find_subjects, needed_of
     from evaluation.prediction.new_scans import patterns_of
 
-    needed, reading = needed_of(model), reading_of(model)
-    for name, pattern in patterns_of(model, model.get("targets", [])).items():
-        scanned = find_subjects(root, needed | {name: pattern}, left_out=[], **reading)
+    for name, pattern in patterns_of(model, model.targets).items():
+        scanned = find_subjects(model.wanted(root, needed_of(model) | {name: pattern}), [])
         for subject in subjects.keys() & scanned.keys():
             contrasts = subjects[subject].contrasts | {name: scanned[subject].contrasts[name]}
             subjects[subject] = dataclasses.replace(subjects[subject], contrasts=contrasts)
@@ -245,10 +241,8 @@ def add_acquired(subjects, root, model):
 
 def refuse_places_of_contrasts(root, model, outputs):
     """Refuse to write where contrasts are read: a synthesised one would replace the acquired one, or pass for it."""
-    from data.layouts.subjects import file_pattern
-
-    root, is_pattern = root.resolve(), model["layout"] == "pattern"
-    patterns = [file_pattern(entry).replace("{subject}", "*") for entry in model["files"].values()]
+    root, is_pattern = root.resolve(), model.layout == "pattern"
+    patterns = [file_pattern(entry).replace("{subject}", "*") for entry in model.files.values()]
     for path in outputs:
         place = path.resolve()
         if not place.is_relative_to(root):
@@ -273,16 +267,16 @@ def predict(models, jobs, options, failures):
     folder = options.output if options.input.is_dir() else options.output.parent
     todo, made_by = what_to_make(models, jobs, folder, options)
     written = sum(len(paths) for _, paths in todo)
-    what = "synthesised contrast" if "targets" in model else "label map"
+    what = "synthesised contrast" if model.targets else "label map"
     several = f"{what}s" + " and probabilities" * options.probabilities
     if kept := sum(len(paths) for *_, paths in jobs) - written:
         log.info("%d of %d %s exist and are kept; --overwrite replaces them", kept, kept + written, several)
     if todo:
-        if "targets" in model:
+        if model.targets:
             make = functools.partial(synthesise, table=folder / INTENSITIES)
         else:
             largest, smallest = options.largest_component, options.min_component_ml
-            largest = list(model["labels"]) if largest == [] else largest or ()
+            largest = list(model.labels) if largest == [] else largest or ()
             make = functools.partial(segment, largest_of=largest, min_component_ml=smallest or 0)
         networks = [load_network(place, model) for place, model in models.items()]
         network = Ensemble(networks, [FLIPS[name] for name in options.flip])
@@ -294,7 +288,7 @@ def predict(models, jobs, options, failures):
                 failures += lines
                 jobs, written = [job for job in jobs if job[0] != files.subject], written - len(paths)
     made = counted(written, what, several)
-    log.info("wrote %s and %s", made, write_tables(folder, model, jobs, options.input.is_dir()))
+    log.info("wrote %s and %s", made, write_tables(folder, model, jobs, options))
 
 
 def attempt(options, make, subject):
@@ -345,17 +339,17 @@ def words_of(options):
     return {None: " ".join(shared), "label": " ".join(own)}
 
 
-def write_tables(folder, model, jobs, is_folder):
+def write_tables(folder, model, jobs, options):
     """Write what lies beside the results; returns the name of the table for the log."""
     from data.derivatives import describe_outputs
     from evaluation.prediction.tables import INTENSITIES, VOLUMES, summary_of_units, write_volumes
 
-    if is_folder:
-        describe_outputs(model["layout"], folder, model.get("name", "scans"), model.get("labels"), model["contrasts"])
-    if "targets" in model:
+    if options.input.is_dir():
+        describe_outputs(options.layout, folder, model.name or "scans", model.labels, model.contrasts)
+    if model.targets:
         return f"{folder / INTENSITIES} (intensities: {summary_of_units(folder / INTENSITIES)})"
     labels = {subject: paths["label"] for subject, _, paths in jobs}
-    write_volumes(folder / VOLUMES, labels, model["labels"], model["voxel_size_known"])
+    write_volumes(folder / VOLUMES, labels, model.labels, model.voxel_size_known)
     return folder / VOLUMES
 
 

@@ -211,7 +211,7 @@ def files_and_keys(config):
 
     data = config.plain()["data"]
     keys = {"contrasts": data["contrasts"], "labels": data["labels"], "ignored": data["ignored_label_values"]}
-    return functools.cache(lambda: find_subjects(**config.data.places())), keys
+    return functools.cache(lambda: find_subjects(config.data.wanted())), keys
 
 
 def draw_training_curves(config, folder):

@@ -32,11 +32,11 @@ class Split:
         return {name: list(getattr(self, name)) for name in SETS}
 
 
-def find_and_split(places, splits, seed, failures=None):
+def find_and_split(wanted, splits, seed, failures=None):
     """Find the subjects of a dataset and make the splits of a config.
 
     Args:
-        places: Keyword arguments of `data.layouts.subjects.find_subjects`.
+        wanted: As in `data.layouts.subjects.find_subjects`.
         splits: As in `make_splits`.
         seed: As there.
         failures: List, or None. Given a list, subjects that lack files are left out and described there.
@@ -45,11 +45,11 @@ def find_and_split(places, splits, seed, failures=None):
         `(subject -> SubjectFiles, list of Split)`. Lists of a split name those that were left out nevertheless: what
         was made with them is compared by the split.
     """
-    subjects = find_subjects(**places, left_out=failures)
+    subjects = find_subjects(wanted, failures)
     if failures and not subjects:
         raise InputError(failures)
     missing = {line.split(":")[0] for line in failures or ()} - subjects.keys()
-    return subjects, make_splits(splits, places["root"], subjects, seed, missing)
+    return subjects, make_splits(splits, wanted.root, subjects, seed, missing)
 
 
 def hash_of_split(lists):

@@ -6,7 +6,6 @@ is irrelevant once they have trained weights.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from models.unet import build_encoder, build_unet
 from models.weights import DAMAGE, load_weights, transfer
 from utils.checks import InputError
+from utils.model_description import ModelDescription
 from utils.runs import atomic_path
 from utils.work_dir import WEIGHTS
 
@@ -22,12 +22,12 @@ AGAIN = "export the model again"
 UNREADABLE: tuple[type[Exception], ...] = (*DAMAGE, KeyError, ImportError)
 
 
-def load_network(folder: Path, model: Any) -> keras.Model:
+def load_network(folder: Path, model: ModelDescription) -> keras.Model:
     """Load the finetuned network of a model folder: model.keras of an exported one, else weights.npz of a cell.
 
     Args:
         folder: Its path.
-        model: Content of its model.json, from `utils.model_description.read_model_description`.
+        model: Its description.
 
     Returns:
         A `keras.Model` from images `(B, H, W[, D], C)` to `(B, H, W[, D], K)`: probabilities of background and
@@ -36,18 +36,13 @@ def load_network(folder: Path, model: Any) -> keras.Model:
     Raises:
         InputError: The file is missing, corrupt, would run its own code, or holds a different network.
     """
-    if "targets" in model:
-        size = model["crop_size"]
-        head: dict[str, Any] = {"rank": len(size), "head": "synthesis", "outputs": len(model["targets"])}
-    else:
-        size, head = model["slices"]["image_size"], {"outputs": len(model["labels"]) + 1}
-        head |= {"head_block": model.get("head_block", False)}
-    shape = (*size, len(model["contrasts"]))
+    size, head = model.input_size, model.head()
+    shape = (*size, len(model.contrasts))
     if (folder / NETWORK).is_file():
         network = read_keras(folder / NETWORK)
         _check_shapes(folder / NETWORK, network, (None, *shape), (None, *size, head["outputs"]))
         return network
-    network = build_unet(shape, filters=model["filters"], **head)
+    network = build_unet(shape, filters=model.filters, **head)
     load_weights(network, folder / WEIGHTS)
     return network
 

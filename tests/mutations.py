@@ -82,8 +82,8 @@ FAULTS = (
     Fault(
         "wrong order of classes in predict.py",
         "evaluation/prediction/new_scans.py",
-        'classes, labels = most_probable(volumes), model["labels"]',
-        'classes, labels = most_probable(list(volumes)[::-1]), model["labels"]',
+        "classes, labels = most_probable(volumes), model.labels",
+        "classes, labels = most_probable(list(volumes)[::-1]), model.labels",
         ("tests/test_predict_segmentation.py",),
     ),
     Fault(

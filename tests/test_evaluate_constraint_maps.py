@@ -16,6 +16,7 @@ from data.layouts.subjects import find_subjects
 from data.scans.volumes import read_contrasts, write_nifti
 from tools import evaluate_constraint_maps as script
 from utils.checks import InputError
+from utils.config.data import Wanted
 from utils.config.load import load_config
 
 pytestmark = pytest.mark.usefixtures("rough_figures")
@@ -118,7 +119,7 @@ def test_the_map_of_step_1_is_the_first_of_the_maps_evaluated(done):
     found = {(k, seed, measure, name): value for k, seed, measure, name, value in rows}
     assert found[5, "0", "best_dice", "liver"] == pytest.approx(expected, abs=1e-12)
     data = config.plain()["data"]
-    files = find_subjects(root, data["contrasts"], data["label"])["sub-002"]
+    files = find_subjects(Wanted(root, data["contrasts"], data["label"]))["sub-002"]
     features, labels, truth, _ = script.read_references(config, files)
     classes, _, _ = cluster(features, 5, script.seed_of_map(config, "sub-002", 0))
     for name, reference in (("label", labels), *truth.items()):
@@ -134,7 +135,7 @@ def test_references_follow_the_features_in_any_orientation(cohort, tmp_path):
 
     config = load_config(write_config(tmp_path, cohort))
     data = config.plain()["data"]
-    files = find_subjects(config.data.root, data["contrasts"], data["label"])["sub-001"]
+    files = find_subjects(Wanted(config.data.root, data["contrasts"], data["label"]))["sub-001"]
     volume, affine = read_contrasts(files, ["t1w"], config.data.contrasts)
     turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt("SPL"))
     turned = affine @ orientations.inv_ornt_aff(turn, volume.shape[:3])
@@ -152,7 +153,7 @@ def test_references_follow_the_features_in_any_orientation(cohort, tmp_path):
     ]
     config = load_config(path, words)
     data = config.plain()["data"]
-    files = find_subjects(config.data.root, data["contrasts"], data["label"], data["mask"])["sub-001"]
+    files = find_subjects(Wanted(config.data.root, data["contrasts"], data["label"], data["mask"]))["sub-001"]
     features, labels, _, outside = script.read_references(config, files)
     assert len(features) == mask.sum() and outside == pytest.approx(1 - mask.mean())
     dark, bright = features[labels == 1, 0], features[labels == 2, 0]

@@ -23,6 +23,7 @@ from models.weights import read_weights, save_weights, transfer
 from tools import export_model
 from utils.checks import InputError
 from utils.config.load import load_config
+from utils.model_description import read_model_description
 
 ROOT = Path(__file__).resolve().parents[1]
 FILTERS = [4, 8]
@@ -189,7 +190,7 @@ def test_predict_makes_the_same_of_a_scan_from_the_folder_alone(work, tmp_path, 
 
 
 def test_a_synthesising_model_keeps_its_weights(work):
-    model = json.loads((work / "made/model.json").read_text())
+    model = read_model_description(work / "made/model.json")
     cell, exported = (load_network(folder, model) for folder in (work / "synthesis/late/n02/r0", work / "made"))
     images = images_for(cell)
     np.testing.assert_allclose(exported.predict_on_batch(images), cell.predict_on_batch(images), atol=1e-6)
@@ -354,11 +355,11 @@ def test_a_keras_file_that_would_run_code_or_is_damaged_is_refused(work, tmp_pat
 
 
 def test_a_network_that_does_not_fit_its_description_is_refused(work):
-    model = json.loads((work / "one/model.json").read_text())
+    model = read_model_description(work / "one/model.json")
     with pytest.raises(InputError, match=r"the network takes \(None, 32, 32, 1\), but model.json describes \(.* 2\)"):
-        load_network(work / "one", model | {"contrasts": ["t1", "t2"]})
+        load_network(work / "one", model.model_copy(update={"contrasts": ["t1", "t2"]}))
     with pytest.raises(InputError, match=r"the network gives \(None, 32, 32, 3\), but model.json describes \(.* 2\)"):
-        load_network(work / "one", model | {"labels": {"kidney": 1}})
+        load_network(work / "one", model.model_copy(update={"labels": {"kidney": 1}}))
 
 
 def test_configs_that_differ_are_all_kept(work, tmp_path):

@@ -25,6 +25,7 @@ from tests.cheaply import steps_uncompiled
 from training.cells import Cell
 from training.loop import Keeper, RunOptions
 from utils.checks import InputError
+from utils.config.data import Wanted
 from utils.config.load import load_config
 
 CONTRASTS = ["t1", "t1gd", "t2", "flair"]
@@ -298,7 +299,7 @@ def test_an_interrupted_cell_ends_like_one_that_went_through(finished, packed, t
 def test_a_cell_is_shown_its_own_subjects_and_validated_on_others(packed):
     config = load_config(packed / "rank3.yaml")
     data, store = config.plain()["data"], SliceStore(packed / "work3" / "h5" / "volumes.h5")
-    files = find_subjects(config.data.root, data["contrasts"])
+    files = find_subjects(Wanted(config.data.root, data["contrasts"]))
     [split] = make_splits(data["splits"], config.data.root, files, config.seed)
     cells, given = finetune_synthesis.Syntheses(config, split, files, store), {}
 

@@ -33,7 +33,6 @@ WITH_MORE_PARAMETERS = {
     "models/unet.py:build_unet",
     "tests/reference.py:anchor_cost",  # the same arguments, in the slow reference
     # What is read of a scan, passed one by one.
-    "data/layouts/subjects.py:find_subjects",
     "evaluation/pictures/overlays.py:read_picture",
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}

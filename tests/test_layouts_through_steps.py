@@ -45,7 +45,7 @@ def test_chaos_on_the_grid_of_one_contrast(tmp_path):
     back = grid.to_volume(store.labels(rows), order=0)
     np.testing.assert_array_equal(back, corner([2, 1, 1, 0], CHAOS_SHAPE))
     # The second contrast in the file is T2-SPIR on the T1 grid, scaled.
-    files = find_subjects(**config.data.places())["2"]
+    files = find_subjects(config.data.wanted())["2"]
     volume, affine = read_contrasts(files, ["t2spir"], config.data.contrasts)
     np.testing.assert_array_equal(read_label(files, config.data.labels, ["spleen"], CHAOS_SHAPE, affine), back)
     packed = grid.to_volume(store.images(["t2spir"], rows)[..., 0].astype("f4"), order=0)

@@ -247,7 +247,7 @@ def test_single_scans_are_called_as_their_results(models, scans, tmp_path):
         ({"contrasts": ["t2"]}, r"contrasts \['t2'\] and \['t1'\]"),
         ({"slices": {"image_size": [16, 16], "pixel_size": None}}, r"image_size \[16, 16\] and \[24, 24\]"),
         ({"slices": {"image_size": [24, 24], "pixel_size": 2.0}}, r"pixel_size 2.0 and None"),
-        ({"percentiles": [0, 100]}, r"percentiles \[0, 100\] and \[1, 99\]"),
+        ({"percentiles": [0, 100]}, r"percentiles \[0.0, 100.0\] and \[1.0, 99.0\]"),
         ({"mask": "{subject}/mask.nii.gz"}, r"mask True and False"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

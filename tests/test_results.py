@@ -29,9 +29,9 @@ def test_a_committed_model_is_complete_and_small(folder):
     assert size < 6e6
     model = predict.read_model(folder / "model")
     network = load_network(folder / "model", model)
-    height, width = model["slices"]["image_size"]
-    probabilities = network.predict(np.zeros((1, height, width, len(model["contrasts"]))), verbose=0)
-    assert probabilities.shape == (1, height, width, len(model["labels"]) + 1)
+    height, width = model.slices.image_size
+    probabilities = network.predict(np.zeros((1, height, width, len(model.contrasts))), verbose=0)
+    assert probabilities.shape == (1, height, width, len(model.labels) + 1)
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
 
 

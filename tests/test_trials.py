@@ -148,7 +148,7 @@ def test_each_trainer_is_built_once_and_is_the_only_one(finished, watched):
 
 def test_whoever_reads_the_spoilt_test_subject_is_stopped(cohort):
     config = load_config(cohort)
-    store, files = SliceStore(config.work_dir / "h5" / "annotated.h5"), find_subjects(**config.data.places())
+    store, files = SliceStore(config.work_dir / "h5" / "annotated.h5"), find_subjects(config.data.wanted())
     with pytest.raises(InputError, match="holds class 99"):
         store.labels(store.rows_of([TEST]))
     with pytest.raises(InputError, match=TEST):
@@ -158,7 +158,7 @@ def test_whoever_reads_the_spoilt_test_subject_is_stopped(cohort):
 def test_a_model_is_described_by_the_settings_that_it_was_trained_with(cohort):
     trials = json.dumps({"plain": {}, "deeper": {"head_block": True}})
     config = load_config(cohort, [f"finetuning.trials={trials}", "finetuning.chosen={global: deeper}"])
-    files = find_subjects(**config.data.places())
+    files = find_subjects(config.data.wanted())
     (split,) = make_splits(config.plain()["data"]["splits"], config.data.root, files, config.seed)
     trained = finetune_segmentation.Trials(config, split, files)
     chosen = finetune_segmentation.Segmentations(config, split, files)
@@ -169,7 +169,7 @@ def test_a_model_is_described_by_the_settings_that_it_was_trained_with(cohort):
         (chosen, Cell("global", 1, 0, "t1"), True),
     ):
         described = work.describe_model(cell, split.train)
-        assert (described["head_block"], described["contrasts"]) == (expected, ["t1"])
+        assert (described.head_block, described.contrasts) == (expected, ["t1"])
         layers = {layer.name for layer in work.build_trainer(cell).network.layers}
         assert any(name.startswith("segmentation_") and name != "segmentation_conv" for name in layers) == expected
 

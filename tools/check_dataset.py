@@ -39,7 +39,7 @@ def main(arguments=None):
     from data.scans.dataset_check import point_out_unlike
 
     problems = []
-    subjects = find_subjects(**config.data.places(), left_out=problems)
+    subjects = find_subjects(config.data.wanted(), problems)
     found = in_order(functools.partial(check, config, options.whole), subjects.values(), options.jobs)
     checks = list(progress(found, "Looking at scans", len(subjects)))
     checks = point_out_unlike(checks, config.data.voxel_size_known)

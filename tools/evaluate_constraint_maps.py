@@ -87,7 +87,7 @@ def find_wanted(config, asked):
     """Return `{subject: files}` of all subjects in the dataset, and of those requested on the command line."""
     from data.layouts.subjects import find_subjects
 
-    everyone = find_subjects(**config.data.places())
+    everyone = find_subjects(config.data.wanted())
     mistakes = []
     for name in asked or ():
         if name not in everyone:

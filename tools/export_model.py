@@ -25,7 +25,7 @@ from utils.checks import InputError
 from utils.command_line import check_writable, parser_of
 from utils.config.yaml_files import read_yaml
 from utils.disk import results_go_to
-from utils.model_description import check_agreement, read_model_description
+from utils.model_description import EncoderDescription, check_agreement, read_model_description
 from utils.runs import atomic_path, exit_code_of, read_json, write_json
 from utils.work_dir import METRICS, MODEL, WEIGHTS, WorkDir
 
@@ -126,8 +126,7 @@ def export_model(options):
     # An exported model is portable already.
     networks = [portable(network) if network.name == "unet" else network for network in networks]
     about = {"licence": options.licence, "intended_use": options.intended_use or RESEARCH}
-    described = next(iter(members.values())).model
-    model = {key: value for key, value in described.items() if key not in KEPT_AT_HOME}
+    model = next(iter(members.values())).model
     card = functools.partial(model_card, list(members.values()), **about)
     write_folder(options, "model", mean_of(networks), model, card)
 
@@ -162,22 +161,23 @@ def export_encoder(options):
     arrays, metadata = read_weights(folder / WEIGHTS)
     config = load_config(folder / "resolved_config.yaml")
     one_by_one = metadata.get("contrasts_one_by_one")
-    encoder = {
-        "name": config.name,
-        "stage": folder.name,
-        "simulated": config.data.simulated,
-        "contrasts": metadata.get("contrasts"),
+    encoder = EncoderDescription(
+        name=config.name,
+        stage=folder.name,
+        simulated=config.data.simulated,
+        contrasts=metadata.get("contrasts"),
         **config.reading(),
-        "mask": config.data.mask,
-        "percentiles": list(config.percentiles()),
-        "slices": config.plain()["slices"],
-        "rank": config.network.rank,
-        "filters": config.network.filters,
-        "subjects": len(metadata.get("subjects", {}).get("train", ())),
-        "config_hash": metadata.get("config_hash"),
-    } | ({"contrasts_one_by_one": one_by_one} if one_by_one else {})
-    channels = len(encoder["contrasts"] or [None])
-    network = pretrained_encoder(arrays, channels, rank=encoder["rank"], filters=encoder["filters"])
+        mask=config.data.mask,
+        percentiles=config.percentiles(),
+        slices=config.plain()["slices"],
+        rank=config.network.rank,
+        filters=config.network.filters,
+        subjects=len(metadata.get("subjects", {}).get("train", ())),
+        config_hash=metadata.get("config_hash"),
+        **({"contrasts_one_by_one": one_by_one} if one_by_one else {}),
+    )
+    channels = len(encoder.contrasts or [None])
+    network = pretrained_encoder(arrays, channels, rank=encoder.rank, filters=encoder.filters)
     path = folder / "environment.json"
     environment = read_json(path) if path.is_file() else None
     card = functools.partial(encoder_card, encoder, environment, licence=options.licence)
@@ -204,7 +204,7 @@ def write_folder(options, name, network, description, card):
         write_text(output / written[-1], config)
     files = [(file, FILES[file.rpartition(".")[2]]) for file in written]
     write_text(output / "README.md", card(files=files))
-    write_json(output / f"{name}.json", description)
+    write_json(output / f"{name}.json", description.as_json(leave_out=KEPT_AT_HOME))
 
 
 def export_as(form, network, path):

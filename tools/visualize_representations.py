@@ -124,7 +124,7 @@ class RepresentedSplit:
         if config.data.simulated:
             chosen = [*self.subjects["train"], *self.subjects["test"]]
             self.note = f"Simulated scans. {self.note}".strip()
-            self.truth = find_truth(find_subjects(**config.data.places()), chosen)
+            self.truth = find_truth(find_subjects(config.data.wanted()), chosen)
 
     def seed(self, *names):
         return child_seed(self.config.seed, "representations", self.name, *names)

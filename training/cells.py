@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from training.finetuning import Trainer
     from training.loop import RunOptions
     from utils.config.schema import Config
+    from utils.model_description import ModelDescription
     from utils.work_dir import WorkDir
 
 
@@ -108,8 +109,8 @@ class CellTask(ABC):
         """What metrics.json says of the validation subjects."""
 
     @abstractmethod
-    def describe_model(self, cell: Cell, subjects: Sequence[str]) -> dict[str, Any]:
-        """What model.json says, for predict.py."""
+    def describe_model(self, cell: Cell, subjects: Sequence[str]) -> "ModelDescription":
+        """What is written to model.json, for predict.py."""
 
     @abstractmethod
     def read_reference(self, subject: str) -> Any:
@@ -120,8 +121,9 @@ class CellTask(ABC):
         """One line for each subject that should be packed and is not, or the other way round."""
 
     def describe_data(self, cell: Cell, subjects: Iterable[str]) -> dict[str, Any]:
-        """What model.json says of the data of any kind of cell, and what predict.py compares new scans with."""
+        """The keys of a `ModelDescription` of any kind of cell."""
         from data.field_of_view import field_of_training
+        from data.splits import hash_of_split
 
         subjects, plain = list(subjects), self.config.plain()
         field = field_of_training(
@@ -142,4 +144,6 @@ class CellTask(ABC):
             "field": field,
             "volumes": {name: list(found) for name, found in self.files[subjects[0]].volumes.items()},
             "trained_on": subjects,
+            "config_hash": self.hash_of(cell),
+            "split_hash": hash_of_split(self.split.to_dict()),
         }

@@ -176,7 +176,7 @@ class Grid:
                 for row in task.score(trainer.network, cell, folder / PREDICTIONS)
             ]
             about = self._about(trainer, cell) | {"duration_s": round(time.monotonic() - started, 1)}
-            write_json(folder / MODEL, task.describe_model(cell, subjects) | made)
+            write_json(folder / MODEL, task.describe_model(cell, subjects).as_json())
             # Written last: a folder with metrics.json is a finished cell.
             write_json(folder / METRICS, made_from.as_dict() | about | {"per_subject": rows})
             drop_checkpoint(folder)

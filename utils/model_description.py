@@ -1,11 +1,14 @@
-"""model.json, which describes how to use a finetuned model, checked completely before it is used."""
+"""model.json, which describes how to use a finetuned model: one object writes it and is read from it."""
 
-from typing import Annotated
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from utils.checks import InputError
-from utils.config.data import Layout
+from utils.config.data import Layout, Wanted
 from utils.config.load import explain
 from utils.config.sections import ContrastFile, Name, PathPattern, Percentiles, Section
 from utils.runs import read_json
@@ -20,12 +23,14 @@ def _numbered(labels):
 
 
 class _Lenient(Section):
-    """Models of later versions may have more keys."""
+    """Models of later versions may have more keys, which are kept."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
 
-class _Slices(_Lenient):
+class SliceShape(_Lenient):
+    """Size of the slices, pixels, and their pixels in mm (None: those of the scan)."""
+
     image_size: tuple[PositiveInt, PositiveInt]
     pixel_size: PositiveFloat | None
 
@@ -33,7 +38,7 @@ class _Slices(_Lenient):
 Ends = tuple[PositiveFloat, PositiveFloat]
 
 
-class _Field(_Lenient):
+class TrainingField(_Lenient):
     """Properties of the training scans; see `data.field_of_view`."""
 
     pixel_mm: Ends | None = None
@@ -41,42 +46,113 @@ class _Field(_Lenient):
     foreground_outside: float | None = Field(None, ge=0, le=1)
 
 
-class _Model(_Lenient):
-    """Keys of both tasks; models of earlier versions lack those with a default."""
+class Preprocessing(_Lenient):
+    """How scans become input of a network; what a version did not write yet has a default."""
 
-    contrasts: list[Name] = Field(min_length=1)
+    name: str | None = None
+    simulated: bool = False
     layout: Layout = "pattern"
     resample_to: Name | None = None
     bias_correction: list[Name] = []
-    files: dict[Name, ContrastFile] = Field(min_length=1)
-    filters: list[PositiveInt] = Field(min_length=2)
     mask: PathPattern | None
     percentiles: Percentiles
-    slices: _Slices
-    field: _Field | None = None
+    slices: SliceShape
+    voxel_size_known: bool = True
+    filters: list[PositiveInt] = Field(min_length=2)
+    config_hash: str | None = None
+
+    def as_json(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
+        """What is written: the keys that were given, without some."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude=set(leave_out))
+
+
+class EncoderDescription(Preprocessing):
+    """encoder.json of an exported stage of pretraining."""
+
+    contrasts: list[Name] | None
+    contrasts_one_by_one: list[Name] | None = None
+    stage: str
+    rank: PositiveInt
+    subjects: NonNegativeInt
+
+
+class ModelDescription(Preprocessing):
+    """model.json of a model of either kind: one with `targets` synthesises contrasts, one with `labels` segments."""
+
+    contrasts: list[Name] = Field(min_length=1)
+    files: dict[Name, ContrastFile] = Field(min_length=1)
+    field: TrainingField | None = None
     volumes: dict[Name, tuple[NonNegativeInt, PositiveInt]] = {}
+    trained_on: list[str] = []
+    split_hash: str | None = None
+    labels: dict[Name, PositiveInt] = {}
+    targets: list[Name] = []
+    shared: ClassVar[set[str]] = {"contrasts", "percentiles", "resample_to", "bias_correction"}
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """What the network sees at a time, pixels or voxels."""
+        return self.slices.image_size
+
+    @property
+    def makes(self) -> list[str]:
+        """Names of its classes, without background, or of the contrasts that it synthesises."""
+        return self.targets or list(self.labels)
+
+    def wanted(self, root: Path, contrasts: Mapping[str, Any], **more: Any) -> Wanted:
+        """Where its scans are looked for."""
+        read = Wanted(root, contrasts, resample_to=self.resample_to, bias_correction=self.bias_correction)
+        return replace(read, layout=self.layout, **more)
+
+    def head(self) -> dict[str, Any]:
+        """Arguments of `models.unet.build_unet` that the kind of model determines."""
+        raise NotImplementedError
+
+    def what_must_agree(self) -> dict[str, Any]:
+        """Return what averaged models must share: their preprocessing and the meaning of their outputs."""
+        found = self.model_dump(mode="json", include=self.shared | {"slices"})
+        slices = found.pop("slices")
+        return found | {key: slices[key] for key in ("image_size", "pixel_size")} | {"mask": bool(self.mask)}
 
 
-class _SegmentationModel(_Model):
+class SegmentationModel(ModelDescription):
+    """model.json of a model that segments slices."""
+
     labels: Annotated[dict[Name, PositiveInt], Field(min_length=1), AfterValidator(_numbered)]
     voxel_size_known: bool
     head_block: bool = False
+    shared: ClassVar[set[str]] = ModelDescription.shared | {"labels", "voxel_size_known"}
+
+    def head(self) -> dict[str, Any]:
+        return {"outputs": len(self.labels) + 1, "head_block": self.head_block}
 
 
-class _SynthesisModel(_Model):
+class SynthesisModel(ModelDescription):
+    """model.json of a model that synthesises contrasts, window by window."""
+
     targets: list[Name] = Field(min_length=1)
+    target_intensities: dict[Name, dict[str, tuple[float, float]]] = {}
     crop_size: list[PositiveInt] = Field(min_length=2, max_length=3)
     overlap: float = Field(ge=0, lt=1)
+    shared: ClassVar[set[str]] = ModelDescription.shared | {"targets", "crop_size", "overlap"}
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """What the network sees at a time, pixels or voxels."""
+        return tuple(self.crop_size)
+
+    def head(self) -> dict[str, Any]:
+        return {"rank": len(self.crop_size), "head": "synthesis", "outputs": len(self.targets)}
 
 
-def read_model_description(path):
+def read_model_description(path: Path) -> ModelDescription:
     """Read model.json of a cell of step 4.
 
     Args:
         path: The file.
 
     Returns:
-        Its content, a plain dictionary with defaults filled in; a model with `targets` synthesises contrasts.
+        A `SynthesisModel` if it has `targets`, else a `SegmentationModel`.
 
     Raises:
         InputError: The file is missing or not JSON, lacks keys, or has an unusable value; one line each.
@@ -84,27 +160,26 @@ def read_model_description(path):
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: is not a description of a model; {AGAIN}")
-    schema = _SynthesisModel if "targets" in content else _SegmentationModel
-    defaults = {key: field.default for key, field in schema.model_fields.items() if not field.is_required()}
-    if missing := schema.model_fields.keys() - content.keys() - defaults.keys():
+    schema = SynthesisModel if "targets" in content else SegmentationModel
+    required = {key for key, field in schema.model_fields.items() if field.is_required()}
+    if missing := required - content.keys():
         raise InputError(f"{path}: lacks {', '.join(sorted(missing))}; {AGAIN}")
     try:
-        schema.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
         raise InputError([f"{path}: {line}; {AGAIN}" for line in explain(error, schema)]) from None
-    return defaults | content
 
 
-def check_agreement(models):
+def check_agreement(models: Mapping[Any, ModelDescription]) -> None:
     """Refuse models that cannot be averaged: their preprocessing and the meaning of their outputs must agree.
 
     Args:
-        models: Name of each, for the message, -> content of its model.json; file patterns may differ.
+        models: Name of each, for the message, -> its description; file patterns may differ.
 
     Raises:
         InputError: One line for each model that differs from the first.
     """
-    (first, expected), *others = ((name, what_must_agree(model)) for name, model in models.items())
+    (first, expected), *others = ((name, model.what_must_agree()) for name, model in models.items())
     lines = []
     for name, found in others:
         differing = [key for key in expected.keys() | found.keys() if found.get(key) != expected.get(key)]
@@ -113,12 +188,3 @@ def check_agreement(models):
             lines.append(f"{name}: does not match {first} ({what}); give matching models")
     if lines:
         raise InputError(lines)
-
-
-def what_must_agree(model):
-    """Return what averaged models must share: their preprocessing and the meaning of their outputs."""
-    keys = ("contrasts", "labels", "targets", "voxel_size_known", "percentiles", "crop_size", "overlap")
-    keys += ("resample_to", "bias_correction")
-    slices = {key: model["slices"][key] for key in ("image_size", "pixel_size")}
-    found = {key: model[key] for key in keys if key in model} | slices | {"mask": bool(model["mask"])}
-    return found

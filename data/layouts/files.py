@@ -7,7 +7,6 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.checks import InputError
@@ -16,23 +15,6 @@ from utils.paths import FORMS, composed
 log = logging.getLogger("mrccl")
 
 SUFFIXES = (".nii", ".nii.gz")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a config requests from a folder; `entries`: the name of a contrast in the layout, or its pattern."""
-
-    root: Path
-    entries: dict[str, str]
-    label: str | None = None
-    labels: dict[str, list] = field(default_factory=dict)
-    ignored: tuple = ()
-    test_images: bool = False
-
-    def label_names(self):
-        """Names, not numbers, by which the config refers to values of the label maps."""
-        values = [value for members in self.labels.values() for value in members]
-        return [value for value in [*values, *self.ignored] if isinstance(value, str)]
 
 
 class Found:

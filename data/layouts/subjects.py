@@ -1,17 +1,21 @@
 """From the names in a config to the files of every subject, in any layout."""
 
+import dataclasses
 import difflib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data.layouts.bids import find_bids
 from data.layouts.claims import compose_names, files_named_twice, settle_claims, warn_of_derived_names
 from data.layouts.collections import find_brats, find_msd, find_nnunet
-from data.layouts.files import Found, Wanted, files_of_pattern, find_by_pattern, warn_of_closed_folders
+from data.layouts.files import Found, files_of_pattern, find_by_pattern, warn_of_closed_folders
 from data.layouts.folders import find_chaos, find_renal
 from utils.checks import InputError, counted
+from utils.config.data import Wanted
 from utils.config.schema import channel_names
+from utils.model_description import ModelDescription
 from utils.paths import existing_form
 
 FINDERS = {
@@ -54,52 +58,18 @@ class SubjectFiles:
     empty_labels: str = "warn"
 
 
-def file_pattern(entry):
-    """Return the file pattern of one contrast: a plain pattern, or `{"file": pattern, "volumes": n}`."""
-    return entry if isinstance(entry, str) else dict(entry)["file"]
-
-
 def series_length(entry):
     """Return the number of volumes of a 4D series, or None for a single 3D image."""
     return None if isinstance(entry, str) else dict(entry)["volumes"]
 
 
-def find_subjects(
-    root,
-    contrasts,
-    label=None,
-    mask=None,
-    left_out=None,
-    *,
-    layout="pattern",
-    labels=None,
-    ignored=(),
-    test_images=False,
-    resample_to=None,
-    bias_correction=(),
-    empty_labels="warn",
-):
+def find_subjects(wanted: Wanted, left_out: list[str] | None = None) -> dict[str, SubjectFiles]:
     """Find every subject below a folder. A subject exists as soon as one contrast or the label of it exists.
 
-    With a config: `find_subjects(**config.data.places())`.
-
     Args:
-        root: Folder of the dataset.
-        contrasts: Contrast name -> its name in the layout (pattern: path below `root` with `{subject}`), or
-            `{"file": that, "volumes": n}` for a 4D series.
-        label: Label map, as `data.label` of the config; None if the layout defines it, or without labels.
-        mask: Path of the foreground mask below `root` with `{subject}` (bids: a filter), or None. A subject without its
-            mask is an error, one without its label is an unlabelled subject.
+        wanted: The folder and what is wanted of it, such as `config.data.wanted()`.
         left_out: List, or None. Given a list, subjects with a problem are left out and described there, one line per
             file, instead of raising.
-        layout: `data.layout` of the config.
-        labels: Class name -> values of the label map, or their names in the layout; empty: labels are not searched,
-            except by `label` of layout pattern.
-        ignored: Values, or their names, that mean background.
-        test_images: msd, nnunet: also the unlabelled subjects of imagesTs.
-        resample_to: Contrast to whose grid all files are resampled when they are read, or None.
-        bias_correction: Contrasts that are read with N4 bias correction.
-        empty_labels: `"warn"`, `"allow"` or `"refuse"`, as in `SubjectFiles`.
 
     Returns:
         Subject identifier -> `SubjectFiles`, sorted by identifier.
@@ -109,55 +79,45 @@ def find_subjects(
             or subjects have problems (one line each): a file is missing, a broken link or a folder, several files
             match, `.nii` exists beside `.nii.gz`, one file has two roles, or two identifiers differ only in case.
     """
-    root = existing_form(Path(root))
-    if not root.is_dir():
-        raise InputError(f"data.root: '{root}' is not a folder; set data.root to the folder of the dataset")
-    warn_of_closed_folders(root)
-    entries = {name: file_pattern(entry) for name, entry in contrasts.items()}
-    wanted = Wanted(root, entries, label, labels or {}, tuple(ignored), test_images)
-    if layout not in FINDERS:
-        raise InputError(f"data.layout: '{layout}' is not one of {', '.join(FINDERS)}")
-    found, subjects, problems = _search(wanted, mask, layout)
+    wanted = dataclasses.replace(wanted, root=existing_form(Path(wanted.root)))
+    if not wanted.root.is_dir():
+        raise InputError(f"data.root: '{wanted.root}' is not a folder; set data.root to the folder of the dataset")
+    warn_of_closed_folders(wanted.root)
+    if wanted.layout not in FINDERS:
+        raise InputError(f"data.layout: '{wanted.layout}' is not one of {', '.join(FINDERS)}")
+    found, subjects, problems = _search(wanted)
     lines = list(dict.fromkeys(line for _, line in problems))
-    if lines and left_out is None:
-        raise InputError(lines)
     if lines:
+        if left_out is None:
+            raise InputError(lines)
         left_out += lines
     bad = {subject for subject, _ in problems}
-    reading = {"resample_to": resample_to, "bias_correction": tuple(bias_correction), "empty_labels": empty_labels}
     return {
         subject: SubjectFiles(
             subject,
-            {name: found.paths["contrast", name][subject][0] for name in contrasts},
+            {name: found.paths["contrast", name][subject][0] for name in wanted.contrasts},
             _only(found, "label", subject),
             _only(found, "mask", subject),
             **found.details[subject],
-            **reading,
+            resample_to=wanted.resample_to,
+            bias_correction=tuple(wanted.bias_correction),
+            empty_labels=wanted.empty_labels,
         )
         for subject in subjects
         if subject not in bad
     }
 
 
-def reading_of(model):
-    """Return from model.json how scans are found and read, as keyword arguments of `find_subjects`."""
-    return {key: model[key] for key in ("layout", "resample_to", "bias_correction") if key in model}
-
-
-def needed_of(model):
+def needed_of(model: ModelDescription) -> dict[str, Any]:
     """Return the entries of the contrasts that must be found for a model.
 
     For a model with several input contrasts, the one to whose grid they are resampled is included; a model with one
     contrast works on the grid of that contrast.
-
-    Args:
-        model: Content of model.json: `files` is `data.contrasts`, `contrasts` the channels that the network sees.
     """
-    names = dict.fromkeys(file_of_channel(model["files"], channel)[0] for channel in model["contrasts"])
-    reference = model.get("resample_to")
-    if reference and len(names) > 1:
-        names |= {reference: None}
-    return {name: model["files"][name] for name in names}
+    names = dict.fromkeys(file_of_channel(model.files, channel)[0] for channel in model.contrasts)
+    if model.resample_to and len(names) > 1:
+        names |= {model.resample_to: None}
+    return {name: model.files[name] for name in names}
 
 
 def file_of_channel(contrasts, channel):
@@ -172,11 +132,11 @@ def file_of_channel(contrasts, channel):
     raise InputError(f"contrast '{channel}' is not in data.contrasts; {advice}")
 
 
-def _search(wanted, mask, layout):
+def _search(wanted):
     """Return `Found`, the identifiers, and `(subject, line)` for each problem."""
-    found = FINDERS[layout](wanted)
-    if mask:
-        found.include(_find_masks(wanted, mask, layout))
+    found = FINDERS[wanted.layout](wanted)
+    if wanted.mask:
+        found.include(_find_masks(wanted))
     compose_names(found)
     settle_claims(found)
     subjects = found.subjects()
@@ -185,7 +145,7 @@ def _search(wanted, mask, layout):
         listed = ", ".join(f"'{pattern}'" for pattern in found.looked_for.values())
         where = f"no file below '{wanted.root}' matches {listed}"
         raise InputError(f"data.root: {where}; check data.root and data.contrasts")
-    if layout == "pattern":
+    if wanted.layout == "pattern":
         warn_of_derived_names(subjects)
     problems += files_named_twice(found, subjects)
     problems += _missing_files(wanted.root, found, subjects)
@@ -193,11 +153,11 @@ def _search(wanted, mask, layout):
     return found, subjects, problems
 
 
-def _find_masks(wanted, mask, layout):
-    if layout == "bids":
-        return find_bids(Wanted(wanted.root, {"mask": mask}), role="mask")
-    masks = Found({("mask", "mask"): mask}, cure="narrow the pattern")
-    for subject, path in files_of_pattern(wanted.root, mask):
+def _find_masks(wanted):
+    if wanted.layout == "bids":
+        return find_bids(Wanted(wanted.root, {"mask": wanted.mask}), role="mask")
+    masks = Found({("mask", "mask"): wanted.mask}, cure="narrow the pattern")
+    for subject, path in files_of_pattern(wanted.root, wanted.mask):
         masks.add("mask", "mask", subject, path)
     return masks
 

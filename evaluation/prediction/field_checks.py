@@ -1,13 +1,16 @@
 """Whether a new scan matches the training data of a network: tissue within the slices, pixels of the same size."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
 from data.field_of_view import WARN_FROM
 from data.geometry import SliceGrid
 from data.intensity import foreground_mask
+from data.layouts.subjects import SubjectFiles
 from data.scans.volumes import grid_of_subject, read_contrasts, read_mask
+from utils.model_description import ModelDescription, TrainingField
 
 log = logging.getLogger("mrccl")
 
@@ -16,20 +19,20 @@ MORE_THAN_TRAINING = 0.10  # share beyond that of the training scans, if theirs 
 WARN_FACTOR, REFUSE_FACTOR = 1.2, 1.5  # between pixels of a scan and of training
 
 
-def check_field(files, models):
+def check_field(files: SubjectFiles, models: Sequence[ModelDescription]) -> list[str]:
     """Compare one scan with the training scans of models.
 
     Args:
         files: `SubjectFiles` of a valid scan.
-        models: Content of the model.json of each; they must agree (`utils.model_description.check_agreement`).
+        models: They must agree (`utils.model_description.check_agreement`).
 
     Returns:
         Lines that prevent a prediction. Smaller differences are logged as warnings.
     """
     first = models[0]
-    shape, affine = grid_of_subject(files, first["contrasts"], first["files"])
-    grid = SliceGrid(shape, affine, first["slices"]["pixel_size"], first["slices"]["image_size"])
-    fields = [model.get("field") or {} for model in models]
+    shape, affine = grid_of_subject(files, first.contrasts, first.files)
+    grid = SliceGrid(shape, affine, first.slices.pixel_size, first.slices.image_size)
+    fields = [model.field or TrainingField() for model in models]
     found = [*_unlike_spacing(files.subject, grid, first, fields)]
     if not grid.shows_everything:  # else it need not be read
         found += _outside(files, grid, first, fields)
@@ -42,7 +45,7 @@ def _outside(files, grid, model, fields):
     share = grid.share_outside(foreground_of(files, model))
     if share < WARN_FROM:
         return
-    lost = max(field.get("foreground_outside") or 0.0 for field in fields)
+    lost = max(field.foreground_outside or 0.0 for field in fields)
     size = [pixels * (grid.pixel_size or mm) for pixels, mm in zip(grid.image_size, grid.pixel_spacing, strict=True)]
     where = f"the middle {size[0]:.0f} x {size[1]:.0f} mm (rows x columns)"
     cure = "crop the scan so that the body lies in its middle, or give a model with larger slices"
@@ -51,9 +54,9 @@ def _outside(files, grid, model, fields):
     yield line, share >= (REFUSE_FROM if lost < REFUSE_FROM else lost + MORE_THAN_TRAINING)
 
 
-def foreground_of(files, model):
+def foreground_of(files: SubjectFiles, model: ModelDescription) -> np.ndarray:
     """Return the given mask, or the head or body in any input contrast, boolean `(X, Y, Z)`."""
-    volume, affine = read_contrasts(files, model["contrasts"], model["files"])
+    volume, affine = read_contrasts(files, model.contrasts, model.files)
     mask = read_mask(files, volume.shape[:3], affine)
     if mask is None:
         channels = np.moveaxis(volume, -1, 0)
@@ -64,10 +67,10 @@ def foreground_of(files, model):
 def _unlike_spacing(subject, grid, model, fields):
     """Yield `(line, is refused)` if lengths that are not resampled differ from those in training."""
     found = [("pixel_mm", grid.pixel_spacing, "pixels")] if grid.pixel_size is None else []
-    if len(model.get("crop_size", ())) == 3:
+    if len(model.input_size) == 3:
         found.append(("slice_mm", (grid.slice_spacing,), "slices"))
     for key, lengths, what in found:
-        ends = [field[key] for field in fields if field.get(key)]
+        ends = [found for field in fields if (found := getattr(field, key))]
         if not ends:
             continue  # not recorded by older models, or for scans without a known voxel size
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)

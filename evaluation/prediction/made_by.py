@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 
 from data.identity import hash_of_file
 from evaluation.prediction.tables import one_after_the_other, read_rows, write_rows
 from models.portable import NETWORK
 from utils.checks import InputError, counted
-from utils.model_description import what_must_agree
+from utils.model_description import ModelDescription
 from utils.work_dir import WEIGHTS
 
 TABLE = "made_by.csv"
@@ -23,12 +25,8 @@ REASONS = {
 CURE = "give --overwrite to make them again, or another --output"
 
 
-def hash_of_models(models):
-    """Hash the models' computation and the meaning of their outputs, 16 hexadecimal digits.
-
-    Args:
-        models: Folder -> content of its model.json; the order does not matter.
-    """
+def hash_of_models(models: Mapping[Path, ModelDescription]) -> str:
+    """Hash the models' computation and the meaning of their outputs, 16 hexadecimal digits; the order is irrelevant."""
     digests = sorted(_hash_of_model(folder, model) for folder, model in models.items())
     return hashlib.blake2b("".join(digests).encode(), digest_size=8).hexdigest()
 
@@ -92,8 +90,8 @@ def note(folder, rows):
         write_rows(folder / TABLE, COLUMNS, (read_rows(folder / TABLE, COLUMNS) | rows).values())
 
 
-def _hash_of_model(folder, model):
-    described = what_must_agree(model) | {key: model.get(key) for key in ALSO_SHAPES}
+def _hash_of_model(folder: Path, model: ModelDescription) -> str:
+    described = model.what_must_agree() | {key: getattr(model, key, None) for key in ALSO_SHAPES}
     network = folder / NETWORK if (folder / NETWORK).is_file() else folder / WEIGHTS
     if not network.is_file():
         what = "is no regular file" if network.exists() else "no such weight file"

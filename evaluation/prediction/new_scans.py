@@ -1,46 +1,57 @@
 """One new scan through a finetuned model: read, predict, write.
 
-`model` is the content of model.json, `files` a `data.layouts.subjects.SubjectFiles`, `paths` the requested outputs and
-their paths.
+`files` are the scan's, `paths` the requested outputs and where they are written.
 """
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.geometry import SliceGrid
 from data.intensity import intensity_ranges, scale_intensities
-from data.layouts.subjects import file_of_channel
+from data.layouts.subjects import SubjectFiles, file_of_channel
 from data.scans.volumes import read_contrasts, read_mask, write_nifti
 from evaluation.prediction.inference import class_volumes, most_probable, predict_slices
 from evaluation.prediction.postprocessing import keep_components, voxels_in
 from evaluation.prediction.synthesis import synthesise_subject
 from evaluation.prediction.tables import write_intensities
+from utils.model_description import ModelDescription, SynthesisModel
 
 # Slices, and windows of volumes: few, to save memory, but two, because for one alone TensorFlow's sums differ by 1e-4.
 BATCH_SIZE = {2: 16, 3: 2}
 
 
-def patterns_of(model, channels):
+def patterns_of(model: ModelDescription, channels: Iterable[str]) -> dict[str, Any]:
     """Return the contrasts whose files hold some channels, and their patterns."""
-    names = [file_of_channel(model["files"], channel)[0] for channel in channels]
-    return {name: model["files"][name] for name in names}
+    names = [file_of_channel(model.files, channel)[0] for channel in channels]
+    return {name: model.files[name] for name in names}
 
 
-def read_slices(model, files):
+def read_slices(model: ModelDescription, files: SubjectFiles) -> tuple[np.ndarray, SliceGrid, np.ndarray | None]:
     """Return the input contrasts of a scan as slices, `(S, H, W, C)` float16 in [0, 1]; their grid; and the mask."""
-    volume, affine = read_contrasts(files, model["contrasts"], model["files"])
+    volume, affine = read_contrasts(files, model.contrasts, model.files)
     mask = read_mask(files, volume.shape[:3], affine)
-    scaled = scale_intensities(volume, mask, model["percentiles"], affine)
-    grid = SliceGrid(volume.shape[:3], affine, model["slices"]["pixel_size"], model["slices"]["image_size"])
+    scaled = scale_intensities(volume, mask, model.percentiles, affine)
+    grid = SliceGrid(volume.shape[:3], affine, model.slices.pixel_size, model.slices.image_size)
     # Rounded as in the HDF5 files, so that a test subject has the same input as in step 4.
     return grid.to_slices(scaled).astype("float16"), grid, mask
 
 
-def segment(network, model, files, paths, *, largest_of=(), min_component_ml=0.0):
+def segment(
+    network: Any,
+    model: ModelDescription,
+    files: SubjectFiles,
+    paths: Mapping[str, Path],
+    *,
+    largest_of: Sequence[str] = (),
+    min_component_ml: float = 0.0,
+) -> None:
     """Segment one scan; write its label map and, if `paths` names them, the probabilities.
 
     Args:
         network: Anything with Keras' `predict_on_batch`.
-        model: Content of model.json.
         files: The scan.
         paths: `{"label": path, "probabilities": path}`, or one of them.
         largest_of: Classes of which only the largest connected component is kept in the label map.
@@ -52,7 +63,7 @@ def segment(network, model, files, paths, *, largest_of=(), min_component_ml=0.0
         volumes = list(volumes)
         write_nifti(paths["probabilities"], np.stack(volumes, axis=-1), grid.affine, span=(0, 1))
     if "label" in paths:
-        classes, labels = most_probable(volumes), model["labels"]
+        classes, labels = most_probable(volumes), model.labels
         if min_component_ml:
             smallest = voxels_in(min_component_ml, grid.affine)
             classes = keep_components(classes, labels.values(), min_voxels=smallest)
@@ -61,24 +72,28 @@ def segment(network, model, files, paths, *, largest_of=(), min_component_ml=0.0
         write_nifti(paths["label"], classes, grid.affine)
 
 
-def synthesise(network, model, files, paths, *, table):
+def synthesise(
+    network: Any, model: SynthesisModel, files: SubjectFiles, paths: Mapping[str, Path], *, table: Path
+) -> None:
     """Synthesise contrasts of one scan and write those in `paths`; `table` records their scaling."""
     slices, grid, mask = read_slices(model, files)
-    size = model["crop_size"]
-    windows = {"overlap": model["overlap"], "batch_size": BATCH_SIZE[len(size)]}
+    size = model.crop_size
+    windows = {"overlap": model.overlap, "batch_size": BATCH_SIZE[len(size)]}
     made = synthesise_subject(network, slices, grid, size, **windows)
     ranges = {target: acquired_range(model, files, target, mask) for target in paths}
     # Before the contrasts, so that no result is ever without its row.
     write_intensities(table, files.subject, ranges)
     for target, path in paths.items():
         low, high = ranges[target] or (0.0, 1.0)
-        values = low + made[..., model["targets"].index(target)] * (high - low)
+        values = low + made[..., model.targets.index(target)] * (high - low)
         write_nifti(path, values, grid.affine, span=(low, high))
 
 
-def acquired_range(model, files, target, mask):
+def acquired_range(
+    model: ModelDescription, files: SubjectFiles, target: str, mask: np.ndarray | None
+) -> list[float] | None:
     """Return the intensities of the acquired contrast that the network sees as 0 and 1, or None if there is none."""
     if not patterns_of(model, [target]).keys() <= files.contrasts.keys():
         return None
-    volume, affine = read_contrasts(files, [target], model["files"])
-    return intensity_ranges(volume, mask, model["percentiles"], affine)[0].tolist()
+    volume, affine = read_contrasts(files, [target], model.files)
+    return intensity_ranges(volume, mask, model.percentiles, affine)[0].tolist()

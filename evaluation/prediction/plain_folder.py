@@ -4,13 +4,16 @@ import json
 import logging
 import re
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 
 from data.layouts.files import SUFFIXES, problem_of_path, stem_of
-from data.layouts.subjects import SubjectFiles, file_pattern, series_length
+from data.layouts.subjects import SubjectFiles, series_length
 from data.scans.nifti import read_image
 from utils.checks import InputError
+from utils.config.data import file_pattern
+from utils.model_description import ModelDescription
 
 log = logging.getLogger("mrccl")
 
@@ -19,13 +22,15 @@ MOST_CLASSES = 32  # whole numbers; a file with at most this many different ones
 NAMES_SHOWN = 5
 
 
-def scans_in(folder, contrast, model, left_out=None):
+def scans_in(
+    folder: Path, contrast: str, model: ModelDescription, left_out: list[str] | None = None
+) -> dict[str, SubjectFiles]:
     """Use every NIfTI file directly in a folder as a scan, named after the file.
 
     Args:
         folder: Path.
         contrast: The one contrast whose file the model needs.
-        model: Content of model.json.
+        model: The model.
         left_out: List, or None. Given a list, scans with a problem are described there instead of raising.
 
     Returns:
@@ -43,7 +48,7 @@ def scans_in(folder, contrast, model, left_out=None):
     if others := [path.name for path in everything if path not in scans and path.name != "dataset.json"]:
         shown = ", ".join(others[:NAMES_SHOWN]) + (", ..." if len(others) > NAMES_SHOWN else "")
         log.warning("--input %s: taken as a plain folder of scans; not read, because they are none: %s", folder, shown)
-    named = _by_channel(folder, scans, contrast, model) if model["layout"] == "nnunet" else _by_name(scans)
+    named = _by_channel(folder, scans, contrast, model) if model.layout == "nnunet" else _by_name(scans)
     problems, subjects = _problems_of_names(folder, named), {}
     for subject, path in named:
         try:
@@ -52,9 +57,9 @@ def scans_in(folder, contrast, model, left_out=None):
         except InputError as error:
             problems[path] = " ".join(error.lines)
     lines = list(dict.fromkeys(problems.values()))
-    if lines and left_out is None:
-        raise InputError(lines)
     if lines:
+        if left_out is None:
+            raise InputError(lines)
         left_out += lines
     return subjects
 
@@ -80,14 +85,14 @@ def _problems_of_names(folder, named):
     } | problems
 
 
-def files_of_scan(subject, path, contrast, model):
+def files_of_scan(subject: str, path: Path, contrast: str, model: ModelDescription) -> SubjectFiles:
     """Describe one file as the scan of one contrast; from a Decathlon file, the volume of the model is used."""
     chosen = _volume_of(path, contrast, model)
     return SubjectFiles(
         subject,
         {contrast: path},
         volumes={contrast: chosen} if chosen else {},
-        bias_correction=tuple(model["bias_correction"]),
+        bias_correction=tuple(model.bias_correction),
     )
 
 
@@ -101,7 +106,7 @@ def _by_channel(folder, scans, contrast, model):
     numbers = sorted({match[2] for match in matches.values() if match})
     if len(numbers) > 1:
         known = _channels_near(folder)
-        wanted = known.get(file_pattern(model["files"][contrast]).casefold())
+        wanted = known.get(file_pattern(model.files[contrast]).casefold())
         if wanted is None:
             raise InputError(
                 f"--input {folder}: holds the channels {', '.join(numbers)}, of which the model needs '{contrast}'; no "
@@ -111,18 +116,18 @@ def _by_channel(folder, scans, contrast, model):
     return [(match[1] if match else stem_of(path), path) for path, match in matches.items()]
 
 
-def _volume_of(path, contrast, model):
+def _volume_of(path: Path, contrast: str, model: ModelDescription) -> tuple[int, int] | None:
     """Return `(which volume, of how many)` of a 4D file that holds several contrasts; None for other files."""
-    if model["layout"] != "msd" or series_length(model["files"][contrast]):
+    if model.layout != "msd" or series_length(model.files[contrast]):
         return None
     image, problems = read_image(path, contrast)
     if problems or len(image.shape) != 4:
         return None  # problems are reported by the check of the scan
-    if contrast in model["volumes"]:
-        return tuple(model["volumes"][contrast])
+    if contrast in model.volumes:
+        return model.volumes[contrast]
     known = _channels_near(path.parent)
-    if file_pattern(model["files"][contrast]).casefold() in known:
-        return known[file_pattern(model["files"][contrast]).casefold()], len(known)
+    if file_pattern(model.files[contrast]).casefold() in known:
+        return known[file_pattern(model.files[contrast]).casefold()], len(known)
     raise InputError(
         f"{stem_of(path)}: '{path}' holds {image.shape[3]} volumes, of which the model needs '{contrast}', and neither "
         "model.json nor a dataset.json there or above says which that is; give this volume as a 3D file"

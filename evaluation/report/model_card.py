@@ -18,6 +18,7 @@ from evaluation.scores.measures import (
     SYNTHESIS_MEASURES,
 )
 from utils.checks import counted
+from utils.model_description import Preprocessing
 
 COLUMNS = {measure.key: measure.axis for measure in (DICE, SURFACE_DICE, HD95, LESION_F1, FALSE_LESIONS)}
 COLUMNS |= {
@@ -35,13 +36,13 @@ class Member:
     """One network of an exported model, described by its cell; None or empty if the cell has no such record.
 
     Attributes:
-        model: Content of model.json.
+        model: What its json says.
         metrics: Content of metrics.json.
         environment: Content of environment.json.
         pretrained_on: Number of subjects used in pretraining, without labels.
     """
 
-    model: dict
+    model: Preprocessing
     metrics: dict | None = None
     environment: dict | None = None
     pretrained_on: int | None = None
@@ -60,15 +61,15 @@ def model_card(members, *, licence, intended_use=RESEARCH, files=()):
         Markdown text.
     """
     model, several = members[0].model, len(members) > 1
-    made, inputs = ", ".join(model.get("targets") or model["labels"]), ", ".join(model["contrasts"])
-    task = "image-to-image" if "targets" in model else "image-segmentation"
+    made, inputs = ", ".join(model.makes), ", ".join(model.contrasts)
+    task = "image-to-image" if model.targets else "image-segmentation"
     network = f"the mean of {len(members)} U-Nets" if several else "a U-Net"
-    verb = "Synthesises" if "targets" in model else "Segments"
-    size = " × ".join(map(str, model.get("crop_size") or model["slices"]["image_size"]))
+    verb = "Synthesises" if model.targets else "Segments"
+    size = " × ".join(map(str, model.input_size))
     return "\n".join(
         [
             *_front_matter(licence, task),
-            f"# {model.get('name', 'Model')}: {made}",
+            f"# {model.name or 'Model'}: {made}",
             f"\n{verb} {made} from {inputs}: {network}, on {size} pixels.\n",
             *_data(members),
             *_scores(members),
@@ -83,17 +84,17 @@ def model_card(members, *, licence, intended_use=RESEARCH, files=()):
 
 
 def encoder_card(encoder, environment, *, licence, files=()):
-    """Write the card of a pretrained encoder: `encoder` is the content of encoder.json; the rest as in `model_card`."""
-    shown = ", ".join(encoder["contrasts"] or encoder["contrasts_one_by_one"])
-    how = "" if encoder["contrasts"] else ", one at a time, whichever it is"
-    levels = " → ".join(map(str, encoder["filters"]))
+    """Write the card of a pretrained encoder, an `EncoderDescription`; the rest as in `model_card`."""
+    shown = ", ".join(encoder.contrasts or encoder.contrasts_one_by_one)
+    how = "" if encoder.contrasts else ", one at a time, whichever it is"
+    levels = " → ".join(map(str, encoder.filters))
     return "\n".join(
         [
             *_front_matter(licence, "image-feature-extraction"),
-            f"# {encoder['name']}: encoder, stage {encoder['stage']}\n",
-            f"Feature maps of {shown}{how}: {len(encoder['filters'])} levels ({levels} channels), finest first.\n",
+            f"# {encoder.name}: encoder, stage {encoder.stage}\n",
+            f"Feature maps of {shown}{how}: {len(encoder.filters)} levels ({levels} channels), finest first.\n",
             "## Data\n",
-            *_table({"dataset": encoder["name"], "scans": _kind_of_scans(encoder), "subjects": encoder["subjects"]}),
+            *_table({"dataset": encoder.name, "scans": _kind_of_scans(encoder), "subjects": encoder.subjects}),
             *_preprocessing(encoder),
             *_files(files),
             "## Intended use\n",
@@ -114,9 +115,9 @@ def _front_matter(licence, task):
 
 def _data(members):
     model, metrics = members[0].model, members[0].metrics
-    rows = {"dataset": model.get("name", "not recorded"), "scans": _kind_of_scans(model)}
-    rows["subjects finetuned on" if "targets" in model else "annotated subjects trained on"] = _each(
-        len(m.model.get("trained_on", ())) for m in members
+    rows = {"dataset": model.name or "not recorded", "scans": _kind_of_scans(model)}
+    rows["subjects finetuned on" if model.targets else "annotated subjects trained on"] = _each(
+        len(m.model.trained_on) for m in members
     )
     if metrics:
         rows["validation subjects"] = _each(len(m.metrics["validation_subjects"]) for m in members if m.metrics)
@@ -133,8 +134,9 @@ def _start(member):
 
 
 def _kind_of_scans(model):
-    kind = {True: "**simulated**: the scores say nothing of real scans", False: "real"}
-    return kind.get(model.get("simulated"), "not recorded")
+    if "simulated" not in model.model_fields_set:
+        return "not recorded"
+    return "**simulated**: the scores say nothing of real scans" if model.simulated else "real"
 
 
 def _scores(members):
@@ -144,7 +146,7 @@ def _scores(members):
         return [*lines, "None came with the model.\n"]
     several = len(found) > 1
     columns = [key for key in COLUMNS if any(row.get(key) is not None for m in found for row in m["per_subject"])]
-    absent = "" if "targets" in members[0].model else " (a class that is neither there nor found has none)"
+    absent = "" if members[0].model.targets else " (a class that is neither there nor found has none)"
     lines += ["Mean ± standard deviation over test subjects, whole volumes on the scans' own voxels;"]
     lines += [f"n: subjects with a score{absent}."]
     lines += ["Each network is scored alone; the mean of them, which this model is, was not."] * several
@@ -168,25 +170,23 @@ def _mean(values, digits):
 
 
 def _preprocessing(model):
-    low, high = model["percentiles"]
-    pixels = model["slices"]["pixel_size"]
-    rows, columns = model["slices"]["image_size"]
-    where = (
-        "in the mask that comes with each scan" if model["mask"] else "in the foreground (found by Otsu's threshold)"
-    )
-    unit = "mm" if model.get("voxel_size_known", True) else "times the unit of the scan's header"
+    low, high = model.percentiles
+    pixels = model.slices.pixel_size
+    rows, columns = model.slices.image_size
+    where = "in the mask that comes with each scan" if model.mask else "in the foreground (found by Otsu's threshold)"
+    unit = "mm" if model.voxel_size_known else "times the unit of the scan's header"
     steps = [
         f"each contrast scaled so that its percentiles {low:g} and {high:g} {where} become 0 and 1, and cut off there",
         "turned to axial slices: rows run to posterior, columns to the patient's left",
         f"resampled in the plane to {pixels:g} {unit}" if pixels else "pixels as they are",
         f"cropped or padded with zeros about the centre to {rows} × {columns}",
     ]
-    if model["contrasts"]:
-        steps.append(f"channels: {', '.join(model['contrasts'])}, in this order")
-    if model.get("resample_to"):
-        steps.insert(0, f"contrasts on other grids resampled to that of {model['resample_to']}, linearly")
-    if model.get("bias_correction"):
-        steps.insert(0, f"N4 bias correction of {', '.join(model['bias_correction'])}")
+    if model.contrasts:
+        steps.append(f"channels: {', '.join(model.contrasts)}, in this order")
+    if model.resample_to:
+        steps.insert(0, f"contrasts on other grids resampled to that of {model.resample_to}, linearly")
+    if model.bias_correction:
+        steps.insert(0, f"N4 bias correction of {', '.join(model.bias_correction)}")
     return ["## Preprocessing\n", "What predict.py does to a scan first:\n", *(f"- {step}" for step in steps), ""]
 
 
@@ -200,9 +200,9 @@ def _use_and_limits(members, intended_use):
         "It knows one dataset. Other scanners, sequences, ages and diseases are unknown to it: look at what it makes "
         "of some of your own scans before you use it on the others.",
     ]
-    if not model.get("voxel_size_known", True):
+    if not model.voxel_size_known:
         limits.append("The voxel size of its scans was not known, so it gives no volumes in mL.")
-    if model.get("simulated"):
+    if model.simulated:
         limits.append("It was trained on simulated scans.")
     use = "```\npython predict.py --model FOLDER --input scans/ --output predictions/\n```\n"
     return ["## Use\n", use, "## Intended use and limits\n", intended_use, "", *(f"- {limit}" for limit in limits), ""]
@@ -238,7 +238,7 @@ def _licence(licence):
 
 def _origin(members):
     first = members[0].environment or {}
-    rows = {"hash of the config": _each(member.model.get("config_hash", "not recorded") for member in members)}
+    rows = {"hash of the config": _each(member.model.config_hash or "not recorded" for member in members)}
     if any(member.metrics for member in members):
         rows["seed"] = _each(member.metrics["seed"] for member in members if member.metrics)
         rows["repeat"] = _each(member.metrics["repeat"] for member in members if member.metrics)

@@ -17,6 +17,7 @@ from tests.cohort import save, volumes, write_cohort
 from tests.data.layouts.test_bids import LABEL, write_bids
 from tests.layouts import write_brats, write_msd, write_nnunet
 from utils.checks import InputError
+from utils.config.data import Wanted
 from utils.config.load import load_config
 
 FLAT = {"t1": "{subject}.nii.gz"}
@@ -53,7 +54,7 @@ CLAIMS = {
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_file_belongs_to_the_pattern_that_says_most_of_its_name(name, tmp_path):
     files, contrasts, keys, expected = CLAIMS[name]
-    found = find_subjects(flat(tmp_path, *files), contrasts, **keys)
+    found = find_subjects(Wanted(flat(tmp_path, *files), contrasts, **keys))
     assert list(found) == expected
     roles = [path for each in found.values() for path in (*each.contrasts.values(), each.label, each.mask) if path]
     assert len(roles) == len(set(roles)) == len(files)
@@ -63,16 +64,16 @@ def test_a_file_that_two_patterns_say_equally_much_of_is_refused(tmp_path):
     flat(tmp_path, "aa_bb")
     patterns = {"t1": "{subject}_bb.nii.gz", "t2": "aa_{subject}.nii.gz"}
     with pytest.raises(InputError, match="aa_bb.nii.gz' is taken for a file of 'aa' and of 'bb'; narrow the patterns"):
-        find_subjects(tmp_path, patterns)
+        find_subjects(Wanted(tmp_path, patterns))
 
 
 def test_predictions_among_scans_and_sessions_are_pointed_out(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("mrccl"), "propagate", True)
-    found = find_subjects(flat(tmp_path, "a", "b", "b_pred", "b_pred_2"), FLAT)
+    found = find_subjects(Wanted(flat(tmp_path, "a", "b", "b_pred", "b_pred_2"), FLAT))
     assert len(found) == 4
     assert "2 subjects are called like another and more (b_pred beside b, b_pred_2 beside b_pred)" in caplog.text
     caplog.clear()
-    find_subjects(flat(tmp_path / "other", "sub-1", "sub-10", "sub-2"), FLAT)
+    find_subjects(Wanted(flat(tmp_path / "other", "sub-1", "sub-10", "sub-2"), FLAT))
     assert not caplog.text
 
 
@@ -114,9 +115,9 @@ def test_a_link_to_the_scan_of_another_contrast_is_that_scan(tmp_path):
 )
 def test_no_layout_reads_one_scan_as_two_contrasts(layout, write, one, other, tmp_path):
     write(tmp_path)
-    assert find_subjects(tmp_path, {"a": one}, layout=layout)
+    assert find_subjects(Wanted(tmp_path, {"a": one}, layout=layout))
     with pytest.raises(InputError, match="contrast 'a' and contrast 'b'"):
-        find_subjects(tmp_path, {"a": one, "b": other}, layout=layout)
+        find_subjects(Wanted(tmp_path, {"a": one, "b": other}, layout=layout))
 
 
 @pytest.mark.parametrize("write", [write_msd, write_nnunet])
@@ -127,11 +128,11 @@ def test_channels_of_one_name_are_refused_when_one_of_them_is_meant(write, tmp_p
     key = "modality" if layout == "msd" else "channel_names"
     path.write_text(json.dumps(content | {key: {"0": "MRI", "1": "MRI"}}))
     with pytest.raises(InputError, match="channels 0 and 1 are both called 'MRI'; give them different names"):
-        find_subjects(tmp_path, {"t1": "MRI"}, layout=layout)
+        find_subjects(Wanted(tmp_path, {"t1": "MRI"}, layout=layout))
     path.write_text(json.dumps(content | {key: {"0": "FLAIR", "1": "Flair"}}))
     with pytest.raises(InputError, match="'flair' may be 'FLAIR' and 'Flair' of the channels .*; write it like one"):
-        find_subjects(tmp_path, {"t1": "flair"}, layout=layout)
-    assert find_subjects(tmp_path, {"t1": "Flair"}, layout=layout)
+        find_subjects(Wanted(tmp_path, {"t1": "flair"}, layout=layout))
+    assert find_subjects(Wanted(tmp_path, {"t1": "Flair"}, layout=layout))
 
 
 @pytest.mark.parametrize("write", [write_msd, write_nnunet])
@@ -141,10 +142,10 @@ def test_a_key_or_a_label_that_dataset_json_gives_twice_is_refused(write, tmp_pa
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"labels": {"0": "background", "1": "PZ", "2": "PZ"}}))
     with pytest.raises(InputError, match="dataset.json: labels 1 and 2 are both called 'PZ'; give them"):
-        find_subjects(tmp_path, {"t2": "T2"}, layout=layout, labels={"zone": ["PZ"]})
+        find_subjects(Wanted(tmp_path, {"t2": "T2"}, layout=layout, labels={"zone": ["PZ"]}))
     path.write_text(json.dumps(content)[:-1] + ', "labels": {}}')
     with pytest.raises(InputError, match="key 'labels' appears twice"):
-        find_subjects(tmp_path, {"t2": "T2"}, layout=layout)
+        find_subjects(Wanted(tmp_path, {"t2": "T2"}, layout=layout))
 
 
 def test_a_name_that_a_table_of_bids_gives_twice_is_refused(tmp_path):
@@ -152,7 +153,7 @@ def test_a_name_that_a_table_of_bids_gives_twice_is_refused(tmp_path):
     table = tmp_path / "derivatives/manual/desc-tumour_dseg.tsv"
     table.write_text("index\tname\n1\tcore\n2\tcore\n")
     with pytest.raises(InputError, match="dseg.tsv: 1 and 2 are both called 'core'; give them different names"):
-        find_subjects(tmp_path, {"t1": "T1w"}, label=LABEL, layout="bids", labels={"core": ["core"]})
+        find_subjects(Wanted(tmp_path, {"t1": "T1w"}, label=LABEL, layout="bids", labels={"core": ["core"]}))
 
 
 @pytest.mark.parametrize("key", ["constraint_maps.contrasts", "pretraining.contrasts", "finetuning.contrasts.t1"])
@@ -180,7 +181,7 @@ def test_names_are_one_name_in_either_form_of_unicode(tmp_path):
     assert {path.name for path in (tmp_path / "work/constraint_maps").glob("*.nii.gz")} == {
         f"{NFC}{number}.nii.gz" for number in (1, 2, 3)
     }
-    found = find_subjects(**load_config(config).data.places())
+    found = find_subjects(load_config(config).data.wanted())
     assert list(found) == [f"{NFC}{number}" for number in (1, 2, 3)]
     assert found[f"{NFC}1"].contrasts["t1"].exists()
     [split] = make_splits(names, data, found, 0)
@@ -192,14 +193,14 @@ def test_one_subject_in_both_forms_of_unicode_is_refused(tmp_path):
     for form in (NFC, NFD):
         shutil.copytree(tmp_path / "data" / "sub-1", tmp_path / "data" / form)
     with pytest.raises(InputError, match=f"{NFC}: 2 files match"):
-        find_subjects(tmp_path / "data", {"t1": "{subject}/t1.nii.gz"})
+        find_subjects(Wanted(tmp_path / "data", {"t1": "{subject}/t1.nii.gz"}))
 
 
 def test_folders_patterns_and_lists_are_found_in_either_form(tmp_path):
     root = tmp_path / NFD
     save(root / f"T\u0065\u0302te_a_{NFD}.nii.gz", volumes(0)["t1"])
     pattern = f"T\u00eate_{{subject}}_{NFC}.nii.gz"
-    assert list(find_subjects(tmp_path / NFC, {"t1": pattern})) == ["a"]
+    assert list(find_subjects(Wanted(tmp_path / NFC, {"t1": pattern}))) == ["a"]
     write_msd(root, subjects=("x",), tests=())
     for folder in ("imagesTr", "labelsTr"):
         (root / folder / "x.nii.gz").rename(root / folder / f"{NFD}.nii.gz")
@@ -207,7 +208,7 @@ def test_folders_patterns_and_lists_are_found_in_either_form(tmp_path):
     content = json.loads(json.dumps(content, ensure_ascii=False).replace("NAME", NFC))
     content["labels"] = {"0": "background", "1": NFD, "2": "TZ"}
     (root / "dataset.json").write_text(json.dumps(content))
-    found = find_subjects(tmp_path / NFC, {"t2": "T2"}, layout="msd", labels={"zone": [NFC], "other": ["TZ"]})
+    found = find_subjects(Wanted(tmp_path / NFC, {"t2": "T2"}, layout="msd", labels={"zone": [NFC], "other": ["TZ"]}))
     assert list(found) == [NFC]
     assert read_label(found[NFC], {"zone": [NFC], "other": ["TZ"]}).max() == 2
 
@@ -286,18 +287,18 @@ def test_dataset_json_is_read_with_a_byte_order_mark_and_refused_in_another_enco
     write(tmp_path)
     path = tmp_path / "dataset.json"
     marked(path)
-    assert find_subjects(tmp_path, {"t2": "T2"}, layout=layout)
+    assert find_subjects(Wanted(tmp_path, {"t2": "T2"}, layout=layout))
     path.write_bytes(path.read_text(encoding="utf-8-sig").encode("utf-16"))
     with pytest.raises(InputError, match="dataset.json: .*byte 0xff at position 1 is not UTF-8; save it as UTF-8"):
-        find_subjects(tmp_path, {"t2": "T2"}, layout=layout)
+        find_subjects(Wanted(tmp_path, {"t2": "T2"}, layout=layout))
 
 
 def test_tables_of_bids_are_read_with_a_byte_order_mark_and_refused_in_another_encoding(tmp_path):
     write_bids(tmp_path)
     table, wanted = tmp_path / "derivatives/manual/desc-tumour_dseg.tsv", {"core": ["core"]}
-    before = find_subjects(tmp_path, {"t1": "T1w"}, label=LABEL, layout="bids", labels=wanted)
+    before = find_subjects(Wanted(tmp_path, {"t1": "T1w"}, label=LABEL, layout="bids", labels=wanted))
     marked(table)
-    assert find_subjects(tmp_path, {"t1": "T1w"}, label=LABEL, layout="bids", labels=wanted) == before
+    assert find_subjects(Wanted(tmp_path, {"t1": "T1w"}, label=LABEL, layout="bids", labels=wanted)) == before
     table.write_bytes(table.read_text(encoding="utf-8-sig").encode("utf-16"))
     with pytest.raises(InputError, match="dseg.tsv: byte 0xff at position 1 is not UTF-8; save it as UTF-8"):
-        find_subjects(tmp_path, {"t1": "T1w"}, label=LABEL, layout="bids", labels=wanted)
+        find_subjects(Wanted(tmp_path, {"t1": "T1w"}, label=LABEL, layout="bids", labels=wanted))

@@ -21,6 +21,7 @@ from evaluation.prediction.new_scans import segment
 from generate_h5_pretraining import prepare_subject
 from tests.stores import write_store
 from utils.config.load import load_config
+from utils.model_description import SegmentationModel
 
 CODES = [
     "".join(axis[end] for axis, end in zip(axes, ends, strict=True))
@@ -93,6 +94,12 @@ def sides(path):
     ]
 
 
+def model_with(**slices):
+    numbers = {"left_kidney": 1, "right_kidney": 2}
+    keys = {"contrasts": list(CONTRASTS), "files": CONTRASTS, "percentiles": (0, 100), "mask": None, "filters": [2, 4]}
+    return SegmentationModel(**keys, slices=slices, labels=numbers, voxel_size_known=True)
+
+
 @pytest.mark.parametrize("rotation", [np.eye(3), OBLIQUE], ids=["upright", "oblique"])
 @pytest.mark.parametrize("code", CODES)
 def test_left_stays_left_and_every_voxel_where_it_was(code, rotation, config, tmp_path):
@@ -124,10 +131,7 @@ def test_left_stays_left_and_every_voxel_where_it_was(code, rotation, config, tm
     np.testing.assert_array_equal(grid.to_volume(store.labels(), order=0), classes)
     np.testing.assert_array_equal(label_map(predict_slices(Seer(), store.images(), 4), grid), classes)
 
-    model = {"contrasts": list(CONTRASTS), "files": CONTRASTS, "percentiles": [0, 100]}
-    model["labels"] = {"left_kidney": 1, "right_kidney": 2}
-    model["slices"] = {"image_size": [16, 16], "pixel_size": None}
-    segment(Seer(), model, files, {"label": tmp_path / "predicted.nii.gz"})
+    segment(Seer(), model_with(image_size=(16, 16), pixel_size=None), files, {"label": tmp_path / "predicted.nii.gz"})
     predicted = nibabel.load(tmp_path / "predicted.nii.gz")
     np.testing.assert_array_equal(np.asarray(predicted.dataobj), classes)
     np.testing.assert_allclose(predicted.affine, affine, atol=1e-5)
@@ -138,10 +142,7 @@ def test_left_stays_left_and_every_voxel_where_it_was(code, rotation, config, tm
 @pytest.mark.parametrize("code", CODES)
 def test_left_stays_left_when_pixels_are_resampled(code, config, tmp_path):
     files = write_scan(tmp_path, code, affine_of(OBLIQUE))
-    model = {"contrasts": list(CONTRASTS), "files": CONTRASTS, "percentiles": [0, 100]}
-    model["labels"] = {"left_kidney": 1, "right_kidney": 2}
-    model["slices"] = {"image_size": [24, 24], "pixel_size": 1.3}
-    segment(Seer(), model, files, {"label": tmp_path / "predicted.nii.gz"})
+    segment(Seer(), model_with(image_size=(24, 24), pixel_size=1.3), files, {"label": tmp_path / "predicted.nii.gz"})
     found, classes = np.asarray(nibabel.load(tmp_path / "predicted.nii.gz").dataobj), read_label(files, LABELS)
     left, right = sides(tmp_path / "predicted.nii.gz")
     assert left < -5 and right > 5

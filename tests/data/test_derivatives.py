@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from data.derivatives import describe_outputs, numbered_otherwise, output_path
-from data.layouts.subjects import find_subjects, needed_of, reading_of
+from data.layouts.subjects import find_subjects, needed_of
 from data.scans.volumes import read_label, write_nifti
 from tests.layouts import AFFINE, corner, ramp, save
+from utils.config.data import Wanted
 from utils.environment import ROOT, project_version
+from utils.model_description import ModelDescription
 
 FOLDER = Path("out")
 
@@ -42,9 +44,9 @@ def test_a_bids_derivative_is_read_again_as_labels(tmp_path):
     about = json.loads((derivative / "dataset_description.json").read_text())
     assert about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Name"] == "mrccl"
     assert {"Name", "BIDSVersion"} <= about.keys() and about["GeneratedBy"][0]["Version"] == project_version()
-    [files] = find_subjects(
-        tmp_path, {"t1": "T1w"}, "derivatives/mrccl/desc-mrccl_dseg", layout="bids", labels={"a": ["oedema", "core"]}
-    ).values()
+    names = {"a": ["oedema", "core"]}
+    places = Wanted(tmp_path, {"t1": "T1w"}, "derivatives/mrccl/desc-mrccl_dseg", layout="bids", labels=names)
+    [files] = find_subjects(places).values()
     np.testing.assert_array_equal(read_label(files, {"a": ["core"], "b": ["oedema"]}), corner([2, 1]))
 
 
@@ -80,10 +82,12 @@ def test_classes_numbered_otherwise_than_on_disk():
     assert numbered_otherwise({"a": ["gland"]}, names) == {"a": [1, 2]}
 
 
-def test_what_a_model_needs_of_new_scans():
+def test_what_a_model_needs_of_new_scans(tmp_path):
     files = {"t1": "t1in", "t2": "t2spir", "echoes": {"file": "x", "volumes": 2}}
-    model = {"files": files, "contrasts": ["echoes_1", "t2"], "layout": "chaos", "resample_to": "t1"}
+    keys = {"files": files, "layout": "chaos", "resample_to": "t1", "mask": None, "percentiles": (1, 99)}
+    keys |= {"slices": {"image_size": (8, 8), "pixel_size": None}, "filters": [2, 4]}
+    model = ModelDescription(contrasts=["echoes_1", "t2"], **keys)
     assert list(needed_of(model)) == ["echoes", "t2", "t1"]
-    assert needed_of(model | {"contrasts": ["t2"]}) == {"t2": "t2spir"}
-    assert reading_of(model) == {"layout": "chaos", "resample_to": "t1"}
-    assert reading_of({"files": files, "contrasts": ["t2"]}) == {}
+    assert needed_of(model.model_copy(update={"contrasts": ["t2"]})) == {"t2": "t2spir"}
+    wanted = model.wanted(tmp_path, files)
+    assert (wanted.layout, wanted.resample_to, wanted.root) == ("chaos", "t1", tmp_path)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.layouts.bids import find_bids, parse_name
-from data.layouts.files import Wanted, walk_scans
+from data.layouts.files import walk_scans
+from utils.config.data import Wanted
 
 PYBIDS_NAMES = {
     "sub": "subject",

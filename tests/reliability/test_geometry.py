@@ -149,7 +149,7 @@ def test_step_4_scores_and_writes_the_very_label(packed, tmp_path):
     from finetune_segmentation import Segmentations
 
     config = load_config(packed)
-    files = find_subjects(**config.data.places())
+    files = find_subjects(config.data.wanted())
     (split,) = make_splits(config.plain()["data"]["splits"], config.data.root, files, config.seed)
     rows = Segmentations(config, split, files).score(Seer(), Cell("random", 1, 0, "both"), tmp_path)
     assert [(row["subject"], row["label"]) for row in rows] == [(s, label) for s in TEST for label in VALUES]

@@ -11,6 +11,7 @@ from data.scans import nifti
 from tests.bad_input.harness import assert_refused, run
 from tests.cohort import write_cohort
 from utils.checks import InputError
+from utils.config.data import Wanted
 
 NOBODY = 65534
 CONTRASTS = {"t1": "{subject}/t1.nii.gz"}
@@ -22,7 +23,7 @@ def test_a_folder_that_may_not_be_read_is_named(as_user, caplog):
     closed.chmod(0o000)
     if os.geteuid() == 0:
         os.seteuid(NOBODY)
-    assert list(find_subjects(as_user / "data", CONTRASTS)) == ["sub-1", "sub-3"]
+    assert list(find_subjects(Wanted(as_user / "data", CONTRASTS))) == ["sub-1", "sub-3"]
     expected = f"'{closed}' cannot be read, so its contents are left out; fix its permissions"
     assert [record.getMessage() for record in caplog.records] == [expected]
 
@@ -33,7 +34,7 @@ def test_a_data_set_that_may_not_be_read_is_refused(as_user):
     if os.geteuid() == 0:
         os.seteuid(NOBODY)
     with pytest.raises(InputError, match=f"data.root: no permission to read '{as_user}/data'; change it"):
-        find_subjects(as_user / "data", CONTRASTS)
+        find_subjects(Wanted(as_user / "data", CONTRASTS))
 
 
 def test_scans_that_do_not_say_how_they_lie_are_pointed_out_once(tmp_path, caplog, monkeypatch):

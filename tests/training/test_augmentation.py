@@ -105,7 +105,7 @@ def test_displacements_are_interpolated_by_the_cubic_kernel_along_every_axis(siz
     expected = drawn["elastic"].astype("float64")
     for axis, length in enumerate(size, start=1):
         expected = np.apply_along_axis(keys_by_hand, axis, expected, length)
-    # Places between nodes are rounded to 1/1024 of their distance.
+    # Wanted between nodes are rounded to 1/1024 of their distance.
     np.testing.assert_allclose(positions - pixels_of(size), expected, atol=0.01)
     assert np.abs(expected).max() > 4
 

@@ -1,7 +1,10 @@
 """The section `data` of a config: where the scans are, and the names of contrasts and labels."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -43,6 +46,55 @@ Labels = Annotated[
         _lists_of_values, json_schema_input_type=dict[Name, list[LabelValue] | PathPattern] | list[PathPattern]
     ),
 ]
+
+
+def file_pattern(entry: Any) -> str:
+    """Return the file pattern of one contrast: a plain pattern, or `{"file": pattern, "volumes": n}`."""
+    return entry if isinstance(entry, str) else dict(entry)["file"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted from a folder, and how it is read.
+
+    Attributes:
+        root: Folder of the dataset.
+        contrasts: Contrast name -> its name in the layout (pattern: path below `root` with `{subject}`), or
+            `{"file": that, "volumes": n}` for a 4D series.
+        label: Label map, as `data.label` of the config; None if the layout defines it, or without labels.
+        mask: Path of the foreground mask below `root` with `{subject}` (bids: a filter), or None. A subject without its
+            mask is an error, one without its label is an unlabelled subject.
+        layout: How the files are arranged.
+        labels: Class name -> values of the label map, or their names in the layout; empty: labels are not searched,
+            except by `label` of layout pattern.
+        ignored: Values, or their names, that mean background.
+        test_images: msd, nnunet: also the unlabelled subjects of imagesTs.
+        resample_to: Contrast to whose grid all files are resampled when they are read, or None.
+        bias_correction: Contrasts that are read with N4 bias correction.
+        empty_labels: `"refuse"`: a label map must not consist of background only; otherwise it may.
+    """
+
+    root: Path
+    contrasts: Mapping[str, Any]
+    label: str | None = None
+    mask: str | None = None
+    layout: str = "pattern"
+    labels: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    ignored: Sequence[int | str] = ()
+    test_images: bool = False
+    resample_to: str | None = None
+    bias_correction: Sequence[str] = ()
+    empty_labels: str = "warn"
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """Contrast -> its name or pattern in the layout."""
+        return {name: file_pattern(entry) for name, entry in self.contrasts.items()}
+
+    def label_names(self) -> list[str]:
+        """Names, not numbers, by which the config refers to values of the label maps."""
+        values = [value for members in self.labels.values() for value in members]
+        return [value for value in [*values, *self.ignored] if isinstance(value, str)]
 
 
 class DataSection(Section):
@@ -93,12 +145,10 @@ class DataSection(Section):
     )
     simulated: bool = Field(False, description="true for simulated scans; every table and figure states it")
 
-    def places(self):
-        """Return the keyword arguments of `data.layouts.subjects.find_subjects`."""
-        keys = ["root", "layout", "contrasts", "label", "labels", "mask"]
-        keys += ["test_images", "resample_to", "bias_correction", "empty_labels"]
-        plain = self.model_dump(mode="json", include=set(keys) | {"ignored_label_values"})
-        return {key: plain[key] for key in keys} | {"ignored": plain["ignored_label_values"]}
+    def wanted(self) -> Wanted:
+        """What `data.layouts.subjects.find_subjects` looks for."""
+        same = {name: getattr(self, name) for name in Wanted.__dataclass_fields__ if name != "ignored"}
+        return Wanted(**same, ignored=self.ignored_label_values)
 
     @model_validator(mode="after")
     def _labels_are_sound(self):

@@ -10,6 +10,7 @@ from data.layouts.subjects import find_subjects
 from data.scans.volumes import problems_of_subject, read_contrasts, read_label
 from tests.layouts import corner, ramp, save, save_json
 from utils.checks import InputError
+from utils.config.data import Wanted
 
 CONTRASTS = {"t1": "T1w", "t1gd": "anat/ce-gadolinium_T1w", "flair": "acq-*_FLAIR"}
 LABEL, NAMES = "derivatives/manual/space-orig_desc-tumour_dseg", {"core": ["core"], "whole": [3]}
@@ -32,8 +33,9 @@ def write_bids(root):
     (derivative / "desc-tumour_dseg.tsv").write_text("index\tname\n0\tbackground\n1\tcore\n2\toedema\n3\tother\n")
 
 
-def find(root, **keys):
-    return find_subjects(root, CONTRASTS, LABEL, layout="bids", labels=NAMES, ignored=["oedema"], **keys)
+def find(root, left_out=None, **keys):
+    places = Wanted(root, CONTRASTS, LABEL, layout="bids", labels=NAMES, ignored=["oedema"], **keys)
+    return find_subjects(places, left_out)
 
 
 def test_sessions_are_subjects_of_one_person(tmp_path):
@@ -68,21 +70,21 @@ def test_a_mask_is_a_filter_too(tmp_path):
 def test_a_filter_that_is_not_clear_or_not_a_filter(tmp_path):
     write_bids(tmp_path)
     with pytest.raises(InputError) as error:
-        find_subjects(tmp_path, {"t1": "ce-*_*_T1w"}, layout="bids")
+        find_subjects(Wanted(tmp_path, {"t1": "ce-*_*_T1w"}, layout="bids"))
     assert len(error.value.lines) == 3
     expected = "sub-02_ses-pre: 2 files match '{subject}_ce-*_*_T1w' (sub-02_ses-pre_ce-gadolinium_T1w.nii.gz, "
     assert error.value.lines[2].startswith(expected)
     assert error.value.lines[2].endswith("name more entities in the filter")
     with pytest.raises(InputError, match="_T1w.nii.gz' is not a filter of layout bids; write for instance T1w,"):
-        find_subjects(tmp_path, {"t1": "{subject}_T1w.nii.gz"}, layout="bids")
+        find_subjects(Wanted(tmp_path, {"t1": "{subject}_T1w.nii.gz"}, layout="bids"))
     with pytest.raises(InputError, match="every subject and session is read; remove 'ses-pre' from"):
-        find_subjects(tmp_path, {"t1": "ses-pre_T1w"}, layout="bids")
+        find_subjects(Wanted(tmp_path, {"t1": "ses-pre_T1w"}, layout="bids"))
     with pytest.raises(InputError, match="no folder '.*derivatives/absent'; correct data.root or the filter"):
-        find_subjects(tmp_path, {"t1": "derivatives/absent/T1w"}, layout="bids")
+        find_subjects(Wanted(tmp_path, {"t1": "derivatives/absent/T1w"}, layout="bids"))
     with pytest.raises(
         InputError, match="sub-01_ses-pre .and of 1 more subject. has no name 'cores'; did you mean 'core'"
     ):
-        find_subjects(tmp_path, CONTRASTS, LABEL, layout="bids", labels={"core": ["cores"]})
+        find_subjects(Wanted(tmp_path, CONTRASTS, LABEL, layout="bids", labels={"core": ["cores"]}))
     (tmp_path / "derivatives/manual/desc-tumour_dseg.tsv").write_text("value\tname\n1\tcore\n")
     with pytest.raises(InputError, match="dseg.tsv: expected the columns index and name"):
         find(tmp_path)
@@ -108,7 +110,7 @@ def test_folders_above_the_data_set_say_nothing_of_its_scans(tmp_path):
 def test_an_entity_that_bids_does_not_know_is_an_entity(tmp_path):
     save(tmp_path / "sub-1/anat/sub-1_T1w.nii.gz", ramp())
     save(tmp_path / "sub-1/anat/sub-1_foo-1_T1w.nii.gz", ramp())
-    files = find_subjects(tmp_path, {"plain": "T1w", "foo": "foo-*_T1w"}, layout="bids")["sub-1"]
+    files = find_subjects(Wanted(tmp_path, {"plain": "T1w", "foo": "foo-*_T1w"}, layout="bids"))["sub-1"]
     assert [path.name for path in files.contrasts.values()] == ["sub-1_T1w.nii.gz", "sub-1_foo-1_T1w.nii.gz"]
 
 

@@ -25,13 +25,14 @@ from tests.layouts import (
     write_renal,
 )
 from utils.checks import InputError
+from utils.config.data import Wanted
 
 CHAOS = {"out": "t1out", "in": "T1in"}
 ORGANS = {"kidneys": ["left_kidney", "right_kidney"], "liver": ["liver"], "spleen": ["spleen"]}
 
 
 def chaos(root, contrasts=CHAOS, **keys):
-    return find_subjects(root, contrasts, layout="chaos", labels=ORGANS, **keys)
+    return find_subjects(Wanted(root, contrasts, layout="chaos", labels=ORGANS, **keys))
 
 
 def test_chaos_slices_and_masks_keep_their_pixels_and_their_place(tmp_path):
@@ -144,7 +145,7 @@ KIDNEYS = {"right_kidney": ["right_kidney"], "left_kidney": ["left_kidney"]}
 
 def test_renal(tmp_path):
     label = write_renal(tmp_path, "P_01_A", echoes=11)
-    [files] = find_subjects(tmp_path, RENAL, layout="renal", labels=PARTS).values()
+    [files] = find_subjects(Wanted(tmp_path, RENAL, layout="renal", labels=PARTS)).values()
     assert problems_of_subject(files, RENAL, labels=PARTS) == []
     volume, affine = read_contrasts(files, ["echoes", "dixon"], RENAL)
     # Echo 10 comes after echo 9, not after echo 1.
@@ -160,12 +161,12 @@ def test_renal(tmp_path):
 def test_mistakes_with_renal(tmp_path):
     write_renal(tmp_path, "P_01_A", has_cortex=False)
     with pytest.raises(InputError, match="P_01_A: '.*labelsTr' has no masks of the cortex; add them, or name kidneys"):
-        find_subjects(tmp_path, RENAL, layout="renal", labels=PARTS)
-    files = find_subjects(tmp_path, RENAL, layout="renal", labels=KIDNEYS)["P_01_A"]
+        find_subjects(Wanted(tmp_path, RENAL, layout="renal", labels=PARTS))
+    files = find_subjects(Wanted(tmp_path, RENAL, layout="renal", labels=KIDNEYS))["P_01_A"]
     assert read_label(files, KIDNEYS).max() == 2
     assert "imagesTr' is (9, 8, 7, 3), expected 4 axes, the last of 11" in problems_of_subject(files, RENAL)[0]
     single = {"t2": "T2_mapping_PREP"}
-    [line] = problems_of_subject(find_subjects(tmp_path, single, layout="renal")["P_01_A"], single)
+    [line] = problems_of_subject(find_subjects(Wanted(tmp_path, single, layout="renal"))["P_01_A"], single)
     assert "expected 3 axes; list it as {file: ..., volumes: n} if it is a series" in line
     folder = tmp_path / "P_01_A/T2_mapping_PREP/labelsTr"
     save(folder / "P_01_A_t2_left_volume.nii.gz", corner([1, 1, 1, 1]))
@@ -176,7 +177,7 @@ def test_mistakes_with_renal(tmp_path):
         read_label(files, KIDNEYS)
     save(tmp_path / "P_01_A/T2_mapping_PREP/imagesTr/e2_s028.nii", ramp(shape=(9, 8, 6)))
     series = {"t2": {"file": "T2_mapping_PREP", "volumes": 3}}
-    found = find_subjects(tmp_path, series, layout="renal")["P_01_A"]
+    found = find_subjects(Wanted(tmp_path, series, layout="renal"))["P_01_A"]
     (line,) = problems_of_subject(found, series)
     assert line.endswith("e2_s028.nii' is (9, 8, 6) but 'e1_s028.nii' is (9, 8, 7); resample one to the other"), line
 

@@ -7,6 +7,7 @@ import pytest
 from data.layouts.subjects import SubjectFiles, channel_names, file_of_channel, find_subjects
 from data.scans.volumes import problems_of_subject, read_contrasts, read_label
 from utils.checks import InputError
+from utils.config.data import Wanted
 
 SERIES = {"t1": "{subject}/t1.nii.gz", "echoes": {"file": "{subject}/echoes.nii.gz", "volumes": 3}}
 
@@ -20,7 +21,7 @@ def make_files(root, *names):
 
 def test_one_folder_per_subject(tmp_path):
     make_files(tmp_path, "b/t1.nii.gz", "b/echoes.nii.gz", "a/t1.nii.gz", "a/echoes.nii.gz", "a/label.nii.gz", "x.json")
-    found = find_subjects(tmp_path, SERIES, label="{subject}/label.nii.gz")
+    found = find_subjects(Wanted(tmp_path, SERIES, label="{subject}/label.nii.gz"))
     assert list(found) == ["a", "b"]
     contrasts = {"t1": tmp_path / "a/t1.nii.gz", "echoes": tmp_path / "a/echoes.nii.gz"}
     assert found["a"] == SubjectFiles("a", contrasts, tmp_path / "a/label.nii.gz")
@@ -41,14 +42,14 @@ def test_one_folder_per_subject(tmp_path):
 )
 def test_other_layouts(tmp_path, pattern, files):
     make_files(tmp_path, *files)
-    found = find_subjects(tmp_path, {"flair": pattern})
+    found = find_subjects(Wanted(tmp_path, {"flair": pattern}))
     assert {subject: entry.contrasts["flair"] for subject, entry in found.items()} == {"BraTS_1": tmp_path / files[0]}
 
 
 def test_every_missing_file_is_listed_at_once(tmp_path):
     make_files(tmp_path, "a/t1.nii.gz", "b/echoes.nii.gz", "c/label.nii.gz", "d/t1.nii.gz", "d/echoes.nii.gz")
     with pytest.raises(InputError) as error:
-        find_subjects(tmp_path, SERIES, label="{subject}/label.nii.gz", mask="{subject}/mask.nii.gz")
+        find_subjects(Wanted(tmp_path, SERIES, label="{subject}/label.nii.gz", mask="{subject}/mask.nii.gz"))
     lines = error.value.lines
     assert [line.split(" is missing")[0] for line in lines] == [
         "a: contrast 'echoes'",
@@ -65,14 +66,14 @@ def test_every_missing_file_is_listed_at_once(tmp_path):
 
 def test_what_a_user_gets_wrong(tmp_path):
     with pytest.raises(InputError, match=r"data.root: '.*/absent' is not a folder; set data.root"):
-        find_subjects(tmp_path / "absent", SERIES)
+        find_subjects(Wanted(tmp_path / "absent", SERIES))
     with pytest.raises(InputError, match=r"no file below '.*' matches '\{subject\}/t1.nii.gz', .*; check data.root"):
-        find_subjects(tmp_path, SERIES)
+        find_subjects(Wanted(tmp_path, SERIES))
     with pytest.raises(InputError, match=r"pattern 't1.nii.gz' has no '\{subject\}'"):
-        find_subjects(tmp_path, {"t1": "t1.nii.gz"})
+        find_subjects(Wanted(tmp_path, {"t1": "t1.nii.gz"}))
     make_files(tmp_path, "a/1_t1.nii.gz", "a/2_t1.nii.gz")
     with pytest.raises(InputError, match=r"a: 2 files match '\{subject\}/\*_t1.nii.gz' \(1_t1.nii.gz, 2_t1.nii.gz\)"):
-        find_subjects(tmp_path, {"t1": "{subject}/*_t1.nii.gz"})
+        find_subjects(Wanted(tmp_path, {"t1": "{subject}/*_t1.nii.gz"}))
 
 
 def test_channels_of_a_series():
@@ -107,7 +108,7 @@ def test_prostate_of_the_medical_segmentation_decathlon(tmp_path):
     make_files(tmp_path, "dataset.json", "._dataset.json", "imagesTr/.DS_Store")
     contrasts = {"mr": {"file": "images*/{subject}.nii.gz", "volumes": 2}}
     names = {"peripheral_zone": [1], "central_gland": [2]}
-    found = find_subjects(tmp_path, contrasts, "labelsTr/{subject}.nii.gz")
+    found = find_subjects(Wanted(tmp_path, contrasts, "labelsTr/{subject}.nii.gz"))
     assert list(found) == list(images)
     assert [files.label is not None for files in found.values()] == [True, True, False]
     for name, files in found.items():
@@ -125,7 +126,7 @@ def test_brats_2021(tmp_path):
     for number, subject in enumerate(["BraTS2021_00000", "BraTS2021_00002"]):
         scans = {name: write(tmp_path / subject / f"{subject}_{name}.nii.gz", number) for name in contrasts}
         label = write(tmp_path / subject / f"{subject}_seg.nii.gz", number, values=np.int16([0, 1, 2, 4]))
-    found = find_subjects(tmp_path, contrasts, "{subject}/{subject}_seg.nii.gz")
+    found = find_subjects(Wanted(tmp_path, contrasts, "{subject}/{subject}_seg.nii.gz"))
     assert list(found) == ["BraTS2021_00000", "BraTS2021_00002"]
     files = found[subject]
     assert problems_of_subject(files, contrasts, labels=names) == []
@@ -143,9 +144,9 @@ def test_five_contrasts_of_the_kidneys(tmp_path):
         for place, name in enumerate(names):
             write(tmp_path / f"sub-{number:02d}" / f"2023_{name}.nii.gz", place)
     write(tmp_path / "sub-07" / "label.nii.gz", 3, values=np.uint8([0, 1, 2]))
-    found = find_subjects(tmp_path, contrasts, "{subject}/label.nii.gz")
+    found = find_subjects(Wanted(tmp_path, contrasts, "{subject}/label.nii.gz"))
     assert [files.label is not None for files in found.values()] == [True, False]
     assert read_contrasts(found["sub-12"], names, contrasts)[0].shape == (*SHAPE, 5)
     (tmp_path / "sub-12" / "2023_bold.nii.gz").unlink()
     with pytest.raises(InputError, match="sub-12: contrast 'bold' is missing: no file '.*sub-12/.bold.nii.gz'; add it"):
-        find_subjects(tmp_path, contrasts, "{subject}/label.nii.gz")
+        find_subjects(Wanted(tmp_path, contrasts, "{subject}/label.nii.gz"))

@@ -25,6 +25,7 @@ from evaluation.probes.patches import (
 from tests.stores import write_store
 from training.patches import assign_patch_classes
 from utils.checks import InputError
+from utils.config.data import Wanted
 
 SHAPE, IMAGE = (14, 10, 3), (8, 12)
 TURNED = np.array([[0, -2.0, 0, 9], [-2.0, 0, 0, 5], [0, 0, -5.0, 1], [0, 0, 0, 1]])
@@ -91,7 +92,7 @@ def test_patches_are_numbered_as_those_of_the_networks_and_of_the_classes():
 def test_true_parameters_are_means_over_the_protons_of_a_patch(dataset):
     folder, store, truth = dataset
     rows = np.array([1, 2, 3, 4])  # 1 and 4 are the middle slices, in which there is air
-    files = find_truth(find_subjects(folder, {"t1": "{subject}/t1.nii.gz"}), ["a", "b"])
+    files = find_truth(find_subjects(Wanted(folder, {"t1": "{subject}/t1.nii.gz"})), ["a", "b"])
     found, has_protons = true_parameters(Regions.of_slices(store, rows), 2, files)
     for place, (subject, number) in enumerate((("a", 1), ("a", 2), ("b", 0), ("b", 1))):
         grid = store.grid(subject)
@@ -150,7 +151,7 @@ def test_sampled_patches_are_foreground_throughout_and_know_what_they_are(datase
 
 def test_with_truth_patches_without_protons_are_left_out(dataset):
     folder, store, _ = dataset
-    truth = find_truth(find_subjects(folder, {"t1": "{subject}/t1.nii.gz"}), ["a", "b"])
+    truth = find_truth(find_subjects(Wanted(folder, {"t1": "{subject}/t1.nii.gz"})), ["a", "b"])
     with_truth, without = sample(store, truth=truth), sample(store)
     assert 0 < len(with_truth.table) < len(without.table)
     assert {"T1", "T2", "PD"} <= set(with_truth.table) and not {"T1"} & set(without.table)
@@ -182,21 +183,21 @@ def test_positions_reach_from_border_to_border(dataset):
 def test_true_maps_are_found_all_or_none(dataset):
     folder, _, _ = dataset
     contrasts = {"t1": "{subject}/t1.nii.gz"}
-    truth = find_truth(find_subjects(folder, contrasts), ["b"])
+    truth = find_truth(find_subjects(Wanted(folder, contrasts)), ["b"])
     assert truth == {"b": {name: folder / "b" / file for name, file in TRUTH.items()}}
     (folder / "b" / "true_t2.nii.gz").unlink()
     with pytest.raises(InputError, match=r"b/true_t2.nii.gz: no such file, though other"):
-        find_truth(find_subjects(folder, contrasts), ["a", "b"])
+        find_truth(find_subjects(Wanted(folder, contrasts)), ["a", "b"])
     for file in TRUTH.values():
         (folder / "b" / file).unlink(missing_ok=True)
-    assert find_truth(find_subjects(folder, contrasts), ["b"]) is None
+    assert find_truth(find_subjects(Wanted(folder, contrasts)), ["b"]) is None
     with pytest.raises(InputError, match="c: has no scans below"):
-        find_truth(find_subjects(folder, contrasts), ["a", "c"])
+        find_truth(find_subjects(Wanted(folder, contrasts)), ["a", "c"])
 
 
 def test_true_maps_of_another_grid_are_refused(dataset):
     folder, store, _ = dataset
-    truth = find_truth(find_subjects(folder, {"t1": "{subject}/t1.nii.gz"}), ["a", "b"])
+    truth = find_truth(find_subjects(Wanted(folder, {"t1": "{subject}/t1.nii.gz"})), ["a", "b"])
     for file in truth["b"].values():
         image = np.asarray(nibabel.load(file).dataobj)[:-1]
         write_nifti(file, image, AFFINES["b"])

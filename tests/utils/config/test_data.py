@@ -28,16 +28,11 @@ def test_short_forms(tmp_path):
 
 
 def test_places_are_what_find_subjects_takes(tmp_path):
-    import inspect
-
-    from data.layouts.subjects import find_subjects
-
     data = load(tmp_path, layout="chaos", contrasts={"t1": "t1in", "t2": "t2spir"}, resample_to="t1").data
-    places = data.places()
-    inspect.signature(find_subjects).bind(**places)
-    assert places["root"] == "scans" and places["resample_to"] == "t1" and places["layout"] == "chaos"
+    wanted = data.wanted()
+    assert str(wanted.root) == "scans" and wanted.resample_to == "t1" and wanted.layout == "chaos"
     named = {key for key, field in type(data).model_fields.items() if field.json_schema_extra == {"added": True}}
-    assert named <= places.keys(), "a later key of data would not reach the reading of files"
+    assert named <= vars(wanted).keys(), "a later key of data would not reach the reading of files"
 
 
 @pytest.mark.parametrize(
