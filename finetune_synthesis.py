@@ -155,13 +155,13 @@ class Syntheses(CellTask):
 
         from data.identity import is_unchanged
         from data.intensity import scale_between
-        from data.scans.volumes import read_contrasts, read_mask
+        from data.scans.subject import SubjectReader
 
         files, ranges = self.files[subject], self.store.intensities(subject)
-        contrasts = self.config.plain()["data"]["contrasts"]
-        volume, affine = read_contrasts(files, self.targets, contrasts)
+        reader = SubjectReader(files, self.config.data.wanted(), self.targets)
+        volume, affine = reader.volume(), reader.grid.affine
         self._refuse_changed(files, volume, affine)
-        mask = read_mask(files, volume.shape, affine)
+        mask = reader.mask()
         noted = self.store.hashes.get(subject, {})
         if mask is not None and "mask" in noted and not is_unchanged(mask, affine, noted["mask"]):
             raise InputError(changed_since_step_2(subject, files.mask))

@@ -13,6 +13,7 @@ Next    python generate_h5_pretraining.py --config FILE
 
 import difflib
 import functools
+import itertools
 import logging
 import shlex
 import time
@@ -62,13 +63,15 @@ def generate_constraint_maps(config, options, failures):
     sound = sound_subjects(config, options, [wanted[name] for name in todo], failures)
     if not sound:
         return
-    maps = [(space, files) for files in sound for space in todo[files.subject]]
+    jobs = [(todo[files.subject], files) for files in sound]
+    maps = [(space, files) for spaces, files in jobs for space in spaces]
     with open_run(config.work.maps(), config.plain(), config.seed):
         for space in rows:
             write_summary(config.work.map_summary(space), rows[space])
         for space, files in maps:  # maps without a row were made otherwise, or not to the end
             config.work.map_of(files.subject, space).unlink(missing_ok=True)
-        made = in_order(functools.partial(attempt, config, options.keep_going), maps, options.jobs)
+        of_subjects = in_order(functools.partial(maps_of_subject, config, options.keep_going), jobs, options.jobs)
+        made = itertools.chain.from_iterable(of_subjects)
         outside = {}
         for space, row, share, problems, notes in progress(made, "Constraint maps", len(maps)):
             accept(problems, options.keep_going, failures)
@@ -104,11 +107,12 @@ def finished_rows(config, space, everyone, wanted, overwrite):
 
 def refuse_changed(config, space, noted, wanted):
     """Refuse to keep maps of scans or masks that are others now; `noted` is what the summary says of their files."""
-    from data.identity import changed_files, note_of_files
+    from data.identity import changed_files
+    from data.scans.subject import SubjectReader
 
     problems = []
     for name, text in noted.items():
-        now = note_of_files(wanted[name], config.spaces()[space], config.data.contrasts) if text else text
+        now = SubjectReader(wanted[name], config.data.wanted(), config.spaces()[space]).note() if text else text
         if text and (changed := changed_files(text, now)):
             what = f"{', '.join(changed)} changed since its constraint map was made"
             problems.append(f"{name}: {what}; make it again: --overwrite --subjects {shlex.quote(name)}")
@@ -170,20 +174,28 @@ def is_finished(config, subject, space):
 
 def check_subject(config, files):
     """Return one line for each thing that is wrong with a subject's files."""
-    from data.scans.volumes import problems_of_subject
+    from data.scans.subject import SubjectReader
 
-    data = config.data
-    return problems_of_subject(files, data.contrasts, labels=data.labels, ignored=data.ignored_label_values)
+    return SubjectReader(files, config.data.wanted()).problems()
 
 
-def attempt(config, keep_going, job):
+def maps_of_subject(config, keep_going, job):
+    """Make the maps of one subject, whose files are read once; returns what `attempt` does for each."""
+    from data.scans.subject import SubjectReader
+
+    spaces, files = job
+    names = dict.fromkeys(name for names in config.spaces().values() for name in names)
+    reader = SubjectReader(files, config.data.wanted(), names, keeps=len(spaces) > 1)
+    return [attempt(config, keep_going, space, reader) for space in spaces]
+
+
+def attempt(config, keep_going, space, reader):
     """Return `(space, row, share outside the slices, problems, notes)` of one map.
 
     Under --keep-going a fault of the suite is a problem too.
     """
-    space, files = job
     try:
-        row, share, notes = map_subject(config, space, files)
+        row, share, notes = map_subject(config, space, reader)
         return space, row, share, [], notes
     except InputError as error:
         lines = error.lines
@@ -191,39 +203,40 @@ def attempt(config, keep_going, job):
         if not keep_going:
             raise
         lines = [f"{type(error).__name__}: {error} (without --keep-going the full report is shown)"]
-    return space, None, 0.0, [f"{files.subject}: {line.removeprefix(f'{files.subject}: ')}" for line in lines], []
+    subject = reader.subject
+    return space, None, 0.0, [f"{subject}: {line.removeprefix(f'{subject}: ')}" for line in lines], []
 
 
-def map_subject(config, space, files):
+def map_subject(config, space, reader):
     """Make map and picture of one subject in one space; returns its row, its `outside_slices` and warnings."""
     from data.constraint_maps import describe_constraint_map
-    from data.identity import note_of_files
     from data.scans.air import notes_on_air
-    from data.scans.volumes import read_contrasts, read_mask, write_nifti
+    from data.scans.volumes import write_nifti
     from evaluation.pictures.quality_control import draw_constraint_map
 
-    section, contrasts, subject = config.constraint_maps, config.data.contrasts, files.subject
+    section, subject = config.constraint_maps, reader.subject
     names, title = config.spaces()[space], "Simulated scans. " if config.data.simulated else ""
     title += f"{config.name}: {subject}" + (f", contrast space {space}" if space else "")
     clock = [time.perf_counter()]
-    volume, affine = read_contrasts(files, names, contrasts)
-    mask = read_mask(files, volume.shape, affine)
-    notes = notes_on_air(subject, volume, channel_names(contrasts, names), affine) if mask is None else []
+    volume, mask, affine = reader.volume(names), reader.mask(), reader.grid.affine
+    channels = channel_names(config.data.contrasts, names)
+    notes = notes_on_air(subject, volume, channels, affine) if mask is None else []
     clock.append(time.perf_counter())
     recipe = section.model_dump(exclude={"contrasts", "spaces"})
     seed = child_seed(config.seed, "constraint_map", subject, *([space] if space else []))
     details = describe_constraint_map(volume, mask, **recipe, seed=seed, affine=affine)
     clock.append(time.perf_counter())
     picture = config.work.map_picture(subject, space)
-    draw_constraint_map(picture, volume, channel_names(contrasts, names), details, affine, title)
+    draw_constraint_map(picture, volume, channels, details, affine, title)
     clock.append(time.perf_counter())
-    header_of = next(iter(files.contrasts.values()))
+    first = next(iter(reader.files.contrasts.values()))
+    header_of = reader.header(first) or first
     write_nifti(config.work.map_of(subject, space), details.classes, affine, header_of=header_of)
     clock.append(time.perf_counter())
     reading, _, picture, writing = (after - before for before, after in zip(clock, clock[1:], strict=False))
     seconds = {"reading": reading, **details.seconds, "picture": picture, "writing": writing}
     row = summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]})
-    row["files"] = note_of_files(files, names, contrasts)  # which step 2 compares
+    row["files"] = reader.note(names)  # which step 2 compares
     return row, outside_slices(config, details.classes > 0, affine), notes
 
 

@@ -98,10 +98,9 @@ def refuse_changed(config, plans, subjects):
 
 def files_packed(config, files):
     """Text on all files of a subject that are packed."""
-    from data.identity import note_of_files
+    from data.scans.subject import SubjectReader
 
-    contrasts = config.data.contrasts
-    return note_of_files(files, list(contrasts), contrasts, {"label": files.label} if files.label else None)
+    return SubjectReader(files, config.data.wanted()).note_of_all()
 
 
 def files_of(plans, subjects):
@@ -185,40 +184,34 @@ def attributes_of(config, split):
 
 def check_subject(config, noted, files):
     """Return one line for each thing that is wrong with a subject's files."""
-    from data.scans.volumes import grid_of_subject, problems_of_subject
+    from data.scans.subject import SubjectReader
 
-    data = config.data
-    problems = problems_of_subject(files, data.contrasts, labels=data.labels, ignored=data.ignored_label_values)
-    shape, affine = (None, None) if problems else grid_of_subject(files, list(data.contrasts), data.contrasts)
+    reader = SubjectReader(files, config.data.wanted())
+    problems = reader.problems()
     for space in () if problems else config.spaces():
         try:
-            read_map(config, space, files.subject, shape, affine)
+            read_map(config, space, reader)
         except InputError as error:
             problems += error.lines
-    return problems or files_that_changed(config, noted, files)
+    return problems or files_that_changed(config, noted, reader)
 
 
-def files_that_changed(config, noted, files):
+def files_that_changed(config, noted, reader):
     """Return a line for each contrast space whose map was made of other files than there are now."""
-    from data.identity import changed_files, note_of_files
+    from data.identity import changed_files
 
-    problems = []
+    problems, files = [], reader.files
     for space, names in config.spaces().items():
-        if changed := changed_files(
-            noted[space].get(files.subject), note_of_files(files, names, config.data.contrasts)
-        ):
+        if changed := changed_files(noted[space].get(files.subject), reader.note(names)):
             shown = ", ".join(f"'{files.mask if name == 'mask' else files.contrasts[name]}'" for name in changed)
             again = f"make it again: generate_constraint_maps.py --overwrite --subjects {shlex.quote(files.subject)}"
             problems.append(f"{files.subject}: {shown} changed since the constraint map was made; {again}")
     return list(dict.fromkeys(problems))
 
 
-def read_map(config, space, subject, shape, affine):
+def read_map(config, space, reader):
     """Read the constraint map of one subject in one contrast space."""
-    from data.scans.volumes import read_constraint_map
-
-    path = config.work.map_of(subject, space)
-    return read_constraint_map(path, subject, shape, affine, config.constraint_maps.clusters)
+    return reader.constraint_map(config.work.map_of(reader.subject, space), config.constraint_maps.clusters)
 
 
 def prepare_subject(config, files):
@@ -229,24 +222,22 @@ def prepare_subject(config, files):
     from data.identity import hashes_of_subject
     from data.intensity import intensity_ranges, scale_between
     from data.scans.air import notes_on_air
-    from data.scans.volumes import read_contrasts, read_label, read_mask
+    from data.scans.subject import SubjectReader
     from data.store.packing import Prepared
     from data.store.store import SubjectSlices
 
-    data = config.data
-    volume, affine = read_contrasts(files, list(data.contrasts), data.contrasts)
+    reader = SubjectReader(files, config.data.wanted())
+    volume, mask, affine, names = reader.volume(), reader.mask(), reader.grid.affine, reader.channels
     grid = SliceGrid(volume.shape[:3], affine, config.slices.pixel_size, config.slices.image_size)
-    mask = read_mask(files, volume.shape, affine)
-    maps = {space: read_map(config, space, files.subject, volume.shape, affine) for space in config.spaces()}
+    maps = {space: read_map(config, space, reader) for space in config.spaces()}
     maps = maps or {None: find_foreground(volume, mask, affine).astype(np.uint8)}
     # Each contrast by its own foreground, unless a mask is given: predict.py sees single contrasts and must agree.
-    ranges, names = intensity_ranges(volume, mask, config.percentiles(), affine), channel_names(data.contrasts)
+    ranges = intensity_ranges(volume, mask, config.percentiles(), affine)
     notes = notes_on_air(files.subject, volume, names, affine) if mask is None else []
     label, cut = None, 0.0
-    reading = (data.labels, data.ignored_label_values, grid.shape, affine)
-    on_disk = read_label(files, *reading) if files.label else None
+    on_disk = reader.label() if files.label else None
     is_empty = on_disk is not None and not on_disk.any()
-    hashes = hashes_of_subject(volume, names, affine, on_disk, maps, mask) | {"files": files_packed(config, files)}
+    hashes = hashes_of_subject(volume, names, affine, on_disk, maps, mask) | {"files": reader.note_of_all()}
     scaled = scale_between(volume, ranges)
     del volume  # a BraTS subject takes 140 MB
     outside = grid.share_outside(maps[None] > 0)

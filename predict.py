@@ -66,12 +66,12 @@ def check_fields(jobs, models, options, failures):
     """Refuse scans of which the models would see too little, or in another size than they were trained on."""
     from evaluation.prediction.field_checks import check_field
 
-    return sound_ones(jobs, lambda files: check_field(files, models), options, failures)
+    return sound_ones(jobs, lambda reader: check_field(reader, models), options, failures)
 
 
 def sound_ones(jobs, problems_of, options, failures):
     """Return the jobs without problems: under --keep-going these alone, with a line in `failures` for each problem."""
-    found = [problems_of(files) for _, files, _ in jobs]
+    found = [problems_of(reader) for _, reader, _ in jobs]
     sound = [job for job, problems in zip(jobs, found, strict=True) if not problems]
     problems = [line for lines in found for line in lines]
     if problems and sound and not options.keep_going:
@@ -130,18 +130,20 @@ def check_options(options, model):
 
 
 def find_scans(options, model, failures):
-    """List `(subject, SubjectFiles, {what: output path})`; every scan is read and checked once.
+    """List `(subject, SubjectReader, {what: output path})`; every scan is read and checked once.
 
     Under --keep-going scans with problems are left out, and `failures` gets a line for each problem.
     """
-    from data.scans.volumes import problems_of_subject
+    from data.scans.subject import SubjectReader
 
     if not options.input.exists():
         raise InputError(f"--input {options.input}: no such file or folder")
     is_file, left_out = options.input.is_file(), failures if options.keep_going else None
     options.layout = "pattern" if is_file else model.layout  # of what is written
     jobs = scan_of_file(options, model) if is_file else scans_of_folder(options, model, left_out)
-    return sound_ones(jobs, lambda files: problems_of_subject(files, model.files, files.contrasts), options, failures)
+    wanted = model.wanted()
+    jobs = [(name, SubjectReader(files, wanted, files.contrasts), paths) for name, files, paths in jobs]
+    return sound_ones(jobs, SubjectReader.problems, options, failures)
 
 
 def scan_of_file(options, model):
@@ -312,14 +314,13 @@ def what_to_make(models, jobs, folder, options):
     Results of another model, another scan or other options are not kept, but refused.
     """
     from data.layouts.subjects import needed_of
-    from evaluation.prediction.made_by import hash_of_models, refuse_others, rows_of
+    from evaluation.prediction.made_by import hash_of_models, hash_of_scan, refuse_others, rows_of
 
     digest, words, needed = hash_of_models(models), words_of(options), needed_of(next(iter(models.values())))
     todo, made_by, kept = [], {}, {}
-    for subject, files, paths in jobs:
-        files = dataclasses.replace(files, subject=subject)
-        inputs = dataclasses.replace(files, contrasts={name: files.contrasts[name] for name in needed})
-        rows = rows_of(inputs, paths, folder, digest, {what: words.get(what, words[None]) for what in paths})
+    for subject, reader, paths in jobs:
+        files, scan = dataclasses.replace(reader.files, subject=subject), hash_of_scan(reader, needed)
+        rows = rows_of(subject, scan, paths, folder, digest, {what: words.get(what, words[None]) for what in paths})
         missing = {what: path for what, path in paths.items() if options.overwrite or not path.exists()}
         made_by |= rows
         kept |= {(subject, what): rows[subject, what] for what in paths if what not in missing}

@@ -193,25 +193,22 @@ def make_synthesis_figures(config, synthesis, folder):
     against_n = draw_scores_against_n(synthesis, folder)
     if synthesis.work_dir is None:
         return against_n, []
-    find_files, keys = files_and_keys(config)
-    errors, notes = draw_error_figures(synthesis, find_files, folder, **keys)
+    errors, notes = draw_error_figures(synthesis, finder_of(config), folder, config.data.wanted())
     return against_n + errors, notes
 
 
 def scans_of(config):
-    """Return a function of an input set: files by subject, the contrast to show, and how to read them."""
-    find_files, keys = files_and_keys(config)
+    """Return a function of an input set: files by subject, the contrast to show, and the `Wanted` of them."""
+    find_files, wanted = finder_of(config), config.data.wanted()
     chosen = config.finetuning.contrasts
-    return lambda contrasts: (find_files(), chosen.get(contrasts, list(keys["contrasts"]))[0], keys)
+    return lambda contrasts: (find_files(), chosen.get(contrasts, list(wanted.contrasts))[0], wanted)
 
 
-def files_and_keys(config):
-    """Return a function that finds the files of all subjects, and how to read them."""
+def finder_of(config):
+    """Return a function that finds the files of all subjects, once."""
     from data.layouts.subjects import find_subjects
 
-    data = config.plain()["data"]
-    keys = {"contrasts": data["contrasts"], "labels": data["labels"], "ignored": data["ignored_label_values"]}
-    return functools.cache(lambda: find_subjects(config.data.wanted())), keys
+    return functools.cache(lambda: find_subjects(config.data.wanted()))
 
 
 def draw_training_curves(config, folder):

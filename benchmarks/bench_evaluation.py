@@ -81,11 +81,14 @@ def label_maps(seed=0):
 def time_parts(reference, prediction, repeats):
     """Return the median seconds of what comes before the scores."""
     from data.layouts.subjects import SubjectFiles
-    from data.scans.volumes import read_label, write_nifti
+    from data.scans.grid import Grid
+    from data.scans.subject import SubjectReader
+    from data.scans.volumes import write_nifti
     from evaluation.prediction.inference import label_map
+    from utils.config.data import Wanted
 
     grid, probabilities = probabilities_of(prediction)
-    labels = {name: [index] for index, name in enumerate(LABELS, start=1)}
+    wanted = Wanted(Path(), {}, labels={name: [index] for index, name in enumerate(LABELS, start=1)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "label.nii.gz"
         write_nifti(path, reference, AFFINE)
@@ -93,7 +96,7 @@ def time_parts(reference, prediction, repeats):
         parts = {
             "label map from probabilities": lambda: label_map(probabilities, grid),
             "label map written": lambda: write_nifti(Path(folder) / "prediction.nii.gz", prediction, AFFINE),
-            "reference read": lambda: read_label(files, labels, (), SHAPE, AFFINE),
+            "reference read": lambda: SubjectReader(files, wanted, grid=Grid(None, SHAPE, AFFINE)).label(),
         }
         seconds = {name: statistics.median(timed(part)[0] for _ in range(repeats)) for name, part in parts.items()}
     return seconds
@@ -110,19 +113,23 @@ def probabilities_of(prediction):
 def finisher(folder, reference):
     """Return what step 4 does with `(name, grid, probabilities)` of a subject, its network apart."""
     from data.layouts.subjects import SubjectFiles
-    from data.scans.volumes import read_label, write_nifti
+    from data.scans.grid import Grid
+    from data.scans.subject import SubjectReader
+    from data.scans.volumes import write_nifti
     from evaluation.prediction.inference import label_map
     from evaluation.scores.metrics import score_subject
+    from utils.config.data import Wanted
 
     path, labels = Path(folder) / "label.nii.gz", {name: [index] for index, name in enumerate(LABELS, start=1)}
+    wanted, grid = Wanted(Path(), {}, labels=labels), Grid(None, reference.shape, AFFINE)
     write_nifti(path, reference, AFFINE)
     files = SubjectFiles("sub-1", {}, path, None)
 
     def finish(item):
-        name, grid, probabilities = item
-        prediction = label_map(probabilities, grid)
+        name, slices, probabilities = item
+        prediction = label_map(probabilities, slices)
         write_nifti(Path(folder) / f"{name}.nii.gz", prediction, AFFINE)
-        true = read_label(files, labels, (), reference.shape, AFFINE)
+        true = SubjectReader(files, wanted, grid=grid).label()
         return score_subject(prediction, true, SPACING_MM, LABELS, TOLERANCE_MM, REGIONS)
 
     return finish

@@ -1,6 +1,6 @@
 """The annotated subjects of a split as step 2 packed them: who they are, and the label maps they are scored against."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +8,12 @@ import numpy as np
 
 from data.identity import is_unchanged
 from data.layouts.subjects import SubjectFiles
-from data.scans.volumes import read_label
+from data.scans.grid import Grid
+from data.scans.subject import SubjectReader
 from data.splits import SETS, Split
 from data.store.store import SliceStore
 from utils.checks import InputError
+from utils.config.data import Wanted
 from utils.runs import changed_since_step_2, lacks
 
 
@@ -23,15 +25,13 @@ class Annotated:
         store: Their packed slices.
         split: The split.
         files: Subject -> `SubjectFiles`, of the whole dataset.
-        labels: Class name -> values of the label maps.
-        ignored: Values that count as background.
+        wanted: How they are read.
     """
 
     store: SliceStore
     split: Split
     files: Mapping[str, SubjectFiles]
-    labels: Mapping[str, Sequence]
-    ignored: Sequence
+    wanted: Wanted
 
     def of(self, part: str) -> list[str]:
         """List those of `train`, `val` or `test`, in the order of the split."""
@@ -56,7 +56,7 @@ class Annotated:
             InputError: It cannot be used, or has changed since step 2 packed it.
         """
         grid, files = self.store.grid(subject), self.files[subject]
-        classes = read_label(files, self.labels, self.ignored, grid.shape, grid.affine)
+        classes = SubjectReader(files, self.wanted, grid=Grid(None, grid.shape, grid.affine)).label()
         noted = self.store.hashes.get(subject, {})
         if "label" in noted and not is_unchanged(classes, grid.affine, noted["label"]):
             raise InputError(changed_since_step_2(subject, files.label))
@@ -68,8 +68,7 @@ def open_annotated(
     split: Split,
     files: Mapping[str, SubjectFiles],
     *,
-    labels: Mapping[str, Sequence],
-    ignored: Sequence,
+    wanted: Wanted,
     config_hash: str,
     seed: int,
 ) -> Annotated:
@@ -78,9 +77,8 @@ def open_annotated(
     Args:
         path: The store that step 2 wrote.
         split: The split it must hold.
-        files: As in `Annotated`, as are `labels` and `ignored`.
-        labels: See there.
-        ignored: See there.
+        files: As in `Annotated`, as is `wanted`.
+        wanted: See there.
         config_hash: Hash of the settings it must have been made with.
         seed: Seed it must have been made with.
 
@@ -89,5 +87,5 @@ def open_annotated(
     """
     store = SliceStore(path)
     store.check_hash(config_hash)
-    store.check_origin(split=split.to_dict(), seed=seed, labels=list(labels))
-    return Annotated(store, split, files, labels, ignored)
+    store.check_origin(split=split.to_dict(), seed=seed, labels=list(wanted.labels))
+    return Annotated(store, split, files, wanted)

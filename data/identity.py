@@ -12,8 +12,6 @@ from collections import defaultdict
 import numpy as np
 
 from data.geometry import axial_turns
-from data.layouts.subjects import channel_names, file_of_channel
-from data.scans.scan import is_folder
 from utils.checks import InputError
 
 log = logging.getLogger("mrccl")
@@ -68,33 +66,8 @@ def is_unchanged(values, affine, digest):
     return content_hash(turn(values)) == digest
 
 
-def hash_of_file(path):
-    """Return 16 hexadecimal digits for the bytes of a file, or of all files in a folder that is one scan."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in sorted(p for p in path.rglob("*") if p.is_file()) if is_folder(path) else [path]:
-        with open(part, "rb") as content:
-            digest.update(hashlib.file_digest(content, "blake2b").digest())
-    return digest.hexdigest()
-
-
-def note_of_files(files, names, contrasts, others=None):
-    """Describe the files from which a constraint map is made, such as `t1=0123456789abcdef mask=...`.
-
-    Args:
-        files: `SubjectFiles`.
-        names: Contrasts or channels of the map; the one to whose grid they are resampled, and the mask, are included.
-        contrasts: `data.contrasts` of the config.
-        others: Name -> path of other files that were read, such as the label map.
-    """
-    names = [file_of_channel(contrasts, channel)[0] for channel in channel_names(contrasts, names)]
-    names = dict.fromkeys([*names, *([files.resample_to] if files.resample_to else [])])
-    paths = {name: files.contrasts[name] for name in names} | ({"mask": files.mask} if files.mask else {})
-    paths |= others or {}
-    return " ".join(f"{name}={hash_of_file(path)}" for name, path in paths.items())
-
-
 def changed_files(noted, now):
-    """Return the names whose files differ between two results of `note_of_files`; none if nothing was recorded."""
+    """Return the names whose files differ between two results of `SubjectReader.note`; none if nothing was recorded."""
     before, after = (dict(part.split("=") for part in text.split()) for text in (noted or now, now))
     return sorted(name for name in before | after if before.get(name) != after.get(name))
 

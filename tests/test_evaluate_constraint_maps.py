@@ -13,7 +13,8 @@ import yaml
 import generate_constraint_maps
 import simulate_cohort
 from data.layouts.subjects import find_subjects
-from data.scans.volumes import read_contrasts, write_nifti
+from data.scans.volumes import write_nifti
+from tests.readers import read_contrasts
 from tools import evaluate_constraint_maps as script
 from utils.checks import InputError
 from utils.config.data import Wanted

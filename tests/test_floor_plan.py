@@ -32,8 +32,6 @@ WITH_MORE_PARAMETERS = {
     "losses/segmentation.py:focal_tversky_loss",
     "models/unet.py:build_unet",
     "tests/reference.py:anchor_cost",  # the same arguments, in the slow reference
-    # What is read of a scan, passed one by one.
-    "evaluation/pictures/overlays.py:read_picture",
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 TOP = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]  # no other file imports these

@@ -7,9 +7,9 @@ import yaml
 import generate_constraint_maps
 import generate_h5_pretraining
 from data.layouts.subjects import find_subjects
-from data.scans.volumes import read_contrasts, read_label
 from data.store.store import SliceStore
 from tests.layouts import CHAOS_AFFINE, CHAOS_SHAPE, corner, ramp, save, write_chaos
+from tests.readers import read_contrasts, read_label
 from utils.config.load import load_config
 
 

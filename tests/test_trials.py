@@ -14,7 +14,6 @@ import yaml
 
 import finetune_segmentation
 from data.layouts.subjects import find_subjects
-from data.scans.volumes import read_label
 from data.splits import make_splits
 from data.store.store import SliceStore
 from evaluation.scores.scores import files_of
@@ -22,6 +21,7 @@ from evaluation.scores.trials import TRIALS
 from models.weights import read_weights, save_weights
 from tests.bad_input.harness import run
 from tests.cohort import CONFIG, write_cohort, write_config
+from tests.readers import read_label
 from training.cells import Cell
 from training.grid import Grid
 from utils.checks import InputError

@@ -64,8 +64,7 @@ def check(config, whole, files):
     """Check one subject."""
     from data.scans.dataset_check import check_subject
 
-    data = config.plain()["data"]
-    return check_subject(files, data["contrasts"], data["labels"], data["ignored_label_values"], whole=whole)
+    return check_subject(files, config.data.wanted(), whole=whole)
 
 
 def problems_of_splits(config, subjects):
@@ -123,35 +122,32 @@ def draw(config, path, files, number):
     """
     from evaluation.pictures.dataset_montage import draw_montage
 
-    data = config.plain()["data"]
     labelled, others = [e for e in files if e.label], [e for e in files if not e.label]
     chosen = labelled[:: max(1, len(labelled) // number)][:number]
     chosen += others[: number - len(chosen)]
     pictures, problems = [], []
     for each in progress(chosen, "Drawing"):
         try:
-            pictures.append(picture_of(each, data))
+            pictures.append(picture_of(each, config.data.wanted()))
         except InputError as error:
             problems += error.lines
     if not pictures:
         return problems
     note = "Simulated scans. " if config.data.simulated else ""
     title = f"{note}{config.name}: {len(pictures)} of {len(files)} subjects; the patient's right is on the left"
-    draw_montage(path, pictures, channel_names(config.data.contrasts), list(data["labels"]), title)
+    draw_montage(path, pictures, channel_names(config.data.contrasts), list(config.data.labels), title)
     log.info("wrote %s", path)
     return problems
 
 
-def picture_of(files, data):
+def picture_of(files, wanted):
     """Read what the montage shows of a subject: `(name, volume, label, affine)`."""
-    from data.scans.volumes import read_contrasts, read_label
+    from data.scans.subject import SubjectReader
 
     # The field that N4 removes takes seconds to find, and a montage does not need it.
-    volume, affine = read_contrasts(dataclasses.replace(files, bias_correction=()), None, data["contrasts"])
-    label = None
-    if files.label and data["labels"]:
-        label = read_label(files, data["labels"], data["ignored_label_values"], volume.shape, affine)
-    return files.subject, volume, label, affine
+    reader = SubjectReader(dataclasses.replace(files, bias_correction=()), wanted)
+    volume = reader.volume()
+    return files.subject, volume, reader.label() if files.label and wanted.labels else None, reader.grid.affine
 
 
 def summarise(config, checks, subjects):

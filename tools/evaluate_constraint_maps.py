@@ -137,11 +137,9 @@ def refuse_unsound(config, options, subjects):
 
 def check_subject(config, files):
     """Return one line for each problem of a subject's files."""
-    from data.scans.volumes import problems_of_subject
+    from data.scans.subject import SubjectReader
 
-    data = config.data
-    names = config.constraint_maps.contrasts
-    return problems_of_subject(files, data.contrasts, names, labels=data.labels, ignored=data.ignored_label_values)
+    return SubjectReader(files, config.data.wanted(), config.constraint_maps.contrasts).problems()
 
 
 def evaluate_subject(config, clusters, seeds, files):
@@ -184,12 +182,11 @@ def read_references(config, files):
     import numpy as np
 
     from data.constraint_maps import contrast_space
-    from data.scans.volumes import read_contrasts, read_label, read_mask
+    from data.scans.subject import SubjectReader
 
-    section, data = config.constraint_maps, config.data
-    volume, affine = read_contrasts(files, section.contrasts, data.contrasts)
-    shape = volume.shape[:3]
-    mask = read_mask(files, shape, affine)
+    section = config.constraint_maps
+    reader = SubjectReader(files, config.data.wanted(), section.contrasts)
+    volume, mask, affine = reader.volume(), reader.mask(), reader.grid.affine
     recipe = section.model_dump(exclude={"contrasts", "clusters", "spaces"})
     space = contrast_space(volume, mask, **recipe, affine=affine)
     # Indices of the foreground voxels in the order of the features.
@@ -197,26 +194,28 @@ def read_references(config, files):
     order = np.flatnonzero(place)[np.argsort(place[place > 0])]
     labels, outside = None, None
     if files.label is not None:
-        whole = read_label(files, data.labels, data.ignored_label_values, shape, affine)
+        whole = reader.label()
         labels = whole.ravel()[order]
         outside = 1 - np.count_nonzero(labels) / np.count_nonzero(whole)
-    truth = read_truth(config, files, shape, affine)
+    truth = read_truth(config, files, reader.grid)
     return space.features, labels, {name: values.ravel()[order] for name, values in truth.items()}, outside
 
 
-def read_truth(config, files, shape, affine):
+def read_truth(config, files, grid):
     """Read the true maps of a simulated subject, `{name: (X, Y, Z)}`; they must lie on the grid of the scans."""
     import dataclasses
 
     import numpy as np
 
-    from data.scans.volumes import read_contrasts
+    from data.scans.subject import SubjectReader
 
     paths = truth_of(config, files)
     if not paths:
         return {}
-    values, grid = read_contrasts(dataclasses.replace(files, contrasts=paths), list(paths), dict.fromkeys(paths, ""))
-    if values.shape[:3] != shape or not np.allclose(grid, affine, atol=1e-3):
+    wanted = dataclasses.replace(config.data.wanted(), contrasts=dict.fromkeys(paths, ""))
+    reader = SubjectReader(dataclasses.replace(files, contrasts=paths), wanted)
+    values = reader.volume()
+    if values.shape[:3] != grid.shape or not np.allclose(reader.grid.affine, grid.affine, atol=1e-3):
         raise InputError(f"{files.subject}: {', '.join(paths)} and the scans are not on one grid; simulate them again")
     return {
         name: values[..., n].astype(np.uint8 if name == "true_tissue" else np.float32) for n, name in enumerate(paths)
@@ -284,10 +283,10 @@ def is_finished(config, files, settings):
 
 def files_of(config, files):
     """Describe all files of a subject from which a result is made."""
-    from data.identity import note_of_files
+    from data.scans.subject import SubjectReader
 
     others = truth_of(config, files) | ({"label": files.label} if files.label else {})
-    return note_of_files(files, config.constraint_maps.contrasts, config.data.contrasts, others)
+    return SubjectReader(files, config.data.wanted(), config.constraint_maps.contrasts).note(others=others)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main(arguments=None):
     folders = dataset_folders(config, options)
     from data.splits import find_and_split
 
-    files, splits = find_and_split(config.data.places(), config.plain()["data"]["splits"], config.seed)
+    files, splits = find_and_split(config.data.wanted(), config.plain()["data"]["splits"], config.seed)
     parts = [open_part(config, split, files) for split in splits]
     folds = [fold for part in parts for fold in folds_of(config, part)]
     for contrasts, folder in folders.items():
@@ -134,7 +134,7 @@ def export(config, options, contrasts, folder, parts, folds):
     channels = channel_names(config.data.contrasts, config.finetuning.contrasts[contrasts])
     places = places_of(unfinished, parts, folds)
     owners = {subject: part for part in parts for name in ("train", "val", "test") for subject in part.of(name)}
-    write = functools.partial(write_subject, config.plain()["data"]["contrasts"], channels, owners, places)
+    write = functools.partial(write_subject, channels, owners, places)
     made = in_order(write, list(places), options.jobs)
     if problems := [line for lines in progress(made, "Exporting", len(places)) for line in lines]:
         remove_left_overs([unfinished])
@@ -171,18 +171,19 @@ def test_folders(folder, split):
     return folder / f"imagesTs{ending}", folder / f"labelsTs{ending}"
 
 
-def write_subject(contrasts, channels, owners, places, subject):
+def write_subject(channels, owners, places, subject):
     """Write one subject to all of its places; returns one line for each thing that is wrong with its files."""
     from data.nnunet import write_case
-    from data.scans.volumes import read_contrasts
+    from data.scans.subject import SubjectReader
 
-    first, *others = places[subject]
+    owner, (first, *others) = owners[subject], places[subject]
+    reader = SubjectReader(owner.files[subject], owner.wanted, channels)
     try:
-        volume, affine = read_contrasts(owners[subject].files[subject], channels, contrasts)
-        classes = owners[subject].read_reference(subject)
+        volume = reader.volume()
+        classes = owner.read_reference(subject)
     except InputError as error:
         return error.lines
-    written = write_case(first, subject, volume, classes, affine)
+    written = write_case(first, subject, volume, classes, reader.grid.affine)
     for folders in others:
         for old, source in written:
             copy = folders[source] / old.name

@@ -86,7 +86,7 @@ def main(arguments=None):
     mistakes += mistakes_of_names(config, options)
     from data.splits import find_and_split
 
-    files, splits = find_and_split(config.data.places(), config.plain()["data"]["splits"], config.seed)
+    files, splits = find_and_split(config.data.wanted(), config.plain()["data"]["splits"], config.seed)
     chosen, found = chosen_splits(options, splits)
     if mistakes or found:
         raise InputError([*mistakes, *found])
@@ -237,7 +237,7 @@ def problems_of_files(part, values, ignored):
 
 def read_prediction(part, subject, values, ignored):
     """Read the prediction of a subject as class indices."""
-    from data.scans.scan import Grid
+    from data.scans.grid import Grid
     from evaluation.prediction.outside import read_classes
 
     grid = part.annotated.store.grid(subject)

@@ -99,9 +99,9 @@ class ModelDescription(Preprocessing):
         """Names of its classes, without background, or of the contrasts that it synthesises."""
         return self.targets or list(self.labels)
 
-    def wanted(self, root: Path, contrasts: Mapping[str, Any], **more: Any) -> Wanted:
-        """Where its scans are looked for."""
-        read = Wanted(root, contrasts, resample_to=self.resample_to, bias_correction=self.bias_correction)
+    def wanted(self, root: Path = Path(), contrasts: Mapping[str, Any] | None = None, **more: Any) -> Wanted:
+        """What it needs of a folder; None: all contrasts that were known in training."""
+        read = Wanted(root, contrasts or self.files, resample_to=self.resample_to, bias_correction=self.bias_correction)
         return replace(read, layout=self.layout, **more)
 
     def head(self) -> dict[str, Any]:

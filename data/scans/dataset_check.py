@@ -3,15 +3,13 @@
 import statistics
 from dataclasses import dataclass, field, replace
 
-import nibabel
 import numpy as np
 from nibabel import orientations
 
 from data.geometry import voxel_ml
-from data.layouts.subjects import series_length
-from data.scans.common_grid import is_resampled
-from data.scans.scan import grid_of_scan, grid_problems, is_folder, share_covered
-from data.scans.volumes import problems_of_subject, read_label, read_mask
+from data.scans.grid import grid_problems, share_covered
+from data.scans.scan import grid_of_scan
+from data.scans.subject import SubjectReader
 from utils.checks import InputError
 
 WELL_COVERED = 0.95  # share of the common grid; resampled contrasts that cover less are reported
@@ -52,59 +50,69 @@ class SubjectCheck:
         return {name: count * size for name, count in self.voxels.items()}
 
 
-def check_subject(files, contrasts, labels, ignored=(), *, whole=False):
+def check_subject(files, wanted, *, whole=False):
     """Check the files of one subject.
 
     Args:
         files: `SubjectFiles`.
-        contrasts: `data.contrasts` of the config.
-        labels: `data.labels` of the config.
-        ignored: `data.ignored_label_values` of the config.
+        wanted: `config.data.wanted()`.
         whole: Read every voxel of every file, as steps 1 and 2 do.
 
     Returns:
         `SubjectCheck`.
     """
-    problems, warnings, grid = [], [], None
-    reference = files.resample_to if is_resampled(files) else next(iter(contrasts))
-    for name in [reference, *(name for name in contrasts if name != reference)]:
+    reader = SubjectReader(files, wanted)
+    problems, warnings, grid = _of_headers(reader)
+    scan = grid and grid._replace(path=None)  # called so, whatever contrast it is of
+    seen = {"problems": problems, "warnings": warnings}
+    seen["voxels"] = _voxels(reader, scan, whole, **seen) if wanted.labels else {}
+    if whole:
+        problems += reader.problems(of_label=False)
+    elif files.mask is not None and grid is not None:
+        problems += reader.checked_mask(scan)[1]
+    seen |= {"warnings": tuple(warnings), "problems": tuple(dict.fromkeys(problems))}
+    if grid is None:
+        return SubjectCheck(files.subject, tuple(wanted.contrasts), **seen)
+    spacing = tuple(float(length) for length in np.linalg.norm(grid.affine[:3, :3], axis=0))
+    seen |= {"voxel_ml": voxel_ml(grid.affine), "orientation": "".join(orientations.aff2axcodes(grid.affine))}
+    return SubjectCheck(files.subject, tuple(wanted.contrasts), grid.shape, spacing, **seen)
+
+
+def _of_headers(reader):
+    """Return `(problems, warnings, grid)` that the headers of the contrasts show; the grid is None if none is read."""
+    problems, warnings, grid, files = [], [], None, reader.files
+    reference = files.resample_to if reader.is_resampled else next(iter(reader.wanted.contrasts))
+    for name in dict.fromkeys([reference, *reader.wanted.contrasts]):
         try:
             found = grid_of_scan(files.contrasts[name], files.subject)
         except InputError as error:
             problems += error.lines
             continue
         grid = grid or found
-        problems += _problems_of_axes(files, name, contrasts)
-        if not is_resampled(files):
+        problems += reader.problems_of_axes(name, found.axes) if found.axes else []  # of folders, with all voxels only
+        if not reader.is_resampled:
             problems += grid_problems(files.subject, found.path, found, grid)
         elif (share := share_covered(grid, found)) < WELL_COVERED:
             warnings.append(f"{name} covers {share:.0%} of the grid of {reference}")
-    voxels = {}
-    if labels and files.label is None:
+    return problems, warnings, grid
+
+
+def _voxels(reader, grid, whole, problems, warnings):
+    """Return class -> labelled voxels; adds to the problems and warnings."""
+    if reader.files.label is None:
         warnings.append("no label")
-    elif labels and grid is not None:
-        try:
-            classes = read_label(files, labels, ignored, grid.shape, grid.affine)
-            counts = np.bincount(classes.ravel(), minlength=len(labels) + 1)
-            voxels = {name: int(counts[index]) for index, name in enumerate(labels, start=1)}
-            absent = [f"no {name}" for name, count in voxels.items() if not count]
-            warnings += absent if any(voxels.values()) else ["nothing labelled (data.empty_labels)"]
-        except InputError as error:
-            problems += error.lines
-    if files.mask is not None and grid is not None:
-        try:
-            read_mask(files, grid.shape, grid.affine)
-        except InputError as error:
-            problems += error.lines
-    if whole:
-        problems += problems_of_subject(files, contrasts, labels=labels, ignored=ignored)
-    seen = {"warnings": tuple(warnings), "problems": tuple(dict.fromkeys(problems))}
-    seen |= {"voxel_ml": voxel_ml(grid.affine)} if grid is not None else {}
-    if grid is None:
-        return SubjectCheck(files.subject, tuple(contrasts), **seen)
-    spacing = tuple(float(length) for length in np.linalg.norm(grid.affine[:3, :3], axis=0))
-    codes = "".join(orientations.aff2axcodes(grid.affine))
-    return SubjectCheck(files.subject, tuple(contrasts), grid.shape, spacing, codes, voxels, **seen)
+    if reader.files.label is None or (grid is None and not whole):
+        return {}
+    classes, found = reader.checked_label(grid)
+    problems += found
+    if found or grid is None:
+        return {}
+    names = list(reader.wanted.labels)
+    counts = np.bincount(classes.ravel(), minlength=len(names) + 1)
+    voxels = {name: int(counts[index]) for index, name in enumerate(names, start=1)}
+    absent = [f"no {name}" for name, count in voxels.items() if not count]
+    warnings += absent if any(voxels.values()) else ["nothing labelled (data.empty_labels)"]
+    return voxels
 
 
 def point_out_unlike(checks, is_mm):
@@ -148,19 +156,3 @@ def _along_patient(check):
     """Voxel size along left-right, posterior-anterior, inferior-superior."""
     axes = orientations.axcodes2ornt(tuple(check.orientation))[:, 0].astype(int)
     return np.array(check.spacing)[np.argsort(axes)]
-
-
-def _problems_of_axes(files, name, contrasts):
-    """Compare the number of axes in the header with the config; for folders, only steps 1 and 2 do this."""
-    path = files.contrasts[name]
-    if is_folder(path):
-        return []
-    shape = [*nibabel.load(path).shape]
-    while len(shape) > 3 and shape[-1] == 1:
-        shape.pop()
-    volumes = files.volumes[name][1] if name in files.volumes else series_length(contrasts[name])
-    if shape[3:] == ([] if volumes is None else [volumes]):
-        return []
-    expected = "3 axes" if volumes is None else f"4 axes, the last of {volumes} volumes"
-    advice = "list it as {file: ..., volumes: n} if it is a series" if volumes is None else "set volumes to match"
-    return [f"{files.subject}: '{path}' is {tuple(shape)}, expected {expected}; {advice}"]

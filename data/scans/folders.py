@@ -13,8 +13,8 @@ import SimpleITK
 
 from data.geometry import LPS_TO_RAS
 from data.layouts.files import SUFFIXES
+from data.scans.grid import Grid, grid_problems
 from data.scans.nifti import AGAIN, Image, read_image
-from data.scans.scan import Grid, grid_problems
 from utils.checks import InputError, counted
 
 SERIES = "0020|000e"  # DICOM tag of the series

@@ -3,18 +3,22 @@
 Everything legal is accepted: any orientation, oblique or anisotropic voxels, either byte order, NIfTI-1 and -2.
 """
 
+import contextlib
 import gzip
+import hashlib
+import io
 import logging
 import math
 import os
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError, SerializableImage
+from nibabel.imageclasses import all_image_classes
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
@@ -38,10 +42,12 @@ LABEL_TOLERANCE = 1e-4  # scaling by a slope in 32 bits may turn label 1 into 1.
 
 
 class Image(NamedTuple):
-    """Voxel values and affine of one file."""
+    """Voxel values and affine of one file, its header, and the hash of its bytes where all of them were read."""
 
     values: np.ndarray
     affine: np.ndarray
+    header: Any = None
+    digest: str | None = None
 
     @property
     def shape(self):
@@ -64,14 +70,39 @@ def read_image(path, subject):
         unscaled integers as integers; affine `(4, 4)` float64, voxel to world in RAS+, mm. `(None, [line])` for an
         unusable file.
     """
-    path = Path(path)
-    try:
-        with LoggingOutputSuppressor(), np.errstate(all="ignore"):
-            _check_file(path)
-            file = nibabel.load(path)
+    path, problems = Path(path), []
+    with _explained(f"{subject}: '{path}'", problems), LoggingOutputSuppressor(), np.errstate(all="ignore"):
+        content, head = _checked_content(path)
+        # ISA-L decompresses in half the time of zlib.
+        with igzip.open(io.BytesIO(content)) if content else contextlib.nullcontext() as stream:
+            file = _opened(path, head, stream)
             _check_header(file, path)
-            affine = _affine_of(file)
-            values = _values_of(file, path)
+            affine = _affine_of(file, path)
+            try:
+                values = np.asanyarray(file.dataobj)
+            except OSError as error:
+                if not content or isinstance(error, gzip.BadGzipFile) or "bytes" not in str(error):
+                    raise
+                raise _Unusable(f"is truncated: it ends before the last voxel; {AGAIN}") from None
+            while content and stream.read(BLOCK_BYTES):  # to its end, where its checksum is
+                pass
+        while values.ndim > 3 and values.shape[-1] == 1:
+            values = values[..., 0]
+        return Image(values, affine, file.header, hash_of([hashlib.blake2b(content).digest()]) if content else None), []
+    return None, problems
+
+
+def hash_of(digests):
+    """Return 16 hexadecimal digits for files of which the BLAKE2 digest of each is given."""
+    return hashlib.blake2b(b"".join(digests), digest_size=8).hexdigest()
+
+
+@contextlib.contextmanager
+def _explained(where, problems):
+    """Turn what goes wrong within into a line of `problems`."""
+    try:
+        yield
+        return
     except _Unusable as error:
         problem = str(error)
     except EOFError:
@@ -88,11 +119,7 @@ def read_image(path, subject):
     except (OSError, ValueError, TypeError, OverflowError, HeaderDataError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         problem = f"cannot be read ({reason}); {AGAIN}"
-    else:
-        while values.ndim > 3 and values.shape[-1] == 1:
-            values = values[..., 0]
-        return Image(values, affine), []
-    return None, [f"{subject}: '{path}' {problem}"]
+    problems.append(f"{where} {problem}")
 
 
 def whole_number(value):
@@ -101,7 +128,8 @@ def whole_number(value):
     return round(value) if is_near else value
 
 
-def _check_file(path):
+def _checked_content(path):
+    """Return the bytes of a compressed file, None for others, and the first of them uncompressed."""
     if path.is_symlink() and not path.exists():
         raise _Unusable(f"is a link to '{os.readlink(path)}', which does not exist; fix the link")
     if not path.exists():
@@ -110,19 +138,29 @@ def _check_file(path):
         raise _Unusable(f"is {'a folder' if path.is_dir() else 'not a regular file'}; put the scan in its place")
     if path.stat().st_size == 0:
         raise _Unusable(f"is empty (0 bytes); {AGAIN}")
+    is_compressed = path.suffix in COMPRESSED
     with open(path, "rb") as raw:
-        is_gzip = raw.read(len(GZIP)) == GZIP
-    if path.suffix in COMPRESSED:
-        if not is_gzip:
-            raise _Unusable(f"is not a gzip file, although its name ends in {path.suffix}; {AGAIN}")
-        with gzip.open(path) as stream:
-            size = len(stream.read(LOOKED_AT))
-    elif is_gzip:
+        content = raw.read(None if is_compressed else LOOKED_AT)
+    is_gzip = content.startswith(GZIP)
+    if is_compressed and not is_gzip:
+        raise _Unusable(f"is not a gzip file, although its name ends in {path.suffix}; {AGAIN}")
+    if is_gzip and not is_compressed:
         raise _Unusable("is a gzip file, although its name does not end in .gz; rename it")
-    else:
-        size = path.stat().st_size
-    if size < HEADER_BYTES:
-        raise _Unusable(f"ends after {size} bytes, within its header; {AGAIN}")
+    with gzip.open(io.BytesIO(content)) if is_compressed else io.BytesIO(content) as stream:
+        head = stream.read(LOOKED_AT)
+    if len(head) < HEADER_BYTES:
+        raise _Unusable(f"ends after {len(head)} bytes, within its header; {AGAIN}")
+    return content if is_compressed else None, head
+
+
+def _opened(path, head, stream):
+    """Open an image as nibabel.load does, from the stream of its uncompressed bytes if there is one."""
+    sniff = head, str(path)
+    for kind in all_image_classes if stream else ():
+        is_valid, sniff = kind.path_maybe_image(path, sniff)
+        if is_valid and issubclass(kind, SerializableImage):
+            return kind.from_stream(stream)
+    return nibabel.load(path)
 
 
 def _check_header(file, path):
@@ -151,26 +189,7 @@ def _check_size(announced, file, path):
         raise _Unusable(f"is truncated: its header declares {announced} bytes, the file has {held}; {AGAIN}")
 
 
-def _values_of(file, path):
-    """Read the voxels; a compressed file is read to its end, where its checksum is.
-
-    ISA-L decompresses in half the time of zlib.
-    """
-    if path.suffix not in COMPRESSED or not isinstance(file, SerializableImage):
-        return np.asanyarray(file.dataobj)
-    with igzip.open(path) as stream:
-        try:
-            values = np.asanyarray(type(file).from_stream(stream).dataobj)
-        except OSError as error:
-            if isinstance(error, gzip.BadGzipFile) or "bytes" not in str(error):
-                raise
-            raise _Unusable(f"is truncated: it ends before the last voxel; {AGAIN}") from None
-        while stream.read(BLOCK_BYTES):
-            pass
-    return values
-
-
-def _affine_of(file):
+def _affine_of(file, path):
     affine = np.asarray(file.affine, np.float64)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6:
@@ -179,7 +198,7 @@ def _affine_of(file):
         if int(file.header["sform_code"]) > 0:
             _check_forms(affine, _qform_of(file.header))
         elif int(file.header["qform_code"]) == 0:
-            _warn_of_no_orientation(str(file.get_filename()))
+            _warn_of_no_orientation(str(path))
     return affine
 
 

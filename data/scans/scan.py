@@ -1,31 +1,19 @@
-"""One scan of any kind into voxel values and affine, and what every scan must satisfy."""
+"""One scan of any kind, a file or a folder: its header, its voxels, and whether its intensities can be used."""
 
+import hashlib
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel
 import numpy as np
 
 from data.layouts.files import SUFFIXES
-from data.scans.nifti import read_image
+from data.scans.grid import Grid
+from data.scans.nifti import hash_of, read_image
 from utils.checks import InputError, counted
 
-# Largest difference of two affines, in voxels per voxel and voxels of origin, that still counts as one grid: headers
-# store float32, and quaternion and matrix forms of the same geometry differ by about 1e-4.
-GRID_TOLERANCE = 1e-3
 LARGEST_VALUE = float(np.finfo(np.float32).max)
 SMALLEST_SCALE = 1e-30  # of values, and its inverse the largest: beyond, products and quotients leave 32-bit floats
 FEWEST_STEPS = 256  # of 32-bit floats between the lowest and the highest value of a scan
-ONE_GRID = 'all files of a subject must share one grid, or set data.resample_to (README, "Preparing data")'
-SAMPLES = 12  # places along each axis at which two grids are compared
-
-
-class Grid(NamedTuple):
-    """Shape and affine that the files of a subject must share, and the file they were read from (None: unknown)."""
-
-    path: Path | None
-    shape: tuple
-    affine: np.ndarray | None
 
 
 def read_scan(path, subject):
@@ -34,11 +22,16 @@ def read_scan(path, subject):
     Returns:
         As `data.scans.nifti.read_image`.
     """
+    return reader_of(path)(path, subject)
+
+
+def reader_of(path):
+    """Return the function that reads a scan: `read_image`, or `read_folder`."""
     if not is_folder(path):
-        return read_image(path, subject)
+        return read_image
     from data.scans.folders import read_folder  # SimpleITK takes a moment to import
 
-    return read_folder(path, subject)
+    return read_folder
 
 
 def grid_of_scan(path, subject):
@@ -55,7 +48,17 @@ def grid_of_scan(path, subject):
         image = nibabel.load(path)
     except (OSError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
         raise InputError(f"{subject}: '{path}' cannot be read ({error}); copy or export it again") from None
-    return Grid(Path(path), image.shape[:3], np.asarray(image.affine, np.float64))
+    return Grid(Path(path), image.shape[:3], np.asarray(image.affine, np.float64), image.shape)
+
+
+def hash_of_file(path):
+    """Return 16 hexadecimal digits for the bytes of a file, or of all files in a folder that is one scan."""
+    parts = sorted(p for p in path.rglob("*") if p.is_file()) if is_folder(path) else [path]
+    digests = []
+    for part in parts:
+        with open(part, "rb") as content:
+            digests.append(hashlib.file_digest(content, "blake2b").digest())
+    return hash_of(digests)
 
 
 def is_folder(path):
@@ -93,36 +96,3 @@ def value_problems(subject, where, values, corrected=None):
         why = "has negative values" if low < 0 else "is a single line of voxels"
         return [f"{subject}: {where} {why}; remove '{corrected}' from data.bias_correction"]
     return []
-
-
-def grid_problems(subject, path, image, grid, cure=ONE_GRID):
-    """Compare shape and affine with the subject's grid (None: nothing to compare with)."""
-    if grid is None:
-        return []
-    other = f"'{grid.path.name}'" if grid.path else "the scan"
-    if image.shape[:3] != grid.shape:
-        return [f"{subject}: '{path}' is {image.shape[:3]} but {other} is {grid.shape}; {cure}"]
-    if grid.affine is None:
-        return []
-    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    axes = np.abs(image.affine[:3, :3] - grid.affine[:3, :3]).max(axis=0) / spacing
-    origin = np.abs(image.affine[:3, 3] - grid.affine[:3, 3]).max() / spacing.min()
-    worst = max(axes.max(), origin)
-    if worst > GRID_TOLERANCE:
-        what = "origin" if origin > axes.max() else "voxel axes"
-        return [f"{subject}: '{path}' and {other} differ in {what} by {worst:.3g} voxels; {cure}"]
-    return []
-
-
-def share_covered(grid, image):
-    """Return the share of a grid that an image covers, from 0 to 1, by a coarse raster of places.
-
-    Args:
-        grid: `Grid`.
-        image: Anything with `shape` and `affine`.
-    """
-    axes = [np.linspace(0, length - 1, SAMPLES) for length in grid.shape]
-    places = np.stack([*np.meshgrid(*axes, indexing="ij"), np.ones((SAMPLES,) * 3)]).reshape(4, -1)
-    index = (np.linalg.inv(image.affine) @ grid.affine @ places)[:3].T
-    inside = (index >= -0.5) & (index <= np.array(image.shape[:3]) - 0.5)
-    return float(inside.all(axis=1).mean())

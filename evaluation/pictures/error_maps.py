@@ -49,15 +49,13 @@ class ErrorMaps:
         return {init: np.abs(made - self.acquired[contrast]) for init, made in self.synthesised[contrast].items()}
 
 
-def read_error_maps(scores, files, *, contrasts, labels, ignored=()):
+def read_error_maps(scores, files, wanted):
     """Choose the subjects of one figure and read what is drawn of them.
 
     Args:
         scores: A `Scores` of synthesis, one input set and one N.
         files: Mapping of subject to `SubjectFiles`.
-        contrasts: `data.contrasts` of the config.
-        labels: `data.labels` of the config; empty where there are none.
-        ignored: Label values that count as background.
+        wanted: `config.data.wanted()`.
 
     Returns:
         List of `ErrorMaps`.
@@ -66,24 +64,24 @@ def read_error_maps(scores, files, *, contrasts, labels, ignored=()):
         InputError: If a scan or a prediction is missing or does not match the others.
     """
     ssim, *_ = measures_in(MASK)
-    keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
     return [
-        _read_subject(f"{role}: {subject}", subject, scores, files, **keys)
+        _read_subject(f"{role}: {subject}", subject, scores, files, wanted)
         for role, subject in choose_subjects(scores.per_subject(ssim)).items()
     ]
 
 
-def _read_subject(title, subject, scores, files, *, contrasts, labels, ignored):
+def _read_subject(title, subject, scores, files, wanted):
     from data.intensity import scale_between
-    from data.scans.volumes import read_contrasts
+    from data.scans.subject import SubjectReader
 
     if subject not in files:
         raise InputError(f"{subject}: was a test subject, but is not below data.root any more")
     inits = scores.present
     rows = {init: first_repeat(scores, subject, init).set_index("label") for init in inits}
     targets = list(rows[inits[0]].index)
-    volume, affine = read_contrasts(files[subject], targets, contrasts)
-    reference = _reference(files[subject], volume, affine, labels, ignored)
+    reader = SubjectReader(files[subject], wanted, targets)
+    volume, affine = reader.volume(), reader.grid.affine
+    reference = _reference(reader, volume)
     pictures = {}
     for number, target in enumerate(targets):
         for init in (None, *inits):  # None: as acquired
@@ -105,15 +103,14 @@ def _synthesised(folder, subject, target, shape):
     return read_prediction(folder / f"{subject}_{target}.nii.gz", shape)
 
 
-def _reference(files, volume, affine, labels, ignored):
+def _reference(reader, volume):
     """Return what determines the slice: the label map, else the given mask, else the segmented foreground."""
     from data.intensity import foreground_mask
-    from data.scans.volumes import read_label, read_mask
 
-    if labels and files.label is not None:
-        return read_label(files, labels, ignored, volume.shape[:3], affine)
-    mask = read_mask(files, volume.shape, affine)
-    return (foreground_mask(volume, affine) if mask is None else mask).astype(np.uint8)
+    if reader.wanted.labels and reader.files.label is not None:
+        return reader.label()
+    mask = reader.mask()
+    return (foreground_mask(volume, reader.grid.affine) if mask is None else mask).astype(np.uint8)
 
 
 def largest_error(pictures):

@@ -48,16 +48,14 @@ class Picture:
     affine: np.ndarray
 
 
-def read_pictures(scores, files, shown, *, contrasts, labels, ignored=()):
+def read_pictures(scores, files, shown, wanted):
     """Choose the subjects of one figure and read what is drawn of them.
 
     Args:
         scores: A `Scores` of one input set and one N.
         files: Mapping of subject to `SubjectFiles`.
         shown: Contrast to show; of a 4D series the first volume.
-        contrasts: `data.contrasts` of the config.
-        labels: `data.labels` of the config.
-        ignored: Label values that count as background.
+        wanted: `config.data.wanted()`.
 
     Returns:
         List of `Picture`.
@@ -65,28 +63,24 @@ def read_pictures(scores, files, shown, *, contrasts, labels, ignored=()):
     Raises:
         InputError: If no subject has a Dice, or an image, label or prediction is missing or does not match the others.
     """
-    keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
     chosen = choose_subjects(scores.per_subject())
     if not chosen:
         raise InputError("no test subject has a Dice, because no label is in its reference or its predictions")
-    return [
-        read_picture(f"{role}: {subject}", subject, scores, files, shown, **keys) for role, subject in chosen.items()
-    ]
+    return [read_picture(f"{role}: {name}", name, scores, files, shown, wanted) for role, name in chosen.items()]
 
 
-def read_picture(title, subject, scores, files, shown, *, contrasts, labels, ignored=()):
+def read_picture(title, subject, scores, files, shown, wanted):
     """Read what is drawn of one subject; arguments and errors as of `read_pictures`.
 
     Returns:
         A `Picture`.
     """
-    from data.scans.volumes import read_contrasts, read_label
+    from data.scans.subject import SubjectReader
 
     if subject not in files:
         raise InputError(f"{subject}: was a test subject, but is not below data.root any more")
-    volume, affine = read_contrasts(files[subject], [shown], contrasts)
-    image = volume[..., 0]
-    reference = read_label(files[subject], labels, ignored, image.shape, affine)
+    reader = SubjectReader(files[subject], wanted, [shown])
+    image, reference, affine = reader.volume()[..., 0], reader.label(), reader.grid.affine
     predictions, dice = {}, {}
     for init in scores.present:
         first = first_repeat(scores, subject, init)

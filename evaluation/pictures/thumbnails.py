@@ -46,7 +46,7 @@ class Thumbnail:
     jpeg: bytes
 
 
-def draw_thumbnails(scores, files, shown, *, contrasts, labels, ignored=(), budget=BUDGET_BYTES):
+def draw_thumbnails(scores, files, shown, wanted, budget=BUDGET_BYTES):
     """Draw all test subjects of one input set and one N, the worst first.
 
     Args:
@@ -57,17 +57,16 @@ def draw_thumbnails(scores, files, shown, *, contrasts, labels, ignored=(), budg
         `(thumbnails, notes)`: mapping of subject to a list of `Thumbnail`, and a sentence on each subject that is not
         shown or not with every initialisation.
     """
-    keys = {"contrasts": contrasts, "labels": labels, "ignored": ignored}
     thumbnails, notes, size = {}, [], 0
     subjects = worst_first(scores.per_subject())
     for place, subject in enumerate(subjects):
         own = scores.of(subject=subject)
         try:
-            picture = read_picture(subject, subject, own, files, shown, **keys)
+            picture = read_picture(subject, subject, own, files, shown, wanted)
         except InputError as error:
             notes.append(f"No thumbnail: {error.lines[0]}")
             continue
-        jpegs = dict(zip(own.present, draw_predictions(picture, len(labels)), strict=True))
+        jpegs = dict(zip(own.present, draw_predictions(picture, len(wanted.labels)), strict=True))
         size += sum(map(len, jpegs.values()))
         if size > budget:
             notes.append(

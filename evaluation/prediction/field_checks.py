@@ -8,8 +8,7 @@ import numpy as np
 from data.field_of_view import WARN_FROM
 from data.geometry import SliceGrid
 from data.intensity import foreground_mask
-from data.layouts.subjects import SubjectFiles
-from data.scans.volumes import grid_of_subject, read_contrasts, read_mask
+from data.scans.subject import SubjectReader
 from utils.model_description import ModelDescription, TrainingField
 
 log = logging.getLogger("mrccl")
@@ -19,45 +18,43 @@ MORE_THAN_TRAINING = 0.10  # share beyond that of the training scans, if theirs 
 WARN_FACTOR, REFUSE_FACTOR = 1.2, 1.5  # between pixels of a scan and of training
 
 
-def check_field(files: SubjectFiles, models: Sequence[ModelDescription]) -> list[str]:
+def check_field(reader: SubjectReader, models: Sequence[ModelDescription]) -> list[str]:
     """Compare one scan with the training scans of models.
 
     Args:
-        files: `SubjectFiles` of a valid scan.
+        reader: Of a valid scan.
         models: They must agree (`utils.model_description.check_agreement`).
 
     Returns:
         Lines that prevent a prediction. Smaller differences are logged as warnings.
     """
     first = models[0]
-    shape, affine = grid_of_subject(files, first.contrasts, first.files)
-    grid = SliceGrid(shape, affine, first.slices.pixel_size, first.slices.image_size)
+    grid = SliceGrid(reader.grid.shape, reader.grid.affine, first.slices.pixel_size, first.slices.image_size)
     fields = [model.field or TrainingField() for model in models]
-    found = [*_unlike_spacing(files.subject, grid, first, fields)]
+    found = [*_unlike_spacing(reader.subject, grid, first, fields)]
     if not grid.shows_everything:  # else it need not be read
-        found += _outside(files, grid, first, fields)
+        found += _outside(reader, grid, first, fields)
     for line, _ in (pair for pair in found if not pair[1]):
         log.warning("%s", line)
     return [line for line, is_refused in found if is_refused]
 
 
-def _outside(files, grid, model, fields):
-    share = grid.share_outside(foreground_of(files, model))
+def _outside(reader, grid, model, fields):
+    share = grid.share_outside(foreground_of(reader, model))
     if share < WARN_FROM:
         return
     lost = max(field.foreground_outside or 0.0 for field in fields)
     size = [pixels * (grid.pixel_size or mm) for pixels, mm in zip(grid.image_size, grid.pixel_spacing, strict=True)]
     where = f"the middle {size[0]:.0f} x {size[1]:.0f} mm (rows x columns)"
     cure = "crop the scan so that the body lies in its middle, or give a model with larger slices"
-    line = f"{files.subject}: {share:.1%} of the tissue lies outside {where} that the model sees, and would count as "
+    line = f"{reader.subject}: {share:.1%} of the tissue lies outside {where} that the model sees, and would count as "
     line += f"background; {cure}"
     yield line, share >= (REFUSE_FROM if lost < REFUSE_FROM else lost + MORE_THAN_TRAINING)
 
 
-def foreground_of(files: SubjectFiles, model: ModelDescription) -> np.ndarray:
+def foreground_of(reader: SubjectReader, model: ModelDescription) -> np.ndarray:
     """Return the given mask, or the head or body in any input contrast, boolean `(X, Y, Z)`."""
-    volume, affine = read_contrasts(files, model.contrasts, model.files)
-    mask = read_mask(files, volume.shape[:3], affine)
+    volume, mask, affine = reader.volume(model.contrasts), reader.mask(), reader.grid.affine
     if mask is None:
         channels = np.moveaxis(volume, -1, 0)
         mask = np.logical_or.reduce([foreground_mask(channel[..., None], affine) for channel in channels])

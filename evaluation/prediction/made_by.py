@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from data.identity import hash_of_file
+from data.scans.subject import SubjectReader
 from evaluation.prediction.tables import one_after_the_other, read_rows, write_rows
 from models.portable import NETWORK
 from utils.checks import InputError, counted
@@ -31,18 +31,20 @@ def hash_of_models(models: Mapping[Path, ModelDescription]) -> str:
     return hashlib.blake2b("".join(digests).encode(), digest_size=8).hexdigest()
 
 
-def hash_of_scan(files):
+def hash_of_scan(reader: SubjectReader, names: Iterable[str]) -> str:
     """Hash the bytes of all files of a subject from which a prediction is made, 16 hexadecimal digits."""
-    paths = {**files.contrasts, **({"mask ": files.mask} if files.mask else {})}
-    text = json.dumps({name: hash_of_file(path) for name, path in sorted(paths.items())})
+    paths = {name: reader.files.contrasts[name] for name in names}
+    paths |= {"mask ": reader.files.mask} if reader.files.mask else {}
+    text = json.dumps({name: reader.digest(path) for name, path in sorted(paths.items())})
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def rows_of(files, paths, folder, model, options):
+def rows_of(subject, scan, paths, folder, model, options):
     """Describe the results of one subject.
 
     Args:
-        files: `SubjectFiles`, with the subject's name in the tables.
+        subject: Its name in the tables.
+        scan: From `hash_of_scan`.
         paths: `{what: path}`.
         folder: Folder of the table.
         model: From `hash_of_models`.
@@ -51,11 +53,10 @@ def rows_of(files, paths, folder, model, options):
     Returns:
         `{(subject, what): row}`.
     """
-    scan = hash_of_scan(files)
     rows = {}
     for what, path in paths.items():
-        values = (files.subject, what, path.relative_to(folder).as_posix(), model, options[what], scan)
-        rows[files.subject, what] = dict(zip(COLUMNS, values, strict=True))
+        values = (subject, what, path.relative_to(folder).as_posix(), model, options[what], scan)
+        rows[subject, what] = dict(zip(COLUMNS, values, strict=True))
     return rows
 
 

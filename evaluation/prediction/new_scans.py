@@ -12,7 +12,8 @@ import numpy as np
 from data.geometry import SliceGrid
 from data.intensity import intensity_ranges, scale_intensities
 from data.layouts.subjects import SubjectFiles, file_of_channel
-from data.scans.volumes import read_contrasts, read_mask, write_nifti
+from data.scans.subject import SubjectReader
+from data.scans.volumes import write_nifti
 from evaluation.prediction.inference import class_volumes, most_probable, predict_slices
 from evaluation.prediction.postprocessing import keep_components, voxels_in
 from evaluation.prediction.synthesis import synthesise_subject
@@ -29,10 +30,9 @@ def patterns_of(model: ModelDescription, channels: Iterable[str]) -> dict[str, A
     return {name: model.files[name] for name in names}
 
 
-def read_slices(model: ModelDescription, files: SubjectFiles) -> tuple[np.ndarray, SliceGrid, np.ndarray | None]:
+def read_slices(model: ModelDescription, reader: SubjectReader) -> tuple[np.ndarray, SliceGrid, np.ndarray | None]:
     """Return the input contrasts of a scan as slices, `(S, H, W, C)` float16 in [0, 1]; their grid; and the mask."""
-    volume, affine = read_contrasts(files, model.contrasts, model.files)
-    mask = read_mask(files, volume.shape[:3], affine)
+    volume, mask, affine = reader.volume(model.contrasts), reader.mask(), reader.grid.affine
     scaled = scale_intensities(volume, mask, model.percentiles, affine)
     grid = SliceGrid(volume.shape[:3], affine, model.slices.pixel_size, model.slices.image_size)
     # Rounded as in the HDF5 files, so that a test subject has the same input as in step 4.
@@ -57,7 +57,7 @@ def segment(
         largest_of: Classes of which only the largest connected component is kept in the label map.
         min_component_ml: Smaller connected components of any class are removed from it, mL.
     """
-    slices, grid, _ = read_slices(model, files)
+    slices, grid, _ = read_slices(model, SubjectReader(files, model.wanted(), model.contrasts))
     volumes = class_volumes(predict_slices(network, slices, BATCH_SIZE[2]), grid)
     if "probabilities" in paths:
         volumes = list(volumes)
@@ -76,11 +76,12 @@ def synthesise(
     network: Any, model: SynthesisModel, files: SubjectFiles, paths: Mapping[str, Path], *, table: Path
 ) -> None:
     """Synthesise contrasts of one scan and write those in `paths`; `table` records their scaling."""
-    slices, grid, mask = read_slices(model, files)
+    reader = SubjectReader(files, model.wanted(), model.contrasts)
+    slices, grid, mask = read_slices(model, reader)
     size = model.crop_size
     windows = {"overlap": model.overlap, "batch_size": BATCH_SIZE[len(size)]}
     made = synthesise_subject(network, slices, grid, size, **windows)
-    ranges = {target: acquired_range(model, files, target, mask) for target in paths}
+    ranges = {target: acquired_range(model, reader, target, mask) for target in paths}
     # Before the contrasts, so that no result is ever without its row.
     write_intensities(table, files.subject, ranges)
     for target, path in paths.items():
@@ -90,10 +91,9 @@ def synthesise(
 
 
 def acquired_range(
-    model: ModelDescription, files: SubjectFiles, target: str, mask: np.ndarray | None
+    model: ModelDescription, reader: SubjectReader, target: str, mask: np.ndarray | None
 ) -> list[float] | None:
     """Return the intensities of the acquired contrast that the network sees as 0 and 1, or None if there is none."""
-    if not patterns_of(model, [target]).keys() <= files.contrasts.keys():
+    if not patterns_of(model, [target]).keys() <= reader.files.contrasts.keys():
         return None
-    volume, affine = read_contrasts(files, [target], model.files)
-    return intensity_ranges(volume, mask, model.percentiles, affine)[0].tolist()
+    return intensity_ranges(reader.volume([target]), mask, model.percentiles, reader.grid.affine)[0].tolist()

@@ -8,8 +8,9 @@ import numpy as np
 
 from data.layouts.files import SUFFIXES, stem_of
 from data.nnunet import subject_of_case
+from data.scans.grid import Grid, grid_problems
 from data.scans.nifti import whole_number
-from data.scans.scan import Grid, grid_problems, read_scan
+from data.scans.scan import read_scan
 from utils.checks import InputError
 from utils.paths import composed
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 
 from data.layouts.subjects import SubjectFiles
-from data.scans.volumes import read_contrasts
+from data.scans.subject import SubjectReader
 from data.store.crops import draw_crops, open_volumes
 from utils.checks import InputError
+from utils.config.data import Wanted
 
 TRUTH = {"T1": "true_t1.nii.gz", "T2": "true_t2.nii.gz", "PD": "true_pd.nii.gz"}  # of simulate_cohort.py
 FEWEST = 10  # patches; with fewer, results would be meaningless
@@ -268,7 +270,7 @@ def true_parameters(regions, edge, truth):
     @functools.lru_cache(maxsize=1)
     def weighted(subject):
         grid = store.grid(subject)
-        volume, _ = read_contrasts(SubjectFiles(subject, truth[subject]), list(TRUTH), TRUTH)
+        volume = SubjectReader(SubjectFiles(subject, truth[subject]), Wanted(Path(), TRUTH)).volume()
         if volume.shape[:3] != grid.shape:
             raise InputError(f"{subject}: true maps are {volume.shape[:3]}, the scans were {grid.shape}; pack again")
         volume[..., :2] *= volume[..., 2:]

@@ -63,7 +63,7 @@ def draw_overlay_figures(scores, scans_of, folder):
 
     Args:
         scores: A `Scores` of segmentation.
-        scans_of: Function of an input set that returns files by subject, the contrast to show, and how to read them.
+        scans_of: Function of an input set that returns files by subject, the contrast to show and their `Wanted`.
         folder: Where the figures go.
 
     Returns:
@@ -73,13 +73,13 @@ def draw_overlay_figures(scores, scans_of, folder):
     for contrasts, at_contrasts in scores.by_contrasts().items():
         for n in at_contrasts.smallest_and_largest_n:
             try:
-                files, shown, keys = scans_of(contrasts)
-                pictures = read_pictures(at_contrasts.of(n_annotated=n), files, shown, **keys)
+                files, shown, wanted = scans_of(contrasts)
+                pictures = read_pictures(at_contrasts.of(n_annotated=n), files, shown, wanted)
             except InputError as error:
                 notes.append(f"No overlay of {contrasts} at N = {n}: {error.lines[0]}")
                 continue
             title = f"{scores.note} {contrasts} (image: {shown}), N = {n} annotated subjects".strip()
-            figure = draw_overlays(pictures, list(keys["labels"]), title)
+            figure = draw_overlays(pictures, list(wanted.labels), title)
             pngs.append(save_figure(figure, folder, f"overlay_{contrasts}_n{n:02d}"))
     return [ReportFigure("Median and worst test subject", RULE, tuple(pngs))] if pngs else [], notes
 
@@ -99,11 +99,11 @@ def draw_galleries(scores, scans_of):
         limited = numbers[~(numbers >= of_contrasts.available)]
         n = (limited if len(limited) else numbers).max()
         try:
-            files, shown, keys = scans_of(contrasts)
+            files, shown, wanted = scans_of(contrasts)
         except InputError as error:
             notes.append(f"No pictures of the test subjects of {contrasts}: {error.lines[0]}")
             continue
-        subjects, skipped = draw_thumbnails(of_contrasts.of(n_annotated=n), files, shown, budget=budget, **keys)
+        subjects, skipped = draw_thumbnails(of_contrasts.of(n_annotated=n), files, shown, wanted, budget=budget)
         galleries.append(Gallery(f"{contrasts} (image: {shown}), N = {n} annotated subjects", subjects))
         notes += [f"{contrasts}, N = {n}: {line}" for line in skipped]
     return galleries, notes

@@ -31,14 +31,14 @@ def draw_scores_against_n(scores, folder):
     ]
 
 
-def draw_error_figures(scores, find_files, folder, **keys):
+def draw_error_figures(scores, find_files, folder, wanted):
     """Draw error maps at the smallest and the largest N of each input set.
 
     Args:
         scores: A `Scores` of synthesis.
         find_files: Function without arguments that returns a mapping of subject to `SubjectFiles`.
         folder: Where the figures go.
-        **keys: `contrasts`, `labels` and `ignored` as for `error_maps.read_error_maps`.
+        wanted: As for `error_maps.read_error_maps`.
 
     Returns:
         `(figures, notes)`: a list of at most one `ReportFigure`, and a sentence on each figure that cannot be drawn.
@@ -47,7 +47,7 @@ def draw_error_figures(scores, find_files, folder, **keys):
     for inputs, of_inputs in scores.by_contrasts().items():
         for n in of_inputs.smallest_and_largest_n:
             try:
-                found = read_error_maps(of_inputs.of(n_annotated=n), find_files(), **keys)
+                found = read_error_maps(of_inputs.of(n_annotated=n), find_files(), wanted)
             except InputError as error:
                 notes.append(f"No error maps at N = {n}: {error.lines[0]}")
                 continue

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data.layouts.subjects import SubjectFiles
-from data.scans.volumes import read_label, read_mask
 from tests.bad_input.harness import assert_refused, run
 from tests.cohort import AFFINE, FIRST_FOUR, MODEL, SHAPE, save, volumes, write_cohort
+from tests.readers import read_label, read_mask
 from utils.checks import InputError
 
 UNKNOWN = "which data.labels does not name; name them, or list them in data.ignored_label_values"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -14,6 +15,7 @@ from tests.bad_input.harness import assert_refused, run
 from tests.bad_input.test_weights import MODEL
 from tests.cohort import save, write_cohort, write_config
 from utils.checks import InputError
+from utils.config.data import Wanted
 from utils.config.load import load_config
 
 MAP_AGAIN = "make it again: generate_constraint_maps.py --overwrite"
@@ -236,4 +238,4 @@ def test_scores_that_are_all_without_a_value_have_no_picture_and_say_so():
     """As they are when the only test subject has no label, and none was found; the report then does without."""
     row = {"contrasts": "t1", "init": "random", "n_annotated": 2, "subject": "sub-3", "label": "kidney", "dice": np.nan}
     with pytest.raises(InputError, match="no test subject has a Dice, because no label is in its reference"):
-        read_pictures(Scores(pandas.DataFrame([row])), {}, "t1", contrasts={}, labels={})
+        read_pictures(Scores(pandas.DataFrame([row])), {}, "t1", Wanted(Path(), {}))

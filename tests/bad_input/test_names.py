@@ -9,13 +9,13 @@ import unicodedata
 import pytest
 
 from data.layouts.subjects import find_subjects
-from data.scans.volumes import read_label
 from data.splits import make_splits
 from evaluation.report.figures import NAMES_AS_THEY_ARE, STYLE
 from tests.bad_input.harness import ROOT, assert_refused, run
 from tests.cohort import save, volumes, write_cohort
 from tests.data.layouts.test_bids import LABEL, write_bids
 from tests.layouts import write_brats, write_msd, write_nnunet
+from tests.readers import read_label
 from utils.checks import InputError
 from utils.config.data import Wanted
 from utils.config.load import load_config

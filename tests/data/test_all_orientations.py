@@ -14,11 +14,11 @@ import yaml
 from nibabel import orientations
 
 from data.layouts.subjects import SubjectFiles
-from data.scans.volumes import read_contrasts, read_label
 from data.store.store import SliceStore
 from evaluation.prediction.inference import label_map, predict_slices
 from evaluation.prediction.new_scans import segment
 from generate_h5_pretraining import prepare_subject
+from tests.readers import read_contrasts, read_label
 from tests.stores import write_store
 from utils.config.load import load_config
 from utils.model_description import SegmentationModel

@@ -10,8 +10,9 @@ import yaml
 
 from data.derivatives import describe_outputs, numbered_otherwise, output_path
 from data.layouts.subjects import find_subjects, needed_of
-from data.scans.volumes import read_label, write_nifti
+from data.scans.volumes import write_nifti
 from tests.layouts import AFFINE, corner, ramp, save
+from tests.readers import read_label
 from utils.config.data import Wanted
 from utils.environment import ROOT, project_version
 from utils.model_description import ModelDescription

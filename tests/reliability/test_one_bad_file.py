@@ -90,12 +90,12 @@ def test_a_scan_that_fails_while_it_is_predicted_stops_itself_only(tmp_path, mon
         write_scan(tmp_path / f"scans/{subject}/t1.nii.gz", number)
     read = evaluation.prediction.new_scans.read_slices
 
-    def spoilt(model, files):
-        if files.subject == "b":
+    def spoilt(model, reader):
+        if reader.subject == "b":
             if fault != "spoiled meanwhile":
                 raise RuntimeError("no idea")
-            truncate(files.contrasts["t1"])
-        return read(model, files)
+            truncate(reader.files.contrasts["t1"])
+        return read(model, reader)
 
     monkeypatch.setattr(evaluation.prediction.new_scans, "read_slices", spoilt)
     outcome = predict(tmp_path, "--keep-going")

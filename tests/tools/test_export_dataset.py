@@ -91,7 +91,7 @@ def six(tmp_path_factory):
 
 def test_each_fold_is_a_cell_of_an_outer_fold(six):
     config = load_config(six / "tiny.yaml")
-    _, splits = find_and_split(config.data.places(), FOLDS, config.seed)
+    _, splits = find_and_split(config.data.wanted(), FOLDS, config.seed)
     expected = []
     for split in splits:
         drawn = annotated_subsets(split.train, [1, 3], 2, config.seed)

@@ -191,9 +191,7 @@ class Config(Section):
 
     def of_annotated(self):
         """Keyword arguments of `data.annotated.open_annotated`: what the annotated subjects were packed with."""
-        data = self.data
-        packed_with = {"config_hash": self.hash_of_slices(), "seed": self.seed}
-        return {"labels": data.labels, "ignored": data.ignored_label_values, **packed_with}
+        return {"wanted": self.data.wanted(), "config_hash": self.hash_of_slices(), "seed": self.seed}
 
     def image_size(self):
         """Return the image size in pretraining: whole slices `(H, W)`, or crops `(h, w, d)`."""

@@ -7,8 +7,8 @@ import pytest
 
 from data.layouts.bids import parse_filter, parse_name
 from data.layouts.subjects import find_subjects
-from data.scans.volumes import problems_of_subject, read_contrasts, read_label
 from tests.layouts import corner, ramp, save, save_json
+from tests.readers import problems_of_subject, read_contrasts, read_label
 from utils.checks import InputError
 from utils.config.data import Wanted
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data.layouts.subjects import find_subjects
-from data.scans.volumes import problems_of_subject, read_contrasts, read_label
 from tests.layouts import AFFINE, corner, ramp, save, save_json, write_brats, write_msd, write_nnunet
+from tests.readers import problems_of_subject, read_contrasts, read_label
 from utils.checks import InputError
 from utils.config.data import Wanted
 

@@ -10,7 +10,7 @@ import SimpleITK
 
 from data.layouts.subjects import find_subjects
 from data.scans.scan import read_scan
-from data.scans.volumes import grid_of_subject, problems_of_subject, read_contrasts, read_label, write_nifti
+from data.scans.volumes import write_nifti
 from tests.layouts import (
     AFFINE,
     CHAOS_AFFINE,
@@ -24,6 +24,7 @@ from tests.layouts import (
     write_masks,
     write_renal,
 )
+from tests.readers import grid_of_subject, problems_of_subject, read_contrasts, read_label
 from utils.checks import InputError
 from utils.config.data import Wanted
 

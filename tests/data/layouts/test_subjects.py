@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data.layouts.subjects import SubjectFiles, channel_names, file_of_channel, find_subjects
-from data.scans.volumes import problems_of_subject, read_contrasts, read_label
+from tests.readers import problems_of_subject, read_contrasts, read_label
 from utils.checks import InputError
 from utils.config.data import Wanted
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from data.layouts.subjects import SubjectFiles
+from data.scans.grid import Grid, share_covered
 from data.scans.resampling import correct_bias, resample
-from data.scans.scan import Grid, share_covered
-from data.scans.volumes import grid_of_subject, problems_of_subject, read_contrasts, read_label, read_mask
 from tests.layouts import AFFINE, SHAPE, corner, ramp, save
+from tests.readers import grid_of_subject, problems_of_subject, read_contrasts, read_label, read_mask
 from utils.checks import InputError
 
 CONTRASTS = {"t1": "", "t2": "", "echoes": {"file": "", "volumes": 2}}

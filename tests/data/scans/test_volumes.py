@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from data.layouts.subjects import SubjectFiles
-from data.scans.volumes import (
+from data.scans.volumes import write_nifti
+from tests.readers import (
     grid_of_subject,
     problems_of_subject,
     read_constraint_map,
     read_contrasts,
     read_label,
     read_mask,
-    write_nifti,
 )
 from utils.checks import InputError
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -14,9 +15,11 @@ from evaluation.scores.measures import SYNTHESIS
 from evaluation.scores.scores import read_scores
 from tests.evaluation.synthesis_study import AFFINE, CONTRASTS, LESION, SHAPE, TARGETS, TEST, make_scans, make_work
 from utils.checks import InputError
+from utils.config.data import Wanted
 
 INITS = ["random", "constrained"]
-KEYS = {"contrasts": {name: f"{{subject}}/{name}.nii.gz" for name in CONTRASTS}, "labels": {"lesion": [1]}}
+PATTERNS = {name: f"{{subject}}/{name}.nii.gz" for name in CONTRASTS}
+WANTED = Wanted(Path(), PATTERNS, labels={"lesion": [1]})
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +41,8 @@ def files_of(scans, kinds=("label", "mask")):
 
 def read(study, n=2, kinds=("label", "mask"), labels=True, scores=None):
     scans, _, found = study
-    keys = KEYS | ({} if labels else {"labels": {}})
-    return read_error_maps((scores or found).of(n_annotated=n), files_of(scans, kinds), **keys)
+    wanted = WANTED if labels else dataclasses.replace(WANTED, labels={})
+    return read_error_maps((scores or found).of(n_annotated=n), files_of(scans, kinds), wanted)
 
 
 def changed(scores, **columns):
@@ -116,7 +119,7 @@ def test_what_is_missing_or_does_not_fit_is_named(study):
     with pytest.raises(InputError, match=r"_t1.nii.gz: not readable"):
         read(study, scores=moved)
     undefined = changed(scores, ssim_mask=np.nan)
-    figures, notes = draw_error_figures(undefined, lambda: files_of(scans), config.work_dir, **KEYS)
+    figures, notes = draw_error_figures(undefined, lambda: files_of(scans), config.work_dir, WANTED)
     assert not figures and notes[0] == "No error maps at N = 2: no test subject has an SSIM inside the mask."
 
 
@@ -169,7 +172,7 @@ def test_the_figures_of_all_n_have_the_same_scale(study, tmp_path, monkeypatch):
         return draw_error_maps(pictures, title, highest)
 
     monkeypatch.setattr("evaluation.report.synthesis.draw_error_maps", remember)
-    (figure,), notes = draw_error_figures(scores, lambda: files_of(scans), tmp_path, **KEYS)
+    (figure,), notes = draw_error_figures(scores, lambda: files_of(scans), tmp_path, WANTED)
     assert [png.name for png in figure.pngs] == ["error_maps_n02.png", "error_maps_n10.png"] and not notes
     assert [title for title, _ in scales] == [
         f"Simulated scans. Synthesised from t1gd+flair, N = {n} finetuning subjects" for n in (2, 10)

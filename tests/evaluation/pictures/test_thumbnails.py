@@ -2,6 +2,7 @@
 
 import io
 import types
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -14,9 +15,10 @@ from evaluation.pictures.overlays import Picture
 from evaluation.pictures.thumbnails import HEIGHT_PX, crop_around, draw_predictions, draw_thumbnails, worst_first
 from evaluation.scores.scores import MEAN
 from tests.evaluation.made_scores import as_scores
+from utils.config.data import Wanted
 
 AFFINE = np.diag([-2.0, 2.0, 6.0, 1.0])
-KEYS = {"contrasts": {"t2": "{subject}/t2.nii.gz"}, "labels": {"liver": [1]}}
+WANTED = Wanted(Path(), {"t2": "{subject}/t2.nii.gz"}, labels={"liver": [1]})
 
 
 def pixels_of(jpeg):
@@ -95,7 +97,7 @@ def study(tmp_path):
 
 
 def draw(study, **options):
-    return draw_thumbnails(study.scores, study.files, "t2", **KEYS, **options)
+    return draw_thumbnails(study.scores, study.files, "t2", WANTED, **options)
 
 
 def test_every_subject_and_init_is_shown_with_its_first_repeat(study):

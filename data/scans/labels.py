@@ -1,0 +1,64 @@
+"""What the values of label maps and masks mean, and whether they can be used."""
+
+import numpy as np
+
+from data.scans.nifti import whole_number
+
+
+def classes_of(files, values, wanted):
+    """Turn the values of a label map into class indices.
+
+    Args:
+        files: `SubjectFiles` with that label map.
+        values: `(X, Y, Z)`, as on disk.
+        wanted: Its `labels` (class name -> values that mean it, or names of `files.label_names`; classes are numbered
+            from 1 in this order) and `ignored` (those that count as background, besides 0).
+
+    Returns:
+        `(classes (X, Y, Z) uint8, problems)`.
+    """
+    classes = np.zeros(values.shape, np.uint8)
+    known = {0: 0, **dict.fromkeys(_values_of(files, wanted.ignored), 0)}
+    for index, members in enumerate(wanted.labels.values(), start=1):
+        known |= dict.fromkeys(_values_of(files, members), index)
+    present = [(value, whole_number(value)) for value in np.unique(values).tolist()]
+    for value, meant in present:
+        if known.get(meant):
+            classes[values == value] = known[meant]
+    return classes, _unknown_values(files, [pair for pair in present if pair[1] not in known])
+
+
+def _unknown_values(files, unknown):
+    """Say which values of a label map mean nothing, `(value, the whole number it means)`; one line at most."""
+    subject, path = files.subject, files.label
+    names = {value: f" ({name})" for name, values in files.label_names.items() if len(values) == 1 for value in values}
+    broken = [pair for pair in unknown if not isinstance(pair[1], int)]
+    shown = [f"{value:.9g}{names.get(meant, '')}" for value, meant in broken or unknown]
+    listed = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+    if broken:
+        cure = "export it as class numbers; label maps are resampled by nearest neighbour, never interpolated"
+        return [f"{subject}: '{path}' holds the values {listed}, which are not whole numbers; {cure}"]
+    if unknown:
+        cure = "name them, or list them in data.ignored_label_values"
+        return [f"{subject}: '{path}' holds the values {listed}, which data.labels does not name; {cure}"]
+    return []
+
+
+def _values_of(files, members):
+    """The values that numbers and names of a config mean in the label map of a subject."""
+    return [value for member in members for value in files.label_names.get(member, (member,))]
+
+
+def mask_problems(where, values):
+    """Say why values are no mask, which has two, one of them 0; one line at most."""
+    low, high = values.min(), values.max()  # both NaN if one value is
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return [f"{where} holds NaN or infinite values; a mask is 0 and 1"]
+    if not values.any():
+        return [f"{where} is empty; a mask needs foreground"]
+    if not np.logical_or(values == low, values == high).all():
+        what = f"holds more than two values, from {low:g} to {high:g}; a mask is 0 and 1"
+        return [f"{where} {what}: cut probabilities and label maps at a threshold"]
+    if low != high and low and high:
+        return [f"{where} holds {low:g} and {high:g}, but no 0; a mask is 0 and 1"]
+    return []
