@@ -110,6 +110,7 @@ class Segmentations(CellTask):
     def __init__(self, config, split, files):
         from data.annotated import open_annotated
 
+        super().__init__()
         self.config, self.split, self.files = config, split, files
         self.work, self.labels = config.work.of(split.name), list(config.data.labels)
         self.annotated = open_annotated(self.work.store("annotated"), split, files, **config.of_annotated())
@@ -205,7 +206,7 @@ class Segmentations(CellTask):
         grid = self.store.grid(subject)
         prediction = label_map(probabilities, grid)
         write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
-        maps, is_mm = (prediction, self.read_reference(subject)), self.config.data.voxel_size_known
+        maps, is_mm = (prediction, self.reference(subject)), self.config.data.voxel_size_known
         settings = self.config.evaluation
         return score_label_map(subject, maps, grid, self.labels, settings, voxel_size_known=is_mm)
 

@@ -55,6 +55,7 @@ class Syntheses(CellTask):
     def __init__(self, config, split, files, store):
         from data.store.crops import open_volumes
 
+        super().__init__()
         contrasts = config.data.contrasts
         self.config, self.split, self.files, self.store = config, split, files, store
         self.work = config.work.of(split.name)
@@ -141,7 +142,7 @@ class Syntheses(CellTask):
 
         subject, grid, prediction = item
         rows, ranges = [], self.store.intensities(subject)
-        reference, mask = self.read_reference(subject)
+        reference, mask = self.reference(subject)
         for row in score_synthesis(prediction, reference, self.targets, data_range=1.0, mask=mask):
             low, high = ranges[row["label"]]
             values = low + prediction[..., self.targets.index(row["label"])] * (high - low)

@@ -18,7 +18,7 @@ import logging
 import shlex
 import time
 
-from utils.checks import InputError, accept, counted
+from utils.checks import InputError, accept, attempt, counted
 from utils.command_line import from_command_line
 from utils.config.schema import channel_names
 from utils.parallel import in_order
@@ -180,31 +180,21 @@ def check_subject(config, files):
 
 
 def maps_of_subject(config, keep_going, job):
-    """Make the maps of one subject, whose files are read once; returns what `attempt` does for each."""
+    """Make the maps of one subject, whose files are read once.
+
+    Returns:
+        `(space, row, share outside the slices, problems, notes)` of each.
+    """
     from data.scans.subject import SubjectReader
 
     spaces, files = job
     names = dict.fromkeys(name for names in config.spaces().values() for name in names)
-    reader = SubjectReader(files, config.data.wanted(), names, keeps=len(spaces) > 1)
-    return [attempt(config, keep_going, space, reader) for space in spaces]
-
-
-def attempt(config, keep_going, space, reader):
-    """Return `(space, row, share outside the slices, problems, notes)` of one map.
-
-    Under --keep-going a fault of the suite is a problem too.
-    """
-    try:
-        row, share, notes = map_subject(config, space, reader)
-        return space, row, share, [], notes
-    except InputError as error:
-        lines = error.lines
-    except Exception as error:
-        if not keep_going:
-            raise
-        lines = [f"{type(error).__name__}: {error} (without --keep-going the full report is shown)"]
-    subject = reader.subject
-    return space, None, 0.0, [f"{subject}: {line.removeprefix(f'{subject}: ')}" for line in lines], []
+    reader, made = SubjectReader(files, config.data.wanted(), names, keeps=len(spaces) > 1), []
+    for space in spaces:
+        found, problems = attempt(functools.partial(map_subject, config, space, reader), files.subject, keep_going)
+        row, share, notes = found or (None, 0.0, [])
+        made.append((space, row, share, problems, notes))
+    return made
 
 
 def map_subject(config, space, reader):

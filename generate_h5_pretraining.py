@@ -16,7 +16,7 @@ import functools
 import logging
 import shlex
 
-from utils.checks import InputError, accept
+from utils.checks import InputError, accept, attempt
 from utils.command_line import from_command_line
 from utils.config.schema import channel_names
 from utils.parallel import in_order
@@ -47,7 +47,7 @@ def main(arguments=None):
         noted = check_maps(config, sorted({subject for plan in unfinished for subject in plan.members}))
         others = hashes_in([plan for plan in plans if plan not in unfinished])
         unfinished = of_sound_subjects(config, unfinished, subjects, noted, options, failures)
-        pack(config, unfinished, subjects, options.jobs, others)
+        pack(config, unfinished, subjects, others, options, failures)
     for line in dict.fromkeys(failures):
         log.warning("failed: %s", line)
     log.info("next: python constrained_contrastive_learning.py %s", options.again)
@@ -123,16 +123,33 @@ def of_sound_subjects(config, plans, subjects, noted, options, failures):
     return [plan.without(bad) for plan in plans]
 
 
-def pack(config, plans, subjects, jobs, hashes):
-    """Write all files in one pass over the subjects; `hashes` are those of other files."""
+def pack(config, plans, subjects, hashes, options, failures):
+    """Write all files in one pass over the subjects; `hashes` are those of other files.
+
+    A subject that fails although its files were sound stops this, or is left out under --keep-going.
+    """
     from data.store.packing import write_stores
 
     wanted = files_of(plans, subjects)
     with open_run(config.work.volumes.parent, config.plain(), config.seed):
-        prepared = in_order(functools.partial(prepare_subject, config), wanted, jobs)
+        prepared = in_order(functools.partial(try_to_prepare, config, options.keep_going), wanted, options.jobs)
         form = (channel_names(config.data.contrasts), config.slices.image_size, list(config.spaces())[1:])
         warns = config.data.empty_labels == "warn"
-        write_stores(plans, form, progress(prepared, "Packing slices", len(wanted)), subjects, hashes, warns)
+        prepared = sound_ones(progress(prepared, "Packing slices", len(wanted)), options.keep_going, failures)
+        write_stores(plans, form, prepared, subjects, hashes, warns)
+
+
+def try_to_prepare(config, keep_going, files):
+    """Return `(Prepared, [])` of a subject, or `(None, problems)`."""
+    return attempt(functools.partial(prepare_subject, config, files), files.subject, keep_going)
+
+
+def sound_ones(tried, keep_going, failures):
+    """Yield the subjects that could be prepared; the problems of others go to `failures` under --keep-going."""
+    for prepared, problems in tried:
+        accept(problems, keep_going, failures)
+        if prepared:
+            yield prepared
 
 
 def plan_stores(config, split, subjects):

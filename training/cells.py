@@ -4,7 +4,7 @@ No backend is loaded here, so that scripts can define their kinds of cells and s
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from utils.config.schema import Config
     from utils.model_description import ModelDescription
     from utils.work_dir import WorkDir
+
+
+MOST_KEPT = 2**28  # bytes of references in memory, of each split
 
 
 class Cell(NamedTuple):
@@ -52,6 +55,7 @@ class CellTask(ABC):
         val_subjects: Annotated validation subjects.
         test_subjects: Subjects that no network may have seen.
         scored: Subjects that cells predict.
+        reference: `read_reference`, once for each subject while all of it is small.
         made_of: More of what a cell is made from, written to metrics.json and compared before it is reused.
         sizes_key: Key of the config that lists N.
     """
@@ -67,6 +71,9 @@ class CellTask(ABC):
     scored: list[str]
     made_of: Mapping[str, Any]
     sizes_key: str
+
+    def __init__(self) -> None:
+        self.reference = kept_while_small(self.read_reference)
 
     @abstractmethod
     def folder(self, cell: Cell) -> Path:
@@ -147,3 +154,28 @@ class CellTask(ABC):
             "config_hash": self.hash_of(cell),
             "split_hash": hash_of_split(self.split.to_dict()),
         }
+
+
+def kept_while_small(read: Callable[[str], Any], most_bytes: int = MOST_KEPT) -> Callable[[str], Any]:
+    """Let a function read what has a name once, and keep it as long as everything kept is small.
+
+    Args:
+        read: Returns an array, or several, which nobody may change from then on.
+        most_bytes: What does not fit into these is read again.
+    """
+    kept: dict[str, Any] = {}
+    free = most_bytes
+
+    def once(name: str) -> Any:
+        nonlocal free
+        if name not in kept:
+            found = read(name)
+            arrays = found if isinstance(found, tuple) else (found,)
+            if (size := sum(array.nbytes for array in arrays)) > free:
+                return found
+            for array in arrays:
+                array.flags.writeable = False
+            kept[name], free = found, free - size
+        return kept[name]
+
+    return once

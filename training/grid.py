@@ -79,7 +79,7 @@ class Grid:
         problems = {}
         for subject in progress(self.task.scored, "Checking references"):
             try:
-                self.task.read_reference(subject)
+                self.task.reference(subject)
             except InputError as error:
                 problems[subject] = error.lines
         accept([line for lines in problems.values() for line in lines], keep_going, failures)
