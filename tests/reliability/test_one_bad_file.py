@@ -6,10 +6,12 @@ import json
 import pytest
 
 import evaluation.prediction.new_scans
+import generate_h5_pretraining
 from data.store.store import SliceStore
 from tests.bad_input.harness import run
 from tests.cohort import CONFIG, FIRST_FOUR, MODEL, save, volumes, write_cohort
 from tests.test_predict_segmentation import write_model, write_scan
+from utils.checks import InputError
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 FINETUNING = CONFIG["finetuning"] | {"inits": ["random"]}
@@ -146,6 +148,29 @@ def test_step_2_packs_the_others_and_says_so_again(tmp_path, four):
         assert outcome.code == 1 and any(line.startswith("failed: sub-4: ") for line in outcome.logged)
     assert SliceStore(tmp_path / "work/h5/pretrain_train.h5").subjects == ["sub-1"]
     assert SliceStore(tmp_path / "work/h5/annotated.h5").attributes["split"]["train"] == ["sub-1", "sub-4"]
+
+
+@pytest.mark.parametrize(
+    "fault", [InputError("no voxel differs from air"), RuntimeError("no idea")], ids=["scan", "bug"]
+)
+def test_step_2_goes_on_without_a_subject_that_fails_after_its_files_were_sound(tmp_path, four, monkeypatch, fault):
+    prepare = generate_h5_pretraining.prepare_subject
+
+    def failing(config, files):
+        if files.subject == "sub-4":
+            raise fault
+        return prepare(config, files)
+
+    monkeypatch.setattr(generate_h5_pretraining, "prepare_subject", failing)
+    outcome = run(SLICES, "--config", four)
+    assert outcome.code == (2 if isinstance(fault, InputError) else 1)
+    assert outcome.said[-1] in (f"sub-4: {fault}", f"RuntimeError: {fault}")
+    assert not list((tmp_path / "work/h5").glob("*.h5"))
+    outcome = run(SLICES, "--config", four, "--keep-going")
+    assert outcome.code == 1 and any(
+        line.startswith("failed: sub-4: ") and str(fault) in line for line in outcome.logged
+    )
+    assert SliceStore(tmp_path / "work/h5/annotated.h5").subjects == [name for name in SUBJECTS if name != "sub-4"]
 
 
 @pytest.mark.parametrize("spoiler", ["truncated", "missing"])
