@@ -74,7 +74,7 @@ def read_image(path, subject):
     with _explained(f"{subject}: '{path}'", problems), LoggingOutputSuppressor(), np.errstate(all="ignore"):
         content, head = _checked_content(path)
         # ISA-L decompresses in half the time of zlib.
-        with igzip.open(io.BytesIO(content)) if content else contextlib.nullcontext() as stream:
+        with io.BytesIO(content) as raw, igzip.open(raw) if content else contextlib.nullcontext() as stream:
             file = _opened(path, head, stream)
             _check_header(file, path)
             affine = _affine_of(file, path)

@@ -165,8 +165,7 @@ class SubjectReader:
             self._grid = self.grid if self.is_resampled else self._grid
         except InputError as error:  # unless the same file is read next, and says more
             problems += error.lines if self.files.resample_to not in names else []
-        for _, _, found in self._contrasts(names):
-            problems += found
+        problems += [line for *_, found in self._contrasts(names) for line in found]
         if self.files.mask is not None:
             problems += self.checked_mask(self._grid)[1]
         if of_label and self.wanted.labels and self.files.label is not None:
@@ -254,7 +253,8 @@ class SubjectReader:
                 yield name, None, [f"{self.subject}: contrast '{name}' is missing; add its file"]
                 continue
             if path != last:  # contrasts may share a 4D file
-                last, (whole, found) = path, reader_of(path)(path, self.subject)
+                last, whole, image = path, None, None  # let go of the one before
+                whole, found = reader_of(path)(path, self.subject)
                 self._noted(path, whole)
             problems = found if whole is None else self.problems_of_axes(name, whole.shape)
             if whole is None or problems:
