@@ -7,10 +7,12 @@ import numpy as np
 from nibabel import orientations
 
 from data.geometry import voxel_ml
+from data.layouts.subjects import SubjectFiles
 from data.scans.grid import grid_problems, share_covered
 from data.scans.scan import grid_of_scan
 from data.scans.subject import SubjectReader
 from utils.checks import InputError
+from utils.config.data import Wanted
 
 WELL_COVERED = 0.95  # share of the common grid; resampled contrasts that cover less are reported
 UNLIKE_SPACING = 1.5  # times the median voxel size of the dataset, or less than its inverse
@@ -50,7 +52,7 @@ class SubjectCheck:
         return {name: count * size for name, count in self.voxels.items()}
 
 
-def check_subject(files, wanted, *, whole=False):
+def check_subject(files: SubjectFiles, wanted: Wanted, *, whole: bool = False) -> SubjectCheck:
     """Check the files of one subject.
 
     Args:

@@ -6,6 +6,7 @@ the index that the affine refers to, so that a mask and its slice agree in any o
 
 import re
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -26,7 +27,7 @@ SIDES = {"left": 1, "right": 2}  # value of the cortex in a labelsTr folder; the
 MEDULLA = 2
 
 
-def read_folder(path, subject):
+def read_folder(path: Path, subject: str) -> tuple[Image | None, list[str]]:
     """Read one folder as one image.
 
     Args:
@@ -51,7 +52,7 @@ def read_folder(path, subject):
         return None, error.lines
 
 
-def grid_of_folder(path, subject):
+def grid_of_folder(path: Path, subject: str) -> tuple[tuple[int, ...], np.ndarray]:
     """Return `(shape (X, Y, Z), affine (4, 4))` of a folder from headers alone.
 
     Raises:
@@ -60,7 +61,7 @@ def grid_of_folder(path, subject):
     path = Path(path)
     scans, pictures = _kinds(path)
     if scans:
-        image = nibabel.load(scans[0])
+        image: Any = nibabel.load(scans[0])
         return image.shape[:3], np.asarray(image.affine, np.float64)
     _, shape, affine = _geometry(_series_of_masks(path, subject) if pictures else path, subject)
     return shape, affine

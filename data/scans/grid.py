@@ -1,7 +1,7 @@
 """The grid of voxels that the files of a subject share, and whether a file lies on it."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Grid(NamedTuple):
     axes: tuple | None = None
 
 
-def grid_problems(subject, path, image, grid, cure=ONE_GRID):
+def grid_problems(subject: str, path: Path, image: Any, grid: Grid | None, cure: str = ONE_GRID) -> list[str]:
     """Compare shape and affine with the subject's grid (None: nothing to compare with)."""
     if grid is None:
         return []
@@ -45,7 +45,7 @@ def grid_problems(subject, path, image, grid, cure=ONE_GRID):
     return []
 
 
-def share_covered(grid, image):
+def share_covered(grid: Grid, image: Any) -> float:
     """Return the share of a grid that an image covers, from 0 to 1, by a coarse raster of places.
 
     Args:

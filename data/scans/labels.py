@@ -1,11 +1,13 @@
-"""What the values of label maps and masks mean, and whether they can be used."""
+"""What the values of label maps, constraint maps and masks mean, and whether they can be used."""
 
 import numpy as np
 
+from data.layouts.subjects import SubjectFiles
 from data.scans.nifti import whole_number
+from utils.config.data import Wanted
 
 
-def classes_of(files, values, wanted):
+def classes_of(files: SubjectFiles, values: np.ndarray, wanted: Wanted) -> tuple[np.ndarray, list[str]]:
     """Turn the values of a label map into class indices.
 
     Args:
@@ -49,7 +51,18 @@ def _values_of(files, members):
     return [value for member in members for value in files.label_names.get(member, (member,))]
 
 
-def mask_problems(where, values):
+def map_problems(where: str, values: np.ndarray, clusters: int) -> list[str]:
+    """Say why values are no constraint map of so many classes; one line at most."""
+    if values.dtype.kind not in "iu":
+        return [f"{where} holds {values.dtype} values, expected integers"]
+    if values.ndim != 3:
+        return [f"{where} is {values.shape}, expected 3 axes"]
+    low, high = values.min(), values.max()
+    is_sound = low >= 0 and 1 <= high <= clusters
+    return [] if is_sound else [f"{where} has classes from {low} to {high}, expected 1 to {clusters}"]
+
+
+def mask_problems(where: str, values: np.ndarray) -> list[str]:
     """Say why values are no mask, which has two, one of them 0; one line at most."""
     low, high = values.min(), values.max()  # both NaN if one value is
     if not (np.isfinite(low) and np.isfinite(high)):

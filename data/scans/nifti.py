@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Image(NamedTuple):
     digest: str | None = None
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
 
@@ -58,7 +59,7 @@ class _Unusable(Exception):
     """States, after the name of the file, what is wrong with it and what to do."""
 
 
-def read_image(path, subject):
+def read_image(path: Path | str, subject: str) -> tuple[Image | None, list[str]]:
     """Read one file completely, including its checksum.
 
     Args:
@@ -70,7 +71,7 @@ def read_image(path, subject):
         unscaled integers as integers; affine `(4, 4)` float64, voxel to world in RAS+, mm. `(None, [line])` for an
         unusable file.
     """
-    path, problems = Path(path), []
+    path, problems = Path(path), list[str]()
     with _explained(f"{subject}: '{path}'", problems), LoggingOutputSuppressor(), np.errstate(all="ignore"):
         content, head = _checked_content(path)
         # ISA-L decompresses in half the time of zlib.
@@ -84,15 +85,16 @@ def read_image(path, subject):
                 if not content or isinstance(error, gzip.BadGzipFile) or "bytes" not in str(error):
                     raise
                 raise _Unusable(f"is truncated: it ends before the last voxel; {AGAIN}") from None
-            while content and stream.read(BLOCK_BYTES):  # to its end, where its checksum is
+            while stream and stream.read(BLOCK_BYTES):  # to its end, where its checksum is
                 pass
         while values.ndim > 3 and values.shape[-1] == 1:
             values = values[..., 0]
-        return Image(values, affine, file.header, hash_of([hashlib.blake2b(content).digest()]) if content else None), []
+        digest = hash_of([hashlib.blake2b(content).digest()]) if content else None
+        return Image(values, affine, file.header, digest), []
     return None, problems
 
 
-def hash_of(digests):
+def hash_of(digests: Iterable[bytes]) -> str:
     """Return 16 hexadecimal digits for files of which the BLAKE2 digest of each is given."""
     return hashlib.blake2b(b"".join(digests), digest_size=8).hexdigest()
 
@@ -122,7 +124,7 @@ def _explained(where, problems):
     problems.append(f"{where} {problem}")
 
 
-def whole_number(value):
+def whole_number(value: float) -> float:
     """Return the whole number that a label value represents, or the value itself if it does not."""
     is_near = math.isfinite(value) and abs(value - round(value)) <= LABEL_TOLERANCE
     return round(value) if is_near else value

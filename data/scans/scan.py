@@ -1,14 +1,16 @@
 """One scan of any kind, a file or a folder: its header, its voxels, and whether its intensities can be used."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 
 from data.layouts.files import SUFFIXES
 from data.scans.grid import Grid
-from data.scans.nifti import hash_of, read_image
+from data.scans.nifti import Image, hash_of, read_image
 from utils.checks import InputError, counted
 
 LARGEST_VALUE = float(np.finfo(np.float32).max)
@@ -16,7 +18,7 @@ SMALLEST_SCALE = 1e-30  # of values, and its inverse the largest: beyond, produc
 FEWEST_STEPS = 256  # of 32-bit floats between the lowest and the highest value of a scan
 
 
-def read_scan(path, subject):
+def read_scan(path: Path, subject: str) -> tuple[Image | None, list[str]]:
     """Read a NIfTI file, or a folder that is one scan.
 
     Returns:
@@ -25,7 +27,7 @@ def read_scan(path, subject):
     return reader_of(path)(path, subject)
 
 
-def reader_of(path):
+def reader_of(path: Path) -> Callable[[Path, str], tuple[Image | None, list[str]]]:
     """Return the function that reads a scan: `read_image`, or `read_folder`."""
     if not is_folder(path):
         return read_image
@@ -34,7 +36,7 @@ def reader_of(path):
     return read_folder
 
 
-def grid_of_scan(path, subject):
+def grid_of_scan(path: Path, subject: str) -> Grid:
     """Return the `Grid` of a scan from its header alone.
 
     Raises:
@@ -45,13 +47,13 @@ def grid_of_scan(path, subject):
 
         return Grid(Path(path), *grid_of_folder(path, subject))
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
     except (OSError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
         raise InputError(f"{subject}: '{path}' cannot be read ({error}); copy or export it again") from None
     return Grid(Path(path), image.shape[:3], np.asarray(image.affine, np.float64), image.shape)
 
 
-def hash_of_file(path):
+def hash_of_file(path: Path) -> str:
     """Return 16 hexadecimal digits for the bytes of a file, or of all files in a folder that is one scan."""
     parts = sorted(p for p in path.rglob("*") if p.is_file()) if is_folder(path) else [path]
     digests = []
@@ -61,12 +63,12 @@ def hash_of_file(path):
     return hash_of(digests)
 
 
-def is_folder(path):
+def is_folder(path: Path | str) -> bool:
     """Tell whether a path is a folder that is one scan; a folder named like a NIfTI file is a mistake."""
     return not Path(path).name.endswith(SUFFIXES) and Path(path).is_dir()
 
 
-def value_problems(subject, where, values, corrected=None):
+def value_problems(subject: str, where: str, values: np.ndarray, corrected: str | None = None) -> list[str]:
     """Say what is wrong with the intensities of one volume, one line at most.
 
     Args:

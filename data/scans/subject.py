@@ -8,7 +8,7 @@ import numpy as np
 
 from data.layouts.subjects import SubjectFiles, channel_names, file_of_channel, series_length
 from data.scans.grid import Grid, grid_problems, share_covered
-from data.scans.labels import classes_of, mask_problems
+from data.scans.labels import classes_of, map_problems, mask_problems
 from data.scans.nifti import AGAIN, Image, read_image
 from data.scans.scan import grid_of_scan, hash_of_file, reader_of, value_problems
 from utils.checks import InputError
@@ -137,16 +137,11 @@ class SubjectReader:
         """
         if not path.is_file():
             raise InputError(f"{self.subject}: no constraint map '{path}'; run generate_constraint_maps.py first")
-        where, (image, problems) = f"{self.subject}: '{path}'", read_image(path, self.subject)
-        problems = problems or grid_problems(self.subject, path, image, self.grid._replace(path=None), MAP_GRID)
-        if not problems and image.values.dtype.kind not in "iu":
-            problems = [f"{where} holds {image.values.dtype} values, expected integers"]
-        if not problems and len(image.shape) != 3:
-            problems = [f"{where} is {image.shape}, expected 3 axes"]
-        low, high = (0, 1) if problems else (image.values.min(), image.values.max())
-        if not (low >= 0 and 1 <= high <= clusters):
-            problems = [f"{where} has classes from {low} to {high}, expected 1 to {clusters}"]
-        if problems:
+        image, problems = read_image(path, self.subject)
+        if image is not None:
+            problems = grid_problems(self.subject, path, image, self.grid._replace(path=None), MAP_GRID)
+            problems = problems or map_problems(f"{self.subject}: '{path}'", image.values, clusters)
+        if image is None or problems:
             again = "make it again: generate_constraint_maps.py --overwrite"
             raise InputError([f"{line.removesuffix(AGAIN).removesuffix('; ')}; {again}" for line in problems])
         return image.values
@@ -200,10 +195,10 @@ class SubjectReader:
 
     def checked_label(self, grid: Grid | None) -> tuple[np.ndarray | None, list[str]]:
         """Return what `label` does, or None, and a line for each problem; None: there is no grid to compare with."""
-        path = self.files.label
+        path: Any = self.files.label
         image, problems = reader_of(path)(path, self.subject)
         self._noted(path, image)
-        if problems:
+        if image is None:
             return None, problems
         if len(image.shape) != 3:
             return None, [f"{self.subject}: '{path}' is {image.shape}, expected 3 axes; a label map is one 3D volume"]
@@ -222,10 +217,10 @@ class SubjectReader:
 
     def checked_mask(self, grid: Grid | None) -> tuple[np.ndarray | None, list[str]]:
         """Return what `mask` does, or None, and a line for each problem; None: there is no grid to compare with."""
-        path = self.files.mask
+        path: Any = self.files.mask
         image, problems = reader_of(path)(path, self.subject)
         self._noted(path, image)
-        if problems:
+        if image is None:
             return None, problems
         where = f"{self.subject}: '{path}'"
         if len(image.shape) != 3:
@@ -243,7 +238,7 @@ class SubjectReader:
 
     def _contrasts(self, names: Iterable[str]) -> Iterator[tuple[str, Image | None, list[str]]]:
         """Yield `(contrast, image as on disk, problems)`; the image is None when its grid cannot be trusted."""
-        last, whole, found = None, None, []
+        last, whole, found = None, None, list[str]()
         for name in dict.fromkeys(names):
             path = self.files.contrasts.get(name)
             if name in self._kept:

@@ -1,6 +1,7 @@
 """Label maps of this suite in, and NIfTI out."""
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -13,7 +14,7 @@ from utils.runs import atomic_path
 STEPS = 65_535  # of intensities stored in 16 bits
 
 
-def read_label_map(path, subject, largest):
+def read_label_map(path: Path, subject: str, largest: int) -> Image:
     """Read a label map of this suite, which may have been opened and saved by an editor since.
 
     Args:
@@ -29,9 +30,9 @@ def read_label_map(path, subject, largest):
     """
     image, problems = read_image(path, subject)
     again = "restore it, or make it again with --overwrite"
-    if not problems and len(image.shape) != 3:
+    if image and len(image.shape) != 3:
         problems = [f"{subject}: '{path}' is {image.shape}, expected 3 axes; {again}"]
-    if problems:
+    if image is None or problems:
         raise InputError(problems)
     present = np.unique(image.values).tolist()
     strange = [value for value in present if whole_number(value) not in range(largest + 1)]
@@ -41,7 +42,13 @@ def read_label_map(path, subject, largest):
     return Image(np.rint(image.values).astype(np.uint8 if largest < 256 else np.int32), image.affine)
 
 
-def write_nifti(path, array, affine, header_of=None, span=None):
+def write_nifti(
+    path: Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    header_of: Any = None,
+    span: tuple[float, float] | None = None,
+) -> None:
     """Write an array as NIfTI, complete or not at all.
 
     Args:

@@ -120,8 +120,8 @@ def _volume_of(path: Path, contrast: str, model: ModelDescription) -> tuple[int,
     """Return `(which volume, of how many)` of a 4D file that holds several contrasts; None for other files."""
     if model.layout != "msd" or series_length(model.files[contrast]):
         return None
-    image, problems = read_image(path, contrast)
-    if problems or len(image.shape) != 4:
+    image, _ = read_image(path, contrast)
+    if image is None or len(image.shape) != 4:
         return None  # problems are reported by the check of the scan
     if contrast in model.volumes:
         return model.volumes[contrast]
