@@ -64,6 +64,26 @@ def correct_bias(values, affine):
     return np.asarray(values, np.float32) / np.exp(field)
 
 
+def prepared(values, affine, grid, is_corrected):
+    """Remove the bias field of a contrast and resample it.
+
+    Args:
+        values: `(X, Y, Z)`, or `(X, Y, Z, n)` of a series.
+        affine: `(4, 4)`.
+        grid: `data.scans.grid.Grid` wanted, or None.
+        is_corrected: Whether the bias field is removed, before.
+
+    Returns:
+        Values on the grid.
+    """
+    parts = [values] if values.ndim == 3 else np.moveaxis(values, 3, 0)
+    if is_corrected:
+        parts = [correct_bias(part, affine) for part in parts]
+    if grid is not None:
+        parts = [resample(part, affine, grid.shape, grid.affine) for part in parts]
+    return parts[0] if values.ndim == 3 else np.stack(parts, axis=-1)
+
+
 def _plane_of(values, affine):
     """Make a two-dimensional SimpleITK image of a volume that is one voxel thick."""
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(np.squeeze(np.asarray(values, np.float32)).T))

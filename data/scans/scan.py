@@ -98,3 +98,23 @@ def value_problems(subject: str, where: str, values: np.ndarray, corrected: str 
         why = "has negative values" if low < 0 else "is a single line of voxels"
         return [f"{subject}: {where} {why}; remove '{corrected}' from data.bias_correction"]
     return []
+
+
+def problems_of_volumes(
+    subject: str, path: Path, values: np.ndarray, chosen: int | None, corrected: str | None = None
+) -> list[str]:
+    """Say what is wrong with the intensities of one volume or of each of a series.
+
+    Args:
+        subject: Identifier, for messages.
+        path: The file.
+        values: `(X, Y, Z)` or `(X, Y, Z, n)`.
+        chosen: Which volume of the file this is, counted from 0; None: all of them.
+        corrected: Contrast whose bias field is to be removed, or None.
+    """
+    parts = [values] if values.ndim == 3 else np.moveaxis(values, 3, 0)
+    problems = []
+    for number, part in enumerate(parts, start=1 if chosen is None else chosen + 1):
+        where = f"'{path}'" if chosen is None and values.ndim == 3 else f"'{path}', volume {number},"
+        problems += value_problems(subject, where, part, corrected)
+    return problems

@@ -10,7 +10,7 @@ from data.layouts.subjects import SubjectFiles, channel_names, file_of_channel, 
 from data.scans.grid import Grid, grid_problems, share_covered
 from data.scans.labels import classes_of, map_problems, mask_problems
 from data.scans.nifti import AGAIN, Image, read_image
-from data.scans.scan import grid_of_scan, hash_of_file, reader_of, value_problems
+from data.scans.scan import grid_of_scan, hash_of_file, problems_of_volumes, reader_of
 from utils.checks import InputError
 from utils.config.data import Wanted
 
@@ -257,7 +257,9 @@ class SubjectReader:
                 continue
             chosen = self.files.volumes.get(name, (None,))[0]
             image = whole if chosen is None else Image(whole.values[..., chosen], whole.affine)
-            problems = self._problems_of_grid(path, image) + self._problems_of_values(name, image, chosen)
+            problems = self._problems_of_grid(path, image)
+            corrected = name if name in self.files.bias_correction else None
+            problems += problems_of_volumes(self.subject, path, image.values, chosen, corrected)
             if not self.is_resampled:
                 self._grid = self._grid or Grid(path, image.shape[:3], image.affine)
             yield name, image, problems
@@ -282,29 +284,15 @@ class SubjectReader:
             return []
         return [f"{self.subject}: '{path}' and '{self._grid.path}' do not overlap; correct their affines"]
 
-    def _problems_of_values(self, name, image, chosen):
-        path, corrected = self.files.contrasts[name], name if name in self.files.bias_correction else None
-        is_single = chosen is None and image.values.ndim == 3
-        parts = [image.values] if image.values.ndim == 3 else np.moveaxis(image.values, 3, 0)
-        problems = []
-        for number, part in enumerate(parts, start=1 if chosen is None else chosen + 1):
-            where = f"'{path}'" if is_single else f"'{path}', volume {number},"
-            problems += value_problems(self.subject, where, part, corrected)
-        return problems
-
     def _prepared(self, name, image):
         """Remove the bias field of a contrast and resample it to the grid, if `files` requests it."""
         is_corrected, moves = name in self.files.bias_correction, self._moves(image, self.grid)
         if not (is_corrected or moves):
             return image
-        from data.scans.resampling import correct_bias, resample  # SimpleITK is slow to import
+        from data.scans.resampling import prepared  # SimpleITK is slow to import
 
-        parts = [image.values] if image.values.ndim == 3 else np.moveaxis(image.values, 3, 0)
-        if is_corrected:
-            parts = [correct_bias(part, image.affine) for part in parts]
-        if moves:
-            parts = [resample(part, image.affine, self.grid.shape, self.grid.affine) for part in parts]
-        return Image(parts[0] if image.values.ndim == 3 else np.stack(parts, axis=-1), self.grid.affine)
+        values = prepared(image.values, image.affine, self.grid if moves else None, is_corrected)
+        return Image(values, self.grid.affine)
 
     def _moves(self, image, grid):
         """Tell whether an image must be resampled to the grid."""
