@@ -139,11 +139,11 @@ def find_scans(options, model, failures):
     if not options.input.exists():
         raise InputError(f"--input {options.input}: no such file or folder")
     is_file, left_out = options.input.is_file(), failures if options.keep_going else None
-    options.layout = "pattern" if is_file else model.layout  # of what is written
+    options.layout, options.judge = "pattern" if is_file else model.layout, None  # layout of what is written
     jobs = scan_of_file(options, model) if is_file else scans_of_folder(options, model, left_out)
     wanted = model.wanted()
     jobs = [(name, SubjectReader(files, wanted, files.contrasts), paths) for name, files, paths in jobs]
-    return sound_ones(jobs, SubjectReader.problems, options, failures)
+    return sound_ones(jobs, lambda reader: reader.problems(judge=options.judge), options, failures)
 
 
 def scan_of_file(options, model):
@@ -175,6 +175,7 @@ def scans_of_folder(options, model, left_out):
     Given a list `left_out`, subjects with a problem are described there instead of raising.
     """
     from data.layouts.subjects import find_subjects, needed_of
+    from evaluation.prediction.plain_folder import no_scan
 
     root, output = options.input, options.output
     if output.name.endswith(SUFFIXES) or output.is_file():
@@ -185,7 +186,7 @@ def scans_of_folder(options, model, left_out):
     except InputError as error:
         is_empty = error.lines[0].startswith("data.root: no ")  # file of this layout, dataset.json or folder
         if subjects := scans_of_plain_folder(options, model, left_out) if is_empty else {}:
-            options.layout = "pattern"  # of what is written, too
+            options.layout, options.judge = "pattern", no_scan
             return [(name, files, outputs_of(name, output, options, model)) for name, files in subjects.items()]
         raise
     subjects = add_acquired(subjects, root, model)

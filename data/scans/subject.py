@@ -1,6 +1,6 @@
 """The files of one subject on one grid: each is read once, checked, resampled and bias-corrected if requested."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +146,14 @@ class SubjectReader:
             raise InputError([f"{line.removesuffix(AGAIN).removesuffix('; ')}; {again}" for line in problems])
         return image.values
 
-    def problems(self, *, of_label: bool = True) -> list[str]:
+    def problems(
+        self, *, of_label: bool = True, judge: Callable[[str, np.ndarray], list[str]] | None = None
+    ) -> list[str]:
         """Check every file by reading it once, one file in memory at a time.
 
         Args:
             of_label: Whether to check the label map too, if there is one.
+            judge: Also applied to the name of each sound contrast's file and its voxels; returns lines.
 
         Returns:
             One line per problem: subject, file, what was found, what to do. Empty for a sound subject.
@@ -160,7 +163,10 @@ class SubjectReader:
             self._grid = self.grid if self.is_resampled else self._grid
         except InputError as error:  # unless the same file is read next, and says more
             problems += error.lines if self.files.resample_to not in names else []
-        problems += [line for *_, found in self._contrasts(names) for line in found]
+        for name, image, found in self._contrasts(names):
+            where = f"{self.subject}: '{self.files.contrasts.get(name)}'"
+            problems += found or (judge(where, image.values) if judge and image else [])
+            image = None  # let go of it before the next is read
         if self.files.mask is not None:
             problems += self.checked_mask(self._grid)[1]
         if of_label and self.wanted.labels and self.files.label is not None:

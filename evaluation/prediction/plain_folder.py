@@ -10,7 +10,7 @@ import numpy as np
 
 from data.layouts.files import SUFFIXES, problem_of_path, stem_of
 from data.layouts.subjects import SubjectFiles, series_length
-from data.scans.nifti import read_image
+from data.scans.scan import grid_of_scan
 from utils.checks import InputError
 from utils.config.data import file_pattern
 from utils.model_description import ModelDescription
@@ -38,8 +38,7 @@ def scans_in(
         nnunet, the channel number is removed from the names.
 
     Raises:
-        InputError: Two files would have the same name, one is a label map, or it is unknown which channel the model
-        needs.
+        InputError: Two files would have the same name, or it is unknown which channel the model needs.
     """
     everything = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     scans = [path for path in everything if path.name.endswith(SUFFIXES)]
@@ -69,9 +68,8 @@ def _problems_of_names(folder, named):
     problems, names_in, folded = {}, {}, defaultdict(list)
     for subject, path in named:
         folded[subject.casefold()].append(path)
-        problem = problem_of_path(path, names_in)
-        if lines := [f"{subject}: {problem}"] if problem else _no_scan(subject, path):
-            problems[path] = lines[0]
+        if problem := problem_of_path(path, names_in):
+            problems[path] = f"{subject}: {problem}"
     for paths in folded.values():
         if len(paths) > 1:
             names = " and ".join(path.name for path in paths)
@@ -120,16 +118,19 @@ def _volume_of(path: Path, contrast: str, model: ModelDescription) -> tuple[int,
     """Return `(which volume, of how many)` of a 4D file that holds several contrasts; None for other files."""
     if model.layout != "msd" or series_length(model.files[contrast]):
         return None
-    image, _ = read_image(path, contrast)
-    if image is None or len(image.shape) != 4:
-        return None  # problems are reported by the check of the scan
+    try:
+        axes = grid_of_scan(path, contrast).axes or ()
+    except InputError:
+        return None  # reported by the check of the scan
+    if len(axes) != 4 or axes[3] == 1:
+        return None
     if contrast in model.volumes:
         return model.volumes[contrast]
     known = _channels_near(path.parent)
     if file_pattern(model.files[contrast]).casefold() in known:
         return known[file_pattern(model.files[contrast]).casefold()], len(known)
     raise InputError(
-        f"{stem_of(path)}: '{path}' holds {image.shape[3]} volumes, of which the model needs '{contrast}', and neither "
+        f"{stem_of(path)}: '{path}' holds {axes[3]} volumes, of which the model needs '{contrast}', and neither "
         "model.json nor a dataset.json there or above says which that is; give this volume as a 3D file"
     )
 
@@ -146,16 +147,14 @@ def _channels_near(folder):
     return {}
 
 
-def _no_scan(subject, path):
-    """Report that a file is a label map, which would otherwise be segmented like a scan."""
-    image, problems = read_image(path, subject)
-    values = image.values if image else np.empty(0)
-    if problems or not values.size or not 0 <= values.min() <= values.max() < 2**16:
-        return []  # problems are reported by the check of the scan
+def no_scan(where: str, values: np.ndarray) -> list[str]:
+    """Report that voxels are a label map, which would otherwise be segmented like a scan."""
+    if not 0 <= values.min() <= values.max() < 2**16:
+        return []
     if values.dtype.kind == "f" and not (values == np.rint(values)).all():
         return []
     classes = np.flatnonzero(np.bincount(values.astype(np.int64).ravel()))
     if not 1 < len(classes) <= MOST_CLASSES:
         return []
     few = f"only {len(classes)} different whole numbers"
-    return [f"{subject}: '{path}' holds {few}, as a label map or a mask, and no scan; move it away"]
+    return [f"{where} holds {few}, as a label map or a mask, and no scan; move it away"]
