@@ -77,7 +77,7 @@ def read_classes(
         InputError: One line for each thing that is wrong with the file.
     """
     image, problems = read_scan(path, subject)
-    if problems:
+    if problems or image is None:
         raise InputError(problems)
     if len(image.shape) != 3:
         raise InputError(f"{subject}: '{path}' is {image.shape}, expected 3 axes; a label map is one 3D volume")
