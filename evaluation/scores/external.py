@@ -26,7 +26,7 @@ def about_external(metrics: Mapping[str, Any]) -> dict[str, str]:
     found = metrics.get(KEY)
     if found is None:
         return {}
-    return {"init": f"{metrics['init']}{ENDING}", KEY: found["note"] or NOTHING_STATED}
+    return {"init": f"{metrics['init']}{ENDING}", KEY: found["note"].rstrip(".") or NOTHING_STATED}
 
 
 def external_notes(scores: "Scores") -> list[str]:

@@ -32,7 +32,7 @@ def test_a_cell_of_step_4_is_not_external():
     assert about_external({"init": "random"}) == {} and not is_external("random")
 
 
-@pytest.mark.parametrize(("note", "said"), [("trained on CT", "trained on CT"), ("", NOTHING_STATED)])
+@pytest.mark.parametrize(("note", "said"), [("trained on CT.", "trained on CT"), ("", NOTHING_STATED)])
 def test_an_external_cell_has_a_name_that_no_init_has(note, said):
     found = about_external({"init": "constrained", "external": {"note": note}})
     assert found == {"init": "constrained (external)", "external": said} and is_external(found["init"])
