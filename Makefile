@@ -4,6 +4,7 @@
 # make test-all    lint and every test, Snakemake's grid among them: before you propose a change, and in CI
 # make test-backends    TensorFlow, JAX and, where it is installed, PyTorch against each other; two devices against one; export to PyTorch
 # make install, make install-grid    what these install first: the suite in .venv, for test-all also Snakemake in .venv-grid
+# make install-nnunet    nnU-Net in .venv-nnunet, for python -m tools.run_nnunet
 # make audit   known vulnerabilities of what is installed (needs the internet), and whether its versions go together
 # make bench   time and memory, written to benchmarks/output/
 PYTHON ?= python3
@@ -12,7 +13,7 @@ DEMO := configs/renal_demo.yaml
 TABLE := configs/renal_table_simulated.yaml
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: install install-grid demo table-renal-simulated test test-all test-backends audit bench clean
+.PHONY: install install-grid install-nnunet demo table-renal-simulated test test-all test-backends audit bench clean
 
 install: .venv/installed$(GPU)
 
@@ -28,6 +29,13 @@ install-grid: .venv-grid/installed
 .venv-grid/installed: requirements-grid.txt
 	$(PYTHON) -m venv .venv-grid
 	.venv-grid/bin/pip install --quiet --disable-pip-version-check -r requirements-grid.txt
+	@touch $@
+
+install-nnunet: .venv-nnunet/installed
+
+.venv-nnunet/installed: requirements-nnunet.txt
+	$(PYTHON) -m venv .venv-nnunet
+	.venv-nnunet/bin/pip install --quiet --disable-pip-version-check -r requirements-nnunet.txt
 	@touch $@
 
 demo: install
