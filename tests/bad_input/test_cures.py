@@ -21,11 +21,11 @@ SCRIPTS = sorted({path.stem for path in ROOT.glob("*.py") if f"tools.{path.stem}
 ROOMS = ["data", "evaluation", "losses", "models", "training", "utils"]
 SHARED = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-# unet.py: a file that is exported.
-COMMAND = re.compile(r"(?:(?<![%X/\w])(?!unet)([a-z_0-9]+)\.py|\b(tools\.[a-z_0-9]+))((?: (?:--[a-z-]+|X|%s|\w+/))*)")
+# unet.py is exported, _nnunet.py is not for users.
+COMMAND = re.compile(r"(?:(?<![%X/\w])(?!unet|_)([a-z_0-9]+)\.py|\b(tools\.[a-z_0-9]+))((?: (?:--[a-z-]+|X|%s|\w+/))*)")
 # Of Docker, Slurm, nvidia-smi, XLA, git and nnU-Net.
 OF_OTHERS = {"--gpus", "--gres", "--shm-size", "--query-gpu", "--format", "--xla", "--porcelain", "--verify"}
-TELLS_OF_OTHERS = ("tools.doctor", "tools.export_dataset")  # in commands that they put together
+TELLS_OF_OTHERS = ("tools.doctor", "tools.export_dataset", "tools.run_nnunet")  # in commands that they put together
 OF_A_STEP = re.compile(r"run step \d again with --overwrite")
 
 
