@@ -18,10 +18,10 @@ import logging
 import shlex
 import time
 
-from utils.checks import InputError, accept, attempt, counted
+from utils.checks import InputError, accept, counted
 from utils.command_line import from_command_line
 from utils.config.schema import channel_names
-from utils.parallel import in_order
+from utils.parallel import attempt, in_order
 from utils.paths import composed
 from utils.runs import child_seed, exit_code_of, open_run, progress
 

@@ -16,10 +16,10 @@ import functools
 import logging
 import shlex
 
-from utils.checks import InputError, accept, attempt
+from utils.checks import InputError, accept
 from utils.command_line import from_command_line
 from utils.config.schema import channel_names
-from utils.parallel import in_order
+from utils.parallel import attempt, in_order
 from utils.runs import exit_code_of, open_run, progress
 
 log = logging.getLogger("mrccl")

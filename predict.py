@@ -28,11 +28,12 @@ import re
 from pathlib import Path, PurePosixPath
 
 from data.layouts.files import SUFFIXES, stem_of
-from utils.checks import InputError, counted
+from utils.checks import InputError, accept, counted
 from utils.command_line import check_writable, parser_of
 from utils.config.data import file_pattern
-from utils.disk import results_go_to, trouble_with_disk
+from utils.disk import results_go_to
 from utils.model_description import check_agreement, read_model_description
+from utils.parallel import attempt
 from utils.runs import exit_code_of, progress
 from utils.words_of_predict import for_prediction, in_words_of_predict
 from utils.work_dir import MODEL
@@ -287,26 +288,13 @@ def predict(models, jobs, options, failures):
             for path in paths.values():  # what is replaced must not be there under the name of what replaces it
                 path.unlink(missing_ok=True)
             note(folder, {(files.subject, what): made_by[files.subject, what] for what in paths})
-            if lines := attempt(options, functools.partial(make, network, model, files, paths), files.subject):
-                failures += lines
+            deed = functools.partial(make, network, model, files, paths)
+            _, lines = attempt(deed, files.subject, options.keep_going)
+            accept(lines, options.keep_going, failures)
+            if lines:
                 jobs, written = [job for job in jobs if job[0] != files.subject], written - len(paths)
     made = counted(written, what, several)
     log.info("wrote %s and %s", made, write_tables(folder, model, jobs, options))
-
-
-def attempt(options, make, subject):
-    """Make the results of one scan; returns what went wrong under --keep-going, where a fault of the suite counts."""
-    try:
-        make()
-    except InputError as error:
-        if not options.keep_going:
-            raise
-        return error.lines
-    except Exception as error:
-        if not options.keep_going or trouble_with_disk(error):
-            raise
-        return [f"{subject}: {type(error).__name__}: {error} (without --keep-going the full report is shown)"]
-    return []
 
 
 def what_to_make(models, jobs, folder, options):

@@ -27,24 +27,6 @@ def accept(problems, keep_going, failures):
     failures += problems
 
 
-def attempt(deed, subject, keep_going):
-    """Do something with one subject.
-
-    Returns:
-        `(result, [])`, or `(None, lines)` with what is wrong with the subject; under `keep_going` a fault of the suite
-        is such a line too, otherwise it is raised.
-    """
-    try:
-        return deed(), []
-    except InputError as error:
-        lines = error.lines
-    except Exception as error:
-        if not keep_going:
-            raise
-        lines = [f"{type(error).__name__}: {error} (without --keep-going the full report is shown)"]
-    return None, [f"{subject}: {line.removeprefix(f'{subject}: ')}" for line in lines]
-
-
 def counted(number, one, several=None):
     """Write a number with its noun: `1 grid`, `2 grids`; `several` is the plural if it is irregular."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"

@@ -1,4 +1,4 @@
-"""Parallel work on many subjects, with ordered results and constant memory."""
+"""Work on many subjects: in parallel, with ordered results and constant memory; and what becomes of failures."""
 
 import collections
 import ctypes
@@ -11,11 +11,30 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from utils.checks import InputError
+from utils.disk import trouble_with_disk
 
 log = logging.getLogger("mrccl")
 
 MOST_THREADS = 8  # each holds a subject or two
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def attempt(deed, subject, keep_going):
+    """Do something with one subject.
+
+    Returns:
+        `(result, [])`, or `(None, lines)` with what is wrong with the subject; under `keep_going` a fault of the suite
+        is such a line too, otherwise it is raised, as is trouble with the disk.
+    """
+    try:
+        return deed(), []
+    except InputError as error:
+        lines = error.lines
+    except Exception as error:
+        if not keep_going or trouble_with_disk(error):
+            raise
+        lines = [f"{type(error).__name__}: {error} (without --keep-going the full report is shown)"]
+    return None, [f"{subject}: {line.removeprefix(f'{subject}: ')}" for line in lines]
 
 
 def in_order(function, items, jobs):

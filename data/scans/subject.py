@@ -82,9 +82,12 @@ class SubjectReader:
         self._grid = self.grid if self.is_resampled else self._grid
         for name, image, found in self._contrasts([name for name, _ in sources]):
             problems += found
-            if found:
+            if image is None or found:
                 continue
-            image = self._kept.get(name) or self._prepared(name, image)
+            if name not in self._kept and (changes := self._changes(name, image)):
+                from data.scans.resampling import prepared  # SimpleITK is slow to import
+
+                image = Image(prepared(image.values, image.affine, *changes), self.grid.affine)
             if self._keeps:
                 self._kept[name] = image
             if volume is None:
@@ -290,15 +293,10 @@ class SubjectReader:
             return []
         return [f"{self.subject}: '{path}' and '{self._grid.path}' do not overlap; correct their affines"]
 
-    def _prepared(self, name, image):
-        """Remove the bias field of a contrast and resample it to the grid, if `files` requests it."""
+    def _changes(self, name, image):
+        """Return the arguments of `data.scans.resampling.prepared` for what `files` requests; None: nothing."""
         is_corrected, moves = name in self.files.bias_correction, self._moves(image, self.grid)
-        if not (is_corrected or moves):
-            return image
-        from data.scans.resampling import prepared  # SimpleITK is slow to import
-
-        values = prepared(image.values, image.affine, self.grid if moves else None, is_corrected)
-        return Image(values, self.grid.affine)
+        return (self.grid if moves else None, is_corrected) if is_corrected or moves else None
 
     def _moves(self, image, grid):
         """Tell whether an image must be resampled to the grid."""
