@@ -8,7 +8,7 @@ import numpy as np
 
 # Name -> kinds of numbers (numpy's letters) and number of axes.
 FORMS = {"img": ("f", 4), "param": ("ui", 4), "label": ("ui", 3), "subject_index": ("ui", 1), "slice_index": ("ui", 1)}
-TEXTS = ("subject_grid", "subject_intensities", "subject_hashes")  # the first is required, the others were added later
+TEXTS = ("subject_grid", "subject_intensities", "subject_hashes")
 # All exceptions that HDF5, JSON and numpy raise for corrupt bytes.
 DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, OverflowError)
 LARGEST_COMPRESSION = 1032  # the limit of deflate
@@ -29,7 +29,7 @@ def check_store(file):
     if not isinstance(plain_attribute(file.attrs.get("clusters", 1)), int):
         raise ValueError("attribute 'clusters' is not a number")
     names = [*FORMS, *(name for name in file if name.startswith("param_")), *TEXTS]
-    needed = [name for name in names if name in file or name not in ("label", *TEXTS[1:])]
+    needed = [name for name in names if name in file or name != "label"]
     for name in needed:
         _check_dataset(name, file)
     contrasts, subjects = (len(plain_attribute(file.attrs[name])) for name in ("contrasts", "subjects"))
@@ -38,7 +38,7 @@ def check_store(file):
         expected = (slices, height, width, contrasts if name == "img" else 1)[: FORMS[_form_of(name)][1]]
         if file[name].shape != expected:
             raise ValueError(f"{name} is {file[name].shape}, expected {expected}")
-    for name in (name for name in TEXTS if name in file):
+    for name in TEXTS:
         if file[name].shape != (subjects,):
             raise ValueError(f"{name} is {file[name].shape}, expected {(subjects,)}, one text for each subject")
     for name, end in (("subject_index", subjects), ("slice_index", math.inf)):

@@ -251,11 +251,9 @@ class SliceStore:
         self.spaces = (None, *(name.removeprefix("param_") for name in file if name.startswith("param_")))
         self.image_size = tuple(int(length) for length in file["img"].shape[1:3])
         self.subject_index, self.slice_index = (file[name][:] for name in ("subject_index", "slice_index"))
-        self._grids = parse_texts(file["subject_grid"][:])
+        self._grids, self._intensities, hashes = (parse_texts(file[name][:]) for name in TEXTS)
         for values in self._grids:
             check_grid(values, self.image_size)
-        added = [file[name][:] if name in file else ["{}"] * len(self.subjects) for name in TEXTS[1:]]
-        self._intensities, hashes = map(parse_texts, added)
         for values in hashes:
             check_hashes(values)
         self.hashes = dict(zip(self.subjects, hashes, strict=True)) if any(hashes) else {}

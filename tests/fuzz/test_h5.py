@@ -16,6 +16,7 @@ from utils.checks import InputError
 
 FIXED = {"derandomize": True, "deadline": None, "suppress_health_check": list(HealthCheck)}
 DATASETS = ["img", "param", "param_t2", "label", "subject_index", "slice_index", "subject_grid", "subject_intensities"]
+DATASETS += ["subject_hashes"]
 ATTRIBUTES = ["schema_version", "contrasts", "subjects", "clusters", "labels", "split", "config_hash", "image"]
 TYPES = [np.float16, np.float32, np.float64, np.int8, np.int64, np.uint8, np.uint16, np.complex64, bool, "S3"]
 

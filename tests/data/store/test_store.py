@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data.geometry import SliceGrid
+from data.store.checks import TEXTS
 from data.store.store import SliceStore, StoreWriter, SubjectSlices
 from tests.stores import write_store
 from utils.checks import InputError
@@ -172,13 +173,12 @@ def test_how_intensities_were_scaled_is_read_back(tmp_path):
         store.intensities("sub-9")
 
 
-def test_a_file_from_before_intensities_were_noted_is_read_but_says_so_when_asked(path):
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_file_without_grids_intensities_or_hashes_is_refused(name, path):
     with h5py.File(path, "a") as file:
-        del file["subject_intensities"]
-    store = SliceStore(path)
-    assert np.array_equal(store.images(), IMAGES.astype(np.float32))
-    with pytest.raises(InputError, match="annotated.h5: does not say how the intensities of sub-1 were scaled; make"):
-        store.intensities("sub-1")
+        del file[name]
+    with pytest.raises(InputError, match=f"annotated.h5: .*no dataset '{name}'"):
+        SliceStore(path)
 
 
 def test_maps_of_further_contrast_spaces(path, tmp_path):
