@@ -10,6 +10,9 @@ Takes   as long as the cells of step 4, or longer: its trainer, loss, schedule, 
         mirroring in prediction are nnU-Net's own. From the config come the features of each level, the patch
         (slices.image_size), the pixel size, the batch, and the epochs of finetuning.training.steps_per_epoch updates.
         Finished cells are kept, and an interrupted one resumes at the last tenth of its epochs.
+        Its schedule is made for 250,000 updates. With 2,000 of 12 slices of chaos_mr (N = 8, one cell) it found the
+        liver of the validation subjects, Dice 0.85, and no other organ; networks of this suite had 0.84 over all four.
+        --set finetuning.training.epochs=1000 trains it for longer and leaves all other cells valid.
 Next    python reproduce_tables.py --config FILE
 """
 

@@ -73,7 +73,7 @@ def test_each_file_is_opened_once_by_the_check_and_once_by_the_work(tmp_path, op
 def test_check_dataset_opens_headers_and_label_maps_and_draws_some(tmp_path, opened):
     config = write_cohort(tmp_path)
     opened.clear()
-    assert run("check_dataset", "--config", config, "--pictures", 1).code == 0
+    assert run("tools.check_dataset", "--config", config, "--pictures", 1).code == 0
     drawn = [name for name in SUBJECTS if opened[tmp_path / f"data/{name}/t1.nii.gz"] > 1]
     assert len(drawn) == 1
     for subject in SUBJECTS:
@@ -81,7 +81,7 @@ def test_check_dataset_opens_headers_and_label_maps_and_draws_some(tmp_path, ope
         expected = {f"data/{subject}/{name}.nii.gz": count for name in ("t1", "t2", "label")}
         assert {str(p.relative_to(tmp_path)): n for p, n in opened.items() if subject in p.parts} == expected
     opened.clear()
-    assert run("check_dataset", "--config", config, "--pictures", 1, "--whole").code == 0
+    assert run("tools.check_dataset", "--config", config, "--pictures", 1, "--whole").code == 0
     assert opened[tmp_path / "data/sub-3/label.nii.gz"] == 1
 
 

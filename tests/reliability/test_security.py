@@ -37,7 +37,7 @@ ATTRIBUTES = {
     "yaml.Loader",
     "numpy.fromregex",
 }
-ATTRIBUTES |= {"pandas.read_pickle", "torch.load", "keras.config.enable_unsafe_deserialization", "tarfile.open"}
+ATTRIBUTES |= {"pandas.read_pickle", "keras.config.enable_unsafe_deserialization", "tarfile.open"}
 
 
 def dotted(node):
@@ -61,6 +61,8 @@ def complaints(text):
                 yield f"{called}()"
             if called in ("np.load", "numpy.load") and getattr(options.get("allow_pickle"), "value", True) is not False:
                 yield "np.load without allow_pickle=False"
+            if called == "torch.load" and getattr(options.get("weights_only"), "value", None) is not True:
+                yield "torch.load without weights_only=True"
             if called.endswith("load_model") and getattr(options.get("safe_mode"), "value", None) is not True:
                 yield "load_model without safe_mode=True"
             if getattr(options.get("shell"), "value", False) is not False:
@@ -82,6 +84,8 @@ BAD_SOURCES = {
     "np.load(path)": "np.load without allow_pickle=False",
     "np.load(path, allow_pickle=True)": "np.load without allow_pickle=False",
     "yaml.load(text, Loader=yaml.SafeLoader)": "yaml.load",
+    "torch.load(path)": "torch.load without weights_only=True",
+    "torch.load(path, weights_only=False)": "torch.load without weights_only=True",
     "keras.saving.load_model(path)": "load_model without safe_mode=True",
     "subprocess.run(line, shell=True)": "shell=True",
     "os.system(line)": "os.system",
