@@ -13,16 +13,16 @@ from losses.similarity import Tensor, unit_vectors
 from utils.checks import InputError, check_axes
 
 EXCLUDED = -1e9  # finite, so that an anchor without comparisons has a zero gradient
-ROUNDING = 1e-5  # rounding of squared distances in float32: a patch exactly at the limit is within it
+ROUNDING = 1e-5  # rounding error of squared distances in float32: a patch exactly at the limit counts as within it
 FIRST = 4.0  # above every cosine similarity, so that the anchor sorts before all other patches
 
 
 class Selection(NamedTuple):
-    """Which patches an anchor is compared with: what the loss and the health of the anchors must agree on.
+    """Which patches an anchor is compared with; the loss and the health of the anchors must use the same settings.
 
     Attributes:
-        nearest_patches: Integer, or one for each slice; None where every batch brings its own. See the loss.
-        most_nearest: The largest of them, see the loss.
+        nearest_patches: One integer, or one per slice; None if every batch brings its own. See the loss.
+        most_nearest: Upper limit of `nearest_patches`; see the loss.
         positions: Where the patches lie, `(P, axes)`.
         positive_within: Largest distance of a positive, in the unit of `positions`.
     """
@@ -58,14 +58,14 @@ def constrained_contrastive_loss(
 
     Args:
         representations: `(B, P, F)`, of any norm; only directions are compared, in float32.
-        patch_classes: Class of each patch in the constraint map, integer `(B, P)`; background is a class as well.
+        patch_classes: Class of each patch in the constraint map, integer `(B, P)`; the background is a class too.
             Patches of a negative class are not compared with anything.
         anchors: Patch index of each anchor, integer `(B, A)`, in [0, P); -1 where a slice has fewer anchors.
         temperature: Positive float, dimensionless.
-        nearest_patches: Number of patches, besides the anchor, that are compared with it; all if there are fewer. One
-            number, or one for each slice, integer `(B,)`; 0 leaves only the anchor.
-        most_nearest: With one number for each slice: the largest of them, known before there is a batch; larger ones
-            count as this one. None: all patches.
+        nearest_patches: Number of patches compared with the anchor, besides itself; all of them if there are fewer.
+            One number, or one per slice, integer `(B,)`; 0 leaves only the anchor.
+        most_nearest: With one number per slice: an upper limit, known before any batch is drawn, to which larger
+            numbers are clipped. None: all patches.
         positions: Positions of the patches, `(P, axes)`; required with `positive_within`.
         positive_within: Largest distance of a positive from the anchor, in the unit of `positions`. Nearest patches of
             the anchor's class that lie farther away are neither positive nor negative. None: any distance.
@@ -116,10 +116,10 @@ def anchor_health(
 
     Returns:
         A dict of float32 scalars over all anchors of the batch: `share_without_positive` (none but the anchor
-        itself), `share_without_negative`, `mean_positives` (the anchor not counted); `alignment`, the mean squared
+        itself), `share_without_negative`, `mean_positives` (not counting the anchor); `alignment`, the mean squared
         distance of anchors to their positives on the unit sphere, 2 - 2 s, in [0, 4], over all pairs; `uniformity` of
-        the anchors of each slice. All 0 for a batch without anchors, `alignment` also without positives; an anchor
-        whose representation is zero has no positives there.
+        the anchors of each slice. All are 0 for a batch without anchors, `alignment` also for one without positives,
+        and an anchor with a zero representation contributes no pair to it.
 
     Reference:
         Alignment and uniformity: Wang & Isola, ICML 2020, Sec. 4.1; which pairs they are measured on is ours.
@@ -137,7 +137,7 @@ def anchor_health(
     }
     has_direction = similarity[..., :1] > 0  # the anchor with itself: 1, or 0 for a zero vector
     is_pair = ops.logical_and(is_positive, ops.logical_and(has_direction, is_anchor[..., None]))
-    # Anchors, not all patches: much of a slice is background, whose patches are alike even in a healthy training.
+    # Anchors only: much of a slice is background, whose patches look alike even when training is healthy.
     own = ops.take_along_axis(representations, ops.maximum(anchors, 0)[..., None], axis=1)
     return {name: masked_mean(value, is_anchor) for name, value in values.items()} | {
         "alignment": masked_mean(ops.maximum(2 - 2 * similarity, 0.0), is_pair),
@@ -184,14 +184,14 @@ def _nearest(
     index = ops.maximum(anchors, 0)
     similarity = ops.matmul(ops.take_along_axis(vectors, index[..., None], axis=1), ops.transpose(vectors, (0, 2, 1)))
     # Identical patches tie with the anchor, and a zero vector has no similarity even to itself: move the anchor to the
-    # front, so that it is always selected. The selection of patches is constant for the gradient.
+    # front, so that it is always selected. The gradient treats the selection of patches as constant.
     order = ops.stop_gradient(similarity) + FIRST * ops.one_hot(index, patches, dtype="float32")
-    order = ops.where(patch_classes[:, None, :] < 0, -FIRST, order)  # after all others; masked below if still chosen
+    order = ops.where(patch_classes[:, None, :] < 0, -FIRST, order)  # last; masked below if selected all the same
     _, nearest = ops.top_k(order, min(most + 1, patches))
     similarity = ops.take_along_axis(similarity, nearest, axis=-1)
     classes = ops.take_along_axis(patch_classes[:, None, :], nearest, axis=-1)
     is_compared = classes >= 0
-    if _is_per_slice(nearest_patches):  # selected: the same number for all slices, most similar first
+    if _is_per_slice(nearest_patches):  # the same number is selected in all slices, most similar first
         wanted = ops.cast(nearest_patches, "int32")[:, None, None]
         is_compared = ops.logical_and(is_compared, ops.arange(nearest.shape[-1], dtype="int32") <= wanted)
     is_positive = ops.logical_and(classes == classes[..., :1], is_compared)
@@ -214,7 +214,7 @@ def _is_per_slice(nearest_patches):
 
 
 def _check(representations, patch_classes, anchors, nearest_patches, most_nearest):
-    """Check the shapes and return the number of patches, and how many nearest ones to select."""
+    """Check the shapes; return the number of patches and how many of the nearest to select."""
     check_axes("representations", representations.shape, "B P F")
     batch, patches = representations.shape[:2]
     batch = {} if batch is None else {"B": batch}  # unknown while Keras traces a batch of any size

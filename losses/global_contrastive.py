@@ -48,7 +48,7 @@ def anatomical_contrastive_loss(
 
         loss_ij = -log( exp(s_ij / t) / (exp(s_ij / t) + sum_n exp(s_in / t)) )
 
-    With `same_part_attracts`, j are the other views of all slices of the same part.
+    With `same_part_attracts`, j runs over the other views of all slices of the same part.
 
     Args:
         views: Representations of V >= 2 views of each slice, `(V, B, F)`.
@@ -57,7 +57,7 @@ def anatomical_contrastive_loss(
         same_part_attracts: Whether the views of all slices of a part are positives of one another.
 
     Returns:
-        Loss per slice, the mean over the ordered pairs whose first view is one of its V, `(B,)` float32; 0 for a slice
+        Loss per slice, the mean over the ordered pairs whose first view is a view of it, `(B,)` float32; 0 for a slice
         without negatives.
 
     Raises:
@@ -65,7 +65,7 @@ def anatomical_contrastive_loss(
 
     Reference:
         Chaitanya et al., NeurIPS 2020, Eq. 1 with the negatives of variant G^{D-}; with `same_part_attracts` the pairs
-        of G^D too (their code: each slice with one of another volume, here with all in the batch).
+        of G^D too (their code pairs each slice with one of another volume; here, with all in the batch).
     """
     check_axes("views", views.shape, "V B F")
     check_axes("partitions", partitions.shape, "B", **_known(views.shape[1:2], "B"))

@@ -16,7 +16,7 @@ def view_health(view_a: Tensor, view_b: Tensor, is_counted: Tensor | None = None
     """Describe two views of the same images, or of the same regions of images.
 
     Args:
-        view_a: Representations of the first views, `(..., N, F)`; each N vectors are one set.
+        view_a: Representations of the first views, `(..., N, F)`; every N vectors form one set.
         view_b: Representations of the second views, same shape.
         is_counted: Boolean `(..., N)`, False where there is no image or region; None: all count.
 
@@ -56,7 +56,7 @@ def uniformity(vectors: Tensor, is_counted: Tensor | None = None) -> Tensor:
         Mean over the sets with a pair, float32 scalar in [-8, 0]; 0 without any pair.
 
     Raises:
-        InputError: For an `is_counted` of another shape.
+        InputError: If the shape of `is_counted` does not match.
 
     Reference:
         Wang & Isola, ICML 2020, Sec. 4.1; mean over two views as in the authors' code.
@@ -88,7 +88,7 @@ def feature_spread(vectors: Tensor, is_counted: Tensor | None = None) -> Tensor:
         Mean over features and over the sets with two vectors or more, float32 scalar in [0, 1]; 0 without such a set.
 
     Raises:
-        InputError: For an `is_counted` of another shape.
+        InputError: If the shape of `is_counted` does not match.
 
     Reference:
         Chen & He, CVPR 2021, Sec. 4.1, where it is not multiplied by sqrt(F).

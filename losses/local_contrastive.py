@@ -89,7 +89,7 @@ def draw_regions(
         than R regions; and `is_negative (B, R, R)`, boolean.
 
     Raises:
-        InputError: When not even two regions fit into the map, or a number is below 1.
+        InputError: If fewer than two regions fit into the map, or a number is below 1.
     """
     _check_numbers(map_size, region_size=region_size, regions=regions, negatives=negatives)
     corners = np.full((count, regions, len(map_size)), -1, "int32")

@@ -28,23 +28,23 @@ def segmentation_loss(
     cross_entropy_weight: float = 0.0,
     **focal: Any,
 ) -> Tensor:
-    """Compute the loss that is named, plus cross-entropy if it has a weight.
+    """Compute the named loss, plus cross-entropy if its weight is not 0.
 
     Args:
         target: As for `focal_tversky_loss`.
         probabilities: As for `focal_tversky_loss`.
-        name: `"focal_tversky"`, `"dice"` or `"cross_entropy"`, by itself.
-        class_weights: K floats, background first, of the loss that is named; None means all 1. The cross-entropy that
-            is added has none.
-        cross_entropy: `"balanced"` or `"plain"`: which cross-entropy is meant in both places.
-        cross_entropy_weight: Weight of the cross-entropy that is added.
-        **focal: False positive and negative weight and focus of `focal_tversky_loss`; the others have none of them.
+        name: `"focal_tversky"`, `"dice"` or `"cross_entropy"` alone.
+        class_weights: K floats for the named loss, background first; None means all 1. The added cross-entropy is
+            unweighted.
+        cross_entropy: `"balanced"` or `"plain"`, for the named and for the added cross-entropy.
+        cross_entropy_weight: Weight of the added cross-entropy.
+        **focal: False positive and negative weight and focus of `focal_tversky_loss`; the other losses ignore them.
 
     Returns:
         Scalar float32, over the whole batch.
 
     Raises:
-        InputError: For an unknown name, or what the loss itself refuses.
+        InputError: For an unknown name, or arguments that the loss itself rejects.
 
     Reference:
         Umapathy et al., Med. Phys. 2024 (focal Tversky); arXiv 2205.13109, Sec. II.E (Dice). The sum with
@@ -150,8 +150,8 @@ def balanced_cross_entropy(
 ) -> Tensor:
     """Compute the mean over classes of the mean over their pixels of -log(probability of the class).
 
-    The Tversky index of a class that the network no longer predicts has no gradient; this cost does, and it is equal
-    for a small organ and the background. Classes absent from the target do not count.
+    The Tversky index of a class that the network no longer predicts has no gradient; this cost has one, and it counts a
+    small organ as much as the background. Classes absent from the target do not count.
 
     Args:
         target: As for `focal_tversky_loss`.

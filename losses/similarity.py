@@ -1,10 +1,10 @@
-"""Cosine similarity, the measure of all contrastive losses here."""
+"""Cosine similarity, which all contrastive losses here are based on."""
 
 from typing import Any
 
 from keras import ops
 
-Tensor = Any  # of the backend, or a numpy array, which Keras takes in its place
+Tensor = Any  # a tensor of the backend, or a numpy array, which Keras accepts instead
 
 SHORTEST = 1e-16  # squared length; below it a vector counts as zero and keeps a zero gradient
 

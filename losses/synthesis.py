@@ -10,7 +10,7 @@ from keras import ops
 from losses.similarity import Tensor
 from utils.checks import InputError
 
-WINDOW = 11  # voxels; Wang et al.: an 11 wide Gaussian
+WINDOW = 11  # voxels; width of the Gaussian of Wang et al.
 SIGMA = 1.5  # voxels
 K1, K2 = 0.01, 0.03
 NAMES = ("l1", "mse", "l1_ssim")
@@ -78,9 +78,9 @@ def ssim_loss(target: Tensor, prediction: Tensor, *, mask: Tensor | None = None,
     with local means m, variances v and covariance v_tp under a Gaussian window of sigma 1.5, 11 wide along each of
     the two or three axes, c1 = (0.01 data_range)^2 and c2 = (0.03 data_range)^2.
 
-    The mean is taken over the voxels whose window lies within the image, as in Wang et al., and with a mask over those
-    of them in the mask; their windows reach up to five voxels beyond it. Along an axis of fewer than 11 voxels, the
-    width of the window is the largest odd number that fits.
+    The mean is taken over the voxels whose window lies within the image, as in Wang et al.; with a mask, only over
+    those inside it, whose windows reach up to five voxels beyond it. Along an axis of fewer than 11 voxels, the window
+    is as wide as the largest odd number that fits.
 
     Args:
         target: As for `synthesis_loss`.
