@@ -14,7 +14,7 @@ CHANNELS_PER_GROUP = 4  # authors' code: filters // 4 groups; keeps several grou
 
 @keras.saving.register_keras_serializable(package="mrccl")
 class HeNormal(keras.initializers.Initializer):
-    """Normal weights of variance 2 / fan-in, drawn by numpy and therefore equal on every Keras backend.
+    """Normal weights of variance 2 / fan-in, drawn by numpy and therefore the same on every Keras backend.
 
     Args:
         seed: Integer; every layer needs its own seed.
@@ -38,7 +38,7 @@ class HeNormal(keras.initializers.Initializer):
 
 
 def convolution(rank: int, filters: int, kernel_size: int, name: str, seed: int, **options: Any) -> layers.Layer:
-    """Build a convolution that keeps the image size, with initial weights of its own.
+    """Build a convolution that keeps the image size and has its own initial weights.
 
     Args:
         rank: 2 for images, 3 for volumes.
@@ -54,7 +54,7 @@ def convolution(rank: int, filters: int, kernel_size: int, name: str, seed: int,
 
 
 def groups_of(filters: int) -> int:
-    """Return the number of normalisation groups: four channels each, if that divides the number of filters."""
+    """Return the number of normalisation groups: four channels each, if four divides the number of filters."""
     return math.gcd(filters, max(1, filters // CHANNELS_PER_GROUP))
 
 
@@ -101,7 +101,7 @@ def encoder_level(x: keras.KerasTensor, rank: int, filters: int, level: int, see
 def decoder_level(
     x: keras.KerasTensor, skip: keras.KerasTensor, rank: int, filters: int, level: int, seed: int
 ) -> keras.KerasTensor:
-    """Apply one level of the decoder: double the size, join the encoder's features of that size, convolve twice.
+    """Apply one level of the decoder: double the size, append the encoder's features of that size, convolve twice.
 
     The convolution after upsampling is 2 x 2 (Ronneberger et al., MICCAI 2015; authors' code).
     """

@@ -23,18 +23,18 @@ UNREADABLE: tuple[type[Exception], ...] = (*DAMAGE, KeyError, ImportError)
 
 
 def load_network(folder: Path, model: ModelDescription) -> keras.Model:
-    """Load the finetuned network of a model folder: model.keras of an exported one, else weights.npz of a cell.
+    """Load the finetuned network of a model folder: model.keras if it was exported, otherwise weights.npz of a cell.
 
     Args:
-        folder: Its path.
-        model: Its description.
+        folder: The model folder.
+        model: Description of the network.
 
     Returns:
         A `keras.Model` from images `(B, H, W[, D], C)` to `(B, H, W[, D], K)`: probabilities of background and
         classes, or synthesised contrasts.
 
     Raises:
-        InputError: The file is missing, corrupt, would run its own code, or holds a different network.
+        InputError: The file is missing or corrupt, would run code of its own, or holds a different network.
     """
     size, head = model.input_size, model.head()
     shape = (*size, len(model.contrasts))
@@ -68,8 +68,8 @@ def portable(network: keras.Model, image_shape: Sequence[int | None] | None = No
 
     Args:
         network: A `keras.Model` of `models.unet` with one input.
-        image_shape: Shape of its images, `(H, W[, D], C)`, None for the one it has. Sizes may be None where the
-            network takes any that its levels can halve.
+        image_shape: Shape of the images, `(H, W[, D], C)`; None keeps that of the network. Sizes may be None where the
+            network is to accept any that its levels can halve.
 
     Returns:
         A `keras.Model`.
@@ -84,10 +84,10 @@ def mean_of(networks: Sequence[keras.Model]) -> keras.Model:
     """Combine networks of the same shape into one that averages their outputs.
 
     Args:
-        networks: `keras.Model`s with the same input and output shape; from `portable`, if the result is to be.
+        networks: `keras.Model`s with the same input and output shape; from `portable` if the mean is to be portable.
 
     Returns:
-        A `keras.Model`, with each network as a layer `member_<number>`; the network itself if there is one.
+        A `keras.Model`, with each network as a layer `member_<number>`; the network itself if there is only one.
     """
     if len(networks) == 1:
         return networks[0]
@@ -99,7 +99,7 @@ def mean_of(networks: Sequence[keras.Model]) -> keras.Model:
 def pretrained_encoder(
     arrays: Mapping[str, np.ndarray], channels: int, *, rank: int, filters: Sequence[int]
 ) -> keras.Model:
-    """Build the encoder of pretrained weights, for use in networks of any kind.
+    """Build an encoder from pretrained weights, for use in networks of any kind.
 
     Args:
         arrays: Dict from `layer/variable` to array, from `models.weights.read_weights`.
@@ -112,7 +112,7 @@ def pretrained_encoder(
         feature maps of all levels, finest first: level n is smaller than the image by 2**(n - 1) along each axis.
 
     Raises:
-        InputError: The weights are those of another network.
+        InputError: The weights belong to a different network.
     """
     size = 2 ** (len(filters) - 1)
     network = build_encoder((*[size] * rank, channels), rank=rank, filters=filters, head=None)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing by levels: less memory per training step, at the cost of computing every level twice."""
+"""Gradient checkpointing by level: less memory per training step, at the cost of computing every level twice."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def rematerialised(network: keras.Model) -> Callable:
 
     Args:
         network: A model of `build_unet` or `build_encoder`. Its layers must neither draw random numbers nor change
-            state, because the second computation would repeat this.
+            state, because the second computation would do so again.
 
     Returns:
         Function `(image, training=None) -> output` with the same values and gradients, on the same layers. With
@@ -73,9 +73,9 @@ def _synthesis_head(network):
 
 
 def _compute(level, training, *maps):
-    """Apply a level to feature maps and store only these."""
+    """Apply a level to feature maps and store nothing but these inputs."""
 
-    # A new function each time: for a known one, JAX would use the previous weights. `training` is not an argument,
+    # A new function each time: given the same one again, JAX would use the previous weights. `training` is no argument,
     # because TensorFlow accepts no keyword arguments there, and as a tensor it would not be a Python value.
     def compute(*maps):
         return level(maps if len(maps) > 1 else maps[0], training=training)
@@ -84,7 +84,7 @@ def _compute(level, training, *maps):
 
 
 def _ends_of_levels(network, half):
-    """Return the outputs of the levels of one half of the network, in the order of their numbers."""
+    """Return the outputs of the levels of one half of the network, in order."""
     ends = {}
     for layer in network.layers:
         if match := re.fullmatch(rf"{half}_(\d+)_relu_2", layer.name):

@@ -12,7 +12,7 @@ from models.blocks import groups_of
 from utils.checks import InputError
 from utils.runs import atomic_path
 
-SOURCE = Path(__file__).with_name("unet_torch.py")  # exported as it is
+SOURCE = Path(__file__).with_name("unet_torch.py")  # exported unchanged
 MODULE = "unet.py"
 EPSILON = 1e-3  # of group normalisation in that file
 WITHOUT_WEIGHTS = (
@@ -27,11 +27,11 @@ def torch_weights(network: keras.Model) -> dict[str, np.ndarray]:
     Kernels `(height, width[, depth], inputs, filters)` become `(filters, inputs, height, width[, depth])`.
 
     Args:
-        network: Of `models.unet`, with the head `segmentation`, `reconstruction`, `synthesis` or none, or of
+        network: From `models.unet`, with the head `segmentation`, `reconstruction`, `synthesis` or none; or from
             `models.portable`: a copy, an encoder with all its levels, or several networks averaged.
 
     Returns:
-        Dict from `<layer>.weight` or `<layer>.bias` to float32 array, in the order of the layers; names of an ensemble
+        Dict from `<layer>.weight` or `<layer>.bias` to float32 array, in the order of the layers; names in an ensemble
         begin with `member_<number>.`.
 
     Raises:
@@ -74,14 +74,14 @@ def write_torch(network: keras.Model, path: Path) -> None:
 
 
 def run_torch(path: Path, images: np.ndarray) -> list[np.ndarray]:
-    """Compute with an exported network, from the files alone. Needs torch.
+    """Run an exported network from its files alone. Needs torch.
 
     Args:
         path: The .pt file, with `unet.py` beside it.
-        images: `(B, H, W[, D], C)` float32, as Keras takes them.
+        images: `(B, H, W[, D], C)` float32, as for Keras.
 
     Returns:
-        List of its outputs with the channels last: one, or the features of all levels of an encoder.
+        List of outputs with the channels last: one, or the features of all levels of an encoder.
     """
     import torch
 

@@ -82,15 +82,15 @@ def build_unet(
         head: `"segmentation"` (softmax), `"reconstruction"` (linear), `"synthesis"` (one hidden 1 x 1 convolution that
             also sees the image, then linear; ours), `"projection"` (patch representations) or None (features of the
             last decoder level).
-        outputs: Channels of the first three heads: classes with background, or contrasts. None means the contrasts
-            of the image, for a reconstruction.
+        outputs: Channels of the first three heads: classes including background, or contrasts. For a reconstruction,
+            None means the contrasts of the image.
         features: Length F of a patch representation.
         patch_size: Edge of a patch in pixels of the decoder's feature map.
         head_block: Give a segmentation one more 3 x 3 convolution with normalisation and ReLU before its last
             convolution (authors' code).
         seed: Integer; determines every initial weight, on every backend.
         name: Name of the model.
-        **projection: For a projection: further options of `project_patches`.
+        **projection: Further options of `project_patches`, for the projection head only.
 
     Returns:
         A `keras.Model` from images `(B, *image_shape)` to `(B, H, W[, D], outputs)` float32 (probabilities for a
@@ -152,7 +152,7 @@ def _join_image(x, image, rank, seed):
 
 
 def _output(x, rank, head, channels, seed):
-    # float32 also under mixed precision: half-precision probabilities would round the loss and its gradient.
+    # float32 even under mixed precision: half-precision probabilities would round the loss and its gradient.
     x = convolution(rank, channels, 1, f"{head}_conv", seed, dtype="float32")(x)
     return layers.Activation(OUTPUT_ACTIVATIONS[head], dtype="float32", name=head)(x)
 

@@ -1,4 +1,4 @@
-"""A U-Net in PyTorch: the network whose weights are in the .pt file beside this one.
+"""A U-Net in PyTorch: the network whose weights are in the .pt file beside this file.
 
     import torch
     from unet import load
@@ -33,10 +33,10 @@ class UNet(nn.Module):
         rank: 2 for images, 3 for volumes.
         contrasts: Number of input channels.
         filters: Channels of each level, finest first.
-        decoder_levels: How many levels the decoder has, the coarsest first; 0: the network is an encoder.
+        decoder_levels: How many levels the decoder has, coarsest first; 0 for an encoder alone.
         head: "segmentation", "reconstruction", "synthesis" or None.
         outputs: Channels of the head: classes with background first, or contrasts.
-        head_block: Whether a segmentation has one more convolution with normalisation before its last one.
+        head_block: Whether a segmentation head has one more convolution, with normalisation, before its last one.
     """
 
     def __init__(self, rank, contrasts, filters, decoder_levels=0, head=None, outputs=None, head_block=False):
@@ -61,15 +61,15 @@ class UNet(nn.Module):
             self._add_convolution(f"{head}_conv", channels, outputs, 1)
 
     def forward(self, images):
-        """Compute what the network is for.
+        """Compute the output of the network.
 
         Args:
             images: `(B, contrasts, H, W[, D])` float32; sizes must be multiples of 2**(levels - 1).
 
         Returns:
-            Of a segmentation, probabilities `(B, outputs, H, W[, D])`, background first; of other heads, intensities of
-            the same shape. Without a head, the features of the last decoder level; without a decoder, a list with those
-            of every level of the encoder, finest first.
+            For a segmentation, probabilities `(B, outputs, H, W[, D])`, background first; for other heads, intensities
+            of the same shape. Without a head, the features of the last decoder level; without a decoder, a list of
+            those of every encoder level, finest first.
         """
         if not self.decoder_levels:
             return self.encode(images)
@@ -137,12 +137,12 @@ class Ensemble(nn.Module):
             self.add_module(f"member_{number}", member)
 
     def forward(self, images):
-        """Return the mean of the outputs, as `UNet.forward` describes them."""
+        """Return the mean of the outputs, which `UNet.forward` describes."""
         return torch.stack([member(images) for member in self.children()]).mean(dim=0)
 
 
 def load(path):
-    """Build the network of a .pt file and give it its weights; it is on the CPU and in evaluation mode."""
+    """Build the network of a .pt file and load its weights, on the CPU and in evaluation mode."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     network = network_of(state)
     network.load_state_dict(state)
@@ -150,7 +150,7 @@ def load(path):
 
 
 def network_of(state):
-    """Build the network that a state dict belongs to, with weights of its own."""
+    """Build the network that a state dict belongs to, with new random weights."""
     members = sorted(
         {name.split(".")[0] for name in state if name.startswith("member_")}, key=lambda name: int(name[7:])
     )
@@ -161,7 +161,7 @@ def network_of(state):
 
 
 def settings_of(state):
-    """Return the arguments of the `UNet` that a state dict belongs to; the shapes of its weights say them all."""
+    """Return the arguments of the `UNet` that a state dict belongs to; all follow from the shapes of its weights."""
     shapes = {name.removesuffix(".weight"): tuple(state[name].shape) for name in state if name.endswith(".weight")}
     filters = []
     while f"encoder_{len(filters) + 1}_conv_1" in shapes:

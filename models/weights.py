@@ -25,7 +25,7 @@ HEADS = ("projection", "segmentation", "reconstruction", "synthesis")
 OTHER_FORMATS = {b"\x89HDF": "a Keras HDF5 file (.h5)", b"\x80": "a pickle file", b"\x93NUMPY": "a single numpy array"}
 
 AGAIN = "delete it and run the step again"
-# All that zip, numpy and JSON raise on bytes that are not what they say.
+# Everything that zip, numpy and JSON raise on malformed bytes.
 DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError)
 DAMAGE += (OverflowError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error)
 DAMAGE += (pickle.UnpicklingError,)
@@ -35,7 +35,7 @@ LARGEST_BYTES = 4 << 30  # of all weights together, in memory
 
 @dataclass(frozen=True)
 class TransferReport:
-    """Which layers took over pretrained weights: `moved` as they are, `adapted` (the stem), `left` as initialised."""
+    """Which layers received pretrained weights: `moved` unchanged, `adapted` (the stem), or `left` as initialised."""
 
     moved: tuple[str, ...]
     adapted: tuple[str, ...]
@@ -49,7 +49,7 @@ class TransferReport:
         return "; ".join(parts)
 
     def _left_in_levels(self):
-        """Name the layers that were left; a level of which no layer was taken over stands for its layers."""
+        """Name the layers that were left; a level none of whose layers moved stands for all of them."""
         taken = {_level(name) for name in (*self.moved, *self.adapted)}
         counts = Counter(map(_level, self.left))
         whole = {level for level, count in counts.items() if count > 1 and level not in taken}
@@ -78,7 +78,7 @@ def save_weights(model: keras.Model, path: Path, *, half: bool = False, **metada
         **metadata: Strings to keep with the weights, as one JSON entry.
 
     Raises:
-        InputError: A weight is no number, or beyond what is stored; nothing is written then.
+        InputError: A weight is not finite, or too large for the stored type; nothing is written then.
     """
     _check_range(weights_of(model), path, "float16" if half else "float32")
     arrays = {key: value.astype("float16") if half else value for key, value in weights_of(model).items()}
@@ -89,7 +89,7 @@ def save_weights(model: keras.Model, path: Path, *, half: bool = False, **metada
 
 
 def _check_range(arrays, path, kind):
-    """Refuse weights that would be infinite on disk; only a training that has diverged has any."""
+    """Refuse weights that would be infinite on disk, which only a diverged training produces."""
     limit, cure = float(np.finfo(kind).max), "the training has diverged; lower learning_rate"
     for key, array in arrays.items():
         largest = float(np.abs(array.astype("float64")).max(initial=0))
@@ -100,13 +100,13 @@ def _check_range(arrays, path, kind):
 
 
 def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a file of `save_weights`.
+    """Read a file written by `save_weights`.
 
     Returns:
         A dict from `layer/variable` to float32 array, and the metadata dict.
 
     Raises:
-        InputError: For a missing or damaged file, or one of another format.
+        InputError: For a missing or damaged file, or one in another format.
     """
     path = Path(path)
     _check_format(path)
@@ -129,16 +129,16 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights of an earlier training, what they were made from and whom they have seen.
+    """Weights of an earlier training, with what they were made from and the subjects they have seen.
 
     Attributes:
         path: The file.
         arrays: `layer/variable` -> float32 array.
-        contrasts: Names of the input channels; None where they have none, as those of a network which saw its
-            contrasts one by one.
-        made_from: What the file says of it: `config_hash`, `split_hash`, `scans`, ...
-        seen: Subjects that these weights, or weights that they started from, were trained on.
-        seen_scans: Hash of each image that they saw -> its subject.
+        contrasts: Names of the input channels; None where they have none, as in a network that saw its contrasts one
+            at a time.
+        made_from: What they were made from, as the file records it: `config_hash`, `split_hash`, `scans`, ...
+        seen: Subjects that these weights, or the weights they started from, were trained on.
+        seen_scans: Hash of each image that they have seen -> its subject.
     """
 
     path: Path
@@ -150,7 +150,7 @@ class Pretrained:
 
     @classmethod
     def read(cls, path: Path) -> "Pretrained":
-        """Read a file of `save_weights`; see `read_weights` for errors."""
+        """Read a file written by `save_weights`; see `read_weights` for errors."""
         arrays, found = read_weights(path)
         seen, scans = frozenset(found.get("seen", ())), found.get("seen_scans", {})
         return cls(Path(path), arrays, found.get("contrasts"), found, seen, scans)
@@ -168,7 +168,7 @@ class Pretrained:
 
         Args:
             init: Name of the stage, for the messages.
-            config_hash: Hash that the stage has in the current config.
+            config_hash: Hash of the stage in the current config.
             split_hash: Hash of the current split; None where it is not compared.
             tested: Test subject -> hashes of its images.
 
@@ -191,7 +191,7 @@ class Pretrained:
 
 
 def load_weights(model: keras.Model, path: Path) -> dict[str, Any]:
-    """Load a file of `save_weights` into a model of the same build, heads included.
+    """Load a file written by `save_weights` into a model of the same architecture, heads included.
 
     Returns:
         The metadata dict.
@@ -227,7 +227,7 @@ def transfer(
 ) -> TransferReport:
     """Move pretrained weights into another network, layer by layer, by name.
 
-    Heads never move, nor what is told to stay. The stem adapts when the contrasts differ: with both lists given, a
+    Heads never move, nor do the layers in `stay`. The stem adapts when the contrasts differ: with both lists given, a
     contrast of the same name keeps its slice of the kernel and a new one gets the mean slice; otherwise every contrast
     gets the mean slice. The kernel is then scaled by (source contrasts / target contrasts), so that an image shown in
     all contrasts at once gives a response of the same size (ours).
@@ -235,10 +235,10 @@ def transfer(
     Args:
         source: A `keras.Model`, a dict from `layer/variable` to array, or the path of a weight file.
         target: The `keras.Model` to change.
-        source_contrasts: Contrast names of the source's input channels; None where they have none, as that of a
-            network which saw its contrasts one by one.
+        source_contrasts: Contrast names of the source's input channels; None where they have none, as in a network
+            that saw its contrasts one at a time.
         target_contrasts: Contrast names of the target's input channels.
-        stay: Beginnings of the names of layers that stay as initialised, such as `decoder_5_`.
+        stay: Prefixes of the names of layers that stay as initialised, such as `decoder_5_`.
 
     Returns:
         A `TransferReport` of layer names.
@@ -302,7 +302,7 @@ def _check_transfer(arrays, variables, shared):
         )
     _check_rank(arrays, variables, shared)
     depths = [_depth(keys) for keys in (arrays, variables)]
-    # Decoder levels count from the deepest one: with another depth they would land on levels of another size.
+    # Decoder levels count from the deepest one: at a different depth they would land on levels of a different size.
     if depths[0] != depths[1] and any(key.startswith("decoder_") for key in shared):
         raise InputError(f"weight transfer: the pretrained network has {depths[0]} levels, this one {depths[1]}")
     lines = [
@@ -330,7 +330,7 @@ def _depth(keys):
 
 
 def _check_size(path, archive):
-    """Refuse what would fill the memory: a few bytes can announce any number of zeros."""
+    """Refuse a file that would exhaust the memory: a few bytes can declare any number of zeros."""
     announced = sum(member.file_size for member in archive.infolist())
     if announced > LARGEST_BYTES:
         raise InputError(f"{path}: announces {announced / 2**30:.0f} GiB of weights, expected at most 4; {AGAIN}")
@@ -353,7 +353,7 @@ def _check_format(path):
         start = file.read(6)
     found = next((what for magic, what in OTHER_FORMATS.items() if start.startswith(magic)), None)
     if found is None and zipfile.is_zipfile(path):
-        # What is wrong with an archive, reading it says.
+        # A damaged archive is reported when its arrays are read.
         with contextlib.suppress(*DAMAGE), zipfile.ZipFile(path) as content:
             found = "a .keras archive" if "model.weights.h5" in content.namelist() else None
     if found:
