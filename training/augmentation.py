@@ -1,4 +1,4 @@
-"""Augmentation: the random numbers for changes of training images, both slices and volumes.
+"""Augmentation: the random numbers behind the changes to training images, both slices and volumes.
 
 All random numbers are drawn on the host, by numpy from a named seed, and sent with the batch as a few small arrays
 (only noise is as large as the images); the device computes the changes (`training.warping`,
@@ -20,18 +20,18 @@ from training.warping import sampling_positions
 log = logging.getLogger("mrccl")
 
 MIRRORS = ("anterior_posterior", "left_right", "inferior_superior")
-# Rows of a packed slice run to posterior, columns to the patient's left, slices upwards.
+# Rows of a packed slice run towards posterior, columns to the patient's left, slices upwards.
 AXIS_OF = {name: SLICE_AXES.index(end) for name, end in zip(MIRRORS, "PLS", strict=True)}
 
 
 @dataclass(frozen=True)
 class Changes:
-    """How large the random changes of an image are; without arguments there are none.
+    """How large the random changes to an image are; without arguments there are none.
 
     Attributes:
-        rotation_degrees: Largest rotation, degrees; in the H-W plane, also of a volume, whose slices are often thick.
+        rotation_degrees: Largest rotation, degrees; in the H-W plane, even of a volume, whose slices are often thick.
         elastic_px: Standard deviation of the displacements at the nodes of the coarse grid, pixels, along each axis.
-        elastic_grid: Distance of those nodes, pixels.
+        elastic_grid: Distance between those nodes, pixels.
         brightness: Largest shift, in units of the [0, 1] image.
         contrast: Largest relative change of contrast about the image's mean.
         scale: Smallest and largest share of the field of view that fills the image (below 1 enlarges); one number
@@ -54,7 +54,7 @@ class Changes:
     intensities: Mapping[str, Mapping[str, Any]] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all sizes, and of what has no size only what is asked for; for records and the log."""
+        """Return all numbers, and the other settings only where they are set; for records and the log."""
         return {key: value for key, value in asdict(self).items() if value or isinstance(value, int | float)}
 
     def are_moving(self) -> bool:
@@ -70,13 +70,13 @@ class Changes:
 def draw_changes(
     count: int, image_size: Sequence[int], generator: np.random.Generator, changes: Changes, channels: int = 1
 ) -> dict[str, np.ndarray]:
-    """Draw the random numbers of `count` augmented images.
+    """Draw the random numbers for `count` augmented images.
 
     Args:
         count: Number of images B.
         image_size: `(H, W)` of slices, `(H, W, D)` of volumes, pixels.
         generator: numpy random generator.
-        changes: How large they are.
+        changes: How large the changes are.
         channels: Contrasts of an image; noise differs between them.
 
     Returns:
@@ -181,15 +181,15 @@ INTENSITIES: dict[str, Callable] = {  # the order determines the random numbers 
 
 
 def folded_share(image_size: Sequence[int], changes: Changes, samples: int = 32) -> float:
-    """Share of pixels at which the displacement of an image folds: the image is read backwards there.
+    """Share of pixels at which the displacement of an image folds, so that the image is read backwards.
 
-    There, the determinant of the Jacobian, from differences between neighbouring pixels, differs in sign from that of
-    the rotation, scale and mirroring of the image.
+    At such pixels, the determinant of the Jacobian, from differences between neighbouring pixels, differs in sign from
+    that of the rotation, scale and mirroring of the image.
 
     Args:
         image_size: `(H, W)`, or `(H, W, D)` for volumes.
         changes: How large the changes are.
-        samples: Number of displacements that are drawn for it.
+        samples: Number of displacements to draw.
     """
     generator, folded, rank = np.random.default_rng(0), [], len(image_size)
     changes = replace(changes, intensities=None)
@@ -207,7 +207,7 @@ def describe_changes(image_size: Sequence[int], changes: Changes) -> None:
 
     Args:
         image_size: `(H, W)`, or `(H, W, D)` for volumes.
-        changes: How large they are.
+        changes: How large the changes are.
     """
     sizes = ", ".join(f"{key} {value}" for key, value in changes.as_dict().items())
     log.info("augmentation, lengths in pixels: %s", sizes)

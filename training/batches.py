@@ -52,8 +52,8 @@ class Batches(keras.utils.PyDataset):
     slices, and every slice is used equally often. Validation (`shuffle=False`) is one fixed pass over all slices in a
     fixed random order, so that each batch mixes subjects.
 
-    Arrays that are on the device already (`on_device`) are not sent: the batch refers to slices by `rows (B,)` instead,
-    and `tasks.Task` reads them there.
+    Arrays already on the device (`on_device`) are not sent: the batch refers to slices by `rows (B,)` instead, and
+    `steps.Task` reads them there.
 
     Args:
         arrays: Dictionary of arrays whose first axis is the slice, `(N, ...)`; numpy, or `Rows`.
@@ -62,10 +62,10 @@ class Batches(keras.utils.PyDataset):
         steps: Batches per epoch; None: as many as cover the slices once.
         shuffle: True for training.
         finish: Function `(batch, generator) -> batch` that adds random parts, such as anchors.
-        on_device: Names of arrays, all of them `Rows` with one index, that the task holds.
+        on_device: Names of arrays that the task holds on the device; all are `Rows` with the same index.
 
     Attributes:
-        per_dispatch: Batches handed over at a time, see `Task.train_step`: one, if they bring their images, else as
+        per_dispatch: Batches dispatched at a time, see `Task.train_step`: one if they carry their images, otherwise as
             many as suit the device.
     """
 
@@ -133,7 +133,7 @@ class Batches(keras.utils.PyDataset):
         return ({"steps": {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}},)
 
     def walk(self):
-        """Yield the dispatches of one epoch, read ahead in threads if batches hold images; then advance the epoch."""
+        """Yield the dispatches of one epoch, reading ahead in threads if batches hold images; advance the epoch."""
         with ThreadPoolExecutor(self.workers) as pool:
             ahead = collections.deque()
             for number in range(len(self)):
@@ -166,9 +166,9 @@ class Batches(keras.utils.PyDataset):
 def fed(batches: Batches) -> Any:
     """Return what `fit` reads `Batches` from, epoch after epoch, without taking time from the training step.
 
-    On TensorFlow, this is a dataset with its own thread. The one that Keras makes of a `PyDataset` either uses threads
-    of the step, which costs a third of the throughput of small networks on two cores, or waits for a tenth of a second
-    at the end of each epoch. A fit begins at the epoch after the one that `batches` are at, as Keras does.
+    On TensorFlow, this is a dataset with its own thread. The one that Keras builds from a `PyDataset` either competes
+    with the step for threads, which costs a third of the throughput of small networks on two cores, or waits a tenth of
+    a second at the end of each epoch. As with Keras' own, `fit` begins at the epoch after the current one of `batches`.
     """
     if keras.backend.backend() != "tensorflow":
         return batches
@@ -183,7 +183,7 @@ def fed(batches: Batches) -> Any:
 
 
 def in_memory(arrays: Mapping[str, Any]) -> list[str]:
-    """Names of those `Rows` among arrays whose values are in memory, and can go to the device as they are."""
+    """Names of the `Rows` among arrays whose values are in memory and can go to the device unchanged."""
     return [name for name, rows in arrays.items() if isinstance(rows, Rows) and isinstance(rows.values, np.ndarray)]
 
 
@@ -193,7 +193,7 @@ def size_of(batch: Batch) -> int:
 
 
 class PartitionedBatches(Batches):
-    """Batches of anatomical contrast: some volumes, with one slice of each part of each volume.
+    """Batches for anatomical contrast: some volumes, with one slice from each part of each volume.
 
     Training cycles through a permutation of the volumes until a cycle ends with a full batch, then takes the next
     permutation: every volume is used equally often, and no batch holds a volume twice. The slice of each part is drawn
@@ -201,7 +201,7 @@ class PartitionedBatches(Batches):
     until the largest part of all volumes is covered and all volumes have been visited equally often.
 
     Args:
-        arrays: As for `Batches`; `partition (N,)` of `assign_partitions` among them goes into every batch.
+        arrays: As for `Batches`, including `partition (N,)` from `assign_partitions`, which goes into every batch.
         batch_size: Slices per batch, a multiple of the number of partitions. With fewer volumes than that requires, a
             batch holds all volumes.
         seed: As for `Batches`.
@@ -214,7 +214,7 @@ class PartitionedBatches(Batches):
         InputError: The batch size is not a multiple of the number of partitions.
 
     Reference:
-        Chaitanya et al., NeurIPS 2020, Sec. 3.1: a batch of m volumes, one slice of each partition of each.
+        Chaitanya et al., NeurIPS 2020, Sec. 3.1: a batch of m volumes, one slice from each partition of each.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ def assign_partitions(subjects: ArrayLike, slices: ArrayLike, n_partitions: int)
         InputError: A volume has fewer slices than parts.
 
     Reference:
-        Chaitanya et al., NeurIPS 2020, Sec. 3.1; parts of the packed slices instead of the whole scan are ours.
+        Chaitanya et al., NeurIPS 2020, Sec. 3.1; cutting the packed slices rather than the whole scan is ours.
     """
     names, volumes, counts = np.unique(subjects, return_inverse=True, return_counts=True)
     lines = [

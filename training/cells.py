@@ -1,4 +1,4 @@
-"""What a cell of step 4 is, and what each kind of cell must be able to do for `training.grid.Grid` to run it.
+"""What a cell of step 4 is, and what each kind of cell must provide for `training.grid.Grid` to run it.
 
 No backend is loaded here, so that scripts can define their kinds of cells and still answer --help at once.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from utils.work_dir import WorkDir
 
 
-MOST_KEPT = 2**28  # bytes of references in memory, of each split
+MOST_KEPT = 2**28  # bytes of references kept in memory, per split
 
 
 class Cell(NamedTuple):
@@ -51,13 +51,13 @@ class CellTask(ABC):
         work: The `WorkDir` of the split.
         files: Subject -> `SubjectFiles`.
         store: The packed slices of the subjects.
-        train_subjects: Subjects to draw the annotated ones from.
+        train_subjects: Subjects from which the annotated ones are drawn.
         val_subjects: Annotated validation subjects.
         test_subjects: Subjects that no network may have seen.
         scored: Subjects that cells predict.
-        reference: `read_reference`, once for each subject while all of it is small.
-        made_of: More of what a cell is made from, written to metrics.json and compared before it is reused.
-        sizes_key: Key of the config that lists N.
+        reference: `read_reference`, cached per subject while the total is small.
+        made_of: Further things a cell is made from, written to metrics.json and compared before the cell is reused.
+        sizes_key: Key of the config that lists the values of N.
     """
 
     config: "Config"
@@ -77,27 +77,27 @@ class CellTask(ABC):
 
     @abstractmethod
     def folder(self, cell: Cell) -> Path:
-        """Where a cell is written."""
+        """Folder that a cell is written to."""
 
     @abstractmethod
     def names(self, cell: Cell) -> dict[str, Any]:
-        """What metrics.json calls a cell."""
+        """Keys that identify a cell in metrics.json."""
 
     @abstractmethod
     def inputs(self, cell: Cell) -> list[str]:
-        """Input channels of its network."""
+        """Input channels of the network of a cell."""
 
     @abstractmethod
     def hash_of(self, cell: Cell) -> str:
-        """Hash of what shapes its result."""
+        """Hash of everything that shapes the result of a cell."""
 
     @abstractmethod
     def seed_of(self, cell: Cell) -> int:
-        """Seed of its order and augmentation, the same for every init."""
+        """Seed of the order of slices and of the augmentation, the same for every init."""
 
     @abstractmethod
     def trainer_key(self, cell: Cell) -> Any:
-        """Equal for cells that one trainer serves."""
+        """Key that is equal for cells which share a trainer."""
 
     @abstractmethod
     def build_trainer(self, cell: Cell) -> "Trainer":
@@ -105,15 +105,15 @@ class CellTask(ABC):
 
     @abstractmethod
     def train(self, trainer: "Trainer", cell: Cell, subjects: Sequence[str], run: "RunOptions") -> None:
-        """Train on these subjects; leaves the weights to keep in `trainer.network`."""
+        """Train on these subjects, leaving the weights to keep in `trainer.network`."""
 
     @abstractmethod
     def score(self, network: "keras.Model", cell: Cell, folder: Path) -> list[dict[str, Any]]:
-        """Predict the subjects in `scored` into a folder; returns the rows of metrics.json."""
+        """Predict the subjects in `scored`, write the predictions to a folder, and return the rows of metrics.json."""
 
     @abstractmethod
     def judge(self, network: "keras.Model", cell: Cell) -> dict[str, Any]:
-        """What metrics.json says of the validation subjects."""
+        """What metrics.json records about the validation subjects."""
 
     @abstractmethod
     def describe_model(self, cell: Cell, subjects: Sequence[str]) -> "ModelDescription":
@@ -125,10 +125,10 @@ class CellTask(ABC):
 
     @abstractmethod
     def absent(self) -> Iterable[str]:
-        """One line for each subject that should be packed and is not, or the other way round."""
+        """One line for each subject that should be packed and is not, or vice versa."""
 
     def describe_data(self, cell: Cell, subjects: Iterable[str]) -> dict[str, Any]:
-        """The keys of a `ModelDescription` of any kind of cell."""
+        """Keys of a `ModelDescription` that every kind of cell has."""
         from data.field_of_view import field_of_training
         from data.splits import hash_of_split
 
@@ -157,11 +157,11 @@ class CellTask(ABC):
 
 
 def kept_while_small(read: Callable[[str], Any], most_bytes: int = MOST_KEPT) -> Callable[[str], Any]:
-    """Let a function read what has a name once, and keep it as long as everything kept is small.
+    """Cache what a function reads by name, as long as everything in the cache is small.
 
     Args:
-        read: Returns an array, or several, which nobody may change from then on.
-        most_bytes: What does not fit into these is read again.
+        read: Function of a name that returns an array or a tuple of arrays, which are read-only once cached.
+        most_bytes: Size of the cache; what does not fit is read again each time.
     """
     kept: dict[str, Any] = {}
     free = most_bytes

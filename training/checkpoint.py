@@ -1,4 +1,4 @@
-"""The files of a training that has stopped or ended: the state to resume from, and the history."""
+"""The files of a training that was interrupted or has ended: the state to resume from, and the history."""
 
 import json
 import zipfile
@@ -35,7 +35,7 @@ class Progress:
 
     @property
     def measured(self) -> list[dict[str, Any]]:
-        """The epochs with a look at the validation set."""
+        """The epochs after which the validation set was evaluated."""
         return [row for row in self.history if "val_loss" in row]
 
 
@@ -63,10 +63,10 @@ def text_of(progress: Progress) -> str:
 
 
 def read_checkpoint(path: Path) -> tuple[Progress, list[np.ndarray], list[np.ndarray]]:
-    """Read a file of `write_checkpoint`.
+    """Read a file written by `write_checkpoint`.
 
     Returns:
-        The progress, the variables and the best weights, an empty list where there are none.
+        The progress, the variables, and the best weights (an empty list if there are none).
 
     Raises:
         InputError: The file is damaged.

@@ -14,7 +14,7 @@ from utils.runs import child_seed
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """Volumes to be used in crops; replaces an array of images in pretraining.
+    """Volumes to draw crops from; takes the place of an array of images in pretraining.
 
     Attributes:
         volumes: One per subject, all with the same contrasts.
@@ -40,7 +40,7 @@ class Crops:
         return (len(self.volumes), *self.size, len(self.inputs))
 
     def batches(self, batch_size: int, seed: int, **options: Any) -> "CropBatches":
-        """Return `CropBatches`; `options` are `steps`, `shuffle`, `with_maps` and `finish` of it."""
+        """Return `CropBatches`; `options` are its `steps`, `shuffle`, `with_maps` and `finish`."""
         return CropBatches(self, batch_size, seed, **options)
 
 
@@ -52,7 +52,7 @@ class CropBatches(Batches):
     with `Batches`, a batch is a function of (seed, epoch, step) only.
 
     Args:
-        crops: What is shown: inputs become `image`, targets, if there are any, `target`.
+        crops: What is shown: inputs become `image`, targets, if any, `target`.
         batch_size: Crops per batch.
         seed: Seed of this set.
         steps: Batches per epoch; None: as many as show one crop of each volume (validation: all crops).
@@ -64,8 +64,8 @@ class CropBatches(Batches):
     (B, h, w[, d])` int32 if requested, processed by `finish`.
 
     Raises:
-        InputError: A contrast is input and target, named twice or not among those of the volumes; there are no
-            volumes; or a crop does not fit, one line for each such subject.
+        InputError: A contrast is both input and target, named twice or not among those of the volumes; there are no
+            volumes; or a crop does not fit (one line for each such subject).
     """
 
     def __init__(

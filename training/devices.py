@@ -26,7 +26,7 @@ MOST_STEPS = 32  # in one dispatch, so that the host waits for the device and no
 
 @contextlib.contextmanager
 def data_parallel(count: int) -> Iterator[None]:
-    """Share every batch among several devices; networks must be built and trained inside this context.
+    """Split every batch across several devices; networks must be built and trained inside this context.
 
     Args:
         count: Devices N; 1 changes nothing. Training batches must be a multiple of N (`check_batch_sizes`).
@@ -61,7 +61,7 @@ def use_precision(mixed: bool) -> None:
 
 
 def free_bytes() -> int:
-    """Memory for data that is free on the device, or in this machine when the processor is the device; bytes.
+    """Free memory for data in bytes: of the device, or of this machine if it computes on the CPU.
 
     If the backend does not report it (TensorFlow on a GPU), 8 GB are assumed.
     """
@@ -77,7 +77,7 @@ def free_bytes() -> int:
 
 
 def steps_per_dispatch(steps: int, last_is_smaller: bool = False) -> int:
-    """Say how many steps of an epoch go to the device at a time; 1 where the step itself takes longest.
+    """Return how many steps of an epoch go to the device at a time; 1 where the step itself takes most of the time.
 
     Args:
         steps: Steps of the epoch.
@@ -97,7 +97,7 @@ def steps_per_dispatch(steps: int, last_is_smaller: bool = False) -> int:
 
 
 def check_batch_sizes(count: int, batch_sizes: Mapping[str, int]) -> None:
-    """Raise InputError unless all batch sizes, a dictionary by section of the config, are multiples of the devices."""
+    """Raise InputError unless each batch size, by section of the config, is a multiple of the number of devices."""
     lines = [
         f"{key}.batch_size: {size} slices cannot be split evenly by --devices {count}; give a multiple of {count}"
         for key, size in batch_sizes.items()
@@ -110,7 +110,7 @@ def check_batch_sizes(count: int, batch_sizes: Mapping[str, int]) -> None:
 class Replicated(keras.distribution.DataParallel):
     """Weights and batches on every device (JAX); `shared_out` then splits the batch in the compiled step.
 
-    Keras itself would split all batches of a set like the first one, but the last batch of a validation set is smaller.
+    Keras would split all batches of a set like the first one, but the last batch of a validation set is smaller.
     """
 
     def get_data_layout(self, data_shape):
@@ -141,7 +141,7 @@ def _mirrored(devices):
 
 
 def replicas() -> int:
-    """How many TensorFlow programs share the batch that is being trained on; 1 on other backends."""
+    """Number of TensorFlow programs that share the current training batch; 1 on other backends."""
     if keras.backend.backend() != "tensorflow":
         return 1
     return tensorflow().distribute.get_strategy().num_replicas_in_sync
@@ -161,9 +161,9 @@ def gathered(*tensors):
 def share_of_loss(costs):
     """Return the contribution of this device to the mean of the costs `(B,)`; contributions sum to the mean.
 
-    TensorFlow sums the gradients of all devices. If each has the costs of its own slices, their means are divided by
-    the number of devices; if each has the costs of the whole batch, `all_gather` has already summed the contributions
-    to a slice, and the same division applies. A device without slices, at the end of a validation set, contributes 0.
+    TensorFlow sums the gradients of all devices. If each has the costs of its own slices, their mean is divided by the
+    number of devices; if each has the costs of the whole batch, `all_gather` has already summed the contributions to a
+    slice, and the same division applies. A device left without slices at the end of a validation set contributes 0.
     """
     number = replicas()
     if number == 1:

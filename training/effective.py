@@ -12,7 +12,7 @@ from utils.runs import write_json
 
 log = logging.getLogger("mrccl")
 Numbers = Sequence[float] | np.ndarray
-LARGEST_PATCH_MM = 10.0  # the authors' patches have about 6 mm
+LARGEST_PATCH_MM = 10.0  # the authors' patches measure about 6 mm
 LARGEST_NEAREST_SHARE = 0.25  # the authors' 100 patches are about 6 % of the foreground
 
 
@@ -46,15 +46,15 @@ class PatchCounts:
     anchors_share: float | None = None
 
     def nearest_of(self, foreground: Numbers) -> np.ndarray:
-        """Nearest patches of images with so many foreground patches, `(n,)` int32."""
+        """Number of nearest patches of images with this many foreground patches, `(n,)` int32."""
         return self._of(self.nearest, self.nearest_share, foreground)
 
     def anchors_of(self, foreground: Numbers) -> np.ndarray:
-        """Anchors of images with so many foreground patches, `(n,)` int32."""
+        """Number of anchors of images with this many foreground patches, `(n,)` int32."""
         return self._of(self.anchors, self.anchors_share, foreground)
 
     def largest(self, most_foreground: int) -> dict[str, int]:
-        """Nearest patches and anchors of an image with so many foreground patches, when no image has more of them."""
+        """Return the largest numbers of nearest patches and anchors, given the most foreground patches of any image."""
         nearest, anchors = (of([most_foreground])[0] for of in (self.nearest_of, self.anchors_of))
         return {"nearest": int(nearest), "anchors": int(anchors)}
 
@@ -65,7 +65,7 @@ class PatchCounts:
 def effective_values(
     counts: PatchCounts, foreground: Numbers, patches: int, edge_px: int, pixel_mm: float | None
 ) -> dict[str, Any]:
-    """Describe a stage by what its keys come to on its training images.
+    """Describe a stage by what its settings amount to on its training images.
 
     Args:
         counts: `PatchCounts`.
@@ -75,7 +75,7 @@ def effective_values(
         pixel_mm: Edge of such a pixel in mm; None if unknown.
 
     Returns:
-        A dictionary for JSON. Numbers of patches are those of the median image; shares are of its foreground patches.
+        A dictionary for JSON. Numbers of patches refer to the median image, shares to its foreground patches.
     """
     median = float(np.median(foreground)) if len(foreground) else 0.0
     nearest = int(np.minimum(counts.nearest_of([median]), patches - 1)[0])
@@ -93,7 +93,7 @@ def effective_values(
 
 
 def described(values):
-    """Write `effective_values` in one line."""
+    """Describe `effective_values` in one line."""
     mm = "" if values["patch_mm"] is None else f" ({values['patch_mm']:g} mm)"
     line = f"patches of {values['patch_px']} px{mm}, {values['median_foreground_patches']:g} of {values['patches']} in "
     line += "the foreground (median image)"
@@ -127,9 +127,9 @@ def record_effective(
     folder: Path,
     name: str,
 ) -> None:
-    """Write `effective.json` into the folder of a stage, log what it says, and warn where that is far from the method.
+    """Write `effective.json` into the folder of a stage, log it, and warn of values far from those of the method.
 
-    Arguments are those of `effective_values`, the folder, and the name of the stage in messages.
+    Arguments are those of `effective_values`, the folder, and the name of the stage for messages.
     """
     values = effective_values(counts, foreground, patches, edge_px, pixel_mm)
     write_json(folder / "effective.json", values)

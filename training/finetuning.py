@@ -22,21 +22,21 @@ from utils.runs import child_seed
 
 
 class Trainer:
-    """Trains networks of one shape one after another; the training step is compiled once.
+    """Trains networks of one shape in turn; the training step is compiled once.
 
     Args:
         build: Function `seed -> keras.Model` of that shape.
         make_task: Function `network -> Task`.
         augmentation: Random changes of training images.
         schedule: Batches, epochs and learning rates of every cell.
-        fresh_levels: So many of the last decoder levels stay random where pretrained weights have them, too.
+        fresh_levels: How many of the last decoder levels stay random even where pretrained weights exist.
         remat: Compute activations twice instead of keeping them.
 
     Attributes:
         network: The `keras.Model` in training.
         fresh: Names of the layers that are not pretrained in the current cell.
         compile_s: Seconds that the last cell spent on compiling the step, see `CompileClock`.
-        updates: Updates of its weights that the last cell has had in all.
+        updates: Total number of weight updates in the last cell.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Trainer:
     def start_from(
         self, seed: int, pretrained: Pretrained | None = None, contrasts: Sequence[str] | None = None
     ) -> TransferReport | None:
-        """Set the weights at which a cell starts.
+        """Set the weights from which a cell starts.
 
         Args:
-            seed: Seed of the random weights; two cells that share it differ only by what is pretrained.
+            seed: Seed of the random weights; two cells that share it differ only in what is pretrained.
             pretrained: Weights of a pretrained network; None: random initialisation.
             contrasts: Names of the input channels, for the first convolution.
 
@@ -77,15 +77,15 @@ class Trainer:
         return report
 
     def _never_pretrained(self):
-        """Layers that no transfer moves: what the head phase trains where nothing is pretrained, to treat it alike."""
+        """Layers that no transfer moves; the head phase trains the same ones where nothing is pretrained."""
         return tuple(layer.name for layer in self.network.layers if layer.name.startswith((*HEADS, *self.stay)))
 
     def fit(self, batches: Batches, validation: Batches | None, run: RunOptions) -> list[dict[str, Any]]:
-        """Train one cell; leaves `network` with the weights to keep.
+        """Train one cell, leaving the weights to keep in `network`.
 
         Args:
             batches: Training batches.
-            validation: Validation batches, fixed; None where there are none.
+            validation: Validation batches, fixed; None if there are none.
             run: The run of this cell.
 
         Returns:
@@ -97,7 +97,7 @@ class Trainer:
         return history
 
     def add_changes(self, batch: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
-        """Add the random numbers of augmentation to a batch, if there is any: warping takes time and smooths noise."""
+        """Add the random numbers of augmentation to a batch; no warp if nothing moves: it takes time, smooths noise."""
         if not self.augmentation.are_any():
             return batch
         is_moved, (*image_size, channels) = self.augmentation.are_moving(), self.network.input_shape[1:]
@@ -106,7 +106,7 @@ class Trainer:
 
 
 def last_decoder_levels(network: keras.Model, count: int) -> tuple[str, ...]:
-    """Return the beginnings of the layer names of the last decoder levels of a network, none for a count of 0."""
+    """Return the prefixes of the layer names of the last decoder levels of a network, none for a count of 0."""
     numbers = {int(layer.name.split("_")[1]) for layer in network.layers if layer.name.startswith("decoder_")}
     return tuple(f"decoder_{number}_" for number in sorted(numbers)[len(numbers) - count :])
 
@@ -120,7 +120,7 @@ class SegmentationTrainer(Trainer):
         **settings: `augmentation`, `schedule`, `fresh_levels` and `remat` of `Trainer`.
 
     Attributes:
-        source: What the slices of `use` are, for the caller to remember.
+        source: Which slices `use` was last given, for the caller to note.
     """
 
     source = None
@@ -129,7 +129,7 @@ class SegmentationTrainer(Trainer):
         super().__init__(build, lambda network: Segmentation(network, loss), **settings)
 
     def use(self, images: Any, labels: Any) -> None:
-        """Take over the slices that cells are trained on; numpy arrays go to the device once, for all these cells.
+        """Set the slices that cells are trained on; numpy arrays go to the device once, for all these cells.
 
         Args:
             images: `(N, H, W, C)`, in [0, 1]; numpy array or `data.store.slices.StoredArray`.
@@ -140,12 +140,12 @@ class SegmentationTrainer(Trainer):
         self.task.hold(held, held)
 
     def train(self, rows: np.ndarray, validation_rows: np.ndarray, run: RunOptions) -> list[dict[str, Any]]:
-        """Train one cell; leaves `network` with the weights to keep.
+        """Train one cell, leaving the weights to keep in `network`.
 
         Args:
-            rows: Numbers of the slices of the annotated subjects among those of `use`, `(n,)`.
-            validation_rows: The same of the validation subjects; may be empty where the schedule needs none.
-            run: The run of this cell; its seed is that of order and augmentation.
+            rows: Numbers of the slices of the annotated subjects among those given to `use`, `(n,)`.
+            validation_rows: The same for the validation subjects; may be empty if the schedule needs none.
+            run: The run of this cell; its seed determines order and augmentation.
 
         Returns:
             History, a list with one dictionary per epoch.
@@ -155,7 +155,7 @@ class SegmentationTrainer(Trainer):
         sets = [{name: Rows(values, r) for name, values in self.arrays.items()} for r in (rows, validation_rows)]
         on_device = in_memory(sets[0])
         batches = Batches(sets[0], size, seeds[0], steps=steps, finish=self.add_changes, on_device=on_device)
-        validation = None  # where no subject is annotated for it
+        validation = None  # if no validation subject is annotated
         if len(validation_rows):
             validation = Batches(sets[1], size, seeds[1], shuffle=False, on_device=on_device)
         return self.fit(batches, validation, run)
@@ -174,12 +174,12 @@ class SynthesisTrainer(Trainer):
         super().__init__(build, lambda network: Synthesis(network, loss), **settings)
 
     def train(self, crops: Crops, validation_crops: Crops, run: RunOptions) -> list[dict[str, Any]]:
-        """Train one cell; leaves `network` with the weights to keep.
+        """Train one cell, leaving the weights to keep in `network`.
 
         Args:
             crops: `training.crops.Crops` of the subjects of the cell.
             validation_crops: `Crops` of the validation subjects.
-            run: The run of this cell; its seed is that of places, order and augmentation.
+            run: The run of this cell; its seed determines positions, order and augmentation.
 
         Returns:
             History, a list with one dictionary per epoch.
@@ -191,18 +191,18 @@ class SynthesisTrainer(Trainer):
 
 
 class CompileClock(keras.callbacks.Callback):
-    """Times batches, to tell compiling from training on every backend.
+    """Times batches, to separate compiling from training on every backend.
 
-    A step is traced and compiled inside its first call. What the first training batch, the first validation batch and
-    the first batch of another size (at the end of the validation set) took longer than the median of the later ones of
-    their kind is therefore what compiling cost. Where the step was compiled before, that is about 0.
+    A step is traced and compiled inside its first call. The compile time is therefore how much longer the first
+    training batch, the first validation batch and the first batch of another size (at the end of the validation set)
+    took than the median of the later ones of their kind. It is about 0 if the step was compiled before.
 
     Args:
         training: `Batches`.
         validation: `Batches`, or None.
     """
 
-    async_safe = True  # JAX goes on while a step is awaited
+    async_safe = True  # JAX continues while a step is awaited
 
     def __init__(self, training: Batches, validation: Batches | None):
         super().__init__()
@@ -226,6 +226,6 @@ class CompileClock(keras.callbacks.Callback):
         self.seconds[part, self.sets[part].kind(batch)].append(time.perf_counter() - self.started[part, batch])
 
     def compile_s(self) -> float:
-        """Return the seconds spent on compiling; a kind of batch that came only once counts in full."""
+        """Return the seconds spent on compiling; a kind of batch that occurred only once counts in full."""
         excess = (first - (statistics.median(later) if later else 0.0) for first, *later in self.seconds.values())
         return sum(max(0.0, seconds) for seconds in excess)

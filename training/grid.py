@@ -1,4 +1,4 @@
-"""The grid of finetuning: which cells are finished, from which weights they start, that nothing leaks; and one cell."""
+"""The finetuning grid: which cells are finished, which weights they start from, checks for leaks; running a cell."""
 
 import argparse
 import gc
@@ -31,12 +31,12 @@ class Grid:
 
     Args:
         task: What its cells train on, predict and write.
-        trainers: Dictionary that all grids share: the key of the trainer in use to that trainer, so that a step is
-            compiled once and one at a time takes memory.
+        trainers: Dictionary shared by all grids: the key of the trainer in use -> that trainer, so that each step is
+            compiled once and only one at a time takes memory.
 
     Attributes:
-        pretrained: Init to its weights, once the cells are checked.
-        subsets: `(n, repeat)` to the subjects to train on, likewise.
+        pretrained: Init -> its weights, once the cells are checked.
+        subsets: `(n, repeat)` -> the subjects to train on, likewise.
     """
 
     def __init__(self, task: CellTask, trainers: dict):
@@ -52,7 +52,7 @@ class Grid:
         """Find every mistake before the first cell: too few subjects, missing weights, leaks, other configs.
 
         Returns:
-            Under `keep_going` a line for each subject that cannot be used and is left out.
+            Under `keep_going`, a line for each subject that cannot be used and is left out.
         """
         failures: list[str] = []
         accept(list(self.task.absent()), keep_going, failures)
@@ -66,7 +66,7 @@ class Grid:
         self.todo = [cell for cell in cells if overwrite or not self.is_finished(cell)]
         self.redone = self._with_metrics(self.todo)
         for folder in self.redone:
-            with alone_in(folder):  # refused here, nothing is removed
+            with alone_in(folder):  # if another run is refused here, nothing has been removed yet
                 pass
         if self.todo:
             self._check_references(keep_going, failures)
@@ -75,7 +75,7 @@ class Grid:
         return failures
 
     def _check_references(self, keep_going, failures):
-        """Refuse references of scored subjects that are not those that step 2 packed, or do not score them."""
+        """Refuse references that differ from what step 2 packed; under `keep_going`, leave those subjects unscored."""
         problems = {}
         for subject in progress(self.task.scored, "Checking references"):
             try:
@@ -90,12 +90,12 @@ class Grid:
     def clear(self, cells: list[Cell]) -> None:
         """Remove checkpoints beside scores, and the scores of cells that are about to be redone.
 
-        These must not count as finished if this run is interrupted.
+        Such cells must not count as finished if this run is interrupted.
 
         Raises:
-            InputError: Another run is at work in a cell that is to be redone.
+            InputError: Another run is working on a cell that is to be redone.
         """
-        for folder in self._with_metrics(cells):  # a kill may have left one: a run anew must not go on from that
+        for folder in self._with_metrics(cells):  # a kill may have left one, which a new run must not resume from
             drop_checkpoint(folder)
         for folder in self.redone:
             with alone_in(folder):
@@ -106,7 +106,7 @@ class Grid:
         return [folder for folder in folders if (folder / METRICS).exists()]
 
     def _read(self, init):
-        """Read pretrained weights; yields what is wrong with them."""
+        """Read pretrained weights; yield what is wrong with them."""
         path = self.work.stage_weights(init)
         if not path.exists():
             yield f"{path}: no such file; run constrained_contrastive_learning.py first"
@@ -116,7 +116,7 @@ class Grid:
         yield from found.mistakes(init, self.config.hash_of_stage(init), self.split_hash, tested)
 
     def is_finished(self, cell: Cell) -> bool:
-        """True when the cell's metrics are there; InputError when they come from another config, seed or split."""
+        """True if the cell has metrics; InputError if they come from another config, seed or split."""
         folder = self.task.folder(cell)
         if not (folder / METRICS).exists():
             return False
@@ -127,7 +127,7 @@ class Grid:
         return True
 
     def made_from(self, cell: Cell) -> Provenance:
-        """What a cell is made from; written to metrics.json and compared before the cell is used again."""
+        """What a cell is made from; written to metrics.json and compared before the cell is reused."""
         subjects = self.subsets[cell.n, cell.repeat]
         scans = self._hashes([*subjects, *self.task.val_subjects, *self.task.scored])
         others = {"train_subjects": list(subjects), "validation_subjects": list(self.task.val_subjects)}
@@ -144,7 +144,7 @@ class Grid:
         return of_scans({subject: known[subject] for subject in subjects if subject in known})
 
     def run(self, cells: list[Cell], keep_going: bool) -> list[str]:
-        """Run some of the unfinished cells; returns one line for each that failed."""
+        """Run some of the unfinished cells; return one line for each that failed."""
         failed = []
         for cell in progress(cells, f"Finetuning {self.work.split}".strip()):
             try:
@@ -156,8 +156,8 @@ class Grid:
         return failed
 
     def run_cell(self, cell: Cell) -> None:
-        """Train on the subjects of one cell, predict every subject that is scored, write what came out."""
-        if self.is_finished(cell):  # by another run, since this one began
+        """Train on the subjects of one cell, predict every scored subject, and write the results."""
+        if self.is_finished(cell):  # by another run, after this one began
             return
         task, made_from, folder, started = self.task, self.made_from(cell), self.task.folder(cell), time.monotonic()
         subjects, name = list(self.subsets[cell.n, cell.repeat]), self.work.name_of(folder)
@@ -168,7 +168,7 @@ class Grid:
             run = RunOptions(folder, json.dumps(made_from.as_dict()), name, task.seed_of(cell), **self.sinks)
             task.train(trainer, cell, subjects, run)
             made = {"config_hash": made_from.config_hash, "split_hash": self.split_hash}
-            # Half precision on disk; what is scored is what is stored, so predict.py gives what was scored.
+            # Stored in half precision and loaded again, so that predict.py reproduces what was scored.
             save_weights(trainer.network, folder / WEIGHTS, half=True, contrasts=task.inputs(cell), **made)
             load_weights(trainer.network, folder / WEIGHTS)
             rows = [
@@ -184,7 +184,7 @@ class Grid:
             log.info("%s: %.1f s, %.0f %% of them compiling", name, about["duration_s"], share)
 
     def _about(self, trainer, cell):
-        """What metrics.json says of a cell besides its scores and what it was made from."""
+        """What metrics.json records about a cell besides its scores and what it was made from."""
         selecting = len(self.task.val_subjects) if trainer.schedule.needs_validation else 0
         return {
             "split": self.work.split,
@@ -194,11 +194,11 @@ class Grid:
             **self.task.judge(trainer.network, cell),
             "compile_s": round(trainer.compile_s, 2),
             "updates": trainer.updates,
-            "augmentation_px": trainer.augmentation.as_dict(),  # what is in mm in the config is in pixels here
+            "augmentation_px": trainer.augmentation.as_dict(),  # lengths in mm in the config are in pixels here
         }
 
     def _trainer(self, cell):
-        """Return the trainer of a cell; another one is dropped first, because a compiled step takes much memory."""
+        """Return the trainer of a cell; any other is dropped first, because a compiled step takes a lot of memory."""
         key = self.task.trainer_key(cell)
         if key not in self.trainers:
             self.trainers.clear()
@@ -207,8 +207,8 @@ class Grid:
         return self.trainers[key]
 
     def _start(self, trainer, cell):
-        """Put the initial weights of a cell into the trainer's network and say which."""
-        # Cells that differ only by their initialisation share the random weights of what is not pretrained.
+        """Load the initial weights of a cell into the trainer's network and log which."""
+        # Cells that differ only in their initialisation share the random weights of all layers not pretrained.
         seed, pretrained = child_seed(self.config.seed, "weights", cell.repeat), self.pretrained.get(cell.init)
         report = trainer.start_from(seed, pretrained, self.task.inputs(cell))
         log.info("%s: %s", self.task.folder(cell), report.summary() if report else "random initialisation")
@@ -221,21 +221,21 @@ def run_grids(
     finish: Callable[[], str] | None = None,
     failures: list[str] | None = None,
 ) -> int:
-    """Check all grids, then run them on the devices asked for; returns the exit code of the script.
+    """Check all grids, then run them on the requested devices; return the exit code of the script.
 
     Args:
         grids: One `Grid` for each split.
-        cells: The cells that each of them should have.
+        cells: The cells that each grid should have.
         options: Command line with the options of `utils.command_line.add_grid_options`.
-        finish: Function called at the end, which says what to type next; None: step 5.
-        failures: Lines on subjects that were left out before, under --keep-going.
+        finish: Function called at the end, which returns the next command to type; None: step 5.
+        failures: Lines on subjects already left out under --keep-going.
     """
     sinks = chosen_sinks(options)
     failed = [] if failures is None else failures
     for grid in grids:
         failed += grid.check(cells, options.overwrite, options.keep_going)
         grid.sinks = sinks
-    for grid in grids:  # once all of them are sound
+    for grid in grids:  # only after all of them have passed the check
         grid.clear(cells)
     with data_parallel(options.devices):
         failed += [name for grid, part in by_trainer(grids) for name in grid.run(part, options.keep_going)]
@@ -246,10 +246,10 @@ def run_grids(
 
 
 def by_trainer(grids: list[Grid]) -> list[tuple[Grid, list[Cell]]]:
-    """Put the unfinished cells of all grids in the order in which each trainer is built once and then dropped.
+    """Order the unfinished cells of all grids so that each trainer is built once and then dropped.
 
     Returns:
-        List of `(grid, cells)`; the trainers, and the cells of one, stand in the order of the grids.
+        List of `(grid, cells)`; trainers, and the cells of each, are in the order of the grids.
     """
     parts: dict[Any, dict[Grid, list[Cell]]] = {}
     for grid in grids:

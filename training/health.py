@@ -37,7 +37,7 @@ def health_complaints(row: Mapping[str, float]) -> dict[str, str]:
 
 
 def warn_when_crossing(name: str, measured: Sequence[Mapping[str, float]]) -> None:
-    """Warn of measures that pass their limit in the last of the epochs that were measured, the first time they do."""
+    """Warn of measures that are beyond their limit in the last measured epoch but were not in the one before."""
     *earlier, row = measured
     known = health_complaints(earlier[-1]) if earlier else {}
     for column, complaint in health_complaints(row).items():

@@ -81,14 +81,14 @@ def blur(images, sd):
 
 
 def lower_resolution(images, coarseness):
-    """Simulate an acquisition with larger pixels: means over these, interpolated linearly to the old pixels.
+    """Simulate an acquisition with larger pixels: means over each, interpolated linearly back to the original pixels.
 
     The pixels are enlarged in the plane of the slices, starting at the first row and column; at the end of an axis they
     may extend beyond the image and then hold the mean of the pixels inside.
 
     Args:
         images: `(B, H, W[, D], C)`.
-        coarseness: Edge of a large pixel, old pixels, `(B,)`, at least 1; 1: unchanged.
+        coarseness: Edge of a large pixel in original pixels, `(B,)`, at least 1; 1: unchanged.
     """
     edge = ops.reshape(coarseness, (-1, 1, 1))
 

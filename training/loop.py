@@ -2,7 +2,7 @@
 
 What happens in one update, and where:
 
-    batches.Batches              draws rows and random changes; arrays that fit are on the device already
+    batches.Batches              draws rows and random changes; arrays that fit are already on the device
       -> steps.Task.train_step   one batch, or several in one dispatch
         -> tasks.*.forward       reads and augments the images, runs the network
         -> tasks.*.cost          gathers the outputs of all devices, computes the loss that the script bound
@@ -37,23 +37,23 @@ from utils.runs import CHECKPOINT, bar, time_left
 log = logging.getLogger("mrccl")
 
 CURE = "lower learning_rate, switch mixed_precision off, or look at their scans; the last good epoch is kept"
-SECONDS_BETWEEN_CHECKPOINTS = 20.0  # largest loss of work by a kill; writing more often would slow small networks
+SECONDS_BETWEEN_CHECKPOINTS = 20.0  # most work that a kill can cost; writing more often would slow small networks
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Which run a training is: where it is kept and resumed, what it draws from, and who watches.
+    """Settings of one training run: where it is stored and resumed, its seed, and where its progress is shown.
 
     Attributes:
         folder: Run folder.
         tag: Text that identifies the run (what it is made from); a checkpoint with another tag is not resumed.
-        name: What the messages call this run.
-        seed: Seed of all that the training draws.
+        name: Name of the run in messages.
+        seed: Seed of everything that the training draws.
         subjects: Subject of each row of the training and of the validation slices, two sequences, for messages; None:
             not known.
-        with_bar: Show a progress bar of epochs; off where a bar of runs is shown already.
-        with_tensorboard: Write events for TensorBoard as well, into `tensorboard/` in the run folder.
-        with_mlflow: Send every epoch to MLflow as well, to the run that is open.
+        with_bar: Show a progress bar of epochs; off where a bar of runs is already shown.
+        with_tensorboard: Also write events for TensorBoard, into `tensorboard/` in the run folder.
+        with_mlflow: Also send every epoch to MLflow, to the open run.
     """
 
     folder: Path
@@ -75,19 +75,19 @@ def fit(
     fresh: Collection[str] = (),
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict[str, Any]]:
-    """Train a task, or go on training it, and leave it with the weights to keep: its best or its last ones.
+    """Train a task, or resume training it, and leave it with the weights to keep: the best or the last ones.
 
     Writes `history.csv`, `weights_last.npz` and `checkpoint.npz` into the run folder; the caller drops the checkpoint
-    when the result is written.
+    once the result is written.
 
     Args:
         task: Compiled `keras.Model` with an attribute `network`, whose weights are kept.
         training: `Batches` of the training slices.
-        validation: `Batches` of the validation slices, fixed; None where there are none, which the schedule must allow.
+        validation: `Batches` of the validation slices, fixed; None if there are none, which the schedule must allow.
         schedule: Epochs, learning rates, and which weights are kept.
         run: Which run this is.
         fresh: Names of the layers that are not pretrained, which the head phase trains.
-        callbacks: More callbacks, which watch only.
+        callbacks: Further callbacks, which must only observe.
 
     Returns:
         History, a list with one dictionary per epoch.
@@ -124,7 +124,7 @@ def fit(
         keeper.save()
         keeper.restore()
         keeper.prepare(len(keeper.history))
-        training.epoch = keeper.epoch_of_batches  # Keras has gone on to the next one
+        training.epoch = keeper.epoch_of_batches  # Keras has already advanced to the next one
         blamed = subjects_to_blame(task, training, validation, run.subjects)
         raise InputError(f"{run.name}: {error}{blamed}; {CURE}") from None
     except Exception as error:
@@ -144,7 +144,7 @@ class Keeper(keras.callbacks.Callback):
         self.fresh = frozenset(fresh)
         self.progress = Progress(run.tag)
         self.best_values: list[np.ndarray] | None = None
-        # At the end of the last good epoch: all variables, and, unless it is the start, progress and best weights.
+        # As of the end of the last good epoch: all variables and, unless at the start, progress and best weights.
         self.state: list[np.ndarray] = []
         self.kept: tuple[str, list[np.ndarray] | None] | None = None
         self.advance = lambda note="": None
@@ -157,7 +157,7 @@ class Keeper(keras.callbacks.Callback):
         return self.progress.history
 
     def resume(self) -> int:
-        """Restore an unfinished run; returns the number of epochs it has already done."""
+        """Restore an unfinished run; return the number of epochs it has already completed."""
         if not self.checkpoint.exists():
             return 0
         progress, self.state, best = read_checkpoint(self.checkpoint)
@@ -179,7 +179,7 @@ class Keeper(keras.callbacks.Callback):
     def prepare(self, epoch):
         """Set the learning rate of an epoch, counted from 0, and its factors by layer."""
         optimizer, schedule = self.task.optimizer, self.schedule
-        if 0 < epoch == schedule.head_epochs:  # moments of frozen weights, and of another rate
+        if 0 < epoch == schedule.head_epochs:  # discard the moments of frozen weights and of another rate
             reset_optimizer(optimizer, schedule.learning_rate)
         if (rate := schedule.rate(epoch)) is not None:
             optimizer.learning_rate.assign(rate)
@@ -259,11 +259,11 @@ class Keeper(keras.callbacks.Callback):
             kept = self.history[self.progress.best_epoch - 1] if self.schedule.keep == "best" else measured[-1]
             warn_at_the_end(self.run.name, kept, measured[-1])
         write_history(folder / "history.csv", self.history)
-        self.save()  # kept until the caller has written the result, so that a kill costs no training
+        self.save()  # kept until the caller has written the result, so that no training is lost if killed
         if self.best_values is not None:
             self.task.network.set_weights(self.best_values)
 
 
 def _copied(variables):
-    """Values of variables as arrays of their own."""
+    """Copies of the values of variables, as numpy arrays."""
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]

@@ -1,4 +1,4 @@
-"""The pixels of an image that are hidden and that the network must restore."""
+"""The hidden pixels of an image, which the network must restore."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,8 @@ def draw_hidden(
     """Draw the hidden pixels of some images: single ones, or whole blocks.
 
     Blocks are the cells of a grid with a random offset for each image. Each cell is hidden with the same probability,
-    so the share of hidden pixels is met on average, with larger deviations for larger blocks. Cells at the border are
-    truncated.
+    so the share of hidden pixels is correct on average, with larger deviations for larger blocks. Cells at the border
+    are truncated.
 
     Args:
         count: Number of images B.

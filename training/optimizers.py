@@ -9,8 +9,8 @@ import keras
 class LayerwiseAdam(keras.optimizers.Adam):
     """Adam that multiplies the learning rate of each weight by its entry in a vector.
 
-    The vector is a variable: with the same compiled step, a weight is frozen (0), slowed down or trained normally (1).
-    With ones everywhere, it equals Adam bit for bit. A frozen weight also accumulates moments; reset them before it
+    The vector is a variable: the same compiled step can freeze a weight (0), slow it down or train it normally (1).
+    With ones everywhere, it equals Adam bit for bit. A frozen weight still accumulates moments; reset them before it
     is trained (`reset_optimizer`).
 
     Attributes:
@@ -54,7 +54,7 @@ def levels_from_output(names: Sequence[str]) -> dict[str, int]:
 
 
 def reset_optimizer(optimizer: keras.optimizers.Optimizer, learning_rate: float) -> None:
-    """Forget all moments, so that one compiled step serves many runs."""
+    """Clear all moments, so that one compiled step serves many runs."""
     for variable in optimizer.variables:
         variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
     optimizer.learning_rate.assign(learning_rate)
@@ -72,7 +72,7 @@ def set_scales(task, schedule, epoch, fresh):
         fresh: Names of the layers that are not pretrained.
     """
     owners = {id(weight): layer.name for layer in task.network.layers for weight in layer.weights}
-    names = [owners[id(weight)] for weight in task.trainable_variables]  # as the optimiser was built
+    names = [owners[id(weight)] for weight in task.trainable_variables]  # in the order in which the optimiser was built
     levels = levels_from_output([layer.name for layer in task.network.layers])
     scales = schedule.scales(epoch, [levels[name] for name in names], [name in fresh for name in names])
     task.optimizer.scales.assign(scales)

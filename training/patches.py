@@ -9,11 +9,11 @@ import numpy as np
 from training.effective import PatchCounts
 from utils.checks import InputError
 
-BLOCK = 256  # constraint maps that are read at a time
+BLOCK = 256  # constraint maps read at a time
 
 
 def assign_patch_classes(constraint_maps: Any, patch_px: int) -> np.ndarray:
-    """Give each patch the class that most of its pixels have.
+    """Assign to each patch the most frequent class among its pixels.
 
     Args:
         constraint_maps: Integer classes, 0 background, `(N, H, W)`, or `(N, H, W, D)` of volumes; a numpy array, or a
@@ -21,8 +21,8 @@ def assign_patch_classes(constraint_maps: Any, patch_px: int) -> np.ndarray:
         patch_px: Edge of a patch in pixels of the map, along every axis; must divide H, W and D.
 
     Returns:
-        Classes `(N, P)` int16, patches in row-major order, as in `models.projection.project_patches`. Of equally
-        frequent classes the lowest wins, so a patch that is half background counts as background.
+        Classes `(N, P)` int16, patches in row-major order, as in `models.projection.project_patches`. Ties go to the
+        lowest class, so a patch that is half background counts as background.
 
     Raises:
         InputError: For patches that do not tile the map.
@@ -67,7 +67,7 @@ def draw_anchors(
         wanted: Anchors of each slice, `(B,)`, at most A; None: A.
 
     Returns:
-        Patch numbers `(B, A)` int32; -1 if a slice has fewer foreground patches than anchors, or requires fewer.
+        Patch numbers `(B, A)` int32; -1 where a slice has fewer foreground patches than anchors, or wants fewer.
     """
     order = generator.random(patch_classes.shape)
     order[patch_classes <= 0] = 2.0  # background is sorted after all foreground patches
@@ -83,14 +83,14 @@ def draw_anchors(
 
 
 def foreground_of(patch_classes: np.ndarray) -> np.ndarray:
-    """Number of foreground patches of each image, `(n,)`, of classes `(n, P)`."""
+    """Number of foreground patches of each image, `(n,)`, from classes `(n, P)`."""
     return (patch_classes > 0).sum(axis=1)
 
 
 def draw_compared(
     patch_classes: np.ndarray, counts: PatchCounts, most_anchors: int, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Draw anchors and say how many nearest patches they have, as far as that differs between images.
+    """Draw anchors, and set the number of their nearest patches where it differs between images.
 
     Args:
         patch_classes: `(B, P)` int; 0 and -1 are background.
@@ -99,7 +99,7 @@ def draw_compared(
         generator: numpy random generator.
 
     Returns:
-        `anchors (B, A)` int32 of `draw_anchors`; with a share of nearest patches also `nearest_patches (B,)` int32.
+        `anchors (B, A)` int32 from `draw_anchors`; with a share of nearest patches also `nearest_patches (B,)` int32.
     """
     foreground = foreground_of(patch_classes)
     wanted = counts.anchors_of(foreground) if counts.anchors_share else None

@@ -5,7 +5,7 @@ volumes; the network has the rank of the images. A numpy array goes to the devic
 `data.store.slices.StoredArray` is read from its file batch by batch.
 
 Every function takes the training and the validation images first and a `Setup` last, and returns `(network, history)`.
-What is drawn for the validation images (pixels, views, regions, anchors) is drawn once.
+For the validation images, pixels, views, regions and anchors are drawn only once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,12 +35,12 @@ Trained = tuple[keras.Model, list[dict[str, Any]]]
 
 
 class Images(NamedTuple):
-    """Images of one set, and what is known of each of them.
+    """Images of one set, with their constraint maps and origin.
 
     Attributes:
-        images: In [0, 1], see above.
-        maps: Their classes, 0 background, `(N, H, W[, D])`; None for `Crops`, which bring them. Of C contrasts shown
-            one by one there are C N images, contrast after contrast, and C of them share a map.
+        images: In [0, 1]; shapes as in the docstring of this module.
+        maps: Their classes, 0 background, `(N, H, W[, D])`; None for `Crops`, which carry their own. If C contrasts are
+            shown one at a time, there are C N images, contrast after contrast, and C of them share a map.
         places: Subject and slice number of each image, two arrays `(N,)`.
     """
 
@@ -51,13 +51,13 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What all methods share.
+    """Settings shared by all methods.
 
     Attributes:
         filters: Filters per level.
         schedule: Batches, epochs and learning rates.
-        run: The run of the stage; its seed is that of the weights and of all that is drawn.
-        warm_start: Function that moves earlier weights into the network; None: it stays as it was built.
+        run: The run of the stage; its seed determines the weights and everything that is drawn.
+        warm_start: Function that moves earlier weights into the network; None keeps the initial ones.
         remat: Compute activations twice instead of keeping them.
     """
 
@@ -70,7 +70,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Corruption:
-    """What noise replaces.
+    """Which pixels noise replaces, and how strong it is.
 
     Attributes:
         share: Share of the pixels that are replaced, in all contrasts at once.
@@ -103,11 +103,11 @@ class Decoder:
     """The decoder of a network and its projection head.
 
     Attributes:
-        levels: Decoder levels that are built and trained; None: all.
+        levels: Decoder levels to build and train; None: all.
         features: Size of the representation of a pixel or patch.
         patch_size: Edge of a patch, pixels of the decoder's output.
-        head: More options of `models.projection.project_patches`.
-        freeze_encoder: Leave the encoder as the warm start made it.
+        head: Further options of `models.projection.project_patches`.
+        freeze_encoder: Keep the encoder as the warm start left it.
     """
 
     levels: int | None
@@ -122,8 +122,8 @@ class Patches:
     """Which patches an anchor is compared with, apart from their numbers.
 
     Attributes:
-        background: Compare anchors with patches of the background as well.
-        pixel_mm: Edge of a pixel in mm; None where it is not known.
+        background: Also compare anchors with patches of the background.
+        pixel_mm: Edge of a pixel in mm; None if unknown.
         positive_within_mm: Largest distance of a positive from its anchor; None: any. Needs `pixel_mm`.
     """
 
@@ -169,9 +169,9 @@ def pretrain_global(
         loss: `simclr_loss`, or with partitions `anatomical_contrastive_loss`.
         views: How the two views of an image differ.
         features: Size of the projected representation.
-        n_partitions: Parts into which a volume is cut along its slice axis; a batch holds one slice of each part of
+        n_partitions: Parts into which a volume is cut along its slice axis; a batch holds one slice from each part of
             each of its volumes. None: no parts.
-        setup: What all methods share.
+        setup: Settings shared by all methods.
 
     Reference:
         SimCLR: Chen et al., ICML 2020. Partitions: Chaitanya et al., NeurIPS 2020, G^{D-} and G^D.
@@ -217,12 +217,12 @@ def pretrain_local(
         validation: Validation images.
         loss: `region_contrast`.
         views: How the intensities of the two views of an image differ.
-        decoder: Its features are those of each pixel of the projected map.
+        decoder: The decoder; `features` counts those of each pixel of the projected map.
         regions: Regions of that map.
-        setup: What all methods share.
+        setup: Settings shared by all methods.
 
     Reference:
-        Chaitanya et al., NeurIPS 2020, L^R, encoder frozen as there.
+        Chaitanya et al., NeurIPS 2020, L^R, with the encoder frozen as there.
     """
     network, factor = _network(training.images.shape[1:], decoder, setup)
     map_size = [length // factor for length in training.images.shape[1:-1]]
@@ -255,13 +255,13 @@ def pretrain_constrained(
     Args:
         training: Training images and their constraint maps.
         validation: Validation images and theirs.
-        loss: `constrained_contrastive_loss`, without what says which patches are compared.
-        decoder: Its features are those of each patch.
-        counts: Nearest patches and anchors of an image.
-        patches: Which of them are compared.
-        setup: What all methods share.
+        loss: `constrained_contrastive_loss`, without the settings that select the patches to compare.
+        decoder: The decoder; `features` counts those of each patch, or of each pixel if these are concatenated.
+        counts: Numbers of nearest patches and anchors of an image.
+        patches: Which patches are compared.
+        setup: Settings shared by all methods.
 
-    What these numbers come to on the data goes to the log and to `effective.json` in the folder.
+    What these settings amount to on the data is logged and written to `effective.json` in the run folder.
 
     Reference:
         Umapathy et al., Med. Phys. 2024; 100 nearest patches and 20 anchors: authors' code. Shares are ours.
@@ -275,7 +275,7 @@ def pretrain_constrained(
         return classes if patches.background else np.where(classes > 0, classes, np.int16(-1))
 
     def finish(batch, generator):
-        if "constraint_map" in batch:  # of crops, whose patches are not known before
+        if "constraint_map" in batch:  # from crops, whose patches are not known in advance
             batch["patch_classes"] = classes_of(batch.pop("constraint_map"))
         batch["patch_classes"] = classes = batch["patch_classes"].astype("int32")
         return batch | draw_compared(classes, counts, largest["anchors"], generator)
@@ -302,14 +302,14 @@ def _patch_classes_of(batches):
 
 
 def _useful(images, classes):
-    """Images that have something to compare, and the classes of their patches; C images may share one map."""
+    """Images with more than one foreground patch, and the classes of their patches; C images may share one map."""
     classes = np.tile(classes, (len(images) // len(classes), 1))
     useful = np.flatnonzero((classes > 0).sum(1) > 1)
     return {"image": Rows(images, useful), "patch_classes": classes[useful]}
 
 
 def _network(shape, decoder, setup):
-    """Build encoder, full or partial decoder and patch projection; returns it and how much coarser its output is."""
+    """Build encoder, decoder and patch projection; return the network and how many times coarser its map is."""
     levels = len(setup.filters) - 1
     built = levels if decoder.levels is None else decoder.levels
     network = build_unet(
@@ -327,9 +327,9 @@ def _network(shape, decoder, setup):
 
 
 def _batches(sets, finish, setup, subjects=None, with_maps=False):
-    """Batches of the training set, and of the validation set, which is fixed.
+    """Return batches of the training set and of the validation set, which is fixed.
 
-    A set is an array of images, a dictionary of arrays, or `Crops`, which come with constraint maps if asked for.
+    A set is an array of images, a dictionary of arrays, or `Crops`, which bring constraint maps on request.
     """
     kind, pair = PartitionedBatches if subjects else Batches, []
     size, steps = setup.schedule.batch_size, setup.schedule.steps_per_epoch
@@ -349,7 +349,7 @@ def _batches(sets, finish, setup, subjects=None, with_maps=False):
 
 
 def _train(task: Task, batches: Sequence[Batches], setup: Setup) -> Trained:
-    """Start from earlier weights and train; the part that all methods share."""
+    """Load earlier weights, if any, and train: the part common to all methods."""
     if setup.warm_start:
         setup.warm_start(task.network)
     task.hold(*({name: part.arrays[name].values for name in part.on_device} for part in batches))

@@ -1,4 +1,4 @@
-"""How one network is trained: batches, phases and learning rates by epoch, and which weights train how fast."""
+"""How one network is trained: batches, phases and learning rates by epoch, and how fast each weight trains."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,22 +14,22 @@ POWER = 0.9  # of the polynomial schedule: nnU-Net (Isensee et al., Nat. Methods
 
 @dataclass(frozen=True)
 class Schedule:
-    """The schedule of a training; every value depends on the epoch alone, so that a resumed run agrees.
+    """The schedule of a training; every value depends on the epoch alone, so that a resumed run follows it too.
 
     A training has up to three phases: the head phase, which trains only layers that are not pretrained; the warm-up, in
-    which the learning rate increases linearly; and the rest, in which it decays. Both shares refer to all epochs.
+    which the learning rate increases linearly; and the rest, in which it decays. Both shares are of all epochs.
 
     Attributes:
         epochs: Total number of epochs.
         learning_rate: The rate after the warm-up.
         batch_size: Slices per step.
         steps_per_epoch: None: as many as cover the slices once.
-        evaluate_every: Epochs between two looks at the validation set.
-        plateau_epochs: Epochs without a better validation loss that halve the rate; of `plateau` only.
+        evaluate_every: Epochs between two evaluations of the validation set.
+        plateau_epochs: Epochs without a better validation loss after which the rate is halved; for `plateau` only.
         schedule: `plateau`, `cosine` (down to 0) or `poly`, (1 - t)^0.9 as in nnU-Net.
         warm_up: Share of the epochs in which the rate increases.
         keep: `best`, the weights with the lowest validation loss, or `last`.
-        head_first: Share of the epochs of the head phase (Kumar et al., ICLR 2022).
+        head_first: Share of the epochs in the head phase (Kumar et al., ICLR 2022).
         head_learning_rate: Constant rate of the head phase; None: `learning_rate`.
         layer_decay: Factor of the rate per level, from the output back to the stem.
     """
@@ -49,7 +49,7 @@ class Schedule:
 
     @classmethod
     def of(cls, training: Mapping[str, Any]) -> "Schedule":
-        """Take what is named here from a config's section `training`, and `evaluate_every` where that is beside it."""
+        """Take the fields of this class from the `training` section of a config; others keep their defaults."""
         return cls(**{field.name: training[field.name] for field in fields(cls) if field.name in training})
 
     @property
@@ -64,7 +64,7 @@ class Schedule:
 
     @property
     def is_layerwise(self) -> bool:
-        """Whether some weights train at another rate than others, in any epoch."""
+        """Whether weights train at different rates in any epoch."""
         return self.head_first > 0 or self.layer_decay < 1
 
     @property
@@ -73,7 +73,7 @@ class Schedule:
         return self.keep == "best" or self.schedule == "plateau"
 
     def rate(self, epoch: int) -> float | None:
-        """Return the learning rate with which an epoch begins.
+        """Return the learning rate at which an epoch begins.
 
         Args:
             epoch: Counted from 0.
@@ -106,7 +106,7 @@ class Schedule:
         return (self.layer_decay ** np.asarray(levels, "float64")).astype("float32")
 
     def halves_after(self, epoch: int, last_better: int) -> bool:
-        """True where a plateau halves the rate: so many epochs without a better loss, since the rate is full.
+        """True if a plateau halves the rate: `plateau_epochs` without a better loss, counted at the full rate.
 
         Args:
             epoch: The epoch that has ended, counted from 1.

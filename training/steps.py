@@ -16,7 +16,7 @@ class Task(keras.Model):
 
     Args:
         network: The `keras.Model` to train.
-        health: Names of the values that `watch` gets, for the log; they are means over the validation set.
+        health: Names of the values that `watch` logs, as means over the validation set.
     """
 
     def __init__(self, network, health=(), **kwargs):
@@ -24,10 +24,10 @@ class Task(keras.Model):
         super().__init__(dtype="float32", **kwargs)
         self.network, self._rematerialised, self._tables = network, None, Tables()
         self.health = {name: keras.metrics.Mean(name) for name in health}
-        self.built = True  # as is: Keras would call the task with batches of several steps to infer its shapes
+        self.built = True  # otherwise Keras would call the task with batches of several steps to infer its shapes
 
     def sparing_memory(self, remat: bool = True) -> "Task":
-        """Compute activations twice instead of keeping them, if asked to; returns the task itself."""
+        """Compute activations twice instead of keeping them, if `remat`; return the task itself."""
         self._rematerialised = rematerialised(self.network) if remat else None
         return self
 
@@ -36,7 +36,7 @@ class Task(keras.Model):
         return (self._rematerialised or self.network)(images, training=training)
 
     def hold(self, training: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray]) -> None:
-        """Put arrays on the device once; batches then name their slices by `rows` instead of bringing them.
+        """Put arrays on the device once; batches then refer to their slices by `rows` instead of carrying them.
 
         New arrays of the same shapes replace the old ones without recompilation.
 
@@ -45,11 +45,11 @@ class Task(keras.Model):
             validation: The same for the validation batches; an array in both is stored once.
         """
         if not self._tables.fill({True: training, False: validation}):
-            self.train_function = self.test_function = None  # compiled for other arrays
+            self.train_function = self.test_function = None  # these were compiled for other arrays
 
     @property
     def non_trainable_variables(self):
-        # With the tables among them, JAX receives these as arguments of its steps, not as constants.
+        # Listed here, the tables reach JAX as arguments of its steps, not as constants.
         return [*super().non_trainable_variables, *self._tables.variables()]
 
     def read(self, batch, name, training):
@@ -60,7 +60,7 @@ class Task(keras.Model):
         return ops.cast(values, "float32") if keras.backend.is_float_dtype(values.dtype) else values
 
     def train_step(self, *state_and_data):
-        """Train on one batch, or on several, one after the other, in one dispatch to the device."""
+        """Train on one batch, or on several in sequence, in one dispatch to the device."""
         return self._each(super().train_step, *state_and_data)
 
     def test_step(self, *state_and_data):
@@ -90,7 +90,7 @@ class Task(keras.Model):
         return done
 
     def ready(self, learning_rate: float, *, is_layerwise: bool = False) -> "Task":
-        """Compile with Adam, or with one whose rate differs from weight to weight; returns the task itself."""
+        """Compile with Adam, or with `LayerwiseAdam`, whose rate differs between weights; return the task itself."""
         # On a CPU, XLA's convolutions are slower than TensorFlow's own (oneDNN); on a GPU and on JAX, XLA is faster.
         is_slow = keras.backend.backend() == "tensorflow" and not has_accelerator()
         is_possible = replicas() == 1  # XLA cannot compile a step of several TensorFlow devices
@@ -123,7 +123,7 @@ class Task(keras.Model):
 
 
 class Tables:
-    """Arrays on the device, by `training` (True or False) and name. A plain class: Keras must not track them."""
+    """Arrays on the device, by `training` (True or False) and name. A plain class, which Keras does not track."""
 
     def __init__(self):
         self._layout, self._variables, self._by_part = None, [], {True: {}, False: {}}
@@ -136,7 +136,7 @@ class Tables:
         return self._variables
 
     def fill(self, parts):
-        """Replace the arrays, by part and name; returns whether the variables could be reused."""
+        """Replace the arrays, by part and name; return whether the variables could be reused."""
         places = [(part, name, array) for part, arrays in parts.items() for name, array in arrays.items()]
         arrays = list({id(array): array for *_, array in places}.values())
         number = {id(array): number for number, array in enumerate(arrays)}

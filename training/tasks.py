@@ -1,8 +1,8 @@
 """Tasks: network and loss combined in one `keras.Model` per training method, the same on every backend.
 
-A task's `forward` turns a batch into what its loss compares; `cost` compares it. The loss is a function of `losses/`
-whose settings are bound already (`functools.partial`). Keras supplies gradient, optimiser
-and compilation for TensorFlow, JAX and PyTorch alike; `training.devices` shares a batch among several devices.
+A task's `forward` turns a batch into what its loss compares; `cost` computes the loss, a function of `losses/` whose
+settings are already bound (`functools.partial`). Keras supplies gradients, optimiser and compilation for TensorFlow,
+JAX and PyTorch alike; `training.devices` splits a batch across several devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ ANCHOR_HEALTH = ("share_without_positive", "share_without_negative", "mean_posit
 class Regression(Task):
     """Restore pixels that were replaced by noise.
 
-    Batches hold `image (B, H, W[, D], C)`, `corrupted (B, H, W[, D], 1)` (0 or 1) and `noise`, as the image.
+    Batches hold `image (B, H, W[, D], C)`, `corrupted (B, H, W[, D], 1)` (0 or 1) and `noise`, shaped like the image.
 
     Reference:
         arXiv 2205.13109, Sec. II.B.
@@ -75,7 +75,7 @@ class GlobalContrast(Task):
 
 
 class LocalContrast(Task):
-    """Local contrast on the decoder: the same region of two intensity-augmented views attracts, others repel.
+    """Local contrast on the decoder: the same region in two intensity-augmented views attracts, others repel.
 
     Batches hold `image (B, H, W[, D], C)`, for each view `a` and `b` its `brightness_<view> (B,)` and
     `contrast_<view> (B,)`, and the regions of `local_contrastive.draw_regions`.
@@ -85,7 +85,7 @@ class LocalContrast(Task):
         loss: `region_contrast`.
         map_size: Size of the decoder's output, pixels.
         region_size: Edge of a region, pixels of that output.
-        freeze_encoder: Leave the encoder as it is.
+        freeze_encoder: Keep the weights of the encoder unchanged.
 
     Reference:
         Chaitanya et al., NeurIPS 2020, L^R.
@@ -120,11 +120,11 @@ class ConstrainedContrast(Task):
     """Constrained contrastive learning: patches of one class of the constraint map attract, others repel.
 
     Batches hold `image (B, H, W[, D], C)`, `patch_classes (B, P)` and `anchors (B, A)`; also `nearest_patches (B,)`
-    where each image has a number of its own, which then takes the place of the one in the selection.
+    where each image has its own number, which then replaces the one in the selection.
 
     Args:
         network: As for `Task`.
-        loss: `constrained_contrastive_loss`, without what the selection says.
+        loss: `constrained_contrastive_loss`, without the settings in `selection`.
         selection: Which patches are compared, for the loss and for the health of the anchors.
 
     Reference:
@@ -150,7 +150,7 @@ class ConstrainedContrast(Task):
         }
 
     def _with(self, own):
-        """The selection, with the numbers of nearest patches that the images of a batch have of their own."""
+        """The selection, with the images' own numbers of nearest patches if the batch has them."""
         return self.selection._asdict() | ({"nearest_patches": own[0]} if own else {})
 
 
@@ -177,7 +177,7 @@ class Segmentation(Task):
         return self.run(changed_intensities(image, batch), training), label
 
     def cost(self, batch, outputs, training):
-        probabilities, label = gathered(*outputs)  # its sums run over the whole batch
+        probabilities, label = gathered(*outputs)  # the sums of the loss run over the whole batch
         return self.compare(label, probabilities)
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 SHOWN = 4  # slices per picture
-PICTURES = 10  # pictures per training, evenly over its epochs
+PICTURES = 10  # pictures per training, evenly spaced over its epochs
 RED_GREEN_BLUE = 3
 
 
@@ -14,7 +14,7 @@ class TensorBoard(keras.callbacks.Callback):
     """Write scalars of every epoch, and a picture at regular intervals, for `tensorboard --logdir`.
 
     A picture has a row for each slice: the image, and beside it the output of the network (classes as grey values, with
-    the reference at the right; representations by their first three principal components as red, green, blue).
+    the reference on the right; representations as their first three principal components in red, green and blue).
 
     Args:
         folder: Run folder; events are written to `tensorboard/` inside it.
@@ -53,7 +53,7 @@ def picture_of(task, validation):
         validation: `Batches` of the validation set.
 
     Returns:
-        `(height, width, 3)` float in [0, 1]; None if the output is not a map, for instance that of an encoder alone.
+        `(height, width, 3)` float in [0, 1]; None if the output is not a map, as for an encoder alone.
     """
     batch = validation.batch(0)
     images = keras.ops.cast(task.read(batch, "image", training=False)[:SHOWN], "float32")

@@ -13,7 +13,7 @@ import keras
 from utils.runs import read_json
 from utils.work_dir import METRICS, MODEL
 
-LONGEST = 500  # characters of a parameter, the smallest limit of servers
+LONGEST = 500  # characters of a parameter, the smallest limit of any server
 FILES: tuple[str, ...] = (
     "resolved_config.yaml",
     "environment.json",
@@ -28,15 +28,15 @@ FILES: tuple[str, ...] = (
 
 @contextlib.contextmanager
 def tracked(folder: Path, config: dict[str, Any], config_hash: str, is_wanted: bool) -> Iterator[None]:
-    """Show in MLflow what is done inside, as one run; an exception makes it a failed one.
+    """Record the body of the `with` statement in MLflow as one run, which an exception marks as failed.
 
-    `MLFLOW_TRACKING_URI` gives the server; without it, MLflow uses `mlflow.db` and `mlruns/` in the current folder.
+    `MLFLOW_TRACKING_URI` names the server; without it, MLflow uses `mlflow.db` and `mlruns/` in the current folder.
 
     Args:
-        folder: Run folder, whose records and scores are sent at the end; it names the run.
-        config: Plain dictionary of the resolved config; its name is that of the experiment.
-        config_hash: Hash of the settings that affect the result, shown beside the config.
-        is_wanted: False does nothing.
+        folder: Run folder, whose records and scores are sent at the end; the run is named after it.
+        config: Plain dictionary of the resolved config; the experiment is named after it.
+        config_hash: Hash of the settings that affect the result, shown with the config.
+        is_wanted: If False, nothing is recorded.
     """
     if not is_wanted:
         yield
@@ -75,10 +75,10 @@ class MLflow(keras.callbacks.Callback):
 
 
 def mean_scores(rows, part="test"):
-    """Average scores over subjects: `{"test/label/score": mean}`, only scores that are defined for every subject.
+    """Average scores over subjects: `{"test/label/score": mean}`, only for scores defined for every subject.
 
     Args:
-        rows: `per_subject` of metrics.json.
+        rows: `per_subject` from metrics.json.
         part: Which subjects these are: test or validation.
     """
     found = {}

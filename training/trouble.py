@@ -1,4 +1,4 @@
-"""Failures of training, and what the user can do about them."""
+"""Training failures, and what the user can do about them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,11 @@ class NotFinite(Exception):
 def subjects_to_blame(task, training, validation, subjects):
     """Find the subjects of the first batch whose loss is not finite.
 
-    The batches of the epoch are repeated from the state at its start, which the task must have: each is a function of
-    seed, epoch and step, so the failure is reproduced.
+    The batches of the epoch are repeated from the state at its start: each is a function of seed, epoch and step, so
+    the failure is reproduced.
 
     Args:
-        task: Compiled `Task`.
+        task: Compiled `Task`, in that state.
         training: `Batches` of the epoch.
         validation: `Batches`, checked if all training batches are finite; None if there are none.
         subjects: Subject of each row of the training and of the validation slices, two sequences; None: not known.
@@ -51,7 +51,7 @@ def _described(batches, step, subjects):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """True for what TensorFlow, JAX, PyTorch and Python raise when memory does not suffice."""
+    """True for the errors that TensorFlow, JAX, PyTorch and Python raise when memory runs out."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}:
         return True
