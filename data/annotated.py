@@ -1,4 +1,4 @@
-"""The annotated subjects of a split as step 2 packed them: who they are, and the label maps they are scored against."""
+"""The annotated subjects of a split, as packed by step 2: who they are, and the label maps they are scored against."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ class Annotated:
     wanted: Wanted
 
     def of(self, part: str) -> list[str]:
-        """List those of `train`, `val` or `test`, in the order of the split."""
+        """List the annotated subjects of `train`, `val` or `test`, in the order of the split."""
         return [subject for subject in getattr(self.split, part) if self._is_usable(subject)]
 
     def _is_usable(self, subject):
         return subject in self.files and bool(self.files[subject].label) and subject in self.store.subjects
 
     def absent(self) -> Iterator[str]:
-        """Yield one line for each subject that should be packed and is not, or the other way round."""
+        """Yield one line for each subject that should be packed and is not, or vice versa."""
         for subject in (name for part in SETS for name in getattr(self.split, part)):
             files, is_packed = self.files.get(subject), subject in self.store.subjects
             if files and files.label and not is_packed:
@@ -53,7 +53,7 @@ class Annotated:
         """Read the label map of a subject as class indices on the grid of its scans, `(X, Y, Z)` uint8.
 
         Raises:
-            InputError: It cannot be used, or has changed since step 2 packed it.
+            InputError: The label map cannot be used, or has changed since step 2 packed it.
         """
         grid, files = self.store.grid(subject), self.files[subject]
         classes = SubjectReader(files, self.wanted, grid=Grid(None, grid.shape, grid.affine)).label()
@@ -77,10 +77,10 @@ def open_annotated(
     Args:
         path: The store that step 2 wrote.
         split: The split it must hold.
-        files: As in `Annotated`, as is `wanted`.
-        wanted: See there.
-        config_hash: Hash of the settings it must have been made with.
-        seed: Seed it must have been made with.
+        files: As in `Annotated`.
+        wanted: As in `Annotated`.
+        config_hash: Hash of the settings that the store must have been made with.
+        seed: Seed that the store must have been made with.
 
     Raises:
         InputError: The file is missing or damaged, or was made with other settings, seed, split or labels.

@@ -18,7 +18,7 @@ from data.geometry import axial_turns
 from data.intensity import check_mask, foreground_mask, intensity_ranges, scale_between
 from utils.checks import check_axes
 
-SAMPLE_VOXELS = 100_000  # used to place the k-means centres; all voxels are then assigned to them
+SAMPLE_VOXELS = 100_000  # used to fit the k-means centres, to which all voxels are then assigned
 STARTS = 5  # k-means runs; the best on the sample is kept
 ROUNDS = 100  # at most, of Lloyd's algorithm; later ones move few voxels
 
@@ -30,7 +30,7 @@ class ContrastSpace:
     Attributes:
         features: `(voxels, P)` float32, denoised principal components, in the order of `inside`.
         explained_variance: `(C,)` share of the variance inside the mask along each principal direction, sums to 1.
-        inside: Foreground, boolean `(rows, columns, slices)`: with the input reoriented to axial slices.
+        inside: Foreground, boolean `(rows, columns, slices)`, with the input reoriented to axial slices.
         turn_back: Function from these axes to those of the input, `(X, Y, Z, ...)`.
         seconds: Duration of each part: mask, scaling, pca, denoising.
     """
@@ -93,7 +93,7 @@ def constraint_map(
         tv_weight: Weight of the denoising, relative to components in [0, 1]; higher means less smoothing.
         percentiles: Foreground intensities mapped to 0 and 1 first, as by `data.intensity.scale_intensities`.
         seed: Seed of the sampling and of k-means.
-        affine: `(4, 4)`, voxel to world in RAS+, which tells the axial slices; None: they lie along Z.
+        affine: `(4, 4)`, voxel to world in RAS+, to find the axial slices; None: they lie along Z.
 
     Returns:
         `(X, Y, Z)` unsigned integer: 0 outside the mask, 1...K inside.
@@ -122,7 +122,7 @@ def describe_constraint_map(volume, mask, *, clusters, seed, affine=None, **reci
 
 
 def contrast_space(volume, mask, *, components, tv_weight, percentiles, affine=None):
-    """Do everything before k-means; arguments as in `constraint_map`. Returns a `ContrastSpace`."""
+    """Carry out every step before k-means and return a `ContrastSpace`; arguments as in `constraint_map`."""
     check_axes("volume", volume.shape, "X Y Z C")
     if mask is not None:
         check_mask(mask, volume.shape)
@@ -144,12 +144,12 @@ def contrast_space(volume, mask, *, components, tv_weight, percentiles, affine=N
 
 
 def voxels_of(volume, mask):
-    """Return `volume[mask]`, `(voxels, C)`, of `(X, Y, Z, C)`, four times as fast."""
+    """Return `volume[mask]`, `(voxels, C)`, from `(X, Y, Z, C)`, four times as fast."""
     return np.compress(mask.ravel(), volume.reshape(-1, volume.shape[3]), axis=0)
 
 
 def principal_components(volume, mask, number):
-    """Project every voxel on the principal directions of the foreground.
+    """Project every voxel onto the principal directions of the foreground.
 
     Voxels outside the mask are projected as well, so that the denoising sees real neighbours at the edge. Of the two
     opposite directions, the one along which the sum of the contrasts increases is taken.
@@ -181,7 +181,7 @@ def denoise(images, mask, weight):
 
     The components share one scale, the largest range among them, so that a weight has the same effect as for images in
     [0, 1] and weak components, which are mostly noise, are smoothed. scikit-image treats the last axis of a volume as
-    channels and thus takes no differences between slices, which suits slices 5 to 9 mm apart; so do the authors.
+    channels and so takes no differences between slices, as in the authors' code; this suits slices 5 to 9 mm apart.
 
     Args:
         images: `(X, Y, Z, P)` float32.
@@ -196,7 +196,7 @@ def denoise(images, mask, weight):
         return images
     denoised, frame = np.empty_like(images), ((1, 1), (1, 1), (0, 0))
     for p in range(images.shape[3]):
-        # scikit-image does not update the outermost rows and columns, hence the padding, which is removed again.
+        # scikit-image does not update the outermost rows and columns, so they are padded and cropped again.
         framed = np.pad(images[..., p], frame, mode="edge")
         framed /= span
         denoised[..., p] = denoise_tv_bregman(framed, weight).reshape(framed.shape)[1:-1, 1:-1]
@@ -243,12 +243,13 @@ def cluster(features, clusters, seed):
 def _one_thread():
     """Limit arithmetic to one thread: the same classes on any number of cores, and workers that do not compete.
 
-    It affects only libraries that are already loaded, hence there are no deferred imports in this file."""
+    It affects only libraries already loaded, so this file has no deferred imports.
+    """
     return threadpool_limits(1)
 
 
 def _bounding_box(mask):
-    """Return the slices of the smallest box that holds the mask."""
+    """Return the index ranges of the smallest box that contains the mask."""
     occupied = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     return tuple(slice(where[0], where[-1] + 1) for where in occupied)
 

@@ -39,9 +39,9 @@ def output_path(layout, folder, subject, what, entry=None):
 
 
 def describe_outputs(layout, folder, name, labels=None, channels=()):
-    """Write the files that readers of the results need beside them; nothing for other layouts.
+    """Write the files that tools reading the results expect beside them; none for most layouts.
 
-    For nnunet `dataset.json` with the numbers of the classes; for bids `dataset_description.json`, which makes the
+    For nnunet, `dataset.json` with the numbers of the classes; for bids, `dataset_description.json`, which makes the
     folder a derivative, and `desc-mrccl_dseg.tsv`, which names the classes.
 
     Args:
@@ -71,8 +71,8 @@ def describe_outputs(layout, folder, name, labels=None, channels=()):
 def numbered_otherwise(labels, label_names):
     """Return the classes whose number in predictions differs from their value in the label maps of the dataset.
 
-    Predictions number classes from 1 as `data.labels` lists them. An evaluator that compares the two files by value,
-    such as nnU-Net's, needs equal numbers.
+    Predictions number classes from 1 in the order of `data.labels`. An evaluator that compares the two files by value,
+    such as nnU-Net's, needs the same numbers in both.
 
     Args:
         labels: `data.labels` of the config.

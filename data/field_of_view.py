@@ -1,4 +1,4 @@
-"""The share of the tissue that the slices show, and the voxel sizes that a network was trained on."""
+"""How much of the tissue the slices show, and the voxel sizes that a network was trained on."""
 
 import logging
 
@@ -6,7 +6,7 @@ from data.geometry import SliceGrid
 
 log = logging.getLogger("mrccl")
 
-WARN_FROM = 0.01  # share of the foreground outside the slices: 1 % is hands, an ear, noise at the edge
+WARN_FROM = 0.01  # share of the foreground outside the slices: up to 1 % is hands, an ear, noise at the edge
 NAMES_SHOWN = 5
 
 
@@ -35,7 +35,7 @@ def field_of_training(grids, *, is_size_known, foreground_outside):
 
     Args:
         grids: `SliceGrid`s of the subjects that it was trained on.
-        is_size_known: False if the headers of the scans give no real voxel size; it is then left out.
+        is_size_known: False if the headers of the scans do not give the true voxel size, which is then left out.
         foreground_outside: Largest share of the foreground outside the slices among the packed subjects, or None.
 
     Returns:
@@ -54,5 +54,5 @@ def field_of_training(grids, *, is_size_known, foreground_outside):
 
 
 def share_outside(mask, affine, pixel_size, image_size):
-    """Share of a mask `(X, Y, Z)` that slices cut about the centre do not show; see `SliceGrid`."""
+    """Return the share of a mask `(X, Y, Z)` that slices cut about the centre do not show; see `SliceGrid`."""
     return SliceGrid(mask.shape, affine, pixel_size, image_size).share_outside(mask)

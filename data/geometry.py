@@ -1,4 +1,4 @@
-"""Axial slices of one size from a volume, and back to the volume's own grid."""
+"""From a volume to axial slices of a fixed size, and back to the grid of the volume."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from nibabel import orientations
 
-# Rows run to posterior, columns to the patient's left, slices upwards: the radiological convention.
+# Rows run towards posterior, columns to the patient's left, slices upwards: the radiological convention.
 SLICE_AXES = ("P", "L", "S")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from the world coordinates of DICOM and ITK to those of NIfTI, and back
 EXACT = 1e-6  # accuracy of positions, in voxels or pixels
@@ -22,7 +22,7 @@ def axial_turns(affine):
     """Return functions that reorient a volume so that its axial slices lie along the third axis, and back.
 
     Args:
-        affine: `(4, 4)`, voxel to world in RAS+; None: they lie along it.
+        affine: `(4, 4)`, voxel to world in RAS+; None: the slices already lie along it.
 
     Returns:
         Two functions: from the axes on disk, `(X, Y, Z, ...)`, to rows, columns and slices; and back.
@@ -83,7 +83,7 @@ class SliceGrid:
         return float(self._turned_spacing[2])
 
     def share_outside(self, mask):
-        """Return the share of the voxels of a mask `(X, Y, Z)` that no slice shows, from 0 to 1; 0 of an empty one."""
+        """Return the share of a mask's voxels `(X, Y, Z)` that no slice shows, from 0 to 1; 0 for an empty mask."""
         rows, columns = (axis.is_shown() for axis in self._axes)
         turned = orientations.apply_orientation(np.asarray(mask, bool), self._turn)
         total = np.count_nonzero(turned)
@@ -99,7 +99,7 @@ class SliceGrid:
 
         Args:
             volume: `(X, Y, Z)` or `(X, Y, Z, C)`.
-            order: 1 for images (linear, anti-aliased where pixels grow; float32), 0 for labels (nearest, dtype kept).
+            order: 1 for images (linear, anti-aliased if pixels grow; float32), 0 for labels (nearest, dtype kept).
 
         Returns:
             `(slices, H, W)` or `(slices, H, W, C)`, inferior to superior; zero beyond the field of view.
@@ -112,7 +112,7 @@ class SliceGrid:
         return np.ascontiguousarray(_resample(np.moveaxis(turned, 2, 0), positions, order, fill=0))
 
     def to_volume(self, slices, order=1, fill=0):
-        """Return slices to the grid from which they were cut.
+        """Map slices back to the grid from which they were cut.
 
         Args:
             slices: `(slices, H, W)` or `(slices, H, W, K)`.
@@ -147,7 +147,7 @@ class SliceGrid:
 
     @classmethod
     def from_dict(cls, values):
-        """Undo `to_dict`."""
+        """Rebuild the grid from the values of `to_dict`."""
         return cls(values["shape"], np.array(values["affine"]), values["pixel_size"], values["image_size"])
 
     @cached_property
@@ -221,7 +221,7 @@ def _by_new_axis(turn, values):
 
 
 def _resample(slices, positions, order, fill):
-    """Sample slices `(S, h, w, ...)` at fractional rows and columns (`positions`); `fill` where these lie outside."""
+    """Sample slices `(S, h, w, ...)` at fractional rows and columns (`positions`); `fill` where they lie outside."""
     lengths = slices.shape[1:3]
     sampled = _nearest(slices, positions) if order == 0 else _linear(slices, positions)
     for axis, (where, length) in enumerate(zip(positions, lengths, strict=True), start=1):
@@ -233,9 +233,9 @@ def _resample(slices, positions, order, fill):
 def _nearest(labels, positions):
     """Take the nearest label; of two or four equally near labels, take the most frequent.
 
-    Exact halves are the rule if pixels are two voxels long. Always rounding to one side would shift the labels against
-    the images by half a voxel, and rounding towards the middle would enlarge structures there. Remaining ties alternate
-    between the sides in a checkerboard pattern.
+    Exact halves are the rule if pixels are two voxels long. Always rounding to one side would shift the labels by half
+    a voxel relative to the images, and rounding towards the middle would enlarge structures there. Remaining ties
+    alternate between the sides in a checkerboard pattern.
     """
     rows, columns = (_neighbours(x, n) for x, n in zip(positions, labels.shape[1:3], strict=True))
     nearest = [labels[:, row][:, :, column] for row in rows for column in columns]
@@ -258,7 +258,7 @@ def _neighbours(positions, length):
 
 
 def _linear(images, positions):
-    """Interpolate along rows, then along columns; whole shifts (crop and pad) are copied. float32."""
+    """Interpolate along rows, then along columns, in float32; shifts by whole pixels (crop and pad) are copied."""
     sampled = images.astype(np.float32, copy=False)
     for axis, where in enumerate(positions, start=1):
         whole = np.round(where)
@@ -283,7 +283,7 @@ def _linear_weights(positions, length):
 
 
 def _weighted_sum(array, weights, axis):
-    """Multiply `weights (out, in)` onto one axis of an array."""
+    """Multiply one axis of an array by `weights (out, in)`."""
     head, tail = array.shape[:axis], array.shape[axis + 1 :]
     flat = np.ascontiguousarray(array).reshape(int(np.prod(head)), array.shape[axis], int(np.prod(tail)))
     return np.matmul(weights, flat).reshape(*head, len(weights), *tail)

@@ -1,7 +1,7 @@
 """Hashes of file contents: to detect one scan under two names, and a scan that has changed under its name.
 
-Names keep a test subject out of training only if every person has a single name. Copies of a scan have the same voxels
-regardless of name, compression and axis order; resampled or rescaled copies differ and are not detected.
+Names keep a test subject out of training only if every person has just one. Copies of a scan have the same voxels
+whatever their name, compression and axis order; resampled or rescaled copies differ and are not detected.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ CURE = "remove one of them from the data, or put both into one set"
 
 
 def content_hash(values):
-    """Return 16 hexadecimal digits for an array's shape and values; None where all values are equal.
+    """Return 16 hexadecimal digits for an array's shape and values; None if all values are equal.
 
     Such an array, for instance a contrast that was not acquired and is stored as zeros, does not identify a subject.
     """
@@ -44,8 +44,8 @@ def hashes_of_subject(volume, channels, affine, label=None, maps=None, mask=None
         mask: Given foreground `(X, Y, Z)`, or None.
 
     Returns:
-        `{"images": {channel: hash}, "label": hash, "maps": {space: hash}, "mask": hash}`; constant images and maps
-        are left out, as is everything that is not given.
+        `{"images": {channel: hash}, "label": hash, "maps": {space: hash}, "mask": hash}`, without constant images and
+        maps, and without what is not given.
     """
     turn, _ = axial_turns(affine)
     images = {name: content_hash(turn(volume[..., number])) for number, name in enumerate(channels)}
@@ -56,12 +56,12 @@ def hashes_of_subject(volume, channels, affine, label=None, maps=None, mask=None
 
 
 def of_scans(hashes):
-    """Leave out the hashes that were added later, so that `fingerprint` of the others is unchanged."""
+    """Leave out the kinds of hashes added later, so that `fingerprint` gives the same result as before."""
     return {subject: {key: found[key] for key in found if key not in ADDED} for subject, found in hashes.items()}
 
 
 def is_unchanged(values, affine, digest):
-    """Whether an array `(X, Y, Z)` on disk has the recorded hash; for a constant array, None was recorded."""
+    """Whether an array `(X, Y, Z)` on disk has the recorded hash, which is None for a constant array."""
     turn, _ = axial_turns(affine)
     return content_hash(turn(values)) == digest
 
@@ -73,7 +73,7 @@ def changed_files(noted, now):
 
 
 def refuse_same_scans(sets, hashes, files=None):
-    """Refuse a scan with two names in different sets; warn of it within a set, where it counts twice.
+    """Refuse a scan that has two names in different sets; warn of one within a set, where it counts twice.
 
     Args:
         sets: Name of a set (`train`, `val`, `test`) to its subjects.

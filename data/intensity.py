@@ -9,18 +9,18 @@ from scipy import ndimage
 from utils.checks import InputError, check_axes
 
 BRIGHT_PERCENTILE = 99.5  # of a contrast's distance from air; the very brightest voxels are vessels and spikes
-NOISE_PERCENTILE = 99.5  # of the score in air: ghosts and ringing count as air, isolated bright voxels do not
+NOISE_PERCENTILE = 99.5  # of the score in air: ghosts and ringing count as air, single bright voxels do not
 SMALLEST_SPAN = 1e-30  # of intensities; smaller ranges are scaled in 64 bits
 STEP = 7  # every seventh voxel is enough for these two percentiles; being odd, it skips no column
 MARGIN_VOXELS = 3  # in-plane distance from bright tissue; voxels farther away count as air
 HISTOGRAM_BINS = 256
 IN_PLANE = np.zeros((3, 3, 3), bool)  # neighbours within a slice
-RAS, AXIAL = orientations.axcodes2ornt("RAS"), 2  # number of the axis from feet to head
+RAS, AXIAL = orientations.axcodes2ornt("RAS"), 2  # AXIAL is the number of the axis from feet to head
 IN_PLANE[:, 1, 1] = IN_PLANE[1, :, 1] = True
 
 
 def foreground_mask(volume, affine=None):
-    """Segment the head or body in a volume, for any contrasts and in spite of artefacts in the surrounding air.
+    """Segment the head or body in a volume, for any contrasts and despite artefacts in the surrounding air.
 
     Each contrast is converted to its difference from air, whose level is measured in the four in-plane corners: air is
     black in magnitude images, but grey in signed inversion recovery. The mean difference over contrasts is thresholded
@@ -29,7 +29,7 @@ def foreground_mask(volume, affine=None):
 
     Args:
         volume: Finite intensities in any unit, `(X, Y, Z, C)`.
-        affine: `(4, 4)`, voxel to world in RAS+, which tells the axial slices; None: they lie along Z.
+        affine: `(4, 4)`, voxel to world in RAS+, to find the axial slices; None: they lie along Z.
 
     Returns:
         Boolean, `(X, Y, Z)`: the largest connected region, its holes filled in every axial slice.
@@ -42,7 +42,7 @@ def foreground_mask(volume, affine=None):
     """
     check_axes("volume", volume.shape, "X Y Z C")
     if affine is not None and (on_disk := orientations.io_orientation(affine))[2, 0] != AXIAL:
-        # The result must not depend on how slices are stored: neighbours and corners are those within an axial slice.
+        # The result must not depend on how slices are stored, so neighbours and corners are taken within axial slices.
         there, back = (orientations.ornt_transform(*pair) for pair in ((on_disk, RAS), (RAS, on_disk)))
         return orientations.apply_orientation(foreground_mask(orientations.apply_orientation(volume, there)), back)
     inner, box = _distance_from_air(volume)
@@ -85,7 +85,7 @@ def intensity_ranges(volume, mask, percentiles=(1, 99), affine=None):
         Lower and upper intensity of each contrast, in the unit of the volume, `(C, 2)` float64.
 
     Raises:
-        InputError: Empty mask, shapes that differ, percentiles out of order.
+        InputError: For an empty mask, shapes that differ, or percentiles out of order.
     """
     check_axes("volume", volume.shape, "X Y Z C")
     low, high = percentiles
@@ -117,7 +117,7 @@ def scale_between(volume, ranges):
 
 
 def check_mask(mask, shape):
-    """Raise InputError if a mask differs from the first three axes of a shape or has no foreground voxel."""
+    """Raise InputError if a mask does not match the first three axes of a shape, or has no foreground voxel."""
     if mask.shape != tuple(shape[:3]):
         raise InputError(f"mask: shape {mask.shape} differs from the volume's {tuple(shape[:3])}")
     if not mask.any():
@@ -127,8 +127,8 @@ def check_mask(mask, shape):
 def _distance_from_air(volume):
     """Compute the mean over contrasts of |intensity - air|, each scaled to [0, 1] by its bright tissue.
 
-    Returns the score inside a box, and the slices of the box: all voxels that differ from air, with an in-plane margin
-    of one voxel more than `MARGIN_VOXELS`. Everything outside is air and touches nothing inside.
+    Returns the score inside a box, and the index ranges of the box: all voxels that differ from air, with an in-plane
+    margin of `MARGIN_VOXELS` plus one voxel. Everything outside is air and touches nothing inside.
     """
     contrasts = np.moveaxis(volume, -1, 0)
     air = [np.float32(_air_level(contrast)) for contrast in contrasts]
@@ -158,7 +158,7 @@ def corners_of(contrast):
 
 
 def _box_around(masks):
-    """Return the slices of the box that holds all masks `(X, Y, Z)`, with an in-plane margin."""
+    """Return the index ranges of the box that contains all masks `(X, Y, Z)`, with an in-plane margin."""
     columns = np.logical_or.reduce([mask.any(axis=2) for mask in masks])
     if not columns.any():
         raise InputError("no voxel differs from air in any contrast, so no foreground was found; give data.mask")
@@ -195,9 +195,9 @@ def _noise(inner, outside, box, shape):
 def _otsu_threshold(inner, size):
     """Return Otsu's threshold of the square root, so that bright fat does not mask all other tissue.
 
-    `inner` is the part of a score of that size outside of which it is 0.
+    `inner` is a part of a score with `size` voxels; the score is 0 outside it.
     """
-    values = inner[inner > 0]  # often less than half of it
+    values = inner[inner > 0]  # often less than half of the voxels
     lowest = 0 if values.size < size else values.min()
     counts, edges = np.histogram(np.sqrt(values), HISTOGRAM_BINS, (np.sqrt(lowest), np.sqrt(values.max())))
     counts[0] += size - values.size
@@ -222,7 +222,7 @@ def _largest_region(region):
 
 
 def _filled(region):
-    """Fill what a region encloses within an axial slice; this includes every hole enclosed in 3D."""
+    """Fill what a region encloses within each axial slice, which includes every hole enclosed in 3D."""
     parts, _ = ndimage.label(~region, IN_PLANE)
     reaches_edge = np.zeros(parts.max() + 1, bool)
     for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):

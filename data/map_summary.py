@@ -13,13 +13,13 @@ log = logging.getLogger("mrccl")
 
 
 def read_summary(path):
-    """Read `summary.csv` of step 1.
+    """Read the `summary.csv` written by step 1.
 
     Returns:
         Subject -> row, a dictionary of strings; empty if there is no file yet.
 
     Raises:
-        InputError: The file is not such a table.
+        InputError: The file is not such a table of maps.
     """
     if not path.is_file():
         return {}
@@ -64,9 +64,9 @@ def refuse_other_settings(path, rows, config_hash, seed):
 
 
 def refuse_unlisted(path, rows, subjects):
-    """Raise InputError if maps have no row in the table beside them, so that their origin is unknown.
+    """Raise InputError if maps have no row in the table beside them, which leaves their origin unknown.
 
-    Maps without any table, made elsewhere, are accepted with a warning.
+    Maps made elsewhere, without any table, are accepted with a warning.
 
     Args:
         path: `summary.csv`.

@@ -1,9 +1,9 @@
-"""What nnU-Net v2 reads: names of cases and files, `dataset.json`, and the folds of `splits_final.json`.
+"""Input of nnU-Net v2: names of cases and files, `dataset.json`, and the folds in `splits_final.json`.
 
 Its rules, from its documentation (dataset-format, manual_data_splits) and `verify_dataset_integrity.py`: a case has one
 file per channel, `<case>_<four digits><file ending>`, and one label map `<case><file ending>` on the same grid; labels
-are numbered 0, 1, 2, ... and 0 is called `background`; `ignore` has a meaning of its own; the name of a channel chooses
-its normalisation, z-scores unless it is one of `NORMALISATIONS`.
+are numbered 0, 1, 2, ... and 0 is called `background`; `ignore` has a special meaning; the name of a channel selects
+its normalisation: z-scores, unless it is one of `NORMALISATIONS`.
 """
 
 import re
@@ -16,19 +16,19 @@ import numpy as np
 from data.scans.volumes import write_nifti
 
 FILE_ENDING = ".nii.gz"
-# Keeps the affine as it is; the default reader refuses axes whose cosines are orthogonal in float32 only.
+# Keeps the affine unchanged; the default reader refuses axes whose cosines are orthogonal only to float32 precision.
 READER = "NibabelIO"
 NORMALISATIONS = ("ct", "nonorm", "zscore", "rescale_0_1", "rescale_to_0_1", "rgb_to_0_1")
-RESERVED = "ignore"  # as the name of a label
+RESERVED = "ignore"  # not allowed as the name of a label
 PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
-OWN_ENDING = "_seg"  # of files that nnU-Net writes beside those of a case
+OWN_ENDING = "_seg"  # ending of files that nnU-Net itself writes beside those of a case
 CODED = re.compile(rb"=([0-9A-F]{2})")
 
 
 def case_name(subject: str) -> str:
     """Name the case of a subject in ASCII letters, digits, - and _; any other byte of its UTF-8 becomes `=XX`.
 
-    The underscore of a final `_seg` is encoded as well, because nnU-Net takes such files for its own.
+    The underscore of a final `_seg` is encoded too, because nnU-Net takes such files for its own.
     """
     name = subject.encode("utf-8", "surrogateescape")
     case = "".join(chr(byte) if byte in PLAIN else f"={byte:02X}" for byte in name)
@@ -36,7 +36,7 @@ def case_name(subject: str) -> str:
 
 
 def subject_of_case(case: str) -> str:
-    """Return the subject of a case, the inverse of `case_name`; a name that is no case stays as it is."""
+    """Return the subject of a case, the inverse of `case_name`; a name that is not a case is returned unchanged."""
     if not case.isascii():
         return case
     decoded = CODED.sub(lambda match: bytes([int(match[1], 16)]), case.encode())
@@ -51,14 +51,14 @@ def dataset_name(number: int, *parts: str) -> str:
 def dataset_description(
     channels: Sequence[str], labels: Sequence[str], cases: int, *, name: str, description: str
 ) -> dict[str, Any]:
-    """Write what stands in `dataset.json`.
+    """Return the contents of `dataset.json`.
 
     Args:
         channels: Names of the input channels, in the order of their files.
         labels: Class names in the order of their indices 1, 2, ...
         cases: Number of cases in `imagesTr`.
-        name: Of the dataset, for readers.
-        description: Likewise.
+        name: Name of the dataset, for readers.
+        description: Description of the dataset, for readers.
     """
     named = [f"{channel} (MR)" if channel.casefold() in NORMALISATIONS else channel for channel in channels]
     return {
@@ -73,7 +73,7 @@ def dataset_description(
 
 
 def fold_of(train: Sequence[str], val: Sequence[str]) -> dict[str, list[str]]:
-    """Return an entry of `splits_final.json` for the subjects of one training."""
+    """Return the entry of `splits_final.json` for the subjects of one training."""
     return {"train": sorted(map(case_name, train)), "val": sorted(map(case_name, val))}
 
 
@@ -93,7 +93,7 @@ def write_case(
     """Write the channels and the label map of one subject, all with the same affine.
 
     Args:
-        folders: Those of the images and of the label maps.
+        folders: The folder of the images and that of the label maps.
         subject: Identifier.
         volume: `(X, Y, Z, C)`.
         classes: Class indices `(X, Y, Z)`.

@@ -1,4 +1,4 @@
-"""Which subjects train, validate and test, and which of them are annotated. Always by subject, always by name."""
+"""Which subjects are for training, validation and testing, and which are annotated; always by subject and by name."""
 
 import functools
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger("mrccl")
 
 @dataclass(frozen=True)
 class Split:
-    """Subjects of one training, disjoint; `name` is "" without cross-validation, else `fold0`, `fold1`, ..."""
+    """Disjoint sets of subjects; `name` is "" without cross-validation, otherwise `fold0`, `fold1`, ..."""
 
     name: str
     train: tuple[str, ...]
@@ -38,12 +38,12 @@ def find_and_split(wanted, splits, seed, failures=None):
     Args:
         wanted: As in `data.layouts.subjects.find_subjects`.
         splits: As in `make_splits`.
-        seed: As there.
+        seed: As in `make_splits`.
         failures: List, or None. Given a list, subjects that lack files are left out and described there.
 
     Returns:
-        `(subject -> SubjectFiles, list of Split)`. Lists of a split name those that were left out nevertheless: what
-        was made with them is compared by the split.
+        `(subject -> SubjectFiles, list of Split)`. The lists of a split still name the subjects that were left out,
+        because results made with them are compared by their split.
     """
     subjects = find_subjects(wanted, failures)
     if failures and not subjects:
@@ -53,7 +53,7 @@ def find_and_split(wanted, splits, seed, failures=None):
 
 
 def hash_of_split(lists):
-    """Hash of who trains, validates and tests, whatever the order of the names.
+    """Hash the subjects for training, validation and testing, whatever the order of their names.
 
     Args:
         lists: `{"train": [...], "val": [...], "test": [...]}`.
@@ -67,16 +67,16 @@ def make_splits(splits, root, subjects, seed, missing=()):
     Args:
         splits: Name of a JSON file below `root`, or `{"train": [...], "val": [...], "test": [...]}`, or
             `{"folds": k, "validation": v}` for cross-validation, or `{"train": a, "val": b, "test": c}`, numbers of
-            labelled subjects to draw; subjects without a label then train too (pretraining only). In a dataset
-            without labels the numbers are of all subjects.
+            labelled subjects to draw; subjects without a label are then used for training too (pretraining only). In a
+            dataset without labels, the numbers count all subjects.
         root: Folder of the dataset.
-        subjects: Subjects that exist: identifier -> `SubjectFiles`. Only numbers ask who has a label; for the other
-            kinds of splits the identifiers alone do. Sessions of one person stay together (`data.layouts.persons`).
-        seed: Seed of the config; cross-validation and numbers draw.
+        subjects: Subjects that exist: identifier -> `SubjectFiles`. Labels matter only to numbers; the other kinds of
+            splits need only the identifiers. Sessions of one person stay together (`data.layouts.persons`).
+        seed: Seed of the config, for the draws of cross-validation and numbers.
         missing: Subjects that lists may name although they do not exist.
 
     Returns:
-        List of `Split`, one without cross-validation; with it every subject is tested in exactly one.
+        List of `Split`: one without cross-validation; with it, every subject is tested in exactly one.
 
     Raises:
         InputError: A set is missing or empty, a subject is in two sets or does not exist, or there are too few
@@ -102,7 +102,7 @@ def make_splits(splits, root, subjects, seed, missing=()):
 
 
 def _composed_names(lists):
-    """Names as `data.layouts.subjects.find_subjects` writes them: accents together with their letters."""
+    """Convert names to the form of `data.layouts.subjects.find_subjects`, with accents composed (Unicode NFC)."""
     if isinstance(lists, str):
         return lists
     is_name = {part: isinstance(names, list | tuple) for part, names in lists.items()}
@@ -116,7 +116,7 @@ def chosen_folds(splits, numbers):
     """Return the splits with these fold numbers (None: all), in the order of the config.
 
     Raises:
-        InputError: A number that is no fold.
+        InputError: A number is not that of a fold.
     """
     unknown = [number for number in numbers or () if not 0 <= number < len(splits)]
     if unknown:
@@ -125,20 +125,20 @@ def chosen_folds(splits, numbers):
 
 
 def annotated_subsets(train, sizes, repeats, seed, key="finetuning.subjects_n"):
-    """Draw the annotated subjects of every N and repeat; within a repeat the smaller sets lie in the larger ones.
+    """Draw the annotated subjects for every N and repeat; within a repeat, larger sets contain the smaller ones.
 
     Args:
-        train: Training subjects that have labels, or all contrasts of a synthesis.
+        train: Training subjects that have labels or, for synthesis, all contrasts.
         sizes: Numbers N of annotated subjects.
         repeats: Number of independent draws.
         seed: Seed of the config.
-        key: Of the config, where the numbers come from, for the message.
+        key: Config key that the numbers come from, for the message.
 
     Returns:
         `{(n, repeat): subjects}`, repeats counted from 0.
 
     Raises:
-        InputError: More annotated subjects are asked for than there are.
+        InputError: More annotated subjects are requested than there are.
     """
     too_many = [n for n in sizes if n > len(train)]
     if too_many:
@@ -176,7 +176,7 @@ def _folds(subjects, folds, validation, seed):
 
 
 def _drawn(sizes, subjects, seed):
-    """Draw so many labelled subjects for each set, the test set first: it stays when the other numbers change."""
+    """Draw these numbers of labelled subjects, the test set first, so that the other numbers do not affect it."""
     labelled = sorted(name for name, files in subjects.items() if files.label is not None) or sorted(subjects)
     asked = sum(sizes[name] for name in SETS)
     if asked > len(labelled):

@@ -2,7 +2,7 @@
 
 File names are parsed here, and tests compare files and entities with those of pybids. pybids itself is not used,
 because it searches whole paths for known entities: below a folder `run-7` every scan belongs to run 7, and `foo-1_T1w`
-counts as `T1w`. Both would silently select wrong scans, and to detect this, the names would have to be parsed again.
+counts as `T1w`. Either would silently select the wrong scans, and detecting it would mean parsing the names again.
 """
 
 import csv
@@ -24,8 +24,8 @@ def find_bids(wanted, role="contrast"):
     """Find scans by filters such as `ce-gadolinium_T1w`.
 
     A filter names all entities of a file except `sub` and `ses`, in any order, and its suffix; otherwise `T1w` would
-    also match the scan with contrast agent. `run-*` allows any value of an entity, `*` any further entities. A folder
-    before it restricts the data type (`anat/T1w`); `derivatives/NAME/` searches there instead of in the raw data.
+    also match the scan with contrast agent. `run-*` allows any value of an entity, `*` any further entities. A leading
+    folder restricts the data type (`anat/T1w`); `derivatives/NAME/` searches there instead of in the raw data.
 
     Identifiers are `sub-01`, or `sub-01_ses-02` where there are sessions; the person is `sub-01`.
     """
@@ -58,7 +58,7 @@ def parse_filter(text):
     """Split a filter into `(folder of the derivative or None, data type or None, entities, suffix)`.
 
     Raises:
-        InputError: It is not a filter.
+        InputError: The text is not a filter.
     """
     *folders, name = text.split("/")
     derivative = None
@@ -87,7 +87,7 @@ def _named_scans(root, folder):
     top = root / folder if folder else root
     if not top.is_dir():
         raise InputError(f"data.root: no folder '{top}'; correct data.root or the filter")
-    # Other folders (derivatives, sourcedata, code) may hold files that are named like scans.
+    # Other folders (derivatives, sourcedata, code) may hold files named like scans.
     tops = [top] if folder else sorted(path for path in top.glob("sub-*") if path.is_dir())
     for place in tops:
         for path in walk_scans(place):
@@ -109,12 +109,12 @@ def _match(asked, entities):
 
 
 def _names_of(label, root, names_in):
-    """Return the names of a label map's values from the table beside it, or above it; empty if there is none.
+    """Return the names of a label map's values from the table beside it or in a parent folder; empty if there is none.
 
     Args:
         label: File.
         root: Folder of the dataset, where the search ends.
-        names_in: Dictionary that this function fills with the results of each folder, so that each is searched only
+        names_in: Dictionary that this function fills with the results for each folder, so that each is searched only
             once: the time to search the top folder grows with the number of subjects.
     """
     own = label.with_name(f"{stem_of(label)}.tsv")

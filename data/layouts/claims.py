@@ -1,7 +1,7 @@
 """Files with more than one role or subject, and subjects whose names extend those of others.
 
-If a file had two roles and one of them won silently, the wrong scan could be read; a label map that is mistaken for the
-scan of another subject would train a network on the answers.
+If one of two roles of a file silently won, the wrong scan could be read; a label map mistaken for the scan of another
+subject would train a network on the answers.
 """
 
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger("mrccl")
 
 
 def compose_names(found):
-    """Write accents in subject names in composed form (Unicode NFC), regardless of the file system.
+    """Convert accents in subject names to composed form (Unicode NFC), whatever the file system uses.
 
     Args:
         found: `data.layouts.files.Found`, changed in place.
@@ -68,7 +68,7 @@ def files_named_twice(found, subjects):
         volumes, roles_of = found.details[subject].get("volumes", {}), defaultdict(list)
         for role, name in found.looked_for:
             paths = found.paths[role, name].get(subject, ())
-            if len(paths) == 1 and paths[0].exists():  # others have their own line
+            if len(paths) == 1 and paths[0].exists():  # other cases are reported elsewhere
                 status = paths[0].stat()
                 volume = volumes.get(name, (None,))[0] if role == "contrast" else None
                 shown = f"contrast '{name}'" if role == "contrast" else role

@@ -10,8 +10,8 @@ from utils.checks import InputError
 from utils.paths import composed, existing_form
 from utils.runs import read_json
 
-# BraTS 2018 to 2021 and 2023 on: how file names end, and what label values mean. Value 4 became 3 in 2023; 4 then came
-# back in 2024, for the resection cavity.
+# BraTS 2018 to 2021, and from 2023: how file names end, and what label values mean. Value 4 became 3 in 2023; 4 came
+# back in 2024 for the resection cavity.
 BRATS_ENDINGS = (
     {"t1": "_t1", "t1gd": "_t1ce", "t2": "_t2", "flair": "_flair", "label": "_seg"},
     {"t1": "-t1n", "t1gd": "-t1c", "t2": "-t2w", "flair": "-t2f", "label": "-seg"},
@@ -20,17 +20,17 @@ BRATS_LABELS = (
     {"necrosis": (1,), "oedema": (2,), "enhancing": (4,)},
     {"necrosis": (1,), "oedema": (2,), "enhancing": (3,), "resection_cavity": (4,)},
 )
-PAEDIATRIC = "BraTS-PED"  # the meaning of its values changes from year to year: no names
+PAEDIATRIC = "BraTS-PED"  # the meaning of its values changes from year to year, so they get no names
 TIMEPOINT = re.compile(r"(BraTS-.+)-\d{3}")
 
 
 def find_brats(wanted):
-    """Layout brats: `<subject>_t1ce.nii.gz` (2018 to 2021) or `<subject>-t1c.nii.gz` (2023 on), at any depth.
+    """Layout brats: `<subject>_t1ce.nii.gz` (2018 to 2021) or `<subject>-t1c.nii.gz` (from 2023), at any depth.
 
-    A folder may hold both: the file names of each subject determine the meaning of its label values. Identifiers from
-    2023 on end in the number of the scan (`BraTS-GLI-00005-101`); the part before it is the person.
+    A folder may hold both: the file names of each subject determine the meaning of its label values. Since 2023,
+    identifiers end in the number of the scan (`BraTS-GLI-00005-101`); the part before it is the person.
     """
-    # The names used in the files are accepted, too: t1ce and t1c are t1gd.
+    # The names used in the files are accepted too: t1ce and t1c mean t1gd.
     known = {ending[1:]: name for endings in BRATS_ENDINGS for name, ending in endings.items() if name != "label"}
     known |= {name: name for name in BRATS_ENDINGS[0] if name != "label"}
     roles = {}
@@ -59,7 +59,7 @@ def find_brats(wanted):
 
 
 def find_msd(wanted):
-    """Layout msd: the lists in `dataset.json`; contrasts are the names in its `modality`, volumes of one 4D file."""
+    """Layout msd: files as listed in `dataset.json`; contrasts are named in its `modality`, volumes of one 4D file."""
     content = _description(wanted.root, ("training", "labels"))
     channels = _channels(wanted, content)
     count = len(content.get("modality") or content.get("channel_names"))
@@ -109,7 +109,7 @@ def find_nnunet(wanted):
 
 
 def label_names(labels):
-    """Read `labels` of a dataset.json: name -> values.
+    """Read `labels` from a dataset.json: name -> values.
 
     Args:
         labels: `{"liver": 1}`, `{"whole": [1, 2]}` (regions) as in nnU-Net, or `{"1": "liver"}` as in the Decathlon.
@@ -137,7 +137,7 @@ def _names_told(root, content):
 
 @contextlib.contextmanager
 def _told_by(root):
-    """Convert the errors of a malformed dataset.json to one line."""
+    """Turn the errors caused by a malformed dataset.json into one line."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:

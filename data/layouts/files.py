@@ -1,4 +1,4 @@
-"""Shared by all layouts: the requested and the found files, and files by a pattern with `{subject}`."""
+"""Shared by all layouts: the files that were requested and found, and finding files by a pattern with `{subject}`."""
 
 import difflib
 import glob
@@ -18,7 +18,7 @@ SUFFIXES = (".nii", ".nii.gz")
 
 
 class Found:
-    """Files by `(role, name)` and subject, where they were searched, and their problems.
+    """Files by `(role, name)` and subject, where they were searched for, and their problems.
 
     Attributes:
         looked_for: `(role, name)` -> pattern with `{subject}`, for messages.
@@ -46,7 +46,7 @@ class Found:
         self.paths |= other.paths
 
     def subjects(self):
-        """All identifiers, sorted; a mask alone does not make a subject."""
+        """Return all identifiers, sorted; a mask alone does not make a subject."""
         return sorted(set().union(*(files for (role, _), files in self.paths.items() if role != "mask")))
 
     def unclear(self):
@@ -87,10 +87,10 @@ def warn_of_closed_folders(root):
 
 
 def known_name(word, known, key, where):
-    """Return the spelling that the layout uses for a name in a config, ignoring case.
+    """Return the layout's spelling of a name in a config, ignoring case.
 
     Args:
-        word: As in the config.
+        word: The name as given in the config.
         known: Names in the layout.
         key: Key of the config, for the message.
         where: Source of these names, for the message.
@@ -130,7 +130,7 @@ def files_of_pattern(root, pattern):
 
     `{subject}` stands for one path component or a part of it, and may occur several times
     (`"{subject}/{subject}_flair.nii.gz"`); `*` matches anything within one component. Neither matches a leading dot:
-    such files are hidden, for instance those that macOS adds to archives.
+    such files are hidden, like those that macOS adds to archives.
 
     Raises:
         InputError: The pattern has no `{subject}`, or begins with '/'.
@@ -165,7 +165,7 @@ def _matcher_of(pattern):
 def walk_scans(root):
     """Yield every NIfTI file below a folder, sorted; hidden files and folders are left out.
 
-    A folder that is named like a scan is yielded as well, so that it is reported.
+    A folder named like a scan is yielded too, so that it is reported.
     """
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -11,8 +11,8 @@ CHAOS_IMAGES = {
 }
 CHAOS_LABELS = {"T1DUAL": "T1DUAL/Ground", "T2SPIR": "T2SPIR/Ground"}
 CHAOS_NAMES = {"liver": (63,), "right_kidney": (126,), "left_kidney": (189,), "spleen": (252,)}
-CHAOS_PLACES = ("*", "MR/*", "*/MR/*", "*/*/MR/*")  # of the folders of subjects, below data.root
-# Values that `data.scans.folders` assigns to the masks of a labelsTr folder; a kidney is its cortex and all inside.
+CHAOS_PLACES = ("*", "MR/*", "*/MR/*", "*/*/MR/*")  # where the folders of subjects may lie below data.root
+# Values that `data.scans.folders` assigns to the masks of a labelsTr folder; a kidney is its cortex and its medulla.
 RENAL_NAMES: dict[str, tuple[int, ...]] = {
     "left_cortex": (1,),
     "right_cortex": (2,),
@@ -55,7 +55,7 @@ def find_renal(wanted):
     """Layout renal: `<subject>/<contrast>/imagesTr/*.nii`, `labelsTr/*left*volume*`, `*left*cortex*`, ...
 
     As in the public code of Ghoul et al. (lab-midas/Renal-fMRI-Framework, data/README.md). Several files in `imagesTr`
-    are volumes of a series in the order of their numbers, such as echoes. `data.label` is the contrast whose labels
+    are volumes of a series, such as echoes, in the order of their numbers. `data.label` names the contrast whose labels
     are read, by default the first.
     """
     looked_for = {("contrast", name): f"{{subject}}/{folder}/imagesTr" for name, folder in wanted.entries.items()}

@@ -1,4 +1,4 @@
-"""Sessions of one person: they never part, or a network would be tested on whom it was trained on."""
+"""Sessions of one person: they stay in one set, or a network would be tested on people it was trained on."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ def people_of(subjects):
     """Group subjects by person.
 
     Args:
-        subjects: Identifier -> `SubjectFiles`, or identifiers alone: then each is a person.
+        subjects: Identifier -> `SubjectFiles`, or identifiers alone, each of which is then a person.
 
     Returns:
         Person -> list of identifiers, in the order of the subjects.
@@ -26,21 +26,21 @@ def people_of(subjects):
 def split_by_person(make_splits, splits, root, subjects, people, seed):
     """Make splits in which all sessions of a person are in one set.
 
-    Folds and numbers count persons; one counts as labelled if a session is. Lists name sessions and are checked.
+    Folds and numbers count persons; a person counts as labelled if any session is. Lists name sessions and are checked.
 
     Args:
         make_splits: `data.splits.make_splits`.
-        splits: As there.
-        root: As there.
-        subjects: As there.
+        splits: As for `make_splits`.
+        root: As for `make_splits`.
+        subjects: As for `make_splits`.
         people: From `people_of`.
-        seed: As there.
+        seed: As for `make_splits`.
 
     Returns:
         List of `data.splits.Split` of sessions.
 
     Raises:
-        InputError: As there; or a list has sessions of one person in several sets.
+        InputError: As for `make_splits`; or a list has sessions of one person in several sets.
     """
     if isinstance(splits, str) or isinstance(splits.get("train"), list | tuple):
         alone = {subject: dataclasses.replace(files, person=None) for subject, files in subjects.items()}

@@ -1,4 +1,4 @@
-"""From the names in a config to the files of every subject, in any layout."""
+"""From the names in a config to the files of each subject, in any layout."""
 
 import dataclasses
 import difflib
@@ -34,16 +34,16 @@ class SubjectFiles:
     """The files of one subject, and how `data.scans.volumes` reads them.
 
     Attributes:
-        subject: Identifier; a subject of several sessions has one for each.
-        contrasts: Contrast -> file; or folder, of a DICOM series or of NIfTI files that are a series together.
+        subject: Identifier; a person with several sessions has one for each.
+        contrasts: Contrast -> file, or folder of a DICOM series or of NIfTI files that together form a series.
         label: Label map, file or folder, or None.
         mask: Foreground mask, or None.
         person: Who was scanned; None: the subject. Sessions of one person belong to one set of a split.
         volumes: Contrasts that share a 4D file with others -> `(which volume, counted from 0, of how many)`.
         label_names: Name -> its values in this subject's label map.
         resample_to: Contrast to whose grid all files are resampled; None: they must share one.
-        bias_correction: Contrasts that are read with N4 bias correction.
-        empty_labels: `"refuse"`: a label map must not consist of background only; otherwise it may.
+        bias_correction: Contrasts read with N4 bias correction.
+        empty_labels: With `"refuse"`, a label map must not consist of background only; otherwise it may.
     """
 
     subject: str
@@ -64,18 +64,18 @@ def series_length(entry):
 
 
 def find_subjects(wanted: Wanted, left_out: list[str] | None = None) -> dict[str, SubjectFiles]:
-    """Find every subject below a folder. A subject exists as soon as one contrast or the label of it exists.
+    """Find every subject below a folder. A subject exists if at least one of its contrasts or its label exists.
 
     Args:
-        wanted: The folder and what is wanted of it, such as `config.data.wanted()`.
+        wanted: The folder and what to find in it, such as `config.data.wanted()`.
         left_out: List, or None. Given a list, subjects with a problem are left out and described there, one line per
-            file, instead of raising.
+            file, instead of raising an error.
 
     Returns:
         Subject identifier -> `SubjectFiles`, sorted by identifier.
 
     Raises:
-        InputError: The folder does not exist, does not follow the layout or holds no subject; a name is unknown there;
+        InputError: The folder does not exist, does not follow the layout or holds no subject; a name is unknown in it;
             or subjects have problems (one line each): a file is missing, a broken link or a folder, several files
             match, `.nii` exists beside `.nii.gz`, one file has two roles, or two identifiers differ only in case.
     """
@@ -109,9 +109,9 @@ def find_subjects(wanted: Wanted, left_out: list[str] | None = None) -> dict[str
 
 
 def needed_of(model: ModelDescription) -> dict[str, Any]:
-    """Return the entries of the contrasts that must be found for a model.
+    """Return the entries of the contrasts that a model needs.
 
-    For a model with several input contrasts, the one to whose grid they are resampled is included; a model with one
+    For a model with several input contrasts, the one whose grid they are resampled to is included; a model with one
     contrast works on the grid of that contrast.
     """
     names = dict.fromkeys(file_of_channel(model.files, channel)[0] for channel in model.contrasts)
@@ -178,7 +178,7 @@ def _missing_files(root, found, subjects):
 
 
 def _names_that_clash(root, subjects):
-    """Yield `(subject, line)` for identifiers that would share a file of results, or break a message."""
+    """Yield `(subject, line)` for identifiers that would share a result file or break a message."""
     by_folded = defaultdict(list)
     for subject in subjects:
         by_folded[subject.casefold()].append(subject)
@@ -193,7 +193,7 @@ def _names_that_clash(root, subjects):
 
 
 def _unclear_labels(wanted, found):
-    """Yield `(subject, line)` if a label map has no such name, or two classes share a value of it."""
+    """Yield `(subject, line)` if a label map lacks a name in the config, or two classes share one of its values."""
     subjects_of = defaultdict(list)  # one line for all subjects with the same mistake
     for subject in found.paths.get(("label", "label"), ()):
         known = found.details[subject].get("label_names", {})

@@ -1,4 +1,4 @@
-"""Whether the corners of a scan show air, as the search for the foreground assumes."""
+"""Whether the corners of a scan show air, as foreground segmentation assumes."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from data.geometry import axial_turns
 from data.intensity import STEP, corners_of
 
 RANGE = (0.5, 99.5)  # percentiles of a contrast taken as its darkest and brightest
-# Shares of that range. In 40 scans of heads and abdomens the corners lie below 0.05 and spread over less than 0.04.
+# Shares of that range. In 40 scans of heads and abdomens, the corners lie below 0.05 and vary by less than 0.04.
 BRIGHTEST_AIR, WIDEST_AIR = 0.2, 0.15
 
 

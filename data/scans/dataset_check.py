@@ -1,4 +1,4 @@
-"""Contents of a dataset, subject by subject, from headers and label maps: a few milliseconds per file."""
+"""The contents of a dataset, subject by subject, from headers and label maps: a few milliseconds per file."""
 
 import statistics
 from dataclasses import dataclass, field, replace
@@ -15,9 +15,9 @@ from utils.checks import InputError
 from utils.config.data import Wanted
 
 WELL_COVERED = 0.95  # share of the common grid; resampled contrasts that cover less are reported
-UNLIKE_SPACING = 1.5  # times the median voxel size of the dataset, or less than its inverse
-UNLIKE_VOLUME = 10  # times the median volume of a class, or less than its inverse
-FEW = 5  # subjects; with fewer, it is unknown what is usual
+UNLIKE_SPACING = 1.5  # report voxel sizes larger or smaller than the median of the dataset by more than this factor
+UNLIKE_VOLUME = 10  # report volumes of a class larger or smaller than the median by more than this factor
+FEW = 5  # subjects; fewer do not show what is usual
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class SubjectCheck:
     Attributes:
         subject: Identifier.
         contrasts: Names of its contrasts.
-        shape: `(X, Y, Z)` of the grid of its first contrast, or of the one that others are resampled to.
+        shape: `(X, Y, Z)` of the grid of its first contrast, or of the one that the others are resampled to.
         spacing: Voxel size along these axes, in the unit of the affine.
         orientation: Directions of these axes, such as `LPS`.
-        voxels: Class -> labelled voxels; empty without label.
+        voxels: Class -> labelled voxels; empty without a label map.
         warnings: What should be checked.
         problems: What must be fixed: subject, file, what was found, what to do.
         voxel_ml: Volume of a voxel in mL, where the unit of the affine is mm.
@@ -65,7 +65,7 @@ def check_subject(files: SubjectFiles, wanted: Wanted, *, whole: bool = False) -
     """
     reader = SubjectReader(files, wanted)
     problems, warnings, grid = _of_headers(reader)
-    scan = grid and grid._replace(path=None)  # called so, whatever contrast it is of
+    scan = grid and grid._replace(path=None)  # messages then call it "the scan", whichever contrast it comes from
     seen = {"problems": problems, "warnings": warnings}
     seen["voxels"] = _voxels(reader, scan, whole, **seen) if wanted.labels else {}
     if whole:
@@ -91,7 +91,7 @@ def _of_headers(reader):
             problems += error.lines
             continue
         grid = grid or found
-        problems += reader.problems_of_axes(name, found.axes) if found.axes else []  # of folders, with all voxels only
+        problems += reader.problems_of_axes(name, found.axes) if found.axes else []  # folders: only with all voxels
         if not reader.is_resampled:
             problems += grid_problems(files.subject, found.path, found, grid)
         elif (share := share_covered(grid, found)) < WELL_COVERED:
@@ -100,7 +100,7 @@ def _of_headers(reader):
 
 
 def _voxels(reader, grid, whole, problems, warnings):
-    """Return class -> labelled voxels; adds to the problems and warnings."""
+    """Return class -> labelled voxels; add to the problems and warnings."""
     if reader.files.label is None:
         warnings.append("no label")
     if reader.files.label is None or (grid is None and not whole):

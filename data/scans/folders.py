@@ -1,4 +1,4 @@
-"""A folder that is one scan: a DICOM series, the PNG masks of CHAOS drawn on one, or several NIfTI files.
+"""A folder that is one scan: a DICOM series, the PNG masks drawn on one in CHAOS, or several NIfTI files.
 
 DICOM and PNG are read with SimpleITK. Its arrays are `[slice, row, column]`; voxels here are `(column, row, slice)`,
 the index that the affine refers to, so that a mask and its slice agree in any orientation.
@@ -20,8 +20,8 @@ from utils.checks import InputError, counted
 
 SERIES = "0020|000e"  # DICOM tag of the series
 INVERTED = "0028|0004", "MONOCHROME1"  # the tag for the meaning of large values, and its value if they mean black
-EVEN = 0.02  # largest difference of two gaps between slices, as a share of a gap: positions are rounded to 0.01 mm
-STRAIGHT_MM = 0.1  # largest step of a slice within its plane
+EVEN = 0.02  # largest deviation of a gap between slices, as a share of the median: positions are rounded to 0.01 mm
+STRAIGHT_MM = 0.1  # largest in-plane shift of a slice
 GREYS = {63: (55, 70), 126: (110, 135), 189: (175, 200), 252: (240, 255)}  # code of a CHAOS mask: its grey values
 SIDES = {"left": 1, "right": 2}  # value of the cortex in a labelsTr folder; the medulla's is 2 more
 MEDULLA = 2
@@ -31,8 +31,8 @@ def read_folder(path: Path, subject: str) -> tuple[Image | None, list[str]]:
     """Read one folder as one image.
 
     Args:
-        path: Folder with `*.png` (masks of CHAOS), with NIfTI files (labelsTr: one mask for each structure; else
-            volumes of a series, in the order of the numbers in their names), or with DICOM slices.
+        path: Folder with `*.png` (masks of CHAOS), with NIfTI files (in labelsTr one mask per structure, otherwise
+            volumes of a series in the order of the numbers in their names), or with DICOM slices.
         subject: Identifier, for messages.
 
     Returns:
@@ -56,7 +56,7 @@ def grid_of_folder(path: Path, subject: str) -> tuple[tuple[int, ...], np.ndarra
     """Return `(shape (X, Y, Z), affine (4, 4))` of a folder from headers alone.
 
     Raises:
-        InputError: One line.
+        InputError: The folder holds no series, or one that does not form a grid; one line.
     """
     path = Path(path)
     scans, pictures = _kinds(path)
@@ -70,14 +70,14 @@ def grid_of_folder(path: Path, subject: str) -> tuple[tuple[int, ...], np.ndarra
 def _kinds(folder):
     """List the NIfTI files and the PNG files of a folder, sorted by the numbers in their names."""
     files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    # Numbers in names are sorted numerically: echo 10 comes after echo 9.
+    # Sort by the numbers in the names: echo 10 comes after echo 9.
     files.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
     scans = [path for path in files if path.name.endswith(SUFFIXES)]
     return scans, [path for path in files if path.suffix.lower() == ".png"]
 
 
 def _geometry(folder, subject):
-    """Return the slices of a DICOM series by position, from the first along its normal, and their grid.
+    """Return the slices of a DICOM series, ordered by position along its normal, and their grid.
 
     Returns:
         `(paths, shape (X, Y, Z), affine (4, 4))`.
@@ -157,7 +157,7 @@ def _gap(origins, turn, names, where, thickness):
 
 def _read_series(folder, subject):
     paths, shape, affine = _geometry(folder, subject)
-    # Each slice with its own slope: a series reader rounds and clips all of them to the type of the first.
+    # Read slice by slice, each with its own slope: a series reader rounds and clips all to the type of the first.
     parts = [_read_slice(path, subject) for path in paths]
     values = np.empty(shape, np.result_type(*parts))
     for number, part in enumerate(parts):
@@ -186,7 +186,7 @@ def _series_of_masks(folder, subject):
 
 
 def _read_masks(folder, pictures, subject):
-    """Read one PNG per slice, matched by file name; a mask has the pixels of its slice."""
+    """Read one PNG per slice, matched by file name; a mask has the same pixels as its slice."""
     series = _series_of_masks(folder, subject)
     paths, shape, affine = _geometry(series, subject)
     masks, slices = {path.stem: path for path in pictures}, [path.stem for path in paths]
@@ -218,7 +218,7 @@ def _read_volumes(scans, subject):
 
 
 def _read_structures(scans, subject):
-    """Unite masks of kidneys (`*left*volume*`) and of cortices (`*left*cortex*`): 1, 2 cortex, 3, 4 medulla."""
+    """Merge masks of kidneys (`*left*volume*`) and of cortices (`*left*cortex*`): 1, 2 cortex, 3, 4 medulla."""
     images = _all_on_one_grid(scans, subject)
     values, folder = np.zeros(images[0].shape, np.uint8), scans[0].parent
     for side, value in SIDES.items():

@@ -16,7 +16,7 @@ class Grid(NamedTuple):
     """Shape and affine that the files of a subject must share.
 
     Attributes:
-        path: The file they were read from; None: unknown.
+        path: The file that both were read from; None: unknown.
         shape: `(X, Y, Z)`.
         affine: `(4, 4)`, voxel to world.
         axes: Length of every axis in that file's header; None for folders.
@@ -46,7 +46,7 @@ def grid_problems(subject: str, path: Path, image: Any, grid: Grid | None, cure:
 
 
 def share_covered(grid: Grid, image: Any) -> float:
-    """Return the share of a grid that an image covers, from 0 to 1, by a coarse raster of places.
+    """Estimate the share of a grid that an image covers, from 0 to 1, on a coarse raster of points.
 
     Args:
         grid: `Grid`.

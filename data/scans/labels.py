@@ -1,4 +1,4 @@
-"""What the values of label maps, constraint maps and masks mean, and whether they can be used."""
+"""The meaning of the values of label maps, constraint maps and masks, and whether they can be used."""
 
 import numpy as np
 
@@ -13,8 +13,8 @@ def classes_of(files: SubjectFiles, values: np.ndarray, wanted: Wanted) -> tuple
     Args:
         files: `SubjectFiles` with that label map.
         values: `(X, Y, Z)`, as on disk.
-        wanted: Its `labels` (class name -> values that mean it, or names of `files.label_names`; classes are numbered
-            from 1 in this order) and `ignored` (those that count as background, besides 0).
+        wanted: `labels` (class name -> its values, or names of `files.label_names`; classes are numbered from 1 in this
+            order) and `ignored` (values that count as background, besides 0) are used.
 
     Returns:
         `(classes (X, Y, Z) uint8, problems)`.
@@ -31,7 +31,7 @@ def classes_of(files: SubjectFiles, values: np.ndarray, wanted: Wanted) -> tuple
 
 
 def _unknown_values(files, unknown):
-    """Say which values of a label map mean nothing, `(value, the whole number it means)`; one line at most."""
+    """Report values of a label map without a meaning, `(value, whole number it stands for)`; at most one line."""
     subject, path = files.subject, files.label
     names = {value: f" ({name})" for name, values in files.label_names.items() if len(values) == 1 for value in values}
     broken = [pair for pair in unknown if not isinstance(pair[1], int)]
@@ -47,12 +47,12 @@ def _unknown_values(files, unknown):
 
 
 def _values_of(files, members):
-    """The values that numbers and names of a config mean in the label map of a subject."""
+    """Return the values that numbers and names in a config stand for in the label map of a subject."""
     return [value for member in members for value in files.label_names.get(member, (member,))]
 
 
 def map_problems(where: str, values: np.ndarray, clusters: int) -> list[str]:
-    """Say why values are no constraint map of so many classes; one line at most."""
+    """Say why values are not a constraint map of at most `clusters` classes; at most one line."""
     if values.dtype.kind not in "iu":
         return [f"{where} holds {values.dtype} values, expected integers"]
     if values.ndim != 3:
@@ -63,8 +63,8 @@ def map_problems(where: str, values: np.ndarray, clusters: int) -> list[str]:
 
 
 def mask_problems(where: str, values: np.ndarray) -> list[str]:
-    """Say why values are no mask, which has two, one of them 0; one line at most."""
-    low, high = values.min(), values.max()  # both NaN if one value is
+    """Say why values are not a mask, which has two values, one of them 0; at most one line."""
+    low, high = values.min(), values.max()  # both NaN if any value is
     if not (np.isfinite(low) and np.isfinite(high)):
         return [f"{where} holds NaN or infinite values; a mask is 0 and 1"]
     if not values.any():

@@ -28,12 +28,12 @@ AGAIN = "copy or export it again"
 GZIP = b"\x1f\x8b"
 COMPRESSED = (".gz", ".mgz")
 HEADER_BYTES, LOOKED_AT = 348, 1024  # nibabel detects the format from 1024 bytes
-# The limit of deflate: a header that declares more than this times the file's size is wrong, and reading on would
-# fill the memory.
+# The limit of deflate: a header that declares more than this times the file's size is wrong, and reading it would
+# exhaust the memory.
 LARGEST_COMPRESSION = 1032
 BLOCK_BYTES = 1 << 20
-TOLD: list[str] = []  # the first file without orientation; entire datasets are like that
-NO_MM = {1: "metres", 3: "micron"}  # codes of xyzt_units; the code for unknown is common and taken as mm
+TOLD: list[str] = []  # the first file without orientation; often a whole dataset lacks it, so only one is reported
+NO_MM = {1: "metres", 3: "micron"}  # codes of xyzt_units; the common code for unknown is taken as mm
 # The two affines of a file may differ by a registration, but not in axis order or voxel size.
 LARGEST_TURN_DEGREES = 45
 LARGEST_STRETCH = 0.01
@@ -43,7 +43,7 @@ LABEL_TOLERANCE = 1e-4  # scaling by a slope in 32 bits may turn label 1 into 1.
 
 
 class Image(NamedTuple):
-    """Voxel values and affine of one file, its header, and the hash of its bytes where all of them were read."""
+    """Voxel values and affine of one file, its header, and the hash of its bytes if all of them were read."""
 
     values: np.ndarray
     affine: np.ndarray
@@ -67,9 +67,9 @@ def read_image(path: Path | str, subject: str) -> tuple[Image | None, list[str]]
         subject: Identifier, for messages.
 
     Returns:
-        `(Image, [])`: values of at least three axes where the file has them, trailing axes of length 1 dropped,
-        unscaled integers as integers; affine `(4, 4)` float64, voxel to world in RAS+, mm. `(None, [line])` for an
-        unusable file.
+        `(Image, [])`: values with the axes of the file, without trailing axes of length 1 beyond the third, unscaled
+        integers as integers; affine `(4, 4)` float64, voxel to world in RAS+, mm. `(None, [line])` for an unusable
+        file.
     """
     path, problems = Path(path), list[str]()
     with _explained(f"{subject}: '{path}'", problems), LoggingOutputSuppressor(), np.errstate(all="ignore"):
@@ -85,7 +85,7 @@ def read_image(path: Path | str, subject: str) -> tuple[Image | None, list[str]]
                 if not content or isinstance(error, gzip.BadGzipFile) or "bytes" not in str(error):
                     raise
                 raise _Unusable(f"is truncated: it ends before the last voxel; {AGAIN}") from None
-            while stream and stream.read(BLOCK_BYTES):  # to its end, where its checksum is
+            while stream and stream.read(BLOCK_BYTES):  # read to the end, where the checksum is
                 pass
         while values.ndim > 3 and values.shape[-1] == 1:
             values = values[..., 0]
@@ -95,13 +95,13 @@ def read_image(path: Path | str, subject: str) -> tuple[Image | None, list[str]]
 
 
 def hash_of(digests: Iterable[bytes]) -> str:
-    """Return 16 hexadecimal digits for files of which the BLAKE2 digest of each is given."""
+    """Return 16 hexadecimal digits for several files, given the BLAKE2 digest of each."""
     return hashlib.blake2b(b"".join(digests), digest_size=8).hexdigest()
 
 
 @contextlib.contextmanager
 def _explained(where, problems):
-    """Turn what goes wrong within into a line of `problems`."""
+    """Turn any error within the `with` statement into a line of `problems`."""
     try:
         yield
         return
@@ -125,13 +125,13 @@ def _explained(where, problems):
 
 
 def whole_number(value: float) -> float:
-    """Return the whole number that a label value represents, or the value itself if it does not."""
+    """Return the whole number that a label value represents, or the value itself if it represents none."""
     is_near = math.isfinite(value) and abs(value - round(value)) <= LABEL_TOLERANCE
     return round(value) if is_near else value
 
 
 def _checked_content(path):
-    """Return the bytes of a compressed file, None for others, and the first of them uncompressed."""
+    """Return the bytes of a compressed file (None for others), and the first bytes of its uncompressed content."""
     if path.is_symlink() and not path.exists():
         raise _Unusable(f"is a link to '{os.readlink(path)}', which does not exist; fix the link")
     if not path.exists():
@@ -205,7 +205,7 @@ def _affine_of(file, path):
 
 
 def _warn_of_no_orientation(path):
-    """Warn of a file without orientation information; NIfTI reads it like Analyze files."""
+    """Warn of a file without orientation information, which NIfTI readers treat like an Analyze file."""
     if not TOLD:
         TOLD.append(path)
         log.warning(

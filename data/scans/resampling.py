@@ -11,16 +11,17 @@ HISTOGRAM_BINS = 200  # of Otsu's threshold
 
 
 def resample(values, affine, shape, target_affine, is_label=False):
-    """Bring a volume to another grid, by world coordinates.
+    """Resample a volume to another grid, by world coordinates.
 
-    Images are interpolated linearly: the range of values is kept, and no edge rings. Fine detail may alias where the
-    target is coarser, as nothing is smoothed before. Labels and masks are taken from the nearest voxel.
+    Images are interpolated linearly, which keeps the range of values and causes no ringing at edges. Fine detail may
+    alias where the target is coarser, because nothing is smoothed first. Labels and masks are taken from the nearest
+    voxel.
 
     Args:
         values: `(X, Y, Z)`.
         affine: `(4, 4)` of the volume, voxel to world in RAS+, mm.
-        shape: `(X', Y', Z')` wanted.
-        target_affine: `(4, 4)` wanted.
+        shape: `(X', Y', Z')` of the target.
+        target_affine: `(4, 4)` of the target.
         is_label: Whether values are class numbers.
 
     Returns:
@@ -34,17 +35,17 @@ def resample(values, affine, shape, target_affine, is_label=False):
 
 
 def correct_bias(values, affine):
-    """Remove a smooth bias field by N4, estimated on a smaller copy inside Otsu's threshold.
+    """Remove a smooth bias field by N4, estimated on a smaller copy, within Otsu's threshold.
 
     Args:
-        values: `(X, Y, Z)`, not negative; of a single slice the field is estimated in its plane.
+        values: `(X, Y, Z)`, not negative; for a single slice, the field is estimated in its plane.
         affine: `(4, 4)`.
 
     Returns:
-        `(X, Y, Z)` float32. On one machine the same each time: one thread is used.
+        `(X, Y, Z)` float32. The result is reproducible on one machine, because only one thread is used.
 
     Raises:
-        ValueError: Negative values, of which N4 cannot take the logarithm.
+        ValueError: There are negative values, which have no logarithm for N4 to take.
 
     Reference:
         Tustison et al., IEEE Trans. Med. Imaging 2010;29:1310; SimpleITK's N4BiasFieldCorrectionImageFilter.
@@ -70,8 +71,8 @@ def prepared(values, affine, grid, is_corrected):
     Args:
         values: `(X, Y, Z)`, or `(X, Y, Z, n)` of a series.
         affine: `(4, 4)`.
-        grid: `data.scans.grid.Grid` wanted, or None.
-        is_corrected: Whether the bias field is removed, before.
+        grid: Target `data.scans.grid.Grid`, or None to keep the grid.
+        is_corrected: Whether to remove the bias field first.
 
     Returns:
         Values on the grid.

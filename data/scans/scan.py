@@ -1,4 +1,4 @@
-"""One scan of any kind, a file or a folder: its header, its voxels, and whether its intensities can be used."""
+"""One scan of any kind, file or folder: its header, its voxels, and whether its intensities can be used."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from data.scans.nifti import Image, hash_of, read_image
 from utils.checks import InputError, counted
 
 LARGEST_VALUE = float(np.finfo(np.float32).max)
-SMALLEST_SCALE = 1e-30  # of values, and its inverse the largest: beyond, products and quotients leave 32-bit floats
-FEWEST_STEPS = 256  # of 32-bit floats between the lowest and the highest value of a scan
+SMALLEST_SCALE = 1e-30  # of values, its inverse the largest: beyond, products and quotients leave the float32 range
+FEWEST_STEPS = 256  # float32 steps between the lowest and the highest value of a scan
 
 
 def read_scan(path: Path, subject: str) -> tuple[Image | None, list[str]]:
@@ -69,7 +69,7 @@ def is_folder(path: Path | str) -> bool:
 
 
 def value_problems(subject: str, where: str, values: np.ndarray, corrected: str | None = None) -> list[str]:
-    """Say what is wrong with the intensities of one volume, one line at most.
+    """Say what is wrong with the intensities of one volume; at most one line.
 
     Args:
         subject: Identifier, for messages.
@@ -77,7 +77,7 @@ def value_problems(subject: str, where: str, values: np.ndarray, corrected: str 
         values: `(X, Y, Z)`.
         corrected: Contrast whose bias field is to be removed, or None.
     """
-    # Smallest and largest value pass NaN and Inf on, so that the sound case costs no boolean copy of the volume.
+    # Minimum and maximum propagate NaN and Inf, so that the normal case needs no boolean copy of the volume.
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         count = int(values.size - np.isfinite(values).sum())
@@ -103,7 +103,7 @@ def value_problems(subject: str, where: str, values: np.ndarray, corrected: str 
 def problems_of_volumes(
     subject: str, path: Path, values: np.ndarray, chosen: int | None, corrected: str | None = None
 ) -> list[str]:
-    """Say what is wrong with the intensities of one volume or of each of a series.
+    """Say what is wrong with the intensities of one volume, or of each volume of a series.
 
     Args:
         subject: Identifier, for messages.

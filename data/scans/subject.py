@@ -20,16 +20,16 @@ MAP_GRID = "a constraint map lies on the grid of its scans"
 class SubjectReader:
     """Reads the files of one subject.
 
-    The grid is decided once, and a file is read when it is asked for. Voxels are handed on and kept only if wished, so
-    that a step needs memory for one subject however many there are.
+    The grid is determined once, and a file is read when it is requested. Voxels are kept in memory only on request, so
+    that a step needs memory for one subject, however many there are.
 
     Args:
         files: The files.
-        wanted: What config or model say of them: contrasts, labels, ignored label values.
-        names: Contrasts or channels that are read, in this order; a 4D series stands for all of its volumes. None: all.
-        grid: The grid of what was made of these files before; None: that of `files.resample_to`, or of the first
+        wanted: What the config or model says about them: contrasts, labels, ignored label values.
+        names: Contrasts or channels to read, in this order; a 4D series stands for all of its volumes. None: all.
+        grid: The grid of earlier results from these files; None: that of `files.resample_to`, or of the first
             contrast.
-        keeps: Whether contrasts and mask stay in memory, for a subject of which several things are made.
+        keeps: Whether contrasts and mask stay in memory, for a subject from which several things are made.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class SubjectReader:
     ):
         self.files, self.subject, self.wanted = files, files.subject, wanted
         self.channels = channel_names(wanted.contrasts, names)
-        # Without that contrast, for instance if a model needs only another one, a subject keeps its own grid.
+        # Without the contrast to resample to, for instance if a model needs only another, a subject keeps its own grid.
         self.is_resampled = files.resample_to in files.contrasts
         self._grid = grid
         self._headers: dict[Path, Any] = {}
@@ -53,7 +53,7 @@ class SubjectReader:
 
     @property
     def grid(self) -> Grid:
-        """The grid of all that is read, from a header if no contrast was read yet.
+        """The grid of everything that is read, from a header if no contrast has been read yet.
 
         Raises:
             InputError: The header cannot be read.
@@ -65,7 +65,7 @@ class SubjectReader:
         return self._grid
 
     def volume(self, names: Iterable[str] | None = None) -> np.ndarray:
-        """Read contrasts onto a common array.
+        """Read contrasts into a common array.
 
         Args:
             names: Contrasts or channels, in this order; None: those of the reader.
@@ -91,7 +91,7 @@ class SubjectReader:
             if self._keeps:
                 self._kept[name] = image
             if volume is None:
-                # One channel after the other in memory: most work goes through one at a time.
+                # Channels are contiguous in memory, because most work processes one at a time.
                 volume = np.moveaxis(np.empty((len(channels), *self.grid.shape), np.float32), 0, -1)
             for channel, (source, number) in enumerate(sources):
                 if source == name:
@@ -126,17 +126,17 @@ class SubjectReader:
         return mask
 
     def constraint_map(self, path: Path, clusters: int) -> np.ndarray:
-        """Read the constraint map that step 1 made of the subject.
+        """Read the constraint map that step 1 made for the subject.
 
         Args:
-            path: Its file.
+            path: The file of the map.
             clusters: Largest class that may occur.
 
         Returns:
             `(X, Y, Z)`, 0 outside the foreground, classes from 1; the integer type on disk.
 
         Raises:
-            InputError: The file is missing or unreadable, lies on another grid, or is no map of so many classes.
+            InputError: The file is missing or unreadable, lies on another grid, or is not a map of `clusters` classes.
         """
         if not path.is_file():
             raise InputError(f"{self.subject}: no constraint map '{path}'; run generate_constraint_maps.py first")
@@ -156,7 +156,7 @@ class SubjectReader:
 
         Args:
             of_label: Whether to check the label map too, if there is one.
-            judge: Also applied to the name of each sound contrast's file and its voxels; returns lines.
+            judge: Further check, called with the file name and the voxels of each sound contrast; returns lines.
 
         Returns:
             One line per problem: subject, file, what was found, what to do. Empty for a sound subject.
@@ -164,12 +164,12 @@ class SubjectReader:
         names, problems = self._files_of(self.channels), list[str]()
         try:
             self._grid = self.grid if self.is_resampled else self._grid
-        except InputError as error:  # unless the same file is read next, and says more
+        except InputError as error:  # reported here unless the same file is read below, which tells more
             problems += error.lines if self.files.resample_to not in names else []
         for name, image, found in self._contrasts(names):
             where = f"{self.subject}: '{self.files.contrasts.get(name)}'"
             problems += found or (judge(where, image.values) if judge and image else [])
-            image = None  # let go of it before the next is read
+            image = None  # release it before the next one is read
         if self.files.mask is not None:
             problems += self.checked_mask(self._grid)[1]
         if of_label and self.wanted.labels and self.files.label is not None:
@@ -180,7 +180,7 @@ class SubjectReader:
         """Describe the files from which something is made, such as `t1=0123456789abcdef mask=...`.
 
         Args:
-            names: Contrasts or channels; the one to whose grid they are resampled, and the mask, are included. None:
+            names: Contrasts or channels; the one whose grid they are resampled to, and the mask, are included. None:
                 those of the reader.
             others: Name -> path of other files that were read, such as the label map.
         """
@@ -195,15 +195,15 @@ class SubjectReader:
         return self.note(others={"label": self.files.label} if self.files.label else None)
 
     def digest(self, path: Path) -> str:
-        """Hash the bytes of a file, 16 hexadecimal digits: those that were read, if it was read."""
+        """Return the hash of a file's bytes, 16 hexadecimal digits; if it was read, of the bytes that were read."""
         return self._digests.get(path) or hash_of_file(path)
 
     def header(self, path: Path) -> Any:
-        """The NIfTI header of a file that was read; None if it was not, or is of another kind."""
+        """Return the NIfTI header of a file that was read; None if it was not read, or is of another kind."""
         return self._headers.get(path)
 
     def checked_label(self, grid: Grid | None) -> tuple[np.ndarray | None, list[str]]:
-        """Return what `label` does, or None, and a line for each problem; None: there is no grid to compare with."""
+        """Return the result of `label`, or None, and a line for each problem; `grid` None: nothing to compare with."""
         path: Any = self.files.label
         image, problems = reader_of(path)(path, self.subject)
         self._noted(path, image)
@@ -225,7 +225,7 @@ class SubjectReader:
         return classes, problems
 
     def checked_mask(self, grid: Grid | None) -> tuple[np.ndarray | None, list[str]]:
-        """Return what `mask` does, or None, and a line for each problem; None: there is no grid to compare with."""
+        """Return the result of `mask`, or None, and a line for each problem; `grid` None: nothing to compare with."""
         path: Any = self.files.mask
         image, problems = reader_of(path)(path, self.subject)
         self._noted(path, image)
@@ -238,7 +238,7 @@ class SubjectReader:
         return mask > 0, [*found, *mask_problems(where, image.values)]
 
     def _files_of(self, channels: Iterable[str]) -> list[str]:
-        """Contrasts whose files hold these channels."""
+        """Return the contrasts whose files hold these channels."""
         return list(dict.fromkeys(file_of_channel(self.wanted.contrasts, channel)[0] for channel in channels))
 
     def _noted(self, path, image):
@@ -246,7 +246,7 @@ class SubjectReader:
             self._digests[path], self._headers[path] = image.digest, image.header
 
     def _contrasts(self, names: Iterable[str]) -> Iterator[tuple[str, Image | None, list[str]]]:
-        """Yield `(contrast, image as on disk, problems)`; the image is None when its grid cannot be trusted."""
+        """Yield `(contrast, image as on disk, problems)`; the image is None if its grid cannot be trusted."""
         last, whole, found = None, None, list[str]()
         for name in dict.fromkeys(names):
             path = self.files.contrasts.get(name)
@@ -257,7 +257,7 @@ class SubjectReader:
                 yield name, None, [f"{self.subject}: contrast '{name}' is missing; add its file"]
                 continue
             if path != last:  # contrasts may share a 4D file
-                last, whole, image = path, None, None  # let go of the one before
+                last, whole, image = path, None, None  # release the previous one
                 whole, found = reader_of(path)(path, self.subject)
                 self._noted(path, whole)
             problems = found if whole is None else self.problems_of_axes(name, whole.shape)
@@ -294,7 +294,7 @@ class SubjectReader:
         return [f"{self.subject}: '{path}' and '{self._grid.path}' do not overlap; correct their affines"]
 
     def _changes(self, name, image):
-        """Return the arguments of `data.scans.resampling.prepared` for what `files` requests; None: nothing."""
+        """Return the arguments of `data.scans.resampling.prepared` that `files` requires; None: nothing to change."""
         is_corrected, moves = name in self.files.bias_correction, self._moves(image, self.grid)
         return (self.grid if moves else None, is_corrected) if is_corrected or moves else None
 
@@ -303,7 +303,7 @@ class SubjectReader:
         return self.is_resampled and bool(grid_problems("", self.subject, image, grid))
 
     def _on_grid(self, path, classes, affine, grid):
-        """Resample class numbers to the grid if `files` requests it; returns `(classes, problems)`."""
+        """Resample class numbers to the grid if `files` requires it; return `(classes, problems)`."""
         image = Image(classes, affine)
         if not self.is_resampled or grid is None:
             return classes, grid_problems(self.subject, path, image, grid)

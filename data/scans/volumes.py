@@ -1,4 +1,4 @@
-"""Label maps of this suite in, and NIfTI out."""
+"""Reading label maps written by this suite, and writing NIfTI files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from data.scans.scan import is_folder
 from utils.checks import InputError
 from utils.runs import atomic_path
 
-STEPS = 65_535  # of intensities stored in 16 bits
+STEPS = 65_535  # between intensities stored in 16 bits
 
 
 def read_label_map(path: Path, subject: str, largest: int) -> Image:
-    """Read a label map of this suite, which may have been opened and saved by an editor since.
+    """Read a label map of this suite, which may have been edited and saved since.
 
     Args:
-        path: Its file; floats are fine where all of them are whole numbers.
+        path: The file; floats are accepted if all of them are whole numbers.
         subject: Identifier, for messages.
         largest: Largest class that may occur.
 
@@ -26,7 +26,7 @@ def read_label_map(path: Path, subject: str, largest: int) -> Image:
         `Image` of `(X, Y, Z)` integers.
 
     Raises:
-        InputError: It cannot be read, has other axes, or holds what is no class.
+        InputError: The file cannot be read, has other axes, or holds values that are not classes.
     """
     image, problems = read_image(path, subject)
     again = "restore it, or make it again with --overwrite"
@@ -49,20 +49,20 @@ def write_nifti(
     header_of: Any = None,
     span: tuple[float, float] | None = None,
 ) -> None:
-    """Write an array as NIfTI, complete or not at all.
+    """Write an array as NIfTI, either completely or not at all.
 
     Args:
         path: `*.nii` or `*.nii.gz`.
         array: `(X, Y, Z)` or `(X, Y, Z, C)`; integers stay integers (bool as uint8, 64 bits as 32), floats are float32.
         affine: `(4, 4)`, voxel to world in RAS+.
         header_of: NIfTI file, or its header, whose units and orientation codes are kept; None: mm, scanner coordinates.
-        span: Lowest and highest value; the array is cut off there and stored in 65,536 steps between them, in a
-            fraction of the space. None: values are stored as they are.
+        span: Lowest and highest value; the array is clipped to them and stored in 65,536 levels, in a fraction of the
+            space. None: values are stored unchanged.
     """
     array = np.asarray(array)
     step = (span[1] - span[0]) / STEPS if span and span[1] > span[0] else 1.0
     if span:
-        # In float64: rounded in float32, the highest value can come out as step 65,536, which 16 bits hold as 0.
+        # In float64: rounded in float32, the highest value can become 65,536, which wraps to 0 in 16 bits.
         array = np.rint((np.clip(array.astype(np.float64), *span) - span[0]) / step).astype(np.uint16)
     elif array.dtype.kind == "f":
         array = array.astype(np.float32, copy=False)
@@ -81,7 +81,7 @@ def write_nifti(
         image.set_sform(affine, code="scanner")
         image.set_qform(affine, code="scanner")
     else:
-        image.header["cal_min"] = image.header["cal_max"] = 0  # the display window of another image
+        image.header["cal_min"] = image.header["cal_max"] = 0  # these would be the display window of another image
         image.header.set_slope_inter(1, 0)
     if span:
         image.header.set_slope_inter(step, span[0])

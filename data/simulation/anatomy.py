@@ -9,7 +9,7 @@ import numpy as np
 
 from data.simulation.tissues import TISSUE_INDEX
 
-PARTS = 64  # largest number of structures per subject with tissue parameters of their own, such as bowel loops
+PARTS = 64  # most structures per subject with their own tissue parameters, such as bowel loops
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def affine_of(axes):
 def smooth_field(axes, length, generator, fields=1):
     """Draw smooth random fields of mean 0 and standard deviation 1 at every point.
 
-    A sum of cubic B-splines with random weights, knots `length` apart. The knots have fixed positions in patient
-    space, so that the same seed gives the same field on a finer or coarser grid of the same extent.
+    Each is a sum of cubic B-splines with random weights and knots `length` apart. The knots have fixed positions in
+    patient space, so that the same seed gives the same field on a finer or coarser grid of the same extent.
 
     Args:
         axes: Positions along x, y, z in mm.
@@ -142,7 +142,7 @@ class Canvas:
         return index[distance < 1], distance[distance < 1]
 
     def paint(self, index, tissue, part=0, label=0, over=None):
-        """Give points a tissue, a part and a label; with `over`, only points that hold one of these tissues."""
+        """Assign a tissue, a part and a label to points; with `over`, only to points that hold one of those tissues."""
         if over is not None:
             index = index[self.has(index, over)]
         self.tissue[index] = TISSUE_INDEX[tissue]

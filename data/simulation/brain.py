@@ -1,6 +1,6 @@
-"""The simulated brain with a tumour: the MNI152 tissue maps, deformed per subject, with core, rim and oedema.
+"""The simulated brain with a tumour: MNI152 tissue maps, deformed for each subject, with core, rim and oedema.
 
-Real brain anatomy without a download: nilearn's wheel holds the grey and white matter maps of the ICBM 2009a
+Real brain anatomy without a download: nilearn's wheel contains the grey and white matter maps of the ICBM 2009a
 nonlinear symmetric atlas (Fonov et al., NeuroImage 2011). Tumour sizes and shapes are ours.
 """
 
@@ -88,7 +88,7 @@ def _tumour_place(generator):
 
 
 def _paint_tissues(canvas, white, grey, inside):
-    """Paint the most probable of white matter, grey matter and CSF inside the brain mask."""
+    """Paint whichever of white matter, grey matter and CSF is most probable inside the brain mask."""
     fluid = np.clip(inside - white - grey, 0, None)
     likeliest = np.argmax(np.stack([fluid, grey, white]), axis=0).ravel()
     brain = inside.ravel() > 0.5
@@ -115,7 +115,7 @@ def _paint_vessels(canvas, inside, generator):
 
 
 def _paint_white_matter_lesions(canvas, generator):
-    """Paint small unlabelled lesions of the white matter, as in many adults: bright on T2 and FLAIR, but not tumour."""
+    """Paint small unlabelled white matter lesions, as many adults have: bright on T2 and FLAIR, but not tumour."""
     (white, _, _), to_voxels = atlas()
     to_world = np.linalg.inv(to_voxels)
     candidates = np.argwhere(white > 0.9) @ to_world[:3, :3].T + to_world[:3, 3]

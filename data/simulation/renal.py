@@ -1,8 +1,8 @@
 """The simulated abdomen: liver, spleen and kidneys among bowel, vessels, spine, muscle and fat.
 
-Sizes and places are ours, after a cross-sectional atlas view of the upper abdomen, in mm; organ volumes match adults
-(kidney 120-200 mL, liver 1-2 L, spleen 100-350 mL in the field of view). A kidney's label is cortex and medulla,
-without sinus and pelvis; the liver's includes its vessels. The frame's origin lies in front of the spine at the level
+Sizes and positions are ours, in mm, based on cross-sectional atlas views of the upper abdomen; organ volumes match
+those of adults (kidney 120-200 mL, liver 1-2 L, spleen 100-350 mL in the field of view). A kidney's label is cortex and
+medulla, without sinus and pelvis; the liver's includes its vessels. The origin lies in front of the spine at the level
 of the renal hila.
 """
 
@@ -39,8 +39,8 @@ class Torso:
 def renal_anatomy(axes, generator):
     """Draw one subject's abdomen.
 
-    Later structures displace earlier ones: bowel is soft, then liver and spleen, then what lies behind the
-    peritoneum.
+    Later structures displace earlier ones: first the bowel, which is soft, then liver and spleen, then what lies behind
+    the peritoneum.
 
     Args:
         axes: Positions of the grid points along x, y, z in mm.
@@ -112,14 +112,14 @@ def _paint_trunk(canvas, torso):
 
 
 def _paint_hollow(canvas, cavity, index, distance, wall, content, part):
-    """Paint, inside the cavity, a wall where `distance` (0 centre, 1 outside) exceeds `wall`, and content within."""
+    """Paint, inside the cavity, a wall where `distance` (0 centre, 1 edge) exceeds `wall`, and content within it."""
     index, inside = index[cavity[index]], distance[cavity[index]] < wall
     canvas.paint(index[~inside], "bowel_wall", part)
     canvas.paint(index[inside], content, part)
 
 
 def _paint_bowel(canvas, torso, cavity, generator):
-    """Paint small bowel loops, colon, stomach and pancreas; what they hold differs from loop to loop."""
+    """Paint small bowel loops, colon, stomach and pancreas; the content differs from loop to loop."""
     width, depth = torso.cavity
     part = 0
     contents = ["bowel_fluid", "bowel_stool", "bowel_wall", "air"]
@@ -152,7 +152,7 @@ def _paint_bowel(canvas, torso, cavity, generator):
 
 
 def _paint_stomach(canvas, torso, cavity, part, generator):
-    """Paint the stomach: a wall, fluid or food, and gas above its level (the subject lies on the back)."""
+    """Paint the stomach: a wall, fluid or food, and gas above its level (the subject lies supine)."""
     width, depth = torso.cavity
     centre = generator.normal((-0.42 * width, 0.42 * depth, 50), (7, 5, 8))
     semi_axes = np.array([40, 28, 40]) * generator.uniform(0.7, 1.15, 3)
@@ -166,7 +166,7 @@ def _paint_stomach(canvas, torso, cavity, part, generator):
 
 
 def _paint_liver(canvas, cavity, generator):
-    """Paint both lobes, cut by the cavity's wall, with portal and hepatic vessels and the gallbladder."""
+    """Paint both lobes, cut off at the wall of the cavity, with portal and hepatic vessels and the gallbladder."""
     label = LABELS["liver"]
     size = np.exp(0.06 * generator.standard_normal())
     right = generator.normal((69, 8, 36), (4, 4, 7))
@@ -200,7 +200,7 @@ def _paint_spleen(canvas, cavity, generator):
 
 
 def _paint_back(canvas, torso, generator):
-    """Paint the muscles beside the spine: erector spinae, quadratus lumborum, and psoas that widens downwards."""
+    """Paint the muscles beside the spine: erector spinae, quadratus lumborum, and psoas, which widens downwards."""
     bulk = np.exp(0.1 * generator.standard_normal())
     height = canvas.points[2]
     for side in (RIGHT, LEFT):
@@ -226,7 +226,7 @@ def _paint_kidney(canvas, side, level, common, torso, generator):
     centre = generator.normal((side * 66, -36, level), (4, 4, 5))
     size = common * np.exp(0.03 * generator.standard_normal())
     semi_axes = size * generator.normal((30, 27, 54), (1.2, 1.2, 2.5))
-    # Upper poles lean towards the spine and backwards; the hilum looks inwards and forwards.
+    # Upper poles lean towards the spine and backwards; the hilum faces inwards and forwards.
     turn = rotation(generator.normal(10, 6), generator.normal(side * -14, 5), generator.normal(side * -30, 12))
     fat = torso.renal_fat
     canvas.paint(canvas.ellipsoid(centre, semi_axes + 0.4 * fat, turn), "adipose")
@@ -278,7 +278,7 @@ def _paint_vessels(canvas, generator):
 
 
 def _drop_splinters(canvas, label):
-    """Turn what later structures cut off an organ into fat, all but its largest piece."""
+    """Turn pieces of an organ that later structures have cut off into fat: all but the largest."""
     pieces = ndimage.label(canvas.label.reshape(canvas.shape) == label)[0].ravel()
     sizes = np.bincount(pieces)
     splinters = np.flatnonzero((pieces > 0) & (pieces != 1 + np.argmax(sizes[1:])))

@@ -1,4 +1,4 @@
-"""Signal equations of the simulated sequences, and the two protocols made of them.
+"""Signal equations of the simulated sequences, and the two protocols built from them.
 
 Times in ms, proton density in percent, flip angles in degrees, b-values in s/mm². Signals are signed or complex;
 magnitude and noise come later (`data.simulation.subjects`).
@@ -34,7 +34,7 @@ def spoiled_gradient_echo(pd, t1, t2star, *, tr, te, flip_degrees):
 
 
 def nulling_inversion_time(t1, tr):
-    """Return the inversion time (ms) at which a tissue of that T1 (ms) gives no signal: T1 ln(2 / (1 + e^{-TR/T1}))."""
+    """Return the inversion time (ms) at which tissue of that T1 (ms) gives no signal: T1 ln(2 / (1 + e^{-TR/T1}))."""
     return t1 * np.log(2.0 / (1.0 + np.exp(-tr / t1)))
 
 
@@ -51,14 +51,14 @@ def rician(signal, sigma, generator):
 
 @dataclass(frozen=True)
 class Sequence:
-    """One contrast: an equation of this module, its settings, and what is done to fat, diffusion and T1.
+    """One contrast: a signal equation of this module, its settings, and its effect on fat, diffusion and T1.
 
     Attributes:
         equation: `spin_echo`, `inversion_recovery` or `spoiled_gradient_echo`.
-        settings: Keyword arguments of the equation; `te` may be a tuple, then the contrast is a series of echoes.
+        settings: Keyword arguments of the equation; if `te` is a tuple, the contrast is a series of echoes.
         b_value: Diffusion weighting, s/mm².
-        fat_kept: Fraction of the fat signal that fat suppression leaves.
-        gadolinium: Acquired after contrast agent.
+        fat_kept: Fraction of the fat signal that remains after fat suppression.
+        gadolinium: Whether it is acquired after contrast agent.
     """
 
     equation: Callable
@@ -81,7 +81,7 @@ class Sequence:
     def signal(self, water: Mapping[str, Any], lipid: Mapping[str, float], te: float) -> np.ndarray:
         """Return the complex signal of a mixture of water and lipid at one echo time.
 
-        Spin echoes refocus the chemical shift; in gradient echoes fat turns against water by 2 pi FAT_OFFSET TE.
+        Spin echoes refocus the chemical shift; in gradient echoes, fat dephases from water by 2 pi FAT_OFFSET TE.
 
         Args:
             water: Parameters `pd`, `t1`, `t2`, `t2star` and `adc` of the water, and the `fat` fraction (percent),
@@ -106,7 +106,7 @@ class Sequence:
 
 
 DIXON = {"tr": 4.5, "flip_degrees": 10.0}
-# A quantitative renal protocol like that of Ghoul et al. 2024; the paper's Table 1 is a picture, so settings are ours.
+# A quantitative renal protocol like that of Ghoul et al. 2024; Table 1 of the paper is an image, so settings are ours.
 RENAL_PROTOCOL = {
     "dixon_in": Sequence(spoiled_gradient_echo, DIXON | {"te": IN_PHASE_TE}),
     "dixon_opp": Sequence(spoiled_gradient_echo, DIXON | {"te": OPPOSED_PHASE_TE}),
@@ -119,7 +119,7 @@ RENAL_PROTOCOL = {
 }
 FLAIR_TR = 9000.0
 T1W_BRAIN = {"tr": 250.0, "te": 3.0, "flip_degrees": 75.0}
-# A clinical tumour protocol (ours). FLAIR nulls the table's CSF.
+# A clinical tumour protocol (ours). FLAIR nulls CSF with the T1 of the tissue table.
 BRAIN_PROTOCOL = {
     "t1": Sequence(spoiled_gradient_echo, T1W_BRAIN),
     "t1gd": Sequence(spoiled_gradient_echo, T1W_BRAIN, gadolinium=True),

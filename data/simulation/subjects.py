@@ -1,8 +1,8 @@
-"""Simulated multi-contrast subjects with known tissue parameters: anatomy, signal equations, and what scanners add.
+"""Simulated multi-contrast subjects with known tissue parameters: anatomy, signal equations, and scanner effects.
 
 A subject is drawn on a grid twice as fine as its images in every direction. Signals are computed there, multiplied by
-a receive field and averaged down, so that partial volume mixes complex signals as it does in a voxel; then comes
-Rician noise. Vessels hold blood at rest with a short apparent T2, there is no motion, and all contrasts share a grid.
+a receive field and averaged down, so that partial volume mixes complex signals as in a real voxel; Rician noise is then
+added. Vessels hold static blood with a short apparent T2, there is no motion, and all contrasts share a grid.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ FINER = 2  # points per voxel along each axis
 WITHIN = {"t1": 0.05, "t2": 0.05, "pd": 0.03}  # spread of a tissue within a subject (ours)
 STRUCTURE_SPREAD = 0.2  # spread between bowel loops of the same content (ours)
 NOISE_PERCENT = (1.5, 4.0)  # sigma in percent of the image's 99th percentile (ours)
-DIFFUSION_NOISE = 2.0  # diffusion-weighted images are that much noisier (ours)
-FULL_SCALE = 2000  # stored value of the 99.9th percentile; contrasts have arbitrary units, as from a scanner
+DIFFUSION_NOISE = 2.0  # factor by which diffusion-weighted images are noisier (ours)
+FULL_SCALE = 2000  # stored value of the 99.9th percentile; contrasts have arbitrary units, as on a scanner
 
 
 @dataclass(frozen=True)
 class AnatomyChoice:
-    """One anatomy: how it is drawn, where it lies (mm), how it is scanned, what its labels mean."""
+    """One anatomy: how it is drawn, where it lies (mm), how it is scanned, and what its labels mean."""
 
     draw: object
     centre: tuple
@@ -53,7 +53,7 @@ class SimulatedSubject:
     """Images and truth of one subject on one grid.
 
     Attributes:
-        contrasts: Name to magnitude image, `(X, Y, Z)` or `(X, Y, Z, echoes)` int16, arbitrary units.
+        contrasts: Name -> magnitude image, `(X, Y, Z)` or `(X, Y, Z, echoes)` int16, arbitrary units.
         label: Reference segmentation, `(X, Y, Z)` uint8: the label that fills most of the voxel.
         truth: "true_t1" and "true_t2" in ms, "true_pd" in percent, `(X, Y, Z)` float32; T1 (before contrast agent)
             and T2 are means over the protons of the voxel, water and lipid, and 0 where there are none.
@@ -72,7 +72,7 @@ def simulate_subject(anatomy, subject, seed, shape=None):
 
     Args:
         anatomy: Key of `ANATOMIES`.
-        subject: Identifier; with the seed it determines everything, whatever the other subjects are.
+        subject: Identifier; together with the seed it determines everything, independently of other subjects.
         seed: Seed of the cohort.
         shape: Voxels along x (left to right), y (back to front), z (feet to head) in the anatomy's fixed field of
             view; None for the anatomy's own.
@@ -105,7 +105,7 @@ def simulate_subject(anatomy, subject, seed, shape=None):
 
 
 def check_shape(shape):
-    """Return a shape as a tuple of 3 integers; InputError when it is too coarse for the anatomy to be seen."""
+    """Return a shape as a tuple of 3 integers; InputError if it is too coarse to show the anatomy."""
     shape = tuple(int(number) for number in shape)
     if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 2:
         raise InputError(f"--shape {' '.join(map(str, shape))}: expected X Y Z of at least 8 8 2 voxels")
@@ -121,7 +121,7 @@ def block_mean(values):
 def majority(label):
     """Return the value that fills most of each voxel, `(2X, 2Y, 2Z)` to `(X, Y, Z)`; the lower one on a tie."""
     most, winner = 0.0, 0
-    for value in np.unique(label):  # one by one: shares of all tissues at once would not fit the memory
+    for value in np.unique(label):  # one at a time: shares of all tissues at once would not fit into memory
         share = block_mean((label == value).astype(np.float32))
         winner = np.where(share > most, value, winner)
         most = np.maximum(share, most)
@@ -129,10 +129,10 @@ def majority(label):
 
 
 def _parameter_maps(drawn, tissues, generator):
-    """Return T1, T2, T2*, PD, ADC, fat fraction and gadolinium at every fine point, and the lipid's own parameters.
+    """Return T1, T2, T2*, PD, ADC, fat fraction and gadolinium at every fine point, and the parameters of lipid.
 
-    A tissue's parameters vary smoothly within the subject, and from structure to structure where the anatomy numbers
-    its structures; T2 and T2* vary together.
+    The parameters of a tissue vary smoothly within the subject, and from structure to structure where the anatomy
+    numbers its structures; T2 and T2* vary together.
     """
     structure = np.exp(STRUCTURE_SPREAD * generator.standard_normal((len(WITHIN), PARTS)))
     structure[:, 0] = 1.0
@@ -153,7 +153,7 @@ def _parameter_maps(drawn, tissues, generator):
 
 
 def _receive_fields(axes, protocol, generator):
-    """Return the receive sensitivity of every contrast: one coil per subject, a little different per contrast."""
+    """Return the receive sensitivity for every contrast: one coil per subject, with small changes per contrast."""
     coil = 0.18 * smooth_field(axes, 130.0, generator)[0]
     each = 0.07 * smooth_field(axes, 110.0, generator, fields=len(protocol))
     return {name: np.exp(coil + field) for name, field in zip(protocol, each, strict=True)}

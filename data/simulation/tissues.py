@@ -1,9 +1,9 @@
-"""The one table of tissue parameters at 3 T that the simulated cohorts are made of.
+"""The table of tissue parameters at 3 T from which the simulated cohorts are made.
 
-The table holds the water protons of a tissue; its lipid protons behave as the row "lipid". T1, T2 and T2* are in ms,
+The table holds the water protons of a tissue; its lipid protons behave as in the row "lipid". T1, T2 and T2* are in ms,
 proton density (PD) and fat fraction in percent, the apparent diffusion coefficient (ADC) in mm²/s. "ours" marks an
-estimate without a measured source. T2*, PD and the spread between subjects are ours throughout unless a row says
-otherwise: they depend on shim and water content more than on any one publication.
+estimate without a measured source. T2*, PD and the spread between subjects are always ours unless a row says otherwise:
+they depend more on shim and water content than on any one publication.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ TISSUE_INDEX = {name: index for index, name in enumerate(TISSUES)}
 
 # Longitudinal relaxivity of gadobutrol in plasma at 3 T, per mmol/L per s: Rohrer et al., Invest Radiol 2005.
 RELAXIVITY = 5.0
-# Concentration in mmol/L some minutes after a single dose (ours); tissues not named take up none.
+# Concentration in mmol/L a few minutes after a single dose (ours); tissues not named take up none.
 GADOLINIUM = {"enhancing_tumour": 0.28, "blood": 0.5, "necrosis": 0.02}
 
 
@@ -94,8 +94,8 @@ def average_tissues():
 def draw_tissues(generator):
     """Draw one subject's tissue parameters around the table.
 
-    Every parameter is multiplied by a log-normal factor of the tissue's own spread; T2 and T2* share one factor, so
-    that T2* stays below T2. Proton density moves half as much: water content is regulated more closely than
+    Every parameter is multiplied by a log-normal factor with the spread of the tissue; T2 and T2* share one factor, so
+    that T2* stays below T2. Proton density varies half as much: water content is regulated more closely than
     relaxation. Fat fractions below one half vary by a factor of about 1.6, as liver fat does in a population
     (Szczepaniak et al. 2005); the contrast agent's concentration varies by 30 %.
 

@@ -9,7 +9,7 @@ import numpy as np
 # Name -> kinds of numbers (numpy's letters) and number of axes.
 FORMS = {"img": ("f", 4), "param": ("ui", 4), "label": ("ui", 3), "subject_index": ("ui", 1), "slice_index": ("ui", 1)}
 TEXTS = ("subject_grid", "subject_intensities", "subject_hashes")
-# All exceptions that HDF5, JSON and numpy raise for corrupt bytes.
+# All exceptions that HDF5, JSON and numpy raise on corrupt bytes.
 DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError, OverflowError)
 LARGEST_COMPRESSION = 1032  # the limit of deflate
 
@@ -55,7 +55,7 @@ def check_grid(values, image_size):
         image_size: `(H, W)` of the slices.
 
     Raises:
-        ValueError: It is not such a dictionary, or the grid of other slices.
+        ValueError: The values are not such a dictionary, or describe the grid of other slices.
     """
     if not isinstance(values, dict) or not {"shape", "affine", "pixel_size", "image_size"} <= values.keys():
         raise ValueError("a grid needs shape, affine, pixel_size and image_size")

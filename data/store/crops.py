@@ -12,7 +12,7 @@ import numpy as np
 from data.store.store import SliceStore
 from utils.checks import InputError
 
-HELD_BYTES = 4 * 1024**3  # of volumes that are kept in memory
+HELD_BYTES = 4 * 1024**3  # most bytes of volumes kept in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +56,9 @@ class SubjectVolume:
         return self._cut(region, space, np.int32, lambda rows: self.store.constraint_maps(rows, space))
 
     def held(self, *spaces):
-        """Return the volume in memory: images as stored, float16, and the maps of some spaces.
+        """Return the volume held in memory: images as stored, float16, and the maps of some spaces.
 
-        The map of the default space, whose foreground is used to draw crops, is always included.
+        The map of the default space is always included, because its foreground is used to draw crops.
         """
         held = {"images": self.store.images(self.contrasts, self.rows).astype(np.float16)}
         for space in {None, *spaces}:
@@ -67,7 +67,7 @@ class SubjectVolume:
         return replace(self, _held=held)
 
     def starts(self, depth):
-        """First places of all runs of `depth` consecutive slices, ascending."""
+        """Return the first places of all runs of `depth` consecutive slices, ascending."""
         places = np.arange(len(self.rows) - depth + 1)
         return places[self.slice_index[places + depth - 1] - self.slice_index[places] == depth - 1]
 
@@ -78,7 +78,7 @@ class SubjectVolume:
             return
         packed, run = len(self.rows), self.longest_run
         gaps = f", of which at most {run} follow one another without a gap" if run < packed else ""
-        more = depth > run and self.store.attributes.get("min_foreground", 1) > 0  # 0: all slices are packed already
+        more = depth > run and self.store.attributes.get("min_foreground", 1) > 0  # 0: all slices are already packed
         cure = "use a smaller crop" + (", or lower slices.min_foreground and pack again" if more else "")
         raise InputError(
             f"{self.subject}: a crop of {tuple(size)} does not fit into {self.shape[:2]} pixels and {packed} packed "
@@ -105,7 +105,7 @@ def open_volumes(store, subjects, contrasts, crop_size=None):
         store: `SliceStore`.
         subjects: Identifiers.
         contrasts: Channels to read, in order.
-        crop_size: `(h, w, d)` of the crops to be drawn; None: any.
+        crop_size: `(h, w, d)` of the crops to draw; None: any.
 
     Returns:
         List of `SubjectVolume`, in the order of `subjects`.
@@ -135,13 +135,13 @@ def open_volumes(store, subjects, contrasts, crop_size=None):
 
 
 def held_if_small(volumes, *spaces, resident="auto", limit=HELD_BYTES):
-    """Load volumes into memory, or return them unchanged, to be read crop by crop.
+    """Load volumes into memory, or return them unchanged to be read crop by crop.
 
     Args:
         volumes: List of `SubjectVolume`.
-        *spaces: Contrast spaces whose maps are loaded, too.
-        resident: `"always"`, `"never"`, or `"auto"`: if all of them together fit into `limit`.
-        limit: Bytes of their images, which are float16.
+        *spaces: Contrast spaces whose maps are loaded too.
+        resident: `"always"`, `"never"`, or `"auto"`: only if all volumes together fit into `limit`.
+        limit: Most bytes of images, which are float16.
     """
     fits = sum(2 * math.prod(volume.shape) for volume in volumes) <= limit
     is_held = resident == "always" or resident == "auto" and fits

@@ -1,4 +1,4 @@
-"""Packing: which subjects go into which file of step 2, and writing all files in one pass over the subjects."""
+"""Packing: which subjects go into which file in step 2, and writing all files in one pass over the subjects."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ HEALTHY = (
 
 @dataclass(frozen=True)
 class PlannedStore:
-    """One file to write: where, whose slices, and what is noted on it."""
+    """One file to write: its path, the subjects whose slices it holds, and its attributes."""
 
     path: Path
     members: tuple[str, ...]
@@ -35,13 +35,13 @@ class PlannedStore:
     has_labels: bool = False
 
     def without(self, subjects):
-        """The same file without some subjects."""
+        """Return the same plan without some subjects."""
         return dataclasses.replace(self, members=tuple(name for name in self.members if name not in subjects))
 
     def is_finished(self, failures=None):
-        """Tell whether the file exists; one that broke or was made otherwise is an InputError.
+        """Tell whether the file exists; InputError if it is damaged or was made with other settings.
 
-        So is one that lacks subjects, which `failures` (under --keep-going) gets a line for instead.
+        A file that lacks subjects is an error too, or adds lines to `failures` if given (under --keep-going).
         """
         if not self.path.exists():
             return False
@@ -67,14 +67,14 @@ class PlannedStore:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All slices of one subject, and what decides about them."""
+    """All slices of one subject, and what determines which of them are kept and what is reported."""
 
     slices: SubjectSlices
     foreground: np.ndarray  # (n,) share of foreground pixels
     cut_label: float  # share of labelled voxels outside the slices
     outside: float  # share of the foreground outside the slices
     notes: list[str]  # warnings
-    is_empty: bool  # whether it has a label map without a labelled voxel
+    is_empty: bool  # whether there is a label map without a labelled voxel
 
 
 def write_stores(
@@ -85,16 +85,16 @@ def write_stores(
     hashes: dict[str, dict],
     warns_of_empty_labels: bool,
 ) -> None:
-    """Append every subject to the files it belongs to; they appear together, complete, if no scan has two names.
+    """Append every subject to the files it belongs to; all files appear complete at the end, if no scan has two names.
 
     Args:
         plans: The files to write.
-        form: Channel names, image size `(H, W)` and contrast spaces of all of them.
-        prepared: The subjects, one after the other.
+        form: Channel names, image size `(H, W)` and contrast spaces of all files.
+        prepared: The subjects, one at a time.
         subjects: Subject -> `SubjectFiles`, for messages.
-        hashes: Subject -> hashes, of files that were finished before; those of the subjects are added.
-        warns_of_empty_labels: Name subjects whose label map has no labelled voxel in a warning, and refuse a training
-            set of such subjects only; otherwise they are meant.
+        hashes: Subject -> hashes, from files finished earlier; those of the subjects are added.
+        warns_of_empty_labels: Whether to list subjects whose label map has no labelled voxel in a warning, and to
+            refuse a training set that consists of such subjects only; otherwise they are taken as intended.
 
     Raises:
         InputError: A file gets no slice, no training subject has a labelled voxel, or one scan is in two sets.
@@ -133,7 +133,7 @@ def write_stores(
 
 
 def report(stores):
-    """Say what was written and left out."""
+    """Log what was written and what was left out."""
     for plan, store in stores:
         held = f"{counted(store.slices, 'slice')} of {counted(len(store.subjects), 'subject')}"
         log.info("wrote %s: %s", plan.path, held)

@@ -1,4 +1,4 @@
-"""Rows of an HDF5 dataset, in any order, read at the cost of their bytes only."""
+"""Rows of an HDF5 dataset, read in any order without overhead beyond their bytes."""
 
 import os
 
@@ -14,16 +14,16 @@ LARGEST_FINITE_HALF = 0x7BFF  # as an integer; larger values are infinity, NaN a
 class RowReader:
     """Reads rows (entries along the first axis) of one dataset.
 
-    Rows with the same layout in the file and in memory are read at their addresses: HDF5 takes about 20 microseconds
-    per call, which for random rows is several times the cost of their bytes. Rows that are compressed or divided into
-    several chunks, because another program has rewritten the file, are read through HDF5.
+    Rows with the same layout in the file and in memory are read directly at their addresses: HDF5 takes about 20
+    microseconds per call, which for random rows is several times the cost of reading their bytes. Rows that are
+    compressed or divided into several chunks, because another program has rewritten the file, are read through HDF5.
 
     Args:
         dataset: `h5py.Dataset` of numbers, in a file opened for reading.
     """
 
     def __init__(self, dataset):
-        # Queried once: each of these costs HDF5 as much as a row.
+        # Queried once, because each of these takes HDF5 as long as reading a row.
         self.dataset, self.shape, self.dtype = dataset, dataset.shape, dataset.dtype
         self.file = dataset.file
         self.row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
@@ -77,7 +77,7 @@ class RowReader:
 def row_addresses(dataset):
     """Return where in the file each row begins, `(N,)` in bytes, or None if rows are not stored as in memory.
 
-    They are if chunks consist of whole rows without a filter, in a data type of numpy.
+    They are stored that way if chunks consist of whole rows without a filter, in a data type of numpy.
     """
     chunk, count = dataset.chunks, len(dataset)
     if not chunk or chunk[1:] != dataset.shape[1:] or dataset.id.get_create_plist().get_nfilters():
@@ -109,13 +109,13 @@ def pick(values, channels):
     if channels is None:
         return values
     picked = np.empty((*values.shape[:-1], len(channels)), values.dtype)
-    for place, channel in enumerate(channels):  # three times as fast as a list for an index
+    for place, channel in enumerate(channels):  # three times as fast as indexing with a list
         picked[..., place] = values[..., channel]
     return picked
 
 
 def convert(values, out):
-    """Write `values` into `out`, an array of the same shape and another type; contiguous, both of them.
+    """Write `values` into `out`, an array of the same shape and another type; both must be contiguous.
 
     Valid images are float16 in [0, 1] and are converted to float32 by bit operations, six times as fast as by numpy:
     shifted left by 13 bits, exponent and fraction are where float32 has them, and the value is too small by 2**112.

@@ -1,4 +1,4 @@
-"""Packed slices as arrays that stay in their file: they are read when they are asked for, or all at once."""
+"""Packed slices as arrays that stay in their file and are read on demand, or all at once."""
 
 import math
 from collections.abc import Callable
@@ -11,12 +11,12 @@ BLOCK = 256  # slices read at a time
 
 @dataclass(frozen=True, eq=False)
 class StoredArray:
-    """An array in a file; `array[rows]` reads these rows, in any order, as numpy would give them.
+    """An array in a file; `array[rows]` reads these rows, in any order, as numpy would return them.
 
     Attributes:
         read: Function from row numbers `(n,)` to `(n, ...)`.
         shape: `(N, ...)`.
-        dtype: In which `whole` keeps it in memory.
+        dtype: Type in which `whole` keeps the array in memory.
     """
 
     read: Callable[[np.ndarray], np.ndarray]
@@ -32,11 +32,11 @@ class StoredArray:
 
     @property
     def nbytes(self):
-        """Bytes that `whole` takes."""
+        """Size in bytes of the result of `whole`."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def whole(self):
-        """Read all of it, block by block."""
+        """Read the whole array, block by block."""
         values = np.empty(self.shape, self.dtype)
         for start in range(0, len(self), BLOCK):
             values[start : start + BLOCK] = self[start : start + BLOCK]
@@ -44,12 +44,12 @@ class StoredArray:
 
 
 def stored_images(store, contrasts, *, one_by_one=False):
-    """Images of all slices of a store, `(N, H, W, C)`; float32 when read, float16 as a whole, as they are stored.
+    """Images of all slices of a store, `(N, H, W, C)`; float32 when rows are read, float16 (as stored) as a whole.
 
     Args:
         store: `data.store.store.SliceStore`.
         contrasts: Channels, in order; C names.
-        one_by_one: Show each contrast by itself: `(C N, H, W, 1)`, all slices of the first, all of the second, ...
+        one_by_one: Show each contrast separately: `(C N, H, W, 1)`, all slices of the first, all of the second, ...
 
     Raises:
         InputError: Names every contrast that the store lacks.
@@ -83,20 +83,20 @@ def stored_labels(store):
 
 
 def some_rows(array, rows):
-    """Show some rows of a `StoredArray`, `(n,)` numbers, as one of its own; the others are never read."""
+    """Return some rows of a `StoredArray`, `(n,)` numbers, as a `StoredArray`; the others are never read."""
     return StoredArray(lambda places: array.read(rows[places]), (len(rows), *array.shape[1:]), array.dtype)
 
 
 def in_memory_if(arrays, resident, limit):
-    """Read arrays into memory, from where training puts them on its device, or leave them in their files.
+    """Read arrays into memory, from which training moves them to its device, or leave them in their files.
 
     Args:
         arrays: List of `StoredArray`.
-        resident: `"always"`, `"never"`, or `"auto"`: if all of them together fit into `limit`.
+        resident: `"always"`, `"never"`, or `"auto"`: only if all arrays together fit into `limit`.
         limit: Bytes.
 
     Returns:
-        List of numpy arrays, or the arrays as they are.
+        List of numpy arrays, or the arrays unchanged.
     """
     fits = sum(array.nbytes for array in arrays) <= limit
     return [array.whole() for array in arrays] if resident == "always" or resident == "auto" and fits else arrays

@@ -1,12 +1,12 @@
 """The HDF5 schema: slices of many subjects in one file, written and read in constant memory.
 
 Datasets: `img` (N, H, W, C) float16, `param` (N, H, W, 1) unsigned integer (the constraint map; without one, 1 in the
-foreground), `param_<space>` beside it for each further contrast space, `label` (N, H, W) uint8 (class index, only in
-files with labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON text, to return slices
-to the grid of the scan, `subject_intensities` (subjects,) JSON text, to return values to the intensities of the scan,
-and `subject_hashes` (subjects,) JSON text, hashes of the subject's files. These are datasets because attributes of
-an HDF5 object are limited to 64 KiB, about 200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and
-those of the caller. Names, axes and order of `img` and `param` are those of the authors' data loader.
+foreground), `param_<space>` for each further contrast space, `label` (N, H, W) uint8 (class index, only in files with
+labels), `subject_index` and `slice_index` (N,), `subject_grid` (subjects,) JSON text, to map slices back to the grid of
+the scan, `subject_intensities` (subjects,) JSON text, to map values back to the intensities of the scan, and
+`subject_hashes` (subjects,) JSON text, hashes of the subject's files. The texts are datasets because attributes of an
+HDF5 object are limited to 64 KiB, about 200 subjects. Attributes: `schema_version`, `contrasts`, `subjects`, and those
+of the caller. Names, axes and order of `img` and `param` are those of the authors' data loader.
 """
 
 import contextlib
@@ -83,8 +83,8 @@ class StoreWriter:
     def _open(self, stack):
         temporary = stack.enter_context(atomic_path(self.path))
         ask_for_room(self.path, 0)
-        # This format has checksums for everything that describes the data: without them, one wrong byte can send
-        # HDF5 into an endless loop. HDF5 1.10 and later read it.
+        # This format has checksums for all metadata: without them, one wrong byte can send HDF5 into an endless loop.
+        # HDF5 1.10 and later can read it.
         self._file = stack.enter_context(h5py.File(temporary, "w", libver=("v110", "v110")))
         plane = self.image_size
         self._create("img", (*plane, len(self.contrasts)), np.float16)
@@ -103,7 +103,7 @@ class StoreWriter:
             self._write_attributes()
 
     def add(self, subject):
-        """Append the slices of one subject (`SubjectSlices`); a subject without slices is listed as well."""
+        """Append the slices of one subject (`SubjectSlices`); a subject without slices is listed too."""
         count = len(subject.slice_index)
         parts = {
             "img": np.asarray(subject.images, np.float16),
@@ -126,7 +126,7 @@ class StoreWriter:
         for name, values in parts.items():
             self._file[name].resize(self.slices + count, axis=0)
             self._file[name][self.slices :] = values
-        self._file.flush()  # data that HDF5 buffers would need space later
+        self._file.flush()  # data left in the buffers of HDF5 would need space later
         self.slices += count
         self.subjects.append(subject.subject)
         intensities = {name: list(ends) for name, ends in subject.intensities.items()}
@@ -162,7 +162,7 @@ class SliceStore:
         attributes: All other attributes of the file (`clusters`, `config_hash`, `labels`, ...).
 
     Raises:
-        InputError: The file is missing, truncated, of another schema, or lacks a dataset.
+        InputError: The file is missing or truncated, has another schema, or lacks a dataset.
     """
 
     def __init__(self, path):
@@ -197,7 +197,7 @@ class SliceStore:
                 raise InputError(f"{self.path}: made with another {name}; {AGAIN}")
 
     def images(self, contrasts=None, rows=None):
-        """Return `(n, H, W, C)` float32 of the named contrasts in the given order (None: all in the file)."""
+        """Return the named contrasts in the given order (None: all in the file), `(n, H, W, C)` float32."""
         contrasts = self.contrasts if contrasts is None else list(contrasts)
         unknown = [name for name in contrasts if name not in self.contrasts]
         if unknown:
@@ -207,14 +207,14 @@ class SliceStore:
         return self._read("img", rows, np.float32, None if contrasts == self.contrasts else channels)
 
     def constraint_maps(self, rows=None, space=None):
-        """Return `(n, H, W)` int32 of a contrast space (None: the default one): 0 is background, classes from 1."""
+        """Return the maps of a contrast space (None: the default), `(n, H, W)` int32: 0 background, classes from 1."""
         if space not in self.spaces:
             held = ", ".join(self.spaces[1:]) or "only those of the default one"
             raise InputError(f"{self.path}: has no maps of contrast space '{space}', it holds {held}; {AGAIN}")
         return self._in_range(self._read(_maps_of(space), rows, np.int32)[..., 0], self.attributes.get("clusters"))
 
     def labels(self, rows=None):
-        """Return `(n, H, W)` uint8 class indices, 0 is background."""
+        """Return class indices, `(n, H, W)` uint8; 0 is background."""
         if not self.has_labels:
             raise InputError(f"{self.path}: holds no labels; annotated.h5 does")
         names = self.attributes.get("labels")
@@ -234,7 +234,7 @@ class SliceStore:
         return SliceGrid.from_dict(self._grids[self.subjects.index(subject)])
 
     def intensities(self, subject):
-        """Return the two intensities of a subject mapped to 0 and 1, in the unit of the scan, by channel."""
+        """Return, by channel, the two intensities of a subject that are mapped to 0 and 1, in the unit of the scan."""
         found = self._intensities[self.subjects.index(subject)] if subject in self.subjects else {}
         if not found:
             raise InputError(f"{self.path}: does not say how the intensities of {subject} were scaled; {AGAIN}")

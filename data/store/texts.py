@@ -5,11 +5,11 @@ import json
 import h5py
 import numpy as np
 
-LONGEST_LIST = 4000  # strings in one attribute: 16 bytes each, HDF5 allows 64 KiB; more become one JSON string
+LONGEST_LIST = 4000  # strings in one attribute: HDF5 allows 64 KiB at 16 bytes each; more become one JSON string
 
 
 def fixed_length(texts):
-    """Convert to strings of fixed length; HDF5 stores those of variable length in a heap without a checksum."""
+    """Convert texts to fixed-length strings; HDF5 stores variable-length ones in a heap without a checksum."""
     encoded = [text.encode() for text in texts]
     return np.array(encoded, h5py.string_dtype("utf-8", max(1, *map(len, encoded), 1)))
 
