@@ -39,7 +39,7 @@ def paired_comparison(a, b, *, comparisons=1):
 
     Returns:
         A `PairedComparison`: paired t statistic and two-sided p; that p times `comparisons` (Bonferroni); Holm's p,
-        which for a single comparison can only be bounded by Bonferroni's (`adjust_family` handles the whole family);
+        here only bounded by Bonferroni's, because it depends on the whole family (see `adjust_family`);
         Wilcoxon signed-rank p; mean difference with its 95 % CI (t distribution); effect size d_z = mean / sd of the
         differences. Subjects with a NaN on either side are left out and counted in `unpaired`.
 
@@ -103,7 +103,7 @@ def adjust_family(comparisons):
     """Adjust the p values of a family of comparisons, Bonferroni and Holm.
 
     Args:
-        comparisons: List of `PairedComparison`; one without a p value still counts in the size of the family.
+        comparisons: List of `PairedComparison`; those without a p value still count in the size of the family.
 
     Returns:
         The same list with `comparisons`, `p_bonferroni` and `p_holm` of the whole family.
@@ -133,7 +133,7 @@ def stars(p):
         p: In [0, 1], or None if there is no test.
 
     Returns:
-        `***` up to 0.001, `**` up to 0.01, `*` up to 0.05 (Ghoul et al., ISMRM 2024: * for p <= 0.05), else nothing.
+        `***` up to 0.001, `**` up to 0.01, `*` up to 0.05 (Ghoul et al., ISMRM 2024: * for p <= 0.05), otherwise "".
     """
     return next((mark for bound, mark in STARS if p is not None and p <= bound), "")
 
@@ -156,24 +156,24 @@ class BlandAltman:
 
 
 def bland_altman(measured, reference):
-    """Compute the agreement of a measurement with a reference: bias and 95 % limits of agreement, bias -+ 1.96 sd.
+    """Compute the agreement of a measurement with a reference: bias and 95 % limits of agreement, bias ± 1.96 sd.
 
-    se(bias)^2 = sd^2 / n,  se(limit)^2 = sd^2 (1 / n + 1.96^2 / (2 (n - 1))),  CI = value -+ t_(n-1) se.
+    se(bias)^2 = sd^2 / n,  se(limit)^2 = sd^2 (1 / n + 1.96^2 / (2 (n - 1))),  CI = value ± t_(n-1) se.
 
     Args:
-        measured: One value per subject, `(subjects,)`; NaN where there is none.
+        measured: One value per subject, `(subjects,)`; NaN if missing.
         reference: One value per subject, same order and unit.
 
     Returns:
         A `BlandAltman` of measured minus reference: bias, standard deviation of the differences, both limits, and 95 %
-        CIs of bias and limits. Pairs with a NaN are left out; one pair has a bias but no spread, none has nothing.
+        CIs of bias and limits. Pairs with a NaN are left out; a single pair has a bias but no spread.
 
     Raises:
         ValueError: For inputs of different length.
 
     Reference:
-        Bland and Altman, Stat. Methods Med. Res. 1999;8:135, Sec. 2. (Their Lancet paper of 1986 takes 2 for 1.96, and
-        sd^2 3 / n for the variance of a limit.)
+        Bland and Altman, Stat. Methods Med. Res. 1999;8:135, Sec. 2. (Their Lancet paper of 1986 uses 2 instead of
+        1.96, and sd^2 3 / n as the variance of a limit.)
     """
     from scipy import stats
 
@@ -208,18 +208,17 @@ def bland_altman(measured, reference):
 
 
 def annotation_saved(curve, reference_curve, reference_n, *, interpolate=True):
-    """Compute the share of annotated subjects saved: 1 - N / reference_n, with the smallest N at which `curve` is as
-    good.
+    """Compute the share of annotated subjects saved: 1 - N / reference_n, N being the fewest with an equal Dice.
 
     Args:
-        curve: Mapping of N annotated subjects to mean Dice, of the pretrained network.
-        reference_curve: The same of the network to compare with.
+        curve: Mapping from N annotated subjects to mean Dice, for the pretrained network.
+        reference_curve: The same for the network to compare with.
         reference_n: N of the reference whose Dice is to be reached; one of `reference_curve`.
-        interpolate: True: `curve` is joined by straight lines between tested N. False: only tested N count.
+        interpolate: True: `curve` is interpolated linearly between tested N. False: only tested N count.
 
     Returns:
         A fraction, negative if `curve` needs more subjects than the reference; None if it never reaches the goal. A
-        curve that is as good at its smallest N gives a lower bound: nothing is extrapolated.
+        curve that reaches the goal at its smallest N gives a lower bound: nothing is extrapolated.
 
     Raises:
         ValueError: If `reference_n` is not on the reference curve, or `curve` is empty.

@@ -16,13 +16,13 @@ LEAST_INCHES = 6  # of width, needed by title and legend
 def draw_montage(path, subjects, channels, labels, title):
     """Draw a column of axial slices for each subject; radiological display, true aspect ratio.
 
-    It shows the slice with the largest labels, or without labels the one with most bright voxels. If there are few
+    The slice shown is the one with the largest labels or, without labels, with the most bright voxels. If there are few
     subjects, they are drawn larger.
 
     Args:
         path: PNG to write.
         subjects: List of `(name, volume (X, Y, Z, C), classes (X, Y, Z) or None, affine (4, 4))`.
-        channels: Names of the C channels; more than eight are left out.
+        channels: Names of the C channels; only the first eight are drawn.
         labels: Class names in the order of their indices 1, 2, ...
         title: Heading.
     """

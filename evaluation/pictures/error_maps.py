@@ -1,7 +1,7 @@
 """Error maps of contrast synthesis: the acquired contrast, the synthesis of each initialisation, and |difference|.
 
-The choice of subjects and slices follows a rule, as in `overlays`: test subjects are ranked by SSIM, and the median and
-the worst are shown, on a slice that depends on the reference only.
+Subjects and slices are chosen by a rule, as in `overlays`: test subjects are ranked by SSIM, and the median and the
+worst are shown, on a slice that depends only on the reference.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from utils.checks import InputError
 
 MOST_SIDE_BY_SIDE = 3  # initialisations whose images and errors share one row
 WIDEST_INCHES, PICTURE_INCHES, BAR_INCHES = 13.0, 1.9, 0.9
-CLEAR = 99.5  # percentile of all errors shown that ends the colour scale
+CLEAR = 99.5  # percentile of all errors shown at which the colour scale ends
 RULE = (
     "Subjects are ranked by SSIM inside the mask, averaged over target contrasts, repeats and all initialisations at "
     "this N; the median and the worst are shown, on the axial slice on which the reference labels (without labels: the "
@@ -31,11 +31,11 @@ class ErrorMaps:
     """One subject to be drawn, all images on one slice and in units of the data range.
 
     Attributes:
-        title: Text to the left of its rows, such as "median: sub-01".
+        title: Text to the left of the subject's rows, such as "median: sub-01".
         aspect: Height of a pixel over its width.
-        acquired: Mapping of target contrast to `(rows, columns)`.
-        synthesised: Mapping of target contrast to a mapping of init to `(rows, columns)`.
-        ssim: Mapping of target contrast to a mapping of init to the SSIM inside the mask of what is shown.
+        acquired: Mapping from target contrast to `(rows, columns)`.
+        synthesised: Mapping from target contrast to a mapping from init to `(rows, columns)`.
+        ssim: Mapping from target contrast to a mapping from init to the SSIM, inside the mask, of the images shown.
     """
 
     title: str
@@ -50,11 +50,11 @@ class ErrorMaps:
 
 
 def read_error_maps(scores, files, wanted):
-    """Choose the subjects of one figure and read what is drawn of them.
+    """Choose the subjects of one figure and read their images.
 
     Args:
         scores: A `Scores` of synthesis, one input set and one N.
-        files: Mapping of subject to `SubjectFiles`.
+        files: Mapping from subject to `SubjectFiles`.
         wanted: `config.data.wanted()`.
 
     Returns:
@@ -104,7 +104,7 @@ def _synthesised(folder, subject, target, shape):
 
 
 def _reference(reader, volume):
-    """Return what determines the slice: the label map, else the given mask, else the segmented foreground."""
+    """Return what determines the slice: the label map, or else the given mask, or else the segmented foreground."""
     from data.intensity import foreground_mask
 
     if reader.wanted.labels and reader.files.label is not None:
@@ -114,7 +114,7 @@ def _reference(reader, volume):
 
 
 def largest_error(pictures):
-    """Return the end of the colour scale for a list of `ErrorMaps`, which few errors exceed; at least 0.01."""
+    """Return the end of the colour scale for a list of `ErrorMaps`, exceeded by few errors; at least 0.01."""
     errors = [error.ravel() for one in pictures for contrast in one.acquired for error in one.errors(contrast).values()]
     return max(0.01, float(np.ceil(100 * np.percentile(np.concatenate(errors), CLEAR)) / 100))
 
@@ -125,7 +125,7 @@ def draw_error_maps(pictures, title, highest):
 
     Args:
         pictures: List of `ErrorMaps`, all with the same contrasts and inits.
-        title: Above the figure.
+        title: Title of the figure.
         highest: End of the colour scale of all errors, in units of the data range.
 
     Returns:

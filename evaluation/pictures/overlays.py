@@ -1,8 +1,8 @@
 """Pictures of individual test subjects: the reference contour and each initialisation's prediction on the image.
 
-The choice of subjects follows a fixed rule: test subjects are ranked by their Dice, averaged over labels, repeats and
-all initialisations, and the median and the worst are shown, on the axial slice on which the reference labels together
-are largest, each relative to its own largest slice (so that the liver does not outweigh the kidneys).
+Subjects are chosen by a fixed rule: test subjects are ranked by their Dice, averaged over labels, repeats and all
+initialisations, and the median and the worst are shown, on the axial slice on which the reference labels together are
+largest, each relative to its own largest slice (so that the liver does not outweigh the kidneys).
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ class Picture:
     """One subject to be drawn.
 
     Attributes:
-        title: What stands left of its row, such as "median: sub-01".
+        title: Text to the left of the subject's row, such as "median: sub-01".
         image: Contrast, `(X, Y, Z)`.
         reference: Class index, `(X, Y, Z)`.
-        predictions: Mapping of init to class index, `(X, Y, Z)`.
-        dice: Mapping of init to the Dice (mean over labels) of the prediction shown.
+        predictions: Mapping from init to class index, `(X, Y, Z)`.
+        dice: Mapping from init to the Dice (mean over labels) of the prediction shown.
         affine: Voxels to scanner coordinates, `(4, 4)`.
     """
 
@@ -49,12 +49,12 @@ class Picture:
 
 
 def read_pictures(scores, files, shown, wanted):
-    """Choose the subjects of one figure and read what is drawn of them.
+    """Choose the subjects of one figure and read their images.
 
     Args:
         scores: A `Scores` of one input set and one N.
-        files: Mapping of subject to `SubjectFiles`.
-        shown: Contrast to show; of a 4D series the first volume.
+        files: Mapping from subject to `SubjectFiles`.
+        shown: Contrast to show; of a 4D series, the first volume.
         wanted: `config.data.wanted()`.
 
     Returns:
@@ -70,7 +70,7 @@ def read_pictures(scores, files, shown, wanted):
 
 
 def read_picture(title, subject, scores, files, shown, wanted):
-    """Read what is drawn of one subject; arguments and errors as of `read_pictures`.
+    """Read the images of one subject; arguments and errors as for `read_pictures`.
 
     Returns:
         A `Picture`.
@@ -90,7 +90,7 @@ def read_picture(title, subject, scores, files, shown, wanted):
 
 
 def first_repeat(scores, subject, init):
-    """Rows of one subject and init, of the first repeat; InputError when there are none."""
+    """Return the rows of one subject and init in the first repeat; InputError if there are none."""
     rows = scores.of(subject=subject, init=init).frame
     if rows.empty:
         raise InputError(f"{subject}: no result with {init} initialisation yet")
@@ -116,10 +116,10 @@ def read_prediction(path, shape, *, is_label=False):
 def choose_subjects(values):
     """Return `{"median": subject, "worst": subject}` by the rule above; only "worst" if there is one subject.
 
-    For an even number of subjects, the better of the two in the middle is the median.
+    For an even number of subjects, the median is the better of the two in the middle.
 
     Args:
-        values: From `Scores.per_subject` of the Dice, or of what else ranks them, one input set and one N.
+        values: From `Scores.per_subject` of the Dice or another measure to rank by, one input set and one N.
     """
     ranking = values[values["label"] == MEAN].groupby("subject")["value"].mean().dropna()
     # Ties are broken by name, so that the choice does not depend on the order of files.
@@ -136,7 +136,7 @@ def draw_overlays(pictures, labels, title):
     Args:
         pictures: List of `Picture`, all with the same inits.
         labels: Class names in the order of their indices 1, 2, ...
-        title: Above the figure.
+        title: Title of the figure.
 
     Returns:
         A matplotlib `Figure`.
@@ -177,7 +177,7 @@ def draw_overlays(pictures, labels, title):
 
 
 def mark_right(axis):
-    """Write an R at the left border, where the patient's right is in radiological display."""
+    """Write an R at the left border, which is the patient's right in radiological display."""
     from matplotlib.patheffects import withStroke
 
     outline = [withStroke(linewidth=1.5, foreground="black")]  # the border may be bright
@@ -186,7 +186,7 @@ def mark_right(axis):
 
 
 def slices_to_show(volumes, affine):
-    """Cut the axial slice that shows most of the reference out of several volumes, in radiological display.
+    """Cut the axial slice that shows the most of the reference from several volumes, in radiological display.
 
     Args:
         volumes: List of `(X, Y, Z)`: the image, the reference, then predictions; all on one grid.
@@ -206,7 +206,7 @@ def slices_to_show(volumes, affine):
     if not turned[1].any() and len(turned) > 2:
         position = int(np.argmax(sum(_extent(volume) for volume in turned[2:])))
     spacing = np.sqrt((np.asarray(affine)[:3, :3] ** 2).sum(axis=0))[np.argsort(start[:, 0])]
-    # spacing is now along left-right, posterior-anterior: rows run along the second, columns along the first.
+    # The spacing is now along left-right, posterior-anterior: rows run along the second, columns along the first.
     return spacing[1] / spacing[0], [volume[:, :, position] for volume in turned]
 
 
@@ -229,5 +229,5 @@ def _contours(axis, classes, count, linestyle):
 
 def label_colour(index):
     """Return the colour of the label with this index, counted from 0."""
-    # Black, the first of the palette, would be invisible on a dark image.
+    # Black, the first colour of the palette, would be invisible on a dark image.
     return OKABE_ITO[1:][::-1][index % (len(OKABE_ITO) - 1)]

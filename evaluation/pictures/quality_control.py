@@ -19,14 +19,14 @@ NEARLY_MOST = 0.8  # smallest share of the largest foreground area for a slice t
 
 @drawn_with(NAMES_AS_THEY_ARE)
 def draw_constraint_map(path, volume, names, details, affine, title):
-    """Draw contrasts, and below them principal components and constraint map, of one axial slice with much foreground.
+    """Draw one axial slice with much foreground: contrasts, and below them principal components and constraint map.
 
-    Shown is the middle one of the slices with nearly the most foreground; the very most lies often at the end of the
-    scan, in the lungs or the base of the skull.
+    The slice is the middle one of those with nearly the most foreground; the one with the very most is often at the end
+    of the scan, in the lungs or the base of the skull.
     Radiological display: anterior at the top, the patient's right on the left, true aspect ratio.
 
     Args:
-        path: PNG to write; it appears complete or not at all.
+        path: PNG to write; it appears only once complete.
         volume: Contrasts as read, `(X, Y, Z, C)`.
         names: Name of each contrast, C of them.
         details: `data.constraint_maps.ConstraintMap` on the same grid, made with the same affine.
@@ -44,7 +44,7 @@ def draw_constraint_map(path, volume, names, details, affine, title):
         fontsize=9,
         y=1 - 0.06 / figure.get_figheight(),
     )
-    used = [*axes[: len(names)], *axes[below:]]  # components and map begin a line
+    used = [*axes[: len(names)], *axes[below:]]  # components and map start a new line
     for axis, (name, image, window, has_outline) in zip(used, panels, strict=False):
         axis.imshow(image, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect, interpolation="nearest")
         if has_outline:
@@ -59,8 +59,8 @@ def draw_constraint_map(path, volume, names, details, affine, title):
 def _axes(rows, columns, panel_height):
     """Return a figure and the axes of its panels, line by line, with room for titles and a colour bar on the right.
 
-    pyplot is left alone: it keeps global state and figures alive, which a worker of many subjects must not. Sizes are
-    known, so that no layout has to be searched.
+    pyplot is avoided, because it keeps global state and figures alive, which a worker with many subjects must not do.
+    Sizes are known, so no layout has to be computed.
     """
     from matplotlib.figure import Figure
 
@@ -76,7 +76,7 @@ def _axes(rows, columns, panel_height):
 
 
 def _places(contrasts, others):
-    """Return rows, columns and the panel with which the others begin, for contrasts above the others."""
+    """Return rows, columns and the number of the first panel of the others, which are below the contrasts."""
     columns = min(MOST_COLUMNS, max(contrasts, others))
     rows_above = -(-contrasts // columns)
     return rows_above - (-others // columns), columns, rows_above * columns
@@ -94,7 +94,7 @@ def _panels(volume, names, details, affine):
     shown, is_inside = space.components_of_slice(number), space.inside[..., number]
     for p, share in enumerate(space.explained_variance[: shown.shape[2]]):
         window = _window(*ends[:, p])
-        # Components are 0 outside the foreground and left blank there, or average tissue would look like air.
+        # Outside the foreground, where components are 0, the image is black, or air would look like average tissue.
         image = np.where(is_inside, shown[..., p], window[0])
         panels.append((f"PC {p + 1}, {share:.1%} of the variance", image, window, False))
     return panels, _turned(details.classes, affine)[..., number], number
@@ -121,7 +121,7 @@ def _draw_classes(figure, axis, classes, number, aspect):
 
 
 def _representative_slice(areas):
-    """Return the middle one of the slices with nearly the largest foreground."""
+    """Return the middle slice of those with nearly the largest foreground."""
     candidates = np.flatnonzero(areas >= NEARLY_MOST * areas.max())
     return int(candidates[len(candidates) // 2])
 

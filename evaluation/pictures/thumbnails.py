@@ -16,7 +16,7 @@ from utils.checks import InputError
 HEIGHT_PX = 150
 FINER = 2  # drawn at this multiple of the size and downsampled, for smooth contours
 MARGIN = 0.2  # of the labels' extent, kept around them
-LEAST_SHARE = 0.5  # of the slice, shown in either direction
+LEAST_SHARE = 0.5  # of the slice, in either direction
 BRIGHTEST = 190  # of 255: the white reference must stay visible on bright tissue
 QUALITY = 82
 BUDGET_BYTES = 6_000_000  # for all pictures; 8 MB as text in the page
@@ -50,12 +50,12 @@ def draw_thumbnails(scores, files, shown, wanted, budget=BUDGET_BYTES):
     """Draw all test subjects of one input set and one N, the worst first.
 
     Args:
-        scores: A `Scores` of one input set and one N; those not listed are as of `overlays.read_pictures`.
-        budget: Largest size of all pictures together, in bytes; the best subjects are left out beyond it.
+        scores: A `Scores` of one input set and one N; arguments not listed are those of `overlays.read_pictures`.
+        budget: Largest size of all pictures together, in bytes; beyond it, the best subjects are left out.
 
     Returns:
-        `(thumbnails, notes)`: mapping of subject to a list of `Thumbnail`, and a sentence on each subject that is not
-        shown or not with every initialisation.
+        `(thumbnails, notes)`: mapping from subject to a list of `Thumbnail`, and a sentence on each subject that is not
+        shown, or not with every initialisation.
     """
     thumbnails, notes, size = {}, [], 0
     subjects = worst_first(scores.per_subject())
@@ -79,7 +79,7 @@ def draw_thumbnails(scores, files, shown, wanted, budget=BUDGET_BYTES):
 
 
 def worst_first(values):
-    """List subjects by Dice, averaged over labels, repeats and initialisations; subjects without a value first.
+    """List subjects from worst to best Dice, averaged over labels, repeats and inits; those without a value first.
 
     Args:
         values: From `Scores.per_subject` of the Dice.
@@ -110,7 +110,7 @@ def draw_predictions(picture, count):
 
 
 def crop_around(mask):
-    """Return the slices (rows, columns) of a box around a mask, with a margin and no smaller than half the image.
+    """Return the index ranges (rows, columns) of a box around a mask, with a margin and at least half of each side.
 
     Args:
         mask: Boolean, `(rows, columns)`; the whole image when it is empty.

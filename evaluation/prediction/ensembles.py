@@ -9,10 +9,10 @@ class Ensemble:
     """The mean of the predictions of networks for an image and its mirror images.
 
     Args:
-        networks: Objects with Keras' `predict_on_batch`, all of one input and output shape: `(B, H, W[, D], C)` to
-            `(B, H, W[, D], K)`.
-        flips: Axes of the batch, such as 1 for H. The image is predicted as it is and mirrored along every combination
-            of them, and each prediction is mirrored back: 2 predictions of each network for one axis, 4 for two.
+        networks: Objects with Keras' `predict_on_batch`, all with the same input and output shape: `(B, H, W[, D], C)`
+            to `(B, H, W[, D], K)`.
+        flips: Axes of the batch, such as 1 for H. The image is predicted unchanged and mirrored along every combination
+            of them, and each prediction is mirrored back: 2 predictions per network for one axis, 4 for two.
 
     Reference:
         Isensee et al., Nat. Methods 2021 (nnU-Net): mirroring along all combinations of axes.

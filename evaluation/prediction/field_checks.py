@@ -14,16 +14,16 @@ from utils.model_description import ModelDescription, TrainingField
 log = logging.getLogger("mrccl")
 
 REFUSE_FROM = 0.20  # share of the foreground outside the slices
-MORE_THAN_TRAINING = 0.10  # share beyond that of the training scans, if theirs was large: a small organ in a large body
-WARN_FACTOR, REFUSE_FACTOR = 1.2, 1.5  # between pixels of a scan and of training
+MORE_THAN_TRAINING = 0.10  # excess over the share of the training scans, if that was large: small organs, large body
+WARN_FACTOR, REFUSE_FACTOR = 1.2, 1.5  # ratio of the pixel sizes of a scan and of training
 
 
 def check_field(reader: SubjectReader, models: Sequence[ModelDescription]) -> list[str]:
     """Compare one scan with the training scans of models.
 
     Args:
-        reader: Of a valid scan.
-        models: They must agree (`utils.model_description.check_agreement`).
+        reader: Reader of a valid scan.
+        models: Models that agree with each other (`utils.model_description.check_agreement`).
 
     Returns:
         Lines that prevent a prediction. Smaller differences are logged as warnings.
@@ -32,7 +32,7 @@ def check_field(reader: SubjectReader, models: Sequence[ModelDescription]) -> li
     grid = SliceGrid(reader.grid.shape, reader.grid.affine, first.slices.pixel_size, first.slices.image_size)
     fields = [model.field or TrainingField() for model in models]
     found = [*_unlike_spacing(reader.subject, grid, first, fields)]
-    if not grid.shows_everything:  # else it need not be read
+    if not grid.shows_everything:  # otherwise the scan need not be read
         found += _outside(reader, grid, first, fields)
     for line, _ in (pair for pair in found if not pair[1]):
         log.warning("%s", line)
@@ -69,7 +69,7 @@ def _unlike_spacing(subject, grid, model, fields):
     for key, lengths, what in found:
         ends = [found for field in fields if (found := getattr(field, key))]
         if not ends:
-            continue  # not recorded by older models, or for scans without a known voxel size
+            continue  # not recorded by older models, nor for scans without a known voxel size
         low, high = min(end[0] for end in ends), max(end[1] for end in ends)
         factor = max(max(low / length, length / high) for length in lengths)
         if factor > WARN_FACTOR:

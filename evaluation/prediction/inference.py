@@ -10,7 +10,8 @@ def label_map(probabilities, grid):
     slices become background.
 
     Args:
-        probabilities: Of each class on all slices of the subject, `(S, H, W, K)` float32 (`predict_slices`).
+        probabilities: Probability of each class on all slices of the subject, `(S, H, W, K)` float32
+            (`predict_slices`).
         grid: The subject's `data.geometry.SliceGrid`.
 
     Returns:
@@ -29,7 +30,7 @@ def class_volumes(probabilities, grid):
 
 
 def most_probable(volumes):
-    """Return the index of the largest volume at each voxel, uint8; the first one if several are equal.
+    """Return the index of the volume with the largest value at each voxel, uint8; the first if several are equal.
 
     Args:
         volumes: Iterable of arrays of one shape; only two are in memory at a time.

@@ -15,7 +15,7 @@ from utils.work_dir import WEIGHTS
 TABLE = "made_by.csv"
 COLUMNS = ("subject", "result", "file", "model", "options", "scan")
 NAMES_SHOWN = 5
-ALSO_SHAPES = ("filters", "head_block")  # keys of model.json besides those that members of an ensemble share
+ALSO_SHAPES = ("filters", "head_block")  # keys of model.json, in addition to those shared by members of an ensemble
 REASONS = {
     "file": "there is no record of what made",
     "model": "another model made",
@@ -32,7 +32,7 @@ def hash_of_models(models: Mapping[Path, ModelDescription]) -> str:
 
 
 def hash_of_scan(reader: SubjectReader, names: Iterable[str]) -> str:
-    """Hash the bytes of all files of a subject from which a prediction is made, 16 hexadecimal digits."""
+    """Hash the bytes of all files from which a subject's prediction is made, 16 hexadecimal digits."""
     paths = {name: reader.files.contrasts[name] for name in names}
     paths |= {"mask ": reader.files.mask} if reader.files.mask else {}
     text = json.dumps({name: reader.digest(path) for name, path in sorted(paths.items())})
@@ -43,12 +43,12 @@ def rows_of(subject, scan, paths, folder, model, options):
     """Describe the results of one subject.
 
     Args:
-        subject: Its name in the tables.
+        subject: Name of the subject in the tables.
         scan: From `hash_of_scan`.
         paths: `{what: path}`.
         folder: Folder of the table.
         model: From `hash_of_models`.
-        options: What -> words of the command line that affect it.
+        options: Kind of result -> command-line words that affect it.
 
     Returns:
         `{(subject, what): row}`.
@@ -61,7 +61,7 @@ def rows_of(subject, scan, paths, folder, model, options):
 
 
 def refuse_others(folder, rows):
-    """Refuse to keep results of another model, other options or another scan.
+    """Refuse to keep results that come from another model, other options or another scan.
 
     Args:
         folder: Folder of the results.

@@ -1,6 +1,6 @@
-"""One new scan through a finetuned model: read, predict, write.
+"""Applying a finetuned model to one new scan: read, predict, write.
 
-`files` are the scan's, `paths` the requested outputs and where they are written.
+`files` are those of the scan; `paths` names the requested outputs and where they are written.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from evaluation.prediction.synthesis import synthesise_subject
 from evaluation.prediction.tables import write_intensities
 from utils.model_description import ModelDescription, SynthesisModel
 
-# Slices, and windows of volumes: few, to save memory, but two, because for one alone TensorFlow's sums differ by 1e-4.
+# Slices (2D) and windows (3D): few, to save memory, but at least two: with only one, TensorFlow's sums differ by 1e-4.
 BATCH_SIZE = {2: 16, 3: 2}
 
 
@@ -35,7 +35,7 @@ def read_slices(model: ModelDescription, reader: SubjectReader) -> tuple[np.ndar
     volume, mask, affine = reader.volume(model.contrasts), reader.mask(), reader.grid.affine
     scaled = scale_intensities(volume, mask, model.percentiles, affine)
     grid = SliceGrid(volume.shape[:3], affine, model.slices.pixel_size, model.slices.image_size)
-    # Rounded as in the HDF5 files, so that a test subject has the same input as in step 4.
+    # Rounded as in the HDF5 files, so that a test subject gets the same input as in step 4.
     return grid.to_slices(scaled).astype("float16"), grid, mask
 
 
@@ -55,7 +55,7 @@ def segment(
         files: The scan.
         paths: `{"label": path, "probabilities": path}`, or one of them.
         largest_of: Classes of which only the largest connected component is kept in the label map.
-        min_component_ml: Smaller connected components of any class are removed from it, mL.
+        min_component_ml: Volume in mL; smaller connected components of any class are removed from the label map.
     """
     slices, grid, _ = read_slices(model, SubjectReader(files, model.wanted(), model.contrasts))
     volumes = class_volumes(predict_slices(network, slices, BATCH_SIZE[2]), grid)
@@ -75,14 +75,14 @@ def segment(
 def synthesise(
     network: Any, model: SynthesisModel, files: SubjectFiles, paths: Mapping[str, Path], *, table: Path
 ) -> None:
-    """Synthesise contrasts of one scan and write those in `paths`; `table` records their scaling."""
+    """Synthesise contrasts for one scan and write those in `paths`; `table` records their scaling."""
     reader = SubjectReader(files, model.wanted(), model.contrasts)
     slices, grid, mask = read_slices(model, reader)
     size = model.crop_size
     windows = {"overlap": model.overlap, "batch_size": BATCH_SIZE[len(size)]}
     made = synthesise_subject(network, slices, grid, size, **windows)
     ranges = {target: acquired_range(model, reader, target, mask) for target in paths}
-    # Before the contrasts, so that no result is ever without its row.
+    # Written before the contrasts, so that no result is ever without its row.
     write_intensities(table, files.subject, ranges)
     for target, path in paths.items():
         low, high = ranges[target] or (0.0, 1.0)
@@ -93,7 +93,7 @@ def synthesise(
 def acquired_range(
     model: ModelDescription, reader: SubjectReader, target: str, mask: np.ndarray | None
 ) -> list[float] | None:
-    """Return the intensities of the acquired contrast that the network sees as 0 and 1, or None if there is none."""
+    """Return the acquired contrast's intensities that the network sees as 0 and 1, or None if it was not acquired."""
     if not patterns_of(model, [target]).keys() <= reader.files.contrasts.keys():
         return None
     return intensity_ranges(reader.volume([target]), mask, model.percentiles, reader.grid.affine)[0].tolist()

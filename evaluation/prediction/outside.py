@@ -1,4 +1,4 @@
-"""Label maps that another tool predicted: which file is whose, and what each must be to be scored."""
+"""Label maps predicted by another tool: which subject each file belongs to, and what it takes to be scored."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,23 @@ from utils.checks import InputError
 from utils.paths import composed
 
 ON_THE_GRID = "a prediction lies on the grid of the scan; resample it there by nearest neighbour"
-OTHERS = "others"  # all values that no class has
+OTHERS = "others"  # all values that belong to no class
 MOST_VALUES = 8  # listed in a message
 
 
 def find_predictions(
     folder: Path, tested: Sequence[str], others: Mapping[str, str]
 ) -> tuple[dict[str, Path], list[str]]:
-    """Find the prediction of every test subject: a file named after the subject, or after its case of nnU-Net.
+    """Find the prediction for every test subject: a file named after the subject, or after its nnU-Net case.
 
     Args:
-        folder: Where the predictions lie; files that are not NIfTI are not looked at, nor are folders.
+        folder: Where the predictions are; folders and files that are not NIfTI are ignored.
         tested: The test subjects.
-        others: Further subjects -> what each is, such as `a training subject`.
+        others: Other subjects -> what each is, such as `a training subject`.
 
     Returns:
-        Test subject -> file, in the order of `tested`, and one line for each file that is missing, that is of nobody or
-        of a subject that is not tested, or that is one too many.
+        Test subject -> file, in the order of `tested`, and one line for each file that is missing, belongs to no
+        subject or to one that is not tested, or is one too many.
     """
     found: dict[str, Path] = {}
     problems = []
@@ -64,17 +64,17 @@ def read_classes(
     """Read a prediction as class indices of the config.
 
     Args:
-        path: The label map; floats are fine where all of them are whole numbers.
+        path: The label map; floats are accepted if all of them are whole numbers.
         subject: Identifier, for messages.
-        grid: Shape and affine that it must have.
+        grid: Shape and affine that the file must have.
         values: Class name -> its values in the file, in the order of the config.
-        ignored: Further values that count as background; `OTHERS` among them: all other whole numbers.
+        ignored: Further values that count as background; `OTHERS` stands for all other whole numbers.
 
     Returns:
         `(X, Y, Z)` uint8; 0 is background.
 
     Raises:
-        InputError: One line for each thing that is wrong with the file.
+        InputError: One line for each problem of the file.
     """
     image, problems = read_scan(path, subject)
     if problems or image is None:
@@ -98,7 +98,7 @@ def read_classes(
 
 
 def _unknown(subject, path, unknown, values):
-    """Say which values of a file mean nothing; one line at most."""
+    """Report the values of a file that have no meaning; at most one line."""
     broken = [value for value in unknown if not isinstance(whole_number(value), int)]
     shown = broken or unknown
     if not shown:

@@ -1,4 +1,4 @@
-"""Plain folders of scans and single 4D files for models with one input contrast: each file is a subject."""
+"""Plain folders of scans, and single 4D files, for models with one input contrast: each file is a subject."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from utils.model_description import ModelDescription
 log = logging.getLogger("mrccl")
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: case_0000 is the first channel of a case
-MOST_CLASSES = 32  # whole numbers; a file with at most this many different ones is a label map
+MOST_CLASSES = 32  # a file with at most this many different values, all whole numbers, is a label map
 NAMES_SHOWN = 5
 
 
@@ -31,14 +31,14 @@ def scans_in(
         folder: Path.
         contrast: The one contrast whose file the model needs.
         model: The model.
-        left_out: List, or None. Given a list, scans with a problem are described there instead of raising.
+        left_out: List, or None. Given a list, scans with a problem are described there instead of raising an error.
 
     Returns:
         Subject -> `SubjectFiles`; empty if there is no NIfTI file. Other files are listed in a warning. In layout
         nnunet, the channel number is removed from the names.
 
     Raises:
-        InputError: Two files would have the same name, or it is unknown which channel the model needs.
+        InputError: Two results would have the same name, or it is unknown which channel the model needs.
     """
     everything = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     scans = [path for path in everything if path.name.endswith(SUFFIXES)]
@@ -64,7 +64,7 @@ def scans_in(
 
 
 def _problems_of_names(folder, named):
-    """Return `{path: line}` of files that are no scans, or whose results could not be told apart."""
+    """Return `{path: line}` for files that are not scans, or whose results could not be told apart."""
     problems, names_in, folded = {}, {}, defaultdict(list)
     for subject, path in named:
         folded[subject.casefold()].append(path)
@@ -99,7 +99,7 @@ def _by_name(scans):
 
 
 def _by_channel(folder, scans, contrast, model):
-    """Match scans with the names of their cases; of several channels, the one that the model needs is used."""
+    """Match scans to the names of their cases; of several channels, the one that the model needs is used."""
     matches = {path: CHANNEL.fullmatch(stem_of(path)) for path in scans}
     numbers = sorted({match[2] for match in matches.values() if match})
     if len(numbers) > 1:
@@ -136,7 +136,7 @@ def _volume_of(path: Path, contrast: str, model: ModelDescription) -> tuple[int,
 
 
 def _channels_near(folder):
-    """Return the channels in the dataset.json of a folder or above it, `{name in lower case: number}`."""
+    """Return the channels in the dataset.json of a folder or its parent, `{name in lower case: number}`."""
     for place in (folder, folder.resolve().parent):
         try:
             content = json.loads((place / "dataset.json").read_text(encoding="utf-8-sig"))

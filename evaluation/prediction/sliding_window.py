@@ -6,7 +6,7 @@ import numpy as np
 
 from utils.checks import InputError
 
-GAUSSIAN_SIGMA = 1 / 8  # of the window, as nnU-Net has it
+GAUSSIAN_SIGMA = 1 / 8  # of the window, as in nnU-Net
 BLENDS = ("gaussian", "linear")
 
 
@@ -20,14 +20,14 @@ def predict_volume(model, volume, window, *, batch_size, overlap=0.5, blend="gau
     Windows without any signal, zero everywhere, are not predicted and count as zero: they do not occur in training, and
     the output of a normalising network would be arbitrary.
 
-    Besides the result, memory holds one batch and the rows that a window spans: parts of the volume are read, and rows
-    of the result are written, as needed.
+    Apart from the result, only one batch and the rows that a window spans are in memory: parts of the volume are read,
+    and rows of the result written, as needed.
 
     Args:
         model: Anything with Keras' `predict_on_batch`, `(batch_size, *window, C)` to `(batch_size, *window, K)`.
-        volume: `(H, W, D, C)`, or `(H, W, C)` for two sizes in `window`: an array, or anything with `shape` and
-            slices of it as `data.store.crops.SubjectVolume`.
-        window: Sizes that the model takes, voxels.
+        volume: `(H, W, D, C)`, or `(H, W, C)` for two sizes in `window`: an array, or anything that has a `shape` and
+            can be sliced like `data.store.crops.SubjectVolume`.
+        window: Input size of the model, voxels.
         batch_size: Windows per call. Every call has exactly this many, so that the network compiles once.
         overlap: Smallest overlap of neighbouring windows, as a share of a window, in [0, 1).
         blend: `"gaussian"` (sigma 1/8 of the window) or `"linear"` weights.
@@ -84,11 +84,11 @@ class _Axis:
         self.weights = profile / totals[places]
 
     def inside(self, place):
-        """Voxels of the volume that a window covers."""
+        """Return the range of voxels of the volume that a window covers."""
         return slice(max(0, self.starts[place]), min(self.size, self.starts[place] + self.window))
 
     def within(self, place):
-        """The same voxels, counted from the start of the window."""
+        """Return the same range, counted from the start of the window."""
         inside = self.inside(place)
         return slice(inside.start - self.starts[place], inside.stop - self.starts[place])
 
@@ -135,7 +135,7 @@ def _add(sums, axes, places, prediction):
 
 
 def _read(volume, axes, places):
-    """One window of the volume, `(*window, C)` float32, zero outside the volume."""
+    """Return one window of the volume, `(*window, C)` float32, zero outside the volume."""
     pairs = list(zip(axes, places, strict=True))
     piece = np.zeros((*(axis.window for axis in axes), volume.shape[-1]), np.float32)
     piece[tuple(axis.within(place) for axis, place in pairs)] = volume[tuple(axis.inside(p) for axis, p in pairs)]

@@ -1,4 +1,4 @@
-"""Synthesised contrasts on the subject's own grid from its slices."""
+"""Synthesised contrasts on the subject's own grid, from its slices."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from evaluation.prediction.sliding_window import predict_volume
 def synthesise_subject(model, slices, grid, crop_size, *, overlap, batch_size):
     """Synthesise contrasts window by window and resample them to the subject's own voxels.
 
-    The network sees windows of one size, regardless of the size of the subject; slices and results are in memory
-    completely: at most about 6 bytes per pixel for each of the C contrasts and 12 bytes per voxel for each of the K.
+    The network sees windows of one size, whatever the size of the subject; slices and results are held completely in
+    memory: at most about 6 bytes per pixel for each of the C contrasts and 12 bytes per voxel for each of the K.
 
     Args:
         model: Anything with Keras' `predict_on_batch`, `(batch_size, *crop_size, C)` to `(batch_size, *crop_size, K)`.

@@ -29,7 +29,7 @@ def write_volumes(table, paths, labels, is_size_known):
         table: CSV file.
         paths: Subject -> its label map, NIfTI.
         labels: Class name -> class index.
-        is_size_known: False if the headers of the scans give no real voxel size; volumes would be meaningless.
+        is_size_known: False if the headers do not give the true voxel size, so that volumes would be meaningless.
 
     Raises:
         InputError: One line for each file that is not a label map of the model; nothing is written then.
@@ -95,7 +95,7 @@ def read_rows(table, columns):
 
 @contextlib.contextmanager
 def one_after_the_other(folder):
-    """Lock a folder so that runs add rows to its table one after the other; the lock ends with the process."""
+    """Lock a folder so that runs add rows to its table one at a time; the lock ends with the process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks

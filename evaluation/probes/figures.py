@@ -16,11 +16,11 @@ def draw_embeddings(points, patches, labels, title=""):
     """Draw patches in the plane of their representations, the same patches in every panel.
 
     Args:
-        points: Mapping of initialisation to positions, `(n, 2)`, dimensionless.
+        points: Mapping from initialisation to positions, `(n, 2)`, dimensionless.
         patches: DataFrame, a row for each patch: `constraint_class`; if known, `label` (0: none), `T2` and
             `T1` in ms, and contrasts in [0, 1], in columns `contrast <name>`.
         labels: Names of the labels 1, 2, ...
-        title: Above the panels.
+        title: Title of the figure.
 
     Returns:
         A matplotlib `Figure`.

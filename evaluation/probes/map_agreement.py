@@ -1,7 +1,7 @@
-"""Agreement of a constraint map with labels and true tissue, and its stability over seeds.
+"""Agreement of a constraint map with labels and true tissue, and its stability across seeds.
 
-All measures use the foreground voxels of one subject. Labels cover a part of the foreground; the remainder has the
-value 0 and is called the rest.
+All measures use the foreground voxels of one subject. Labels cover part of the foreground; the remainder has the value
+0 and is called the rest.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.scores.scores import MEAN
 
-SAMPLE_VOXELS = 50_000  # of a subject, drawn once, for mutual information; all other measures use all voxels
+SAMPLE_VOXELS = 50_000  # per subject, drawn once, for mutual information; all other measures use all voxels
 BY_TISSUE = "by the true tissue"
 SHIFTED = "shifted map"
 
@@ -32,12 +32,12 @@ def cross_table(classes, labels, count):
 
 
 def purity(table):
-    """Return the share of voxels with the most frequent label of their class; table `(K, L)` of counts or weights."""
+    """Return the share of voxels whose label is the most frequent in their class; `(K, L)` counts or weights."""
     return float(table.max(axis=1).sum() / table.sum()) if table.sum() else math.nan
 
 
 def purity_gain(table):
-    """Return the share of errors, when guessing the most frequent label, that knowledge of the class avoids.
+    """Return the share of errors made by guessing the most frequent label that knowledge of the class avoids.
 
     (purity - p) / (1 - p), where p is the share of the most frequent label; NaN if there is only one label.
 
@@ -49,7 +49,7 @@ def purity_gain(table):
 
 
 def balanced_purity(table):
-    """Return purity with equal total weight of every label that occurs, rescaled to 0 without a map.
+    """Return the purity when every label that occurs has the same total weight, rescaled so that no map gives 0.
 
     (sum_k max_l n_kl / n_l - 1) / (L - 1): the balanced accuracy of the best rule from class to label, above chance.
 
@@ -69,8 +69,8 @@ def balanced_purity(table):
 def best_dice(table, label):
     """Return the largest Dice between a label and any union of classes.
 
-    The best union takes the classes in the order of the label's share in them up to some class, so that K unions
-    are tried and not 2^K: adding a class raises Dice = 2a / b exactly when its own 2 n_kl / n_k exceeds it.
+    The best union takes classes in the order of the label's share in them, up to some class, so that only K unions are
+    tried rather than 2^K: adding a class raises Dice = 2a / b exactly if its own 2 n_kl / n_k exceeds it.
 
     Args:
         table: `(K, L)` counts, no row empty.
@@ -87,7 +87,7 @@ def best_dice(table, label):
 
 
 def explained_variance(classes, values):
-    """Return the share of the variance of values between classes (eta squared).
+    """Return the share of the variance of values that lies between classes (eta squared).
 
     Args:
         classes: `(voxels,)` unsigned integer.
@@ -106,15 +106,15 @@ def explained_variance(classes, values):
 
 
 def agreement_with_labels(classes, labels, names, sample, shift):
-    """Compare one map with the labels of the subject, and a shifted copy of the map as a control.
+    """Compare one map, and a shifted copy of it as a control, with the labels of the subject.
 
     Args:
         classes: `(voxels,)` unsigned integer, in the order of their positions in the volume.
         labels: `(voxels,)` 0 for the rest, 1...L in the order of `names`.
         names: Class names.
-        sample: Indices of the voxels that mutual information is estimated from.
+        sample: Indices of the voxels from which mutual information is estimated.
         shift: Voxels by which the control's classes are shifted along that order, cyclically. Class sizes and most of
-            their shape are preserved: the control shows what this number of classes achieves by chance.
+            their shape are preserved, so the control shows what this number of classes achieves by chance.
 
     Returns:
         `{(measure, label): value}`; the control has the label `SHIFTED`.
@@ -146,7 +146,7 @@ def _mean(values):
 
 
 def agreement_with_truth(classes, truth, sample):
-    """Return `{(measure, label): value}` of one map against the true parameters of the simulator.
+    """Return `{(measure, label): value}` for one map against the true parameters of the simulator.
 
     T1 and T2 enter as logarithms: tissues differ by factors, and a little fluid would otherwise account for most of the
     variance.
@@ -154,7 +154,7 @@ def agreement_with_truth(classes, truth, sample):
     Args:
         classes: `(voxels,)` unsigned integer.
         truth: Some of `true_tissue` (tissue numbers), `true_t1` and `true_t2` (ms, 0 without protons), `(voxels,)`.
-        sample: Indices of the voxels that mutual information is estimated from.
+        sample: Indices of the voxels from which mutual information is estimated.
     """
     from sklearn.metrics import homogeneity_completeness_v_measure
 
@@ -186,7 +186,7 @@ def mutual_information(classes, reference):
 
 
 def stability(maps):
-    """Return the adjusted Rand index of all pairs of maps, `{(i, j): value}` with i < j: 1 if equal, 0 for chance.
+    """Return the adjusted Rand index of all pairs of maps, `{(i, j): value}` with i < j: 1 if equal, 0 by chance.
 
     Args:
         maps: List of `(voxels,)` integer arrays on the same voxels.

@@ -24,10 +24,10 @@ def agreement_against_clusters(numbers, clusters, note=""):
     Args:
         numbers: From `map_tables.average_agreement`.
         clusters: K of the config, marked by a vertical line.
-        note: Beginning of the title, such as "Simulated scans.".
+        note: First words of the title, such as "Simulated scans.".
 
     Returns:
-        A matplotlib `Figure`; a panel without a measure is left out.
+        A matplotlib `Figure`; panels without a measure are left out.
     """
     present = set(numbers["measure"])
     shown = {title: group for title, group in PANELS.items() if present & set(group)}
@@ -53,7 +53,7 @@ def agreement_against_clusters(numbers, clusters, note=""):
 
 
 def _draw_lines(axis, part):
-    """Draw the lines of one panel in the order of the measures; reference lines follow, dotted."""
+    """Draw the lines of one panel in the order of the measures, followed by the dotted reference lines."""
     lines = sorted(part.groupby(["measure", "label"], sort=False), key=lambda line: line[0][1] in REFERENCES)
     colours = {}
     for number, ((measure, label), line) in enumerate(lines):

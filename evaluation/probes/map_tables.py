@@ -6,8 +6,8 @@ from evaluation.probes.map_agreement import BY_TISSUE, SAMPLE_VOXELS, SHIFTED
 from evaluation.report.tables import Table
 from evaluation.scores.scores import mean_interval
 
-ENOUGH = 0.02  # distance from the best mean below which more classes bring no improvement
-NO_MAP = 1  # number of classes of the trivial map, which does not distinguish any voxels
+ENOUGH = 0.02  # within this distance of the best mean, more classes count as no improvement
+NO_MAP = 1  # number of classes of the trivial map, which distinguishes no voxels
 REFERENCES = (BY_TISSUE, SHIFTED)  # labels of the references of a measure
 
 # measure: (title, meaning), in the order of the table; the best value of each is 1.
@@ -31,25 +31,25 @@ MEASURES = {
 
 
 def average_agreement(rows):
-    """Average the seeds of a subject, then subjects.
+    """Average over the seeds of a subject, then over subjects.
 
     Args:
         rows: DataFrame with `subject`, `clusters`, `measure`, `label` ("" where there is none) and `value`.
 
     Returns:
         DataFrame with a row per measure, label and number of clusters: `mean`, `sd`, `ci95_low`, `ci95_high` over
-        subjects, `subjects` with a value, and `missing`, the subjects without. Measures without any value are left out.
+        subjects, `subjects` with a value, and `missing`, those without. Measures without any value are left out.
     """
     return _over_subjects(_per_subject(rows))
 
 
 def _per_subject(rows):
-    """Average the seeds of a subject, without NaN."""
+    """Average over the seeds of a subject, ignoring NaN."""
     return rows.groupby(["measure", "label", "clusters", "subject"], sort=False)["value"].mean().reset_index()
 
 
 def _over_subjects(values):
-    """Statistics of one value per subject, in the order of `MEASURES`."""
+    """Compute the statistics of one value per subject, in the order of `MEASURES`."""
     import pandas
 
     keys, found = ["measure", "label", "clusters"], []
@@ -69,7 +69,7 @@ def enough_clusters(numbers):
     """Return the smallest K whose mean is within `ENOUGH` of the largest mean over all K, except the trivial map.
 
     Args:
-        numbers: Rows of `average_agreement` of one measure and label.
+        numbers: Rows of `average_agreement` for one measure and label.
     """
     means = numbers[numbers["clusters"] > NO_MAP].set_index("clusters")["mean"].dropna().sort_index()
     return int(means.index[means >= means.max() - ENOUGH][0])
@@ -110,7 +110,7 @@ def change_table(rows, clusters, note=""):
     """Show how values of K other than the config's change the measures in the same subjects.
 
     Args:
-        rows: As for `average_agreement`; K of the config is among them, and at least one other.
+        rows: As for `average_agreement`, including the config's K and at least one other.
         clusters: K of the config.
         note: First words of the caption.
 

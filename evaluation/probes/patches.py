@@ -34,13 +34,13 @@ class Regions:
 
     @classmethod
     def of_slices(cls, store, rows):
-        """Whole slices."""
+        """Take whole slices."""
         rows = np.asarray(rows)[:, None]
         return cls(store, rows, np.zeros((len(rows), 2), int), tuple(store.image_size))
 
     @classmethod
     def of_crops(cls, store, subjects, generator, *, size, min_foreground, validation):
-        """Crops of volumes, `validation` of each subject, drawn like validation crops; they may overlap."""
+        """Draw crops of volumes, `validation` per subject, in the same way as validation crops; they may overlap."""
         rows, corners = [], []
         for volume in open_volumes(store, subjects, store.contrasts[:1], size):
             for *corner, place in draw_crops(volume, size, validation, generator, min_foreground=min_foreground):
@@ -50,10 +50,10 @@ class Regions:
 
     @classmethod
     def drawn(cls, store, subjects, generator, most, crops=None):
-        """Draw slices, or crops by the section `crops` of a config, at most so many over all subjects.
+        """Draw slices, or crops as in the `crops` section of a config, at most `most` over all subjects.
 
         Raises:
-            InputError: No slices of these subjects.
+            InputError: There are no slices of these subjects.
         """
         rows = store.rows_of(subjects)
         if not len(rows):
@@ -71,14 +71,14 @@ class Regions:
         return dataclasses.replace(self, rows=self.rows[places], corners=self.corners[places])
 
     def cut(self, read):
-        """Cut the regions out of slices: `read` gives `(d, H, W, ...)` of rows; returns `(S, h, w[, d], ...)`."""
+        """Cut the regions from slices, which `read` returns as `(d, H, W, ...)` for rows; `(S, h, w[, d], ...)`."""
         height, width = self.size[:2]
         pairs = zip(self.rows, self.corners, strict=True)
         parts = [np.moveaxis(read(rows)[:, y : y + height, x : x + width], 0, 2) for rows, (y, x) in pairs]
         return np.stack(parts)[:, :, :, 0] if len(self.size) == 2 else np.stack(parts)
 
     def subjects(self):
-        """Subject of each region, `(S,)`."""
+        """Return the subject of each region, `(S,)`."""
         return np.array(self.store.subjects)[self.store.subject_index[self.rows[:, 0]]]
 
 
@@ -89,8 +89,8 @@ class Patches:
     Attributes:
         images: Slices or crops that the patches are taken from, `(S, h, w[, d], C)` float32.
         table: DataFrame, a row for each patch: `image` (place in `images`), `patch` (row-major), `subject`,
-            `constraint_class`, `label` (0: none) where there are labels, T1, T2 (ms) and PD (percent) where they are
-            known, and means of the requested contrasts, in [0, 1].
+            `constraint_class`, `label` (0: none) if there are labels, T1, T2 (ms) and PD (percent) if known, and means
+            of the requested contrasts, in [0, 1].
         positions: Row, column and slice of each patch, from -1 to 1 in the whole slice and scan, `(n, 3)`.
     """
 
@@ -122,12 +122,12 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What is noted of each patch, besides its class and its label.
+    """What is recorded for each patch, and how.
 
     Attributes:
         majority: Function `(maps (S, h, w[, d]), edge)` to the most frequent class of each patch, `(S, P)`.
-        truth: From `find_truth`, or None. With it, every pixel must also have protons: bowel gas has neither T1 nor T2.
-        beside: Channels whose mean in each patch is computed as well; columns `contrast <name>`.
+        truth: From `find_truth`, or None. If given, every pixel must have protons: bowel gas has neither T1 nor T2.
+        beside: Channels whose mean in each patch is also computed; columns `contrast <name>`.
     """
 
     majority: object
@@ -140,17 +140,17 @@ def sample_patches(store, subjects, contrasts, edge, drawing, contents):
 
     Args:
         store: `SliceStore`; without labels, patches have none.
-        subjects: Their identifiers.
+        subjects: Identifiers.
         contrasts: Channels of the images.
         edge: Edge of a patch in pixels, along every axis.
         drawing: Which patches are drawn, a `Drawing`.
-        contents: What is noted of them, a `Contents`.
+        contents: What is recorded for them, a `Contents`.
 
     Returns:
         `Patches`, in the order of the slices.
 
     Raises:
-        InputError: No slices of these subjects, fewer than 10 patches, or true maps that cannot be used.
+        InputError: There are no slices of these subjects, fewer than 10 patches, or true maps that cannot be used.
     """
     import pandas
 
@@ -228,11 +228,11 @@ def find_truth(scans, subjects):
     """Find the maps of true tissue parameters beside the scans of simulated subjects.
 
     Args:
-        scans: Subject to `SubjectFiles` of everyone.
+        scans: Subject -> `SubjectFiles`, of all subjects.
         subjects: Identifiers.
 
     Returns:
-        Subject to `{quantity: file}`; None if no subject has any.
+        Subject -> `{quantity: file}`; None if no subject has any.
 
     Raises:
         InputError: Some subjects have them and others do not, or a subject has no scans.
@@ -253,8 +253,8 @@ def find_truth(scans, subjects):
 def true_parameters(regions, edge, truth):
     """Average the true tissue parameters over the patches of regions.
 
-    T1 and T2 of a voxel are means over its protons, and so are those of a patch. Weighted by PD, they can be resampled
-    like images, even across an edge to air.
+    T1 and T2 of a voxel are means over its protons, as are those of a patch. Weighted by PD, they can be resampled like
+    images, even across a boundary with air.
 
     Args:
         regions: `Regions`.
@@ -262,8 +262,8 @@ def true_parameters(regions, edge, truth):
         truth: From `find_truth`.
 
     Returns:
-        `{"T1": ms, "T2": ms, "PD": percent}`, `(S, P)` each, T1 and T2 0 without protons; and whether every pixel of a
-        patch has protons, boolean `(S, P)`.
+        `{"T1": ms, "T2": ms, "PD": percent}`, `(S, P)` each, with T1 and T2 0 where there are no protons; and whether
+        every pixel of a patch has protons, boolean `(S, P)`.
     """
     store, rank = regions.store, len(regions.size)
 
@@ -283,7 +283,7 @@ def true_parameters(regions, edge, truth):
 
 
 def draw_balanced(classes, number, seed):
-    """Draw patches such that rare classes are represented: equal shares, with the remainder for class 0.
+    """Draw patches so that rare classes are represented: equal shares, with the remainder for class 0.
 
     Args:
         classes: `(n,)` integers.

@@ -1,7 +1,7 @@
-"""Label probes of pixels: the label information at each level of a network, a quick test before finetuning.
+"""Label probes on pixels: the label information at each level of a network, as a quick test before finetuning.
 
-A probe is fitted on pixels of training subjects and scored on pixels of validation subjects, so that settings can be
-chosen with it without using test subjects.
+A probe is fitted on pixels of training subjects and scored on pixels of validation subjects, so that it can be used to
+choose settings without touching the test subjects.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from utils.checks import InputError, counted
 
 PER_CLASS = {"train": 1000, "val": 2000}  # largest number of pixels per class
 PENALTIES = (1e-3, 1e-2, 1e-1)  # of the probe, relative to its mean cost per pixel; chosen among training subjects
-USUAL = 1e-2  # with one training subject, it cannot be chosen
+USUAL = 1e-2  # penalty if there is only one training subject, so that it cannot be chosen
 FOLDS = 3  # of training subjects, to choose the penalty
 TOGETHER = "all together"
 
@@ -27,8 +27,8 @@ class Pixels:
 
     Attributes:
         images: Slices or crops that the pixels are taken from, `(S, h, w[, d], C)` float32.
-        image: Place of each pixel's slice or crop in `images`, `(n,)`.
-        place: Row, column (and depth) of each pixel in it, `(n, rank)`.
+        image: Index in `images` of each pixel's slice or crop, `(n,)`.
+        place: Row, column (and depth) of each pixel in its slice or crop, `(n, rank)`.
         label: Class of each pixel, 0 for foreground without a label, `(n,)`.
         subject: Subject of each pixel, `(n,)`.
         positions: Row, column and slice from -1 to 1 in the whole slice and scan, `(n, 3)`.
@@ -42,21 +42,21 @@ class Pixels:
     positions: np.ndarray
 
     def intensities(self):
-        """The contrasts of each pixel, `(n, C)`."""
+        """Return the contrasts of each pixel, `(n, C)`."""
         return self.images[(self.image, *self.place.T)]
 
 
 def sample_pixels(store, subjects, contrasts, *, most_images, per_class, seed, crops=None):
-    """Draw slices or crops of some subjects, and from all of them the same number of pixels of each class.
+    """Draw slices or crops of some subjects and, from all of them together, the same number of pixels per class.
 
     Class 0 is the unlabelled foreground; air outside the body is left out, because any feature separates it.
 
     Args:
         store: `SliceStore` with labels.
-        subjects: Their identifiers.
+        subjects: Identifiers.
         contrasts: Channels of the images.
         most_images: Largest number of slices or crops, over all subjects.
-        per_class: Number of pixels per class; all pixels of classes with fewer.
+        per_class: Number of pixels per class; classes with fewer contribute all of theirs.
         seed: Integer; the same seed draws the same pixels.
         crops: Section `crops` of the config, as a dictionary; None: whole slices.
 
@@ -64,7 +64,7 @@ def sample_pixels(store, subjects, contrasts, *, most_images, per_class, seed, c
         `Pixels`.
 
     Raises:
-        InputError: No labelled slices of these subjects, or pixels of one class only.
+        InputError: There are no labelled slices of these subjects, or pixels of only one class.
     """
     draw = np.random.default_rng(seed)
     regions = Regions.drawn(store, subjects, draw, most_images, crops)
@@ -91,14 +91,14 @@ def sample_pixels(store, subjects, contrasts, *, most_images, per_class, seed, c
 def level_features(network, pixels, channels, batch_size):
     """Read the features of each level of a network at some pixels.
 
-    A coarser level has one feature vector for all pixels of a cell, which is used without interpolation. Every level
+    A coarser level has one feature vector for all pixels of a cell, which is used without interpolation. All levels
     must predict the labels of the same pixels at image resolution.
 
     Args:
-        network: With `predict_on_batch`, `(batch_size, H, W[, D], C)` to one map `(batch_size, h, w[, d], F)` per
-            level (`models.unet.feature_levels`); h divides H.
+        network: Anything with `predict_on_batch`, `(batch_size, H, W[, D], C)` to one map `(batch_size, h, w[, d], F)`
+            per level (`models.unet.feature_levels`); h divides H.
         pixels: `Pixels`.
-        channels: Channels of the images that the network sees, an index of the last axis.
+        channels: Channels of the images that the network sees, an index into the last axis.
         batch_size: Images per call.
 
     Returns:
@@ -123,17 +123,17 @@ def _at(maps, image, place, height):
 def probe_pixels(train, labels, subjects, test):
     """Predict labels from features: logistic regression on standardised features with equal class weights.
 
-    The penalty is the one with the best balanced accuracy in cross-validation over training subjects, the strongest if
-    several are equal.
+    The penalty is the one with the best balanced accuracy in cross-validation over training subjects, or the strongest
+    of several equally good ones.
 
     Args:
         train: Features of training pixels, `(n, F)`.
-        labels: Their labels, `(n,)`.
-        subjects: Their subjects, `(n,)`.
+        labels: Labels of these pixels, `(n,)`.
+        subjects: Subjects of these pixels, `(n,)`.
         test: Features of the pixels to predict for, `(m, F)`.
 
     Returns:
-        `(m,)`, and the penalty.
+        Predicted labels, `(m,)`, and the penalty.
     """
     groups = np.unique(subjects, return_inverse=True)[1]
     folds = min(FOLDS, groups.max() + 1)
@@ -165,12 +165,12 @@ def pixel_scores(about, levels, train, validation):
 
     Args:
         about: Description of the representation, copied to every row.
-        levels: Level to its features of the training and of the validation pixels, `{name: ((n, F), (m, F))}`.
+        levels: Level -> its features at the training and the validation pixels, `{name: ((n, F), (m, F))}`.
         train: `Pixels` of training subjects.
         validation: `Pixels` of validation subjects.
 
     Yields:
-        Dictionaries with `level`, `features`, `penalty` and what `by_subject` returns of the balanced accuracy.
+        Dictionaries with `level`, `features`, `penalty` and the result of `by_subject` for the balanced accuracy.
     """
     for name, (known, asked) in levels.items():
         found, penalty = probe_pixels(known, train.label, train.subject, asked)
@@ -180,7 +180,7 @@ def pixel_scores(about, levels, train, validation):
 
 
 def without_network(train, validation):
-    """Yield the probes without a network, intensity and position: pretraining adds what exceeds the former."""
+    """Yield the probes without a network, on intensity and position; pretraining must exceed the former to help."""
     parts = (train, validation)
     intensity = [part.intensities() for part in parts]
     place = [np.hstack([part.positions, part.positions**2]) for part in parts]
@@ -195,7 +195,7 @@ def network_scores(about, network, inputs, parts, batch_size):
 
     Args:
         about: Description of the representation.
-        network: As `level_features` takes it; the first map is of the encoder.
+        network: As for `level_features`; the first map is that of the encoder.
         inputs: Inputs of the network, indices of channels; features of several inputs are concatenated.
         parts: `Pixels` of training and of validation subjects.
         batch_size: Images per call.
@@ -212,7 +212,7 @@ def network_scores(about, network, inputs, parts, batch_size):
 
 
 def pixel_table(rows, parts, labels, note=""):
-    """Arrange the scores, a row for each representation and a column for each level.
+    """Arrange the scores in a table with a row for each representation and a column for each level.
 
     Args:
         rows: From `without_network` and `network_scores`. Draws of untrained layers are averaged.

@@ -1,4 +1,4 @@
-"""Networks with pretrained weights, one after the other, for the analysis of their representations."""
+"""Networks with pretrained weights, one at a time, for the analysis of their representations."""
 
 import logging
 
@@ -6,15 +6,15 @@ log = logging.getLogger("mrccl")
 
 
 def filled_networks(pretrained, build, draws, target_contrasts):
-    """Yield a description of each network, and the network (a single one, refilled).
+    """Yield a description of each network, and the network (always the same one, with new weights).
 
-    Layers that were not pretrained are drawn several times, because representations strongly depend on them.
+    Layers that were not pretrained are drawn several times, because representations depend strongly on them.
 
     Args:
-        pretrained: Initialisation to its `models.weights.Pretrained`; None: random weights.
+        pretrained: Initialisation -> its `models.weights.Pretrained`; None: random weights.
         build: Function from the number of a draw to a network with random weights.
         draws: Number of draws of untrained layers.
-        target_contrasts: Contrasts of the network's input channels; None if it sees them one by one.
+        target_contrasts: Contrasts of the network's input channels; None if it sees them one at a time.
 
     Yields:
         `{"representation", "draw", "pretrained"}` and the network.

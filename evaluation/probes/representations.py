@@ -1,4 +1,4 @@
-"""Information in the representations of patches: linear probes of tissue and label, separation of classes.
+"""Information in the representations of patches: linear probes for tissue and label, and separation of classes.
 
 A probe is fitted on patches of training subjects and scored on patches of test subjects.
 """
@@ -11,7 +11,7 @@ from evaluation.report.tables import Table
 from evaluation.scores.scores import mean_interval
 from utils.runs import child_seed
 
-PENALTY = 1.0  # of both probes: weight of one patch, compared with thousands of them
+PENALTY = 1.0  # of both probes: it weighs as much as one patch, of thousands
 PERPLEXITY = 30  # of t-SNE, the usual value
 SILHOUETTE_PATCHES = 1000  # largest number per subject: silhouettes need all distances
 R2, ACCURACY, SILHOUETTE = "R²", "balanced accuracy", "silhouette"
@@ -39,11 +39,11 @@ def probe_values(train, values, test):
 
     Args:
         train: Representations that the probe is fitted on, `(n, F)`.
-        values: Their values, `(n,)`.
+        values: Values of these patches, `(n,)`.
         test: Representations to predict for, `(m, F)`.
 
     Returns:
-        `(m,)`.
+        Predicted values, `(m,)`.
     """
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
@@ -55,7 +55,7 @@ def probe_values(train, values, test):
 def probe_classes(train, classes, test):
     """Predict classes from representations: logistic regression with equal class weights.
 
-    Args and returns are those of `probe_values`, with integers for values.
+    Arguments and result are those of `probe_values`, with integers as values.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -66,7 +66,7 @@ def probe_classes(train, classes, test):
 
 
 def r_squared(true, predicted):
-    """Return the share of the variance that is predicted; below 0 if the mean predicts better, NaN without variance."""
+    """Return the share of variance that is predicted; below 0 if the mean predicts better, NaN without variance."""
     spread = np.sum((true - np.mean(true)) ** 2, dtype=np.float64)
     return float(1 - np.sum((true - predicted) ** 2, dtype=np.float64) / spread) if spread > 0 else np.nan
 
@@ -84,7 +84,7 @@ def silhouette(representations, classes):
         classes: `(n,)` integers.
 
     Returns:
-        1 if classes are compact and far apart, negative if patches are nearer to another class than to their own; NaN
+        1 if classes are compact and far apart, negative if patches are closer to another class than to their own; NaN
         for a single class, or if no class has two patches.
 
     Reference:
@@ -108,7 +108,7 @@ def by_subject(measure, subjects, *arrays):
         *arrays: `(n, ...)`.
 
     Returns:
-        Dictionary with `value`; `each`, `(subjects,)`, subjects sorted, NaN if undefined; and `patches`.
+        Dictionary with `value`; `each`, `(subjects,)`, in the order of sorted names, NaN if undefined; and `patches`.
     """
     subjects = np.asarray(subjects)
     parts = [subjects == subject for subject in np.unique(subjects)]
@@ -117,17 +117,17 @@ def by_subject(measure, subjects, *arrays):
 
 
 def probe_scores(train, test, train_patches, test_patches, quantities):
-    """Probe tissue parameters and intensities (R²), and the labels, if there are any (balanced accuracy).
+    """Probe tissue parameters and intensities (R²), and labels, if any (balanced accuracy).
 
     Args:
         train: Representations of patches of training subjects, `(n, F)`.
-        test: The same of test subjects, `(m, F)`.
-        train_patches: DataFrame, a row for each patch: `subject`, a column for each quantity, and maybe `label`.
-        test_patches: The same of the test patches.
+        test: The same for test subjects, `(m, F)`.
+        train_patches: DataFrame, a row for each patch: `subject`, a column for each quantity, and possibly `label`.
+        test_patches: The same for the test patches.
         quantities: Columns to predict, such as `["T1", "T2"]`; may be empty.
 
     Yields:
-        Dictionaries with `measure`, `target` and what `by_subject` returns.
+        Dictionaries with `measure`, `target` and the result of `by_subject`.
     """
     subjects = test_patches["subject"]
     for name in quantities:
@@ -142,17 +142,17 @@ def probe_scores(train, test, train_patches, test_patches, quantities):
 def silhouette_scores(test, patches, drawn, seed):
     """Measure the separation of labels, if any, over all test subjects, and of constraint classes within each subject.
 
-    Only labelled patches count, unless there is a single label, which is compared with the other foreground.
+    Only labelled patches count, unless there is only one label, which is compared with the rest of the foreground.
     Constraint classes are numbered separately in every subject, so they are compared only within subjects.
 
     Args:
         test: Representations of test patches, `(m, F)`.
-        patches: DataFrame, a row for each patch: `subject`, `constraint_class`, and maybe `label`.
+        patches: DataFrame, a row for each patch: `subject`, `constraint_class`, and possibly `label`.
         drawn: Patches used for the silhouette of the labels.
-        seed: Integer; draws patches in subjects with very many.
+        seed: Integer; used to draw patches from subjects with very many.
 
     Yields:
-        As `probe_scores`.
+        As for `probe_scores`.
     """
     if "label" in patches:
         labels = patches["label"].to_numpy()
@@ -189,11 +189,11 @@ def embed(representations, seed):
 
 
 def probe_table(rows, caption):
-    """Arrange the scores, a row for each representation.
+    """Arrange the scores in a table with a row for each representation.
 
     Args:
-        rows: List of dictionaries: `representation`, `draw`, `pretrained`, `features`, and what `probe_scores` and
-            `silhouette_scores` yield. Draws of the untrained layers are averaged, per subject first.
+        rows: List of dictionaries: `representation`, `draw`, `pretrained`, `features`, and the keys from `probe_scores`
+            and `silhouette_scores`. Draws of the untrained layers are averaged, first within each subject.
         caption: Description of the numbers.
 
     Returns:
@@ -215,7 +215,7 @@ def probe_table(rows, caption):
 
 
 def with_spread(scores):
-    """Replace the column `each`, values per subject, by their number, mean and standard deviation."""
+    """Replace the column `each`, values per subject, with their number, mean and standard deviation."""
     counts = [int(np.isfinite(each).sum()) for each in scores["each"]]
     numbers = scores.drop(columns="each").assign(subjects=counts)
     numbers[["subject_mean", "subject_sd"]] = [mean_interval(each)[:2] for each in scores["each"]]

@@ -29,7 +29,7 @@ AGREEMENT_SHOWS = (
 
 
 def at_largest_n(values):
-    """Keep, of each input set, the rows with its largest number of annotated subjects."""
+    """Keep, for each input set, the rows with the largest number of annotated subjects."""
     return values[values["n_annotated"] == values.groupby("contrasts")["n_annotated"].transform("max")]
 
 
@@ -42,7 +42,7 @@ def dice_violins(scores, differences=None):
     Args:
         scores: A `Scores` of segmentation.
         differences: DataFrame with `contrasts`, `init`, `n_annotated`, `label` and `p_bonferroni` of each
-            initialisation against the baseline; significant ones get a bar with stars. None: no bars.
+            initialisation against the baseline; significant ones get a bar with stars. None draws no bars.
 
     Returns:
         A matplotlib `Figure`.
@@ -103,7 +103,7 @@ def _draw_violins(axis, group, place, order, styles):
             body.set(facecolor=colour, edgecolor=colour, alpha=0.25)
         low, median, high = np.percentile(values, (25, 50, 75))
         is_outlier = (values < low - 1.5 * (high - low)) | (values > high + 1.5 * (high - low))
-        # Subjects are spread in order, not at random, so that the same results give the same figure.
+        # Subjects are spread out in order, not at random, so that the same results give the same figure.
         spread = x + 0.3 * width * np.linspace(-1, 1, len(values))
         axis.scatter(spread[~is_outlier], values[~is_outlier], s=4, color=colour, alpha=0.6, linewidths=0)
         axis.scatter(spread[is_outlier], values[is_outlier], s=13, facecolors="none", edgecolors=colour, linewidths=0.8)
@@ -112,7 +112,7 @@ def _draw_violins(axis, group, place, order, styles):
 
 
 def _draw_bars(axis, group, place, order, differences):
-    """Draw a bar with stars over each significant pair; returns the height of the highest, or 0."""
+    """Draw a bar with stars over each significant pair; return the height of the highest, or 0."""
     if differences is None or differences.empty or group.empty or BASELINE not in order:
         return 0.0
     rows = differences[
@@ -158,7 +158,7 @@ def bland_altman_plots(scores, both, label):
 
     Args:
         scores: A `Scores` of segmentation.
-        both: Its volumes, from `agreement.volumes`.
+        both: Segmented and reference volumes, from `agreement.volumes`.
         label: Class name.
 
     Returns:
@@ -192,7 +192,7 @@ def bland_altman_plots(scores, both, label):
 
 
 def _panel_places(contrasts, inits):
-    """Row and column of every panel, by contrasts and init; two inits of many contrasts use four panels per row."""
+    """Return row and column of every panel, by contrasts and init; two inits with many contrasts use four per row."""
     columns = min(MOST_COLUMNS, inits)
     rows = -(-inits // columns)
     sets = 2 if columns <= 2 and contrasts > 3 else 1
@@ -203,7 +203,7 @@ def _panel_places(contrasts, inits):
 
 
 def _draw_agreement(axis, part, colour):
-    """Draw one panel of one contrasts and init, with its numbers in the title."""
+    """Draw the panel of one input set and init, with its numbers in the title."""
     axis.set_axis_on()
     agreement = bland_altman(part["measured"], part["reference"])
     mean, difference = (part["measured"] + part["reference"]) / 2, part["measured"] - part["reference"]

@@ -1,4 +1,4 @@
-"""What a report says first: which initialisation is ahead at which N, by how much, and whether repeats agree."""
+"""What a report states first: which initialisation is ahead at which N, by how much, and whether repeats agree."""
 
 from evaluation.report.formats import interval, number
 from evaluation.scores.comparisons import BASELINE, compare_inits
@@ -16,14 +16,14 @@ RULE = (
 
 
 def answers(scores, measure):
-    """Say, in a sentence for each input set, what the study found.
+    """State what the study found, in one sentence for each input set.
 
     Args:
         scores: A `Scores`.
-        measure: The measure that decides, of which higher is better; its mean over labels is compared.
+        measure: The decisive measure, for which higher is better; its mean over labels is compared.
 
     Returns:
-        `(sentences, rule)`: list of sentences, and what their words mean; "" when there is nothing to compare.
+        `(sentences, rule)`: list of sentences, and what their words mean ("" if there is nothing to compare).
     """
     compared = compare_inits(scores, measures=(measure,))
     by_contrasts = dict(list(compared.groupby("contrasts"))) if len(compared) else {}
@@ -35,7 +35,7 @@ def _sentence(contrasts, compared, scores, measure):
     what = f"{scores.note} {contrasts}, {_named(scores, measure)}:".strip()
     if compared is None:
         return f"{what} nothing to compare, because no other initialisation shares an N with {BASELINE}."
-    shown, hidden, untested = [], {}, []  # `hidden`: the inits that were compared to the N at which none differs
+    shown, hidden, untested = [], {}, []  # `hidden`: compared inits -> every N at which none of them differs
     for n, at_n in compared.groupby("n_annotated"):
         tested = at_n[at_n["p_bonferroni"].notna()]
         differing = tested[tested["p_bonferroni"] <= LEVEL]
@@ -55,19 +55,19 @@ def _sentence(contrasts, compared, scores, measure):
 
 
 def _named(scores, measure):
-    """Name a measure, of what part of the volume it is, and what it is averaged over."""
+    """Name a measure, the part of the volume it covers, and what it is averaged over."""
     inside, averaged = (f" inside the {measure.region}", "target contrasts") if measure.region else ("", "labels")
     return f"{measure.name}{inside}" + (f" (mean over {averaged})" if len(scores.labels) > 1 else "")
 
 
 def _not_shown(inits, numbers):
-    """Say of initialisations that none differs from the baseline at some N."""
+    """Say that none of some initialisations is shown to differ from the baseline at some N."""
     who = f"none of {_listed(inits)} is" if len(inits) > 1 else f"{inits[0]} is not"
     return f"{who} shown to differ from {BASELINE} at N = {_listed(numbers)}"
 
 
 def _furthest(n, differing, digits):
-    """Say of the init that is furthest ahead at an N, and of the one that is furthest behind, how they differ."""
+    """Describe the differences of the init that is furthest ahead at an N and of the one furthest behind."""
     by_size = differing.sort_values("mean_difference", ascending=False, kind="stable")
     ahead, behind = by_size[by_size["mean_difference"] > 0][:1], by_size[by_size["mean_difference"] <= 0][-1:]
     return [_difference(n, row, digits) for part in (ahead, behind) for _, row in part.iterrows()]
@@ -78,7 +78,7 @@ def _difference(n, row, digits):
     word, sign = ("ahead of", 1) if row["mean_difference"] > 0 else ("behind", -1)
     low, high = sorted((sign * row["ci_low"], sign * row["ci_high"]))
     agree = row["repeats_same_sign"]
-    if row["repeat_mean"] * sign < 0:  # repeats that only one of the two has can turn the sign round
+    if row["repeat_mean"] * sign < 0:  # repeats that only one of the two has can reverse the sign
         agree = row["repeats"] - agree
     only = "" if agree == row["repeats"] else "only "
     repeats = f"{word.split()[0]} in {only}{agree} of {row['repeats']} repeats"

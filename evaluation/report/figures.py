@@ -16,8 +16,8 @@ from utils.runs import atomic_path
 
 OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("--", "-", "-.", (0, (6, 1, 1, 1, 1, 1)))  # dotted lines alone are the supervised baseline
-NAMES_AS_THEY_ARE = {"text.parse_math": False}  # or matplotlib would render a subject A$1$B as a formula
+LINES = ("--", "-", "-.", (0, (6, 1, 1, 1, 1, 1)))  # dotted lines are reserved for the supervised baseline
+NAMES_AS_THEY_ARE = {"text.parse_math": False}  # otherwise matplotlib would render a subject A$1$B as a formula
 STYLE = NAMES_AS_THEY_ARE | {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -32,7 +32,7 @@ PANEL_INCHES = (3.4, 2.8)
 LONE_PANEL_INCHES, LOW_PANEL_INCHES = (5.1, 3.1), (3.4, 2.1)  # of many initialisations; where several are stacked
 LEGEND_ROW_INCHES, INIT_INCHES, FOLDS_BELOW = 0.17, 1.7, 4  # of a legend below the panels: width; entries a panel
 WIDEST = 0.6  # of the distance between two N, for all initialisations side by side
-MOST_BANDS = 3  # more of them would overlap; the bars show the same
+MOST_BANDS = 3  # more of them would overlap, and the bars show the same
 AGAINST_N_SHOWS = (
     "Small points: single test subjects, repeats averaged. Lines: means over subjects; bars (and bands): 95 % "
     "confidence interval of the mean (t distribution). Dotted, where it was run: mean of random initialisation on all "
@@ -78,26 +78,26 @@ in_report_style = drawn_with(STYLE)  # fonts and sizes are the same everywhere
 
 
 def style_numbers(scores):
-    """Number the looks of the inits in a figure, `{init: number}`; those of the config keep theirs in all figures."""
+    """Number the styles of the inits in a figure, `{init: number}`; those of the config are the same in all figures."""
     return {init: k for k, init in enumerate(in_grid_order({*scores.present, *scores.inits}, scores.inits))}
 
 
 def colour_of(number):
-    """Colour of the init with this number."""
+    """Return the colour of the init with this number."""
     return OKABE_ITO[number % len(OKABE_ITO)]
 
 
 @in_report_style
 def against_n(scores, measure=DICE, labels=()):
-    """Draw a measure against the number of annotated subjects: what `AGAINST_N_SHOWS` says.
+    """Draw a measure against the number of annotated subjects, as described in `AGAINST_N_SHOWS`.
 
-    Random initialisation on all annotated training subjects there are is the dotted line, and a point of its curve
-    where others have one there.
+    Random initialisation on all available annotated training subjects is the dotted line, and also a point of its curve
+    if others have a point there.
 
     Args:
         scores: A `Scores`.
-        measure: One of its measures.
-        labels: One panel for each: class names or `MEAN`; none: all class names.
+        measure: One of the measures of `scores`.
+        labels: One panel for each: class names or `MEAN`; empty: all class names.
 
     Returns:
         A matplotlib `Figure` with two panels per row.
@@ -129,10 +129,10 @@ def against_n(scores, measure=DICE, labels=()):
 
 
 def _draw_panel(axis, panel, order, styles, all_subjects):
-    """Draw the curves and the supervised baseline; returns the rows of the curves, with the `place` of their N."""
+    """Draw the curves and the supervised baseline; return the rows of the curves, with the `place` of their N."""
     has_all = panel["n_annotated"] == all_subjects
     is_baseline = has_all & (panel["init"] == BASELINE)
-    is_baseline &= not is_baseline.all()  # alone, it would be a curve with one point
+    is_baseline &= not is_baseline.all()  # on its own, it is drawn as a curve with one point
     curves, baseline = panel if (has_all & ~is_baseline).any() else panel[~is_baseline], panel[is_baseline]
     places = _places(curves["n_annotated"])
     curves = curves.assign(place=curves["n_annotated"].map(places))
@@ -145,7 +145,7 @@ def _draw_panel(axis, panel, order, styles, all_subjects):
 
 
 def _places(numbers):
-    """Return where each N stands on the logarithmic axis; 0, which has no logarithm, stands left of all others."""
+    """Return the position of each N on the logarithmic axis; 0, which has no logarithm, is left of all others."""
     least = min((n for n in numbers if n > 0), default=2)
     return {n: n or least / 2 for n in sorted(set(numbers))}
 
@@ -159,7 +159,7 @@ def share_limits(axes, sides):
 
 
 def _share_legend(figure, axes):
-    """Draw one legend below the panels, from a panel that has every initialisation if there is one."""
+    """Draw one legend below the panels, from the panel with the most initialisations."""
     fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
     # The dotted baseline comes last, although matplotlib lists lines first.
     samples = sorted(zip(*fullest.get_legend_handles_labels(), strict=True), key=lambda sample: "," in sample[1])
@@ -168,7 +168,7 @@ def _share_legend(figure, axes):
 
 
 def _legend_below(figure, handles, names, columns, rows_there, title=None):
-    """Draw a legend below all panels; the figure grows for more than `rows_there` rows, so panels do not shrink."""
+    """Draw a legend below all panels; beyond `rows_there` rows the figure grows, so that panels do not shrink."""
     rows = -(-len(names) // columns)
     figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * max(0, rows - rows_there))
     figure.legend(handles, names, loc="outside lower center", ncols=-(-len(names) // rows), title=title)
@@ -210,13 +210,13 @@ def _label_axes(axis, values, title):
 def training_curves(histories, note=""):
     """Draw losses and the health of representations against epochs.
 
-    One row of panels per stage, one colour per fold, one line style per measure. Columns of panels: losses; spread and
-    shares; alignment and uniformity. Columns that no stage needs, and panels without values, are left out.
+    There is one row of panels per stage, one colour per fold and one line style per measure. Columns of panels: losses;
+    spread and shares; alignment and uniformity. Columns that no stage needs, and panels without values, are left out.
 
     Args:
-        histories: Mapping of stage name to a mapping of fold name ("" without folds) to DataFrame with the columns
-            `epoch` and `loss`; `val_loss` where there was validation, and any other column of `CURVES`.
-        note: Beginning of the title.
+        histories: Mapping from stage name to a mapping from fold name ("" without folds) to a DataFrame with the
+            columns `epoch` and `loss`, `val_loss` if there was validation, and any other column of `CURVES`.
+        note: First words of the title.
 
     Returns:
         A matplotlib `Figure`.
@@ -239,7 +239,7 @@ def training_curves(histories, note=""):
 
 
 def _columns(history, group):
-    """Return the columns of a group, drawn in one panel, for which a history has values."""
+    """Return the columns of a group (drawn in one panel) for which a history has values."""
     return [column for column in group if column in history and history[column].notna().any()]
 
 
@@ -252,7 +252,7 @@ def _draw_curves(axis, labelled_group, folds, colours):
         return
     for fold, history in folds.items():
         for column in _columns(history, group):
-            # Validation may run only every few epochs; lines join the epochs that have a value.
+            # Validation may run only every few epochs; lines connect the epochs that have a value.
             values = history.dropna(subset=column)
             marker = "." if len(values) < 3 else None
             axis.plot(values["epoch"], values[column], group[column][1], color=colours[fold], marker=marker)
@@ -276,9 +276,9 @@ def save_training_curves(history, path, title=""):
     """Write the curves of one run as PNG.
 
     Args:
-        history: List with one dictionary per epoch, with the columns that `training_curves` knows.
+        history: List with one dictionary per epoch, with columns as for `training_curves`.
         path: PNG file to write.
-        title: Above the panels.
+        title: Title of the figure.
     """
     import pandas
 
@@ -310,7 +310,7 @@ def _save(figure, path):
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        # The layout is computed once: matplotlib would do it twice per file, which takes most of the time.
+        # The layout is computed once: matplotlib would do so twice per file, which takes most of the time.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
     # Without date and program name, the same results give the same file.

@@ -33,10 +33,10 @@ RESEARCH = (
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One network of an exported model, described by its cell; None or empty if the cell has no such record.
+    """One network of an exported model, as described by its cell; None where the cell has no such record.
 
     Attributes:
-        model: What its json says.
+        model: Content of model.json.
         metrics: Content of metrics.json.
         environment: Content of environment.json.
         pretrained_on: Number of subjects used in pretraining, without labels.
@@ -84,7 +84,7 @@ def model_card(members, *, licence, intended_use=RESEARCH, files=()):
 
 
 def encoder_card(encoder, environment, *, licence, files=()):
-    """Write the card of a pretrained encoder, an `EncoderDescription`; the rest as in `model_card`."""
+    """Write the card of a pretrained encoder, an `EncoderDescription`; other arguments as for `model_card`."""
     shown = ", ".join(encoder.contrasts or encoder.contrasts_one_by_one)
     how = "" if encoder.contrasts else ", one at a time, whichever it is"
     levels = " → ".join(map(str, encoder.filters))
@@ -209,7 +209,7 @@ def _use_and_limits(members, intended_use):
 
 
 def _in_torch(model, files, is_single=True):
-    """Say how the exported PyTorch module is used; nothing where there is none."""
+    """Say how to use the exported PyTorch module; nothing if there is none."""
     file = next((name for name, _ in files if name.endswith(".pt")), None)
     if file is None:
         return []

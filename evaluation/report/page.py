@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables, figures, every subject, and how all of it was made."""
+"""Self-contained HTML report: tables, figures, every subject, and how everything was made."""
 
 import base64
 import dataclasses
@@ -22,13 +22,13 @@ LONGEST_CAPTION, MOST_NOTES = 160, 6  # characters, notes; longer captions and m
 
 @dataclasses.dataclass(frozen=True)
 class ReportFigure:
-    """One or more pictures on the page with a title and a caption in common.
+    """One or more pictures on the page that share a title and a caption.
 
     Attributes:
-        title: Heading; also the text for readers who do not see the pictures.
+        title: Heading; also the alternative text of the pictures.
         caption: What they show.
         pngs: PNG files.
-        is_first: Whether the page shows it before all other figures, with what was found.
+        is_first: Whether the page shows it before all other figures, next to the findings.
     """
 
     title: str
@@ -38,17 +38,17 @@ class ReportFigure:
 
     @property
     def images(self):
-        """`(kind, content, width in CSS pixels)` of each: the same scale, so the same size of text, everywhere."""
+        """Yield `(kind, content, width in CSS pixels)` of each, all to one scale, so that text has the same size."""
         for png in self.pngs:
             content = png.read_bytes()
-            width = int.from_bytes(content[16:20], "big")  # where a PNG keeps it
+            width = int.from_bytes(content[16:20], "big")  # where a PNG stores its width
             jpeg = _as_jpeg(content)
             is_photograph = len(jpeg) < len(content) / 2  # drawings gain little and would lose their sharp lines
             yield "jpeg" if is_photograph else "png", jpeg if is_photograph else content, PAGE_SCALE * width
 
 
 def _as_jpeg(png):
-    """Convert a picture; those of scans become far smaller, which keeps the page quick to open."""
+    """Convert a picture to JPEG; pictures of scans become far smaller, which keeps the page quick to open."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -66,23 +66,23 @@ class Gallery:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What stands on the page.
+    """The contents of the page.
 
     Attributes:
         title: Name of the dataset.
         is_simulated: Whether the scans are simulated; the page then says so at the top.
-        facts: Mapping of a short name to a value, shown as the first lines.
-        notes: What is missing or needs care, one sentence each.
+        facts: Mapping from a short name to a value, shown as the first lines.
+        notes: What is missing or needs caution, one sentence each.
         tables: List of `tables.Table`.
         figures: List of `ReportFigure`.
-        subjects: From `subject_grid`, of the Dice; None without segmentation.
+        subjects: From `subject_grid`, for the Dice; None without segmentation.
         galleries: List of `Gallery`.
         gallery_rule: How their subjects, slices and colours were chosen.
-        label_colours: Mapping of label to colour in the galleries.
+        label_colours: Mapping from label to colour in the galleries.
         runs: From `collect_runs`.
         config_text: The config as YAML.
         subtitle: What the work dir is about.
-        synthesis_subjects: From `subject_grid`, of the SSIM inside the mask; None without synthesis.
+        synthesis_subjects: From `subject_grid`, for the SSIM inside the mask; None without synthesis.
         answers: From `answers.answers`, one pair of sentences and rule for each task.
     """
 
@@ -104,7 +104,7 @@ class Report:
 
 
 def write_report(path, report):
-    """Write the page: one file that needs no other and asks the network for nothing.
+    """Write the page: one self-contained file without network requests.
 
     Args:
         path: HTML file to write; links to the folders of runs are relative to it.
@@ -133,11 +133,11 @@ def write_report(path, report):
 
 
 def subject_grid(scores, measure):
-    """Arrange a measure of every test subject (mean over labels and repeats), the lowest first.
+    """Arrange a measure for every test subject (mean over labels and repeats), lowest first.
 
     Args:
         scores: A `Scores`.
-        measure: One of its measures.
+        measure: One of the measures of `scores`.
 
     Returns:
         Dictionary with `columns` (list of `(contrasts, init, N)`) and `rows`, a list of `(subject, [Dice or None])`.
@@ -158,11 +158,11 @@ def subtitle(segmentation, synthesis):
 
 
 def page_facts(segmentation, synthesis, runs, seed):
-    """Say first what a page is about, `{name: value}`.
+    """Return the facts at the top of a page, `{name: value}`.
 
     Args:
         segmentation: `Scores`, or None.
-        synthesis: The same of synthesis, or None.
+        synthesis: `Scores` of synthesis, or None.
         runs: From `collect_runs`.
         seed: Seed of the config, for run records without one.
     """
@@ -188,7 +188,7 @@ def page_facts(segmentation, synthesis, runs, seed):
 
 
 def _count_of(scores):
-    """How many scores there are, and how many have no value in the first measure of their task."""
+    """Return how many scores there are, and how many have no value in the first measure of their task."""
     return f"{len(scores.frame)}, {scores.frame[scores.task.measures[0].key].isna().sum()} NaN"
 
 
@@ -200,7 +200,7 @@ def collect_histories(work_dir, stages):
         stages: Names of the stages.
 
     Returns:
-        Mapping of a heading to a mapping of fold ("" without folds) to DataFrame, for `figures.training_curves`.
+        Mapping from heading to a mapping from fold ("" without folds) to DataFrame, for `figures.training_curves`.
     """
     import pandas
 
@@ -218,17 +218,17 @@ def collect_runs(work_dir):
     """Gather the run records of a work dir.
 
     Args:
-        work_dir: Folder below which `environment.json` and `command.txt` lie.
+        work_dir: Folder below which files `environment.json` and `command.txt` are searched for.
 
     Returns:
         Dictionary with `commands`, a list of `{"command", "runs", "hours", "unfinished"}` in the order of their first
-        start; `environments`, a list of `{"runs", "scripts", "text"}`, each distinct set of versions and device once;
-        `records`, a list of `{"folder", "name", "started", "minutes", "device", "seed", "commit"}`, one per run; sorted
-        lists of the distinct `devices`, `seeds` and `software`; and `hours`.
+        start; `environments`, a list of `{"runs", "scripts", "text"}`, one for each distinct set of versions and
+        device; `records`, a list of `{"folder", "name", "started", "minutes", "device", "seed", "commit"}`, one per
+        run; sorted lists of the distinct `devices`, `seeds` and `software`; and `hours`.
     """
     records = []
     for file in sorted(work_dir.rglob("environment.json")):
-        if "trials" in file.relative_to(work_dir).parts[:2]:  # nothing of them is in the report
+        if "trials" in file.relative_to(work_dir).parts[:2]:  # trials do not appear in the report
             continue
         command = file.with_name("command.txt")
         text = command.read_text().strip() if command.exists() else "not recorded"
@@ -238,7 +238,7 @@ def collect_runs(work_dir):
         entry = commands.setdefault(record["command"], {"runs": 0, "hours": 0.0, "unfinished": 0})
         entry["runs"] += 1
         entry["hours"] += record.get("duration_s", 0.0) / 3600
-        # The report itself is being written at this moment.
+        # The run that writes this report is not finished yet.
         entry["unfinished"] += "duration_s" not in record and "reproduce_tables.py" not in record["command"]
         keys = ("python", "packages", "backend", "device", "cpu_count", "machine", "git", "seed")
         text = json.dumps({key: record[key] for key in keys if key in record}, indent=1)

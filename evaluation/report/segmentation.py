@@ -1,4 +1,4 @@
-"""What a report shows of segmentation as figures and pictures."""
+"""Figures and pictures of segmentation in a report."""
 
 from evaluation.pictures.overlays import RULE, draw_overlays, read_pictures
 from evaluation.pictures.thumbnails import BUDGET_BYTES, draw_thumbnails
@@ -17,7 +17,7 @@ def draw_dice(scores, folder):
 
     Args:
         scores: A `Scores` of segmentation.
-        folder: Where the figures go.
+        folder: Folder that the figures are written to.
 
     Returns:
         List of `ReportFigure`.
@@ -40,7 +40,7 @@ def draw_dice(scores, folder):
 
 
 def draw_lesions(scores, folder):
-    """Draw lesion F1 and false positives against N, a figure each; an empty list where no label is lesions."""
+    """Draw lesion F1 and false positives against N, a figure each; returns an empty list if no label is lesions."""
     figures, shows = [], AGAINST_N_SHOWS.format(subjects="annotated")
     for measure in (one for one in (LESION_F1, FALSE_LESIONS) if one in scores.measures):
         has_lesions = scores.frame[measure.counted_with].notna()
@@ -51,7 +51,7 @@ def draw_lesions(scores, folder):
 
 
 def draw_agreement(scores, folder):
-    """Draw Bland-Altman plots of the volumes, one per label; an empty list where there are no volumes."""
+    """Draw Bland-Altman plots of the volumes, one per label; returns an empty list if there are no volumes."""
     both = volumes(scores)
     plots = {label: bland_altman_plots(scores, both, label) for label in scores.labels}
     pngs = [save_figure(plot, folder, f"bland_altman_{label}") for label, plot in plots.items() if plot]
@@ -64,10 +64,10 @@ def draw_overlay_figures(scores, scans_of, folder):
     Args:
         scores: A `Scores` of segmentation.
         scans_of: Function of an input set that returns files by subject, the contrast to show and their `Wanted`.
-        folder: Where the figures go.
+        folder: Folder that the figures are written to.
 
     Returns:
-        `(figures, notes)`: a list of at most one `ReportFigure`, and a sentence on each figure that is not possible.
+        `(figures, notes)`: a list of at most one `ReportFigure`, and a sentence on each figure that cannot be drawn.
     """
     pngs, notes = [], []
     for contrasts, at_contrasts in scores.by_contrasts().items():
@@ -90,7 +90,7 @@ def draw_galleries(scores, scans_of):
     Args as for `draw_overlay_figures`.
 
     Returns:
-        `(galleries, notes)`: a list of `Gallery`, and a sentence on each picture that is not possible.
+        `(galleries, notes)`: a list of `Gallery`, and a sentence on each picture that cannot be drawn.
     """
     galleries, notes = [], []
     budget = BUDGET_BYTES // scores.frame["contrasts"].nunique()

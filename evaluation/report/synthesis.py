@@ -13,7 +13,7 @@ def draw_scores_against_n(scores, folder):
 
     Args:
         scores: A `Scores` of synthesis.
-        folder: Where the figures go.
+        folder: Folder that the figures are written to.
 
     Returns:
         List of `ReportFigure`: SSIM, which the page shows first, and the others.
@@ -36,8 +36,8 @@ def draw_error_figures(scores, find_files, folder, wanted):
 
     Args:
         scores: A `Scores` of synthesis.
-        find_files: Function without arguments that returns a mapping of subject to `SubjectFiles`.
-        folder: Where the figures go.
+        find_files: Function without arguments that returns a mapping from subject to `SubjectFiles`.
+        folder: Folder that the figures are written to.
         wanted: As for `error_maps.read_error_maps`.
 
     Returns:

@@ -23,13 +23,13 @@ BETTER = "SSIM and PSNR: higher is better, MSE: lower is better"
 
 
 def synthesis_tables(scores):
-    """Scores and paired differences of both regions, and durations; the whole volume is folded on the page.
+    """Build the tables of scores and paired differences for both regions, and of durations.
 
     Args:
         scores: A `Scores` of synthesis.
 
     Returns:
-        List of `Table`: inside the mask, over the whole volume, durations; without empty ones.
+        List of `Table`: inside the mask, over the whole volume (folded on the page), durations; without empty ones.
     """
     tables = []
     for region in REGIONS:
@@ -43,7 +43,7 @@ def synthesis_tables(scores):
 
 
 def _score_table(scores, region, compared):
-    """Mean and standard deviation over test subjects, a column for each target contrast and measure."""
+    """Build the table of means and standard deviations over test subjects, by target contrast and measure."""
     import pandas
 
     metrics = compared["metric"] if len(compared) else ()
@@ -75,7 +75,7 @@ def _score_table(scores, region, compared):
 
 
 def _infinite(scores, row, region):
-    """Number of scores behind a row of the PSNR that are infinite: the synthesis has no error at all."""
+    """Count the infinite scores behind a row of the PSNR: those of syntheses without any error."""
     _, mse, psnr = measures_in(region)
     if row["metric"] != psnr.key:
         return 0
@@ -103,7 +103,7 @@ def _score_caption(scores, region, is_starred, has_infinite):
 
 
 def where(scores, region):
-    """Say of which voxels a region is, and where the mask came from."""
+    """Say which voxels a region covers, and where the mask came from."""
     if region != MASK:
         return "over the whole volume, air included (which is easy to synthesise)"
     origin = {"given": "given with the scans", "found": "found in the images"}

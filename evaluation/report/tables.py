@@ -27,7 +27,7 @@ class Table:
         numbers: Tidy DataFrame in full precision (CSV).
         text: DataFrame of strings as a reader sees it (Markdown, LaTeX, HTML, terminal).
         is_folded: Whether the page hides it until a reader opens it.
-        is_first: Whether the page shows it before all other tables, with what was found.
+        is_first: Whether the page shows it before all other tables, next to the findings.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Table:
 
 
 def score_table(scores, measure):
-    """Mean and standard deviation of a measure by contrasts, init, N and label.
+    """Build the table of means and standard deviations of a measure by contrasts, init, N and label.
 
     Args:
         scores: A `Scores`.
         measure: One of its `measures`.
 
     Returns:
-        A `Table`. In that of Dice the means over labels are starred as in `difference_table`.
+        A `Table`. In the Dice table, means over labels are starred as in `difference_table`.
     """
     import pandas
 
@@ -57,12 +57,12 @@ def score_table(scores, measure):
 
 
 def score_numbers(scores, measure, compared):
-    """Add to the averages of a measure what stands beside them in its table.
+    """Add the accompanying columns of its table to the averages of a measure.
 
     Args:
         scores: A `Scores`.
         measure: One of its `measures`.
-        compared: From `compare_inits`; what differs from the baseline gets stars.
+        compared: From `compare_inits`; results that differ from the baseline get stars.
 
     Returns:
         The measure's part of `Scores.summary` with `stars`, `selecting_min` and `selecting` (validation subjects that
@@ -102,13 +102,13 @@ def _score_caption(scores, measure, is_starred):
 
 
 def few_subjects(scores):
-    """Warn of a spread between few test subjects; nothing when there are enough."""
+    """Warn if the spread is that of few test subjects; empty if there are enough."""
     few = scores.frame["subject"].nunique() < 10
     return "Fewer than 10 test subjects: read the spread with care." if few else ""
 
 
 def mean_sd(row, digits):
-    """Write mean and standard deviation; a dash for what is not defined."""
+    """Write mean and standard deviation, with a dash for undefined values."""
     return "-" if math.isnan(row["mean"]) else f"{row['mean']:.{digits}f} ± {number(row['sd'], f'.{digits}f')}"
 
 
@@ -132,16 +132,16 @@ def _score_text(numbers, digits):
 
 
 def difference_table(scores, by_label=False, baseline=BASELINE):
-    """Paired differences in Dice of every init to the baseline, by contrasts and N.
+    """Build the table of paired differences in Dice between every init and the baseline, by contrasts and N.
 
     Args:
         scores: A `Scores`.
-        by_label: False: the mean over labels, table `dice_differences`. True: every label by itself, with a family of
-            its own for the adjusted p values, table `dice_differences_by_label`.
+        by_label: False: the mean over labels, table `dice_differences`. True: each label separately, with its own
+            family for the adjusted p values, table `dice_differences_by_label`.
         baseline: The initialisation the others are compared with.
 
     Returns:
-        A `Table`, or None if no init shares contrasts and N with the baseline, and by label if there is only one.
+        A `Table`, or None if no init shares contrasts and N with the baseline or, by label, if there is only one.
     """
     numbers = compare_inits(scores, by_label, baseline=baseline)
     if numbers.empty or (by_label and numbers["label"].nunique() == 1):
@@ -162,9 +162,9 @@ def differences_as_table(numbers, name, title, opening, describe):
     Args:
         numbers: From `compare_inits`, not empty.
         name: File name of the table.
-        title: Its heading.
+        title: Heading of the table.
         opening: First words of the caption: what is compared.
-        describe: Function of a row that returns the text after its N, `{column: text}`, and the decimal places.
+        describe: Function of a row that returns the cells after N, `{column: text}`, and the decimal places.
 
     Returns:
         A `Table`.
@@ -207,10 +207,10 @@ def _difference_text(row, described, digits):
 
 
 def duration_table(scores):
-    """Wall-clock time per cell of a `Scores`, and how much of it was compilation.
+    """Build the table of wall-clock times per cell of a `Scores`, and how much of each was compilation.
 
     Returns:
-        A `Table` with one row per contrasts, init and N and one for all of them, or None if no cell has a duration.
+        A `Table` with one row per contrasts, init and N and one for all cells, or None if no cell has a duration.
     """
     import pandas
 
@@ -249,7 +249,7 @@ def write_table(table, folder):
 
     Args:
         table: A `Table`.
-        folder: Where `<name>.csv`, `<name>.md` and `<name>.tex` go.
+        folder: Folder for `<name>.csv`, `<name>.md` and `<name>.tex`.
     """
     contents = {"csv": table.numbers.to_csv(index=False), "md": to_markdown(table), "tex": to_latex(table)}
     for suffix, content in contents.items():

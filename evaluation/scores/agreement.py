@@ -10,14 +10,14 @@ from evaluation.statistics import bland_altman
 
 
 def volumes(scores):
-    """Volume of every test subject and label, segmented (mean over repeats) and reference.
+    """Return the volume of every test subject and label, segmented (mean over repeats) and reference.
 
     Args:
         scores: A `Scores`.
 
     Returns:
         DataFrame: `contrasts`, `init`, `n_annotated`, `subject`, `label`, `measured` and `reference` in mL; NaN if the
-        voxel size is not known.
+        voxel size is unknown.
     """
     keys = [*CELL, "subject", "label"]
     measured, reference = (
@@ -28,10 +28,10 @@ def volumes(scores):
 
 
 def bland_altman_table(scores):
-    """Bias and limits of agreement of the volumes of a `Scores`, by contrasts, init, N and label.
+    """Build the table of bias and limits of agreement of the volumes of a `Scores`, by contrasts, init, N and label.
 
     Returns:
-        A `Table`, or None if there are no volumes (voxel size not known).
+        A `Table`, or None if there are no volumes (unknown voxel size).
     """
     import pandas
 

@@ -12,16 +12,16 @@ LINES_SHOWN = 8
 
 
 def check_metrics(file, metrics, task):
-    """Refuse the content of metrics.json if it cannot be believed.
+    """Refuse the content of a metrics.json that cannot be correct.
 
     Args:
-        file: Its path, for messages.
-        metrics: What it holds.
+        file: Path of the file, for messages.
+        metrics: Content of the file.
         task: The `measures.Task`.
 
     Raises:
-        InputError: A key is missing or has an invalid value, a score is out of range, or a tested subject is among
-            those that trained or selected the network; the first of these is reported.
+        InputError: A key is missing or has an invalid value, a score is out of range, or a test subject was used to
+            train or select the network; the first of these is reported.
     """
     kinds = dict(task.inputs) | {"init": str, "n_annotated": int, "repeat": int}
     kinds |= {"config_hash": str, **dict.fromkeys(task.words, str | None), "per_subject": list}
@@ -49,7 +49,7 @@ def refuse_mixed_splits(cells, work_dir):
     """Raise InputError if cells of one fold were made with different splits; cells without a record are skipped.
 
     Args:
-        cells: Path of each metrics.json to its content.
+        cells: Path of each metrics.json -> its content.
         work_dir: The work dir.
     """
     examples = {}
@@ -67,10 +67,10 @@ def refuse_mixed_splits(cells, work_dir):
 
 
 def refuse_other_references(cells, keys):
-    """Raise InputError if two cells scored one subject and label against different references.
+    """Raise InputError if two cells scored the same subject and label against different references.
 
     Args:
-        cells: Path of each metrics.json to its content.
+        cells: Path of each metrics.json -> its content.
         keys: Numbers of a row that describe the reference; null values are not compared.
     """
     first, problems = {}, {}
@@ -92,7 +92,7 @@ def refuse_other_references(cells, keys):
 
 
 def refuse_mixed_configs(frame):
-    """Raise InputError when another config made one run of a cell than another; `frame` is that of `Scores`."""
+    """Raise InputError if different configs made the runs of a cell; `frame` is that of `Scores`."""
     lines = []
     for (contrasts, init, n), cell in frame.groupby(CELL):
         if cell["config_hash"].nunique() > 1:
@@ -107,7 +107,7 @@ def refuse_mixed_configs(frame):
 
 
 def refuse_repeated_subjects(frame):
-    """Raise InputError when a subject is tested twice in one repeat of a cell; `frame` is that of `Scores`."""
+    """Raise InputError if a subject is tested twice in one repeat of a cell; `frame` is that of `Scores`."""
     keys = [*CELL, "repeat", "subject", "label"]
     repeated = frame[frame.duplicated(keys, keep=False)]
     if len(repeated):
@@ -120,7 +120,7 @@ def refuse_repeated_subjects(frame):
 
 
 def impossible(row, task):
-    """Say which score of a row lies where no such score can lie; None if all is well."""
+    """Report a score of a row that is outside the range of its measure; None if there is none."""
     for measure in task.measures:
         value, low, high = row.get(measure.key), measure.low, measure.high
         if isinstance(value, int | float) and not low - ROUNDING <= value <= high + ROUNDING:
@@ -129,7 +129,7 @@ def impossible(row, task):
 
 
 def _leak(metrics, task):
-    """Report a subject that trained or selected the network that it tests; None if there is none."""
+    """Report a test subject that was used to train or select the network; None if there is none."""
     tested = {row["subject"] for row in metrics["per_subject"]}
     for key in task.untested:
         if both := tested.intersection(map(str, metrics.get(key) or ())):

@@ -19,17 +19,17 @@ def compare_inits(scores, by_label=False, measures=None, baseline=BASELINE):
 
     Args:
         scores: A `Scores`.
-        by_label: True: every label by itself. False: the mean over labels.
-        measures: Measures that make one family; None: the Dice alone.
+        by_label: True: each label separately. False: the mean over labels.
+        measures: Measures that form one family; None: the Dice alone.
         baseline: The initialisation the others are compared with.
 
     Returns:
-        DataFrame, one row per comparison: `metric` (the key, where measures are given), `contrasts`, `init`,
+        DataFrame, one row per comparison: `metric` (the key, if measures are given), `contrasts`, `init`,
         `n_annotated`, `label`, the fields of `PairedComparison` (repeats averaged per subject first; p values adjusted
-        over all rows), `repeats` (those that both have), `repeat_mean` and `repeat_sd` of the differences of single
+        over all rows), `repeats` (those that both have), `repeat_mean` and `repeat_sd` of the differences in single
         repeats, `repeats_same_sign` (repeats whose difference has the sign of `repeat_mean`), and `note` (why there is
-        no test; subjects without a pair; repeats that only one of the two has). Empty when no init shares contrasts
-        and N with the baseline.
+        no test; subjects without a pair; repeats that only one of the two has). Empty if no init shares contrasts and N
+        with the baseline.
     """
     import pandas
 
@@ -45,7 +45,7 @@ def compare_inits(scores, by_label=False, measures=None, baseline=BASELINE):
 
 
 def _comparisons(scores, measure, baseline, by_label):
-    """Yield, for each comparison of one measure, its key, the `PairedComparison`, and what the repeats say."""
+    """Yield, for each comparison of one measure, its key, the `PairedComparison`, and the results by repeat."""
     values, runs, labels = scores.per_subject(measure), scores.runs, scores.labels if by_label else [MEAN]
     for contrasts, init, n in scores.cells:
         if init == baseline or (contrasts, baseline, n) not in runs:
@@ -62,7 +62,7 @@ def _comparisons(scores, measure, baseline, by_label):
 
 
 def _differences_of_repeats(rows, key, init, baseline):
-    """Mean over subjects of the difference in every repeat; folds are pooled by subject, labels averaged first."""
+    """Average the difference in each repeat over subjects; folds are pooled by subject, labels averaged first."""
     both = rows.groupby(["repeat", "subject", "init"])[key].mean().unstack("init")
     differences = (both[init] - both[baseline]).groupby("repeat").mean().dropna()
     mean = differences.mean()  # NaN without any repeat
@@ -83,10 +83,10 @@ def unequal_repeats(runs):
     """Name the runs that only one of two initialisations has; empty if both have the same.
 
     Args:
-        runs: Mapping of two initialisations to their sets of runs, from `Scores.runs`.
+        runs: Mapping from two initialisations to their sets of runs, from `Scores.runs`.
 
     Returns:
-        Such as "unequal repeats: constrained 2, random 3 (only random: r2)", or "".
+        Text such as "unequal repeats: constrained 2, random 3 (only random: r2)", or "".
     """
     (one, its), (other, others) = runs.items()
     if its == others:

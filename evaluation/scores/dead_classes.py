@@ -19,7 +19,7 @@ def pooled_dice(pairs, labels):
         labels: Class names; the first has index 1.
 
     Returns:
-        Dictionary of class name to Dice in [0, 1]; None if the class does not occur in the reference.
+        Dictionary from class name to Dice in [0, 1]; None if the class does not occur in the reference.
     """
     both, either, shown = (np.zeros(len(labels) + 1, np.int64) for _ in range(3))
     for predicted, reference in pairs:
@@ -42,9 +42,9 @@ def about_validation(metrics):
         metrics: Content of the file; earlier versions recorded less.
 
     Returns:
-        Dictionary with `n_selecting`, how many validation subjects selected weights or learning rates (None: not
-        recorded), `judged`, how many classes have a validation Dice (None: not recorded), and `dead`, the names of
-        those that are dead, separated by commas.
+        Dictionary with `n_selecting`, the number of validation subjects that selected weights or learning rates (None:
+        not recorded), `judged`, the number of classes with a validation Dice (None: not recorded), and `dead`, the
+        names of the dead ones, separated by commas.
     """
     subjects, dice = metrics.get("validation_subjects"), metrics.get("validation_dice")
     selecting = metrics.get("n_selecting", None if subjects is None else len(subjects))
@@ -60,8 +60,8 @@ def about_runs(cell):
 
     Returns:
         Dictionary with `selecting_min` and `selecting`, the smallest and largest number of validation subjects that
-        selected weights or rates; and `dead` and `judged`, how many classes of how many, over all runs. NaN (`judged`:
-        0) if nothing is recorded.
+        selected weights or rates; and `dead` and `judged`, the number of dead and of judged classes over all runs. NaN
+        (`judged`: 0) if nothing is recorded.
     """
     runs = cell.drop_duplicates("folder")
     judged = int(runs["judged"].fillna(0).sum())

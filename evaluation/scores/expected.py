@@ -1,4 +1,4 @@
-"""The numbers that a paper states, compared with ours."""
+"""The numbers stated in a paper, compared with ours."""
 
 import difflib
 from pathlib import Path
@@ -67,14 +67,14 @@ def read_expected(name, path=EXPECTED):
     """Read what a paper states.
 
     Args:
-        name: Entry of the file, `paper:` of a config.
+        name: Entry of the file, as given by `paper:` in a config.
         path: The YAML file.
 
     Returns:
         An `Entry`; its `numbers` are empty if the source states no result.
 
     Raises:
-        InputError: If there is no such entry, or the file does not follow the description at its top.
+        InputError: If there is no such entry, or the file does not match the description at its top.
     """
     try:
         entries = TypeAdapter(dict[str, Entry]).validate_python(read_yaml(path))
@@ -90,15 +90,15 @@ def read_expected(name, path=EXPECTED):
 
 
 def expected_table(scores, entry):
-    """Paper, ours, difference.
+    """Build the table of the paper's numbers, ours, and the differences.
 
     Args:
         scores: A `Scores`.
         entry: From `read_expected`.
 
     Returns:
-        A `Table` with one row per number of the paper and contrasts of the results, of synthesis one for each region
-        of `measures.REGIONS`; `ours` is missing where the results have no such cell. None when the source states no
+        A `Table` with one row per number of the paper and contrasts of the results; for synthesis, one for each region
+        of `measures.REGIONS`. `ours` is missing where the results have no such cell. None if the source states no
         number.
     """
     import pandas
@@ -130,12 +130,12 @@ def expected_table(scores, entry):
 
 
 def _regions(ours):
-    """The regions in which our value of a number is looked up; "" for what has none."""
+    """Return the regions in which our value of a number is looked up; "" if it has none."""
     return REGIONS if ours and ours.quantity in OF_SYNTHESIS else ("",)
 
 
 def _ours(scores, ours, region):
-    """Our value of one number from the results of one set of contrasts: a share, or a mean with its interval."""
+    """Return our value of one number from the results of one input set: a share, or a mean with its interval."""
     found = {"quantity": ours.quantity if ours else "", "ours": None, "ours_low": None, "ours_high": None, "status": ""}
     if ours is None:
         return found | {"status": "not compared"}
@@ -164,7 +164,7 @@ def _ours(scores, ours, region):
 
 
 def _measure_of(quantity, region):
-    """The measure of a quantity, of synthesis in a region; None for a quantity that is no measure."""
+    """Return the measure of a quantity, for synthesis in a region; None for a quantity that is not a measure."""
     inside = (measure for measure in SYNTHESIS_MEASURES if measure.region == region)
     return MEASURES.get(quantity) if not region else next(one for one in inside if one.name.lower() == quantity)
 

@@ -1,4 +1,4 @@
-"""Cells whose predictions were made outside this suite: how tables and figures name them, and what is said of them."""
+"""Cells whose predictions were made outside this suite: their names in tables and figures, and notes about them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evaluation.scores.scores import Scores
 
-KEY = "external"  # of metrics.json, and the column of the scores with what is known of the training
-ENDING = " (external)"  # no initialisation of a config can be called so
+KEY = "external"  # key in metrics.json, and column of the scores with what is known of the training
+ENDING = " (external)"  # no initialisation of a config can have such a name
 EXTERNAL_SAYS = "(external): predictions that were made outside this suite; notes say what is known of their training."
 NOTHING_STATED = "nothing was stated about its training"
 
@@ -18,7 +18,7 @@ def is_external(init: str) -> bool:
 
 
 def about_external(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return the columns of the scores in which an external cell differs from one of step 4; none for the latter.
+    """Return the columns of the scores in which an external cell differs from one of step 4; empty for the latter.
 
     Args:
         metrics: Content of metrics.json.

@@ -1,4 +1,4 @@
-"""What a report must say before its numbers: cells that are missing, made with another config, or with dead classes."""
+"""What a report must state before its numbers: cells that are missing, from another config, or with dead classes."""
 
 from evaluation.scores.dead_classes import DEAD
 from evaluation.scores.measures import CELL, LESIONS
@@ -16,7 +16,7 @@ def missing_cells(scores, contrasts, inits, subjects_n, repeats, splits):
         splits: Names of the folds; `[""]` without cross-validation.
 
     Returns:
-        List of strings, one per contrasts, init and N with results missing: what is there and what was asked for.
+        List of strings, one per contrasts, init and N with missing results: how many runs there are of how many.
     """
     found = scores.frame.drop_duplicates("folder").groupby(CELL).size().to_dict()
     asked = repeats * len(splits)
@@ -28,12 +28,12 @@ def missing_cells(scores, contrasts, inits, subjects_n, repeats, splits):
 
 
 def outdated_cells(scores, contrasts, inits, hash_of):
-    """Name the cells that another config made.
+    """Name the cells made with another config.
 
     Args:
         scores: A `Scores`.
-        contrasts: Names of the input sets that the config has.
-        inits: Initialisations that it has.
+        contrasts: Names of the input sets of the config.
+        inits: Initialisations of the config.
         hash_of: Function of contrasts and init that returns the hash that their cells should have.
 
     Returns:
@@ -54,7 +54,7 @@ def dead_notes(scores):
         scores: A `Scores`.
 
     Returns:
-        List of sentences, one for each contrasts, init and N that has some.
+        List of sentences, one for each contrasts, init and N with dead classes.
     """
     lines = []
     for (contrasts, init, n), cell in scores.frame.groupby(CELL, sort=False):
@@ -67,7 +67,7 @@ def dead_notes(scores):
 
 
 def lesion_notes(scores, lesions):
-    """Name the labels that are lesions and the runs that did not count them, because they were finished before.
+    """Name the labels that are lesions, and how many runs did not count them because they were finished earlier.
 
     Args:
         scores: A `Scores` of segmentation.

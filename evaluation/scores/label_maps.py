@@ -1,4 +1,4 @@
-"""Score the label map of one test subject, whatever made it: a network of step 4, or a tool outside this suite."""
+"""Score the label map of one test subject, whether made by a network of step 4 or by a tool outside this suite."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,12 +20,12 @@ def score_label_map(
     *,
     voxel_size_known: bool,
 ) -> list[dict[str, Any]]:
-    """Return the rows of metrics.json on one subject.
+    """Return the rows of metrics.json for one subject.
 
     Args:
         subject: Identifier.
         maps: Prediction and reference as class indices, both `(X, Y, Z)` on the grid of the scan.
-        grid: That grid.
+        grid: The grid of the scan.
         labels: Class names in the order of their indices 1, 2, ...
         settings: How predictions are scored.
         voxel_size_known: Whether the lengths of the grid are mm.

@@ -1,13 +1,13 @@
-"""Lesions one by one: connected components of a label, matched between prediction and reference by their overlap.
+"""Lesion-wise scores: connected components of a label, matched between prediction and reference by their overlap.
 
 Conventions, the same in every table and figure:
 
 - a lesion is a component of voxels that touch by faces, edges or corners in three dimensions (26 neighbours);
 - a predicted and a reference lesion can be paired if their intersection over union (IoU) is at least a threshold; each
-  is in one pair at most, and pairs are made in the order of their IoU, the largest first;
-- a reference lesion in a pair is detected, one in none is missed; a predicted lesion in no pair is a false positive;
-- without a lesion in prediction and reference there is no F1 (NaN, counted by the tables, never dropped); with lesions
-  in one of the two only, F1 is 0; without a lesion in the reference there is no sensitivity (NaN).
+  is in at most one pair, and pairs are formed in order of their IoU, largest first;
+- a paired reference lesion is detected, an unpaired one missed; an unpaired predicted lesion is a false positive;
+- with no lesion in either prediction or reference, F1 is undefined (NaN, counted by the tables, never dropped); with
+  lesions in only one of the two, F1 is 0; without a lesion in the reference, sensitivity is undefined (NaN).
 """
 
 import math
@@ -22,11 +22,11 @@ TOUCHING = np.ones((3, 3, 3), bool)  # 26 neighbours
 
 
 class LesionCounts(typing.NamedTuple):
-    """What became of the lesions of one subject.
+    """Lesion counts of one subject.
 
     Attributes:
         reference: Lesions in the reference.
-        detected: Those of them that a predicted lesion is paired with.
+        detected: Reference lesions that are paired with a predicted one.
         false_positive: Predicted lesions without a partner.
     """
 
@@ -47,7 +47,7 @@ class LesionCounts(typing.NamedTuple):
 
 
 def count_lesions(predicted, true, overlap) -> LesionCounts:
-    """Count the lesions that are detected, and those that are not there.
+    """Count detected and false-positive lesions.
 
     Args:
         predicted: Boolean mask, `(X, Y, Z)`.
@@ -58,7 +58,7 @@ def count_lesions(predicted, true, overlap) -> LesionCounts:
         `LesionCounts`.
 
     Reference:
-        Conventions of this module; the pairs are those of `NaiveThresholdMatching` of panoptica (Kofler et al., arXiv
+        Conventions of this module; the pairs are those of panoptica's `NaiveThresholdMatching` (Kofler et al., arXiv
         2312.02608) with this threshold. Equal overlaps are taken in the order of the voxels (ours).
     """
     reference, n_reference = ndimage.label(true, TOUCHING)
@@ -83,7 +83,7 @@ def with_lesions(rows, maps, labels, regions, lesions, overlap):
     """Add the lesion-wise scores to the rows of the labels that are lesions.
 
     Args:
-        rows: Of one subject, from `metrics.score_subject`.
+        rows: Rows of one subject, from `metrics.score_subject`.
         maps: Predicted and reference class index per voxel, `(X, Y, Z)` integer each.
         labels: Class names in the order of their indices 1, 2, ...
         regions: Name -> names of the classes in the region, or an empty dict; as for `score_subject`.
@@ -91,8 +91,8 @@ def with_lesions(rows, maps, labels, regions, lesions, overlap):
         overlap: Smallest IoU of a predicted lesion and the reference lesion that it detects.
 
     Returns:
-        List of dicts: the rows, those of lesions with `lesions_reference`, `lesions_detected`,
-        `lesions_false_positive`, `lesion_sensitivity` and `lesion_f1` besides.
+        List of dicts: the rows; those of lesions also have `lesions_reference`, `lesions_detected`,
+        `lesions_false_positive`, `lesion_sensitivity` and `lesion_f1`.
     """
     structures = scored_structures(labels, regions)
     return [row | (_scores(maps, structures[row["label"]], overlap) if row["label"] in lesions else {}) for row in rows]
@@ -100,7 +100,7 @@ def with_lesions(rows, maps, labels, regions, lesions, overlap):
 
 def _scores(maps, indices, overlap):
     masks = [np.isin(classes, indices) for classes in maps]
-    box = bounding_box(masks[0] | masks[1])  # far smaller than the volume, which takes most of the time
+    box = bounding_box(masks[0] | masks[1])  # far smaller than the volume, and thus much faster
     counts = count_lesions(*(mask[box] for mask in masks), overlap)
     return {
         "lesions_reference": counts.reference,

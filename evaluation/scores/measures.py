@@ -1,4 +1,4 @@
-"""What is measured in the two tasks of step 4: all that tables, figures and checks know of a measure stands here once.
+"""The measures of the two tasks of step 4: the only place that describes a measure to tables, figures and checks.
 
 A new measure is one entry below and the line that computes it (`metrics.py`, `synthesis_metrics.py`).
 """
@@ -7,10 +7,10 @@ import dataclasses
 import math
 
 MASK, WHOLE = "mask", "whole volume"
-REGIONS = {MASK: "_mask", WHOLE: ""}  # region: what the keys of its measures end with
+REGIONS = {MASK: "_mask", WHOLE: ""}  # region: suffix of the keys of its measures
 CELL = ["contrasts", "init", "n_annotated"]  # columns of the scores
 OF_A_CELL = ("annotated_available", "duration_s", "compile_s", "n_selecting")
-SETTINGS = ("surface_tolerance_mm", "lesion_overlap")  # of a study, which captions state
+SETTINGS = ("surface_tolerance_mm", "lesion_overlap")  # settings of a study that captions state
 ABSENT = "NaN: scores without a value (label absent in reference and prediction), left out of the means."
 
 
@@ -26,14 +26,14 @@ class Measure:
         digits: Decimal places in tables.
         low: Smallest possible value.
         high: Largest possible value.
-        needs_voxel_size: Whether it has no value where the voxel size is not known.
+        needs_voxel_size: Whether it is undefined if the voxel size is unknown.
         is_optional: Whether a row of metrics.json may lack it, such as one from before the measure was added.
-        difference_of: Keys of the two columns whose difference it is; it is then not in metrics.json.
-        region: Part of the volume that it is of, a key of `REGIONS`; "" for measures of segmentation.
-        counted_with: Key of a number that only rows have in which it was measured; others do not count as NaN.
+        difference_of: Keys of the two columns whose difference it is; such a measure is not in metrics.json.
+        region: Part of the volume that it covers, a key of `REGIONS`; "" for measures of segmentation.
+        counted_with: Key of a number present only in rows in which it was measured; other rows do not count as NaN.
         opening: First sentence of its table's caption, with the placeholders of `SETTINGS`.
-        without_value: Sentence of the caption on what has no value, or on how signs average.
-        ending: Sentence of the caption on what a prediction without the label scores.
+        without_value: Sentence of the caption on undefined values, or on how signs average.
+        ending: Sentence of the caption on the score of a prediction without the label.
     """
 
     key: str
@@ -112,7 +112,7 @@ MEASURES = {measure.key: measure for measure in (*SEGMENTATION_MEASURES, *SYNTHE
 
 
 def measures_in(region) -> list[Measure]:
-    """List the measures of synthesis that are taken of a region."""
+    """List the measures of synthesis for a region."""
     return [measure for measure in SYNTHESIS_MEASURES if measure.region == region]
 
 
@@ -123,16 +123,16 @@ class Task:
     Attributes:
         folder: Folder below the work dir or a fold.
         cells: Pattern of the folders of cells below it.
-        script: The script that makes them.
+        script: The script that makes the cells.
         labels: Key of metrics.json that lists the labels in the order of the config.
-        measures: What its predictions are measured by.
-        references: Numbers of a row that describe the reference: one subject and label has one in all cells.
+        measures: Measures of its predictions.
+        references: Numbers of a row that describe the reference: the same in all cells for one subject and label.
         others: Further numbers of a row.
-        words: What else metrics.json says of a whole cell.
-        inputs: Key of metrics.json that names what networks see, and the kind of its value.
-        of_a_cell: Numbers that metrics.json may say of a whole cell.
-        untested: Keys of metrics.json that list subjects who must not be among those that are scored.
-        subjects: What the N subjects that a network saw are called.
+        words: Further text that metrics.json records for a whole cell.
+        inputs: Key of metrics.json that names the input of the networks, and the type of its value.
+        of_a_cell: Numbers that metrics.json may record for a whole cell.
+        untested: Keys of metrics.json that list subjects who must not be scored.
+        subjects: Name for the N subjects that a network saw.
         panel: Title of a panel of figures, with {contrasts} and {label}.
     """
 
@@ -159,7 +159,7 @@ class Task:
 
 SEGMENTATION = Task(
     "finetuning", "*/*/n*/r*", "finetune_segmentation.py", "labels", SEGMENTATION_MEASURES,
-    ("volume_ml_reference", "voxels_reference", LESIONS.key),  # the second where there is no voxel size
+    ("volume_ml_reference", "voxels_reference", LESIONS.key),  # the second if the voxel size is unknown
 )  # fmt: skip
 SYNTHESIS = Task(
     "synthesis", "*/n*/r*", "finetune_synthesis.py", "targets", SYNTHESIS_MEASURES, ("intensity_low", "intensity_high"),
@@ -177,6 +177,6 @@ def add_differences(frame, task):
 
 
 def without_unused(frame, task):
-    """Return a DataFrame of scores without the optional measures that none of its rows has."""
+    """Return a DataFrame of scores without the optional measures that no row has."""
     unused = [measure.key for measure in task.measures if measure.is_optional and frame[measure.key].isna().all()]
     return frame.drop(columns=unused)

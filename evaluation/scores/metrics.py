@@ -3,9 +3,10 @@
 If a config has regions (unions of classes that may overlap, such as the whole tumour), they replace the classes.
 Conventions, the same in every table and figure:
 
-- a class absent in reference and prediction has no Dice and no distance: NaN, counted by the tables, never dropped;
-- a class absent in one of the two scores Dice 0, surface Dice 0 and HD95 = the diagonal of the image;
-- without a known voxel size, values in mm and mL are None.
+- a class absent from both reference and prediction has no Dice and no distance: NaN, counted by the tables, never
+  dropped;
+- a class absent from only one of the two scores Dice 0, surface Dice 0 and HD95 = the diagonal of the image;
+- if the voxel size is unknown, values in mm and mL are None.
 """
 
 import functools
@@ -20,24 +21,24 @@ from evaluation.scores.measures import SEGMENTATION_MEASURES
 from utils.checks import InputError
 
 HD_PERCENTILE = 95
-FEW = 15  # voxels per point of both surfaces; above, a search tree is faster than a distance transform
+FEW = 15  # voxels per surface point; above this, a search tree is faster than a distance transform
 
 
 def score_subject(prediction, reference, spacing_mm, labels, surface_tolerance_mm, regions=None, voxel_ml=None):
-    """Score one subject, one row per class, or per region where there are regions.
+    """Score one subject, with one row per class, or per region if there are regions.
 
     Args:
         prediction: Predicted class index per voxel, `(X, Y, Z)` integer; 0 is background.
         reference: Reference class index per voxel, `(X, Y, Z)` integer, same grid.
-        spacing_mm: Voxel size along the three axes in mm, or None if it is not known.
+        spacing_mm: Voxel size along the three axes in mm, or None if unknown.
         labels: Class names in the order of their indices 1, 2, ...
         surface_tolerance_mm: Distance up to which two surfaces count as equal in the surface Dice, mm.
         regions: Name -> names of the classes in the region; regions are scored instead of classes.
-        voxel_ml: Volume of a voxel (`data.geometry.voxel_ml`); None: its axes are orthogonal.
+        voxel_ml: Volume of a voxel (`data.geometry.voxel_ml`); None: the product of the spacing (orthogonal axes).
 
     Returns:
         List of dicts in the order of the classes or regions, with the keys `label`, `dice`, `hd95_mm`,
-        `surface_dice`, `volume_ml`, `volume_ml_reference`, without a voxel size also `voxels_reference`; NaN and None
+        `surface_dice`, `volume_ml`, `volume_ml_reference` and, without a voxel size, `voxels_reference`; NaN and None
         as described in the docstring of this module.
 
     Raises:
@@ -155,7 +156,7 @@ def _distances(here, there, spacing_mm):
 
 
 def bounding_box(mask):
-    """Return the slices of the smallest box that holds a mask; empty slices for an empty mask."""
+    """Return the index ranges of the smallest box that contains a mask; empty ranges for an empty mask."""
     occupied = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     return tuple(slice(where[0], where[-1] + 1) if where.size else slice(0) for where in occupied)
 

@@ -12,7 +12,7 @@ from evaluation.scores.scores import MEAN
 from evaluation.statistics import CONFIDENCE
 
 SAVED = [f"{way}{end}" for way in ("saved_tested", "saved") for end in ("", "_low", "_high")]
-NEVER = -math.inf  # below any saving, so that draws that never reach the goal form the low end of an interval
+NEVER = -math.inf  # below any saving, so that draws that never reach the goal are at the low end of an interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,9 @@ class SavedAnnotation:
     """Result of `annotation_saved_interval`; None: the goal is never reached at any tested N.
 
     Attributes:
-        saved: Share saved, as `annotation_saved` of the mean curves.
+        saved: Share saved: `annotation_saved` of the mean curves.
         low: Lower end of the 95 % interval; None if more than 2.5 % of the draws never reach the goal.
-        high: Upper end; None if more than 97.5 % never do.
+        high: Upper end; None if more than 97.5 % of the draws never do.
         share_never: Share of draws that never reach the goal.
         share_at_smallest: Share of draws that reach it at the smallest tested N: their saving is a lower bound.
     """
@@ -39,14 +39,14 @@ def annotation_saved_interval(curve, reference_curve, reference_n, *, interpolat
 
     In each draw, test subjects are resampled together for both curves and every N, because all are measured on the same
     subjects; repeats are resampled separately for every initialisation and N. Draws that never reach the goal count as
-    the worst outcome and stay in the interval, which is given by percentiles; the order of subjects and repeats does
-    not matter. On simulated curves with three repeats, the interval covers the true saving in 95 to 99 % of
-    experiments, and with two repeats in 87 % if trainings differ strongly; a single repeat has no spread.
+    the worst outcome and stay in the percentile interval; the order of subjects and repeats does not matter. On
+    simulated curves with three repeats, the interval covers the true saving in 95 to 99 % of experiments, and with two
+    repeats in 87 % if trainings differ strongly; a single repeat has no spread.
 
     Args:
-        curve: Mapping of N to scores `(repeats, subjects, labels)` of the pretrained network, NaN where there is none;
-            the subjects are the same ones in the same order for every N.
-        reference_curve: The same of the network to compare with.
+        curve: Mapping from N to scores `(repeats, subjects, labels)` of the pretrained network, NaN if missing; for
+            every N, the same subjects in the same order.
+        reference_curve: The same for the network to compare with.
         reference_n: N of the reference whose mean score is to be reached.
         interpolate: As for `annotation_saved`.
         draws: Number of draws.
@@ -83,18 +83,18 @@ def annotation_saved_interval(curve, reference_curve, reference_n, *, interpolat
 
 
 def _mean_of_subjects(cells):
-    """Mean score of each subject over everything, for an order of subjects that does not depend on their names."""
+    """Return the mean score of each subject, to order subjects independently of their names."""
     flat = np.concatenate([np.swapaxes(scores, 0, 1).reshape(scores.shape[1], -1) for scores in cells], axis=1)
     return _weighted_mean(np.sort(flat, axis=1), 1.0)
 
 
 def _draw(rng, count, draws):
-    """How often each member is in each draw, `(1 + draws, count)`; the first row is the data as they are."""
+    """Draw how often each member is in each draw, `(1 + draws, count)`; the first row is the original sample."""
     return np.concatenate([np.ones((1, count)), rng.multinomial(count, np.full(count, 1 / count), draws)])
 
 
 def _drawn_means(scores, subjects, rng):
-    """Mean score of each draw, `(draws,)`: repeats of a subject first, then its labels, then the subjects."""
+    """Return the mean score of each draw, `(draws,)`: over repeats of a subject, then its labels, then subjects."""
     flat = scores.reshape(len(scores), -1)
     flat = flat[np.argsort(_weighted_mean(flat, 1.0), kind="stable")]
     repeats, known = _draw(rng, len(flat), len(subjects) - 1), np.isfinite(flat)
@@ -105,14 +105,14 @@ def _drawn_means(scores, subjects, rng):
 
 
 def _weighted_mean(values, weights):
-    """Weighted mean over the last axis of the finite values; NaN of none."""
+    """Return the weighted mean of the finite values along the last axis; NaN if there are none."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.sum(np.where(known, values, 0.0) * weights, axis=-1) / np.sum(known * weights, axis=-1)
 
 
 def _saved(curves, tested, goals, reference_n, interpolate):
-    """`annotation_saved` of every draw: `curves` is `(draws, N)`, `goals` `(draws,)`; `NEVER` where it is None."""
+    """Compute `annotation_saved` for every draw, from `curves (draws, N)` and `goals (draws,)`; `NEVER` for None."""
     reached = curves >= goals[:, None]
     first, draw = reached.argmax(axis=1), np.arange(len(curves))
     n = tested[first]
@@ -126,14 +126,14 @@ def _saved(curves, tested, goals, reference_n, interpolate):
 
 
 def savings_table(scores, baseline=BASELINE):
-    """How much annotation every init saves against the baseline at its largest limited N.
+    """Build the table of how much annotation each init saves compared with the baseline at its largest limited N.
 
     Args:
         scores: A `Scores`.
         baseline: The initialisation the others are compared with.
 
     Returns:
-        A `Table`, or None when no contrasts have the baseline at a limited N and another init.
+        A `Table`, or None if no contrasts have both the baseline at a limited N and another init.
     """
     import pandas
 
@@ -171,7 +171,7 @@ def scores_by_cell(scores):
         scores: A `Scores` of one set of contrasts.
 
     Returns:
-        Mapping of init to a mapping of N to scores `(repeats, subjects, labels)`.
+        Mapping from init to a mapping from N to scores `(repeats, subjects, labels)`.
     """
     import pandas
 
@@ -219,7 +219,7 @@ def _falls_again(curve, goal):
 
 
 def _unequal(runs_of_cells):
-    """Name the numbers of runs of the cells of a curve, if the runs differ."""
+    """Report the number of runs of each cell of a curve, if the runs differ."""
     if len(set(map(frozenset, runs_of_cells.values()))) == 1:
         return ""
     return "unequal repeats: " + ", ".join(f"{len(runs)} ({cell})" for cell, runs in runs_of_cells.items())

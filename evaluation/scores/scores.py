@@ -1,8 +1,8 @@
-"""The scores of a task of step 4: read from a work dir or a table, averaged, with what their report must know of them.
+"""The scores of a task of step 4: read from a work dir or a table, averaged, with everything their report needs.
 
-Averages always go in this order: the repeats of a subject (draws of annotated subjects), then its classes, then the
-subjects. The spread in every table and figure is therefore that between test subjects. NaN scores (a class absent in
-reference and prediction) are left out of averages and counted.
+Averages are always taken in this order: over the repeats of a subject (draws of annotated subjects), then its classes,
+then subjects. The spread in every table and figure is therefore that between test subjects. NaN scores (a class absent
+from both reference and prediction) are left out of averages and counted.
 """
 
 import dataclasses
@@ -40,23 +40,23 @@ MEAN = "mean over labels"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """All scores of one task, as they go from metrics.json to tables, figures and page.
+    """All scores of one task, as passed from metrics.json to tables, figures and page.
 
     Attributes:
         frame: One row per cell, test subject and label: `split`, `contrasts`, `init`, `n_annotated`, `repeat`,
-            `subject`, `label`, the measures as floats (NaN where there is no value), `config_hash` and `folder` (a
-            `Path`); and, repeated in each row of a cell and NaN where files do not say: `annotated_available`
-            (annotated training subjects there are), `duration_s`, `compile_s` (of these, spent on compiling), and those
-            of `dead_classes.about_validation`. Of synthesis, `label` is the target contrast, `contrasts` joins the
-            inputs, `mask` says where it came from, and an infinite PSNR (the MSE is 0) is NaN. Where there are cells of
+            `subject`, `label`, the measures as floats (NaN if undefined), `config_hash` and `folder` (a `Path`); and,
+            repeated in each row of a cell and NaN if not recorded: `annotated_available` (number of annotated training
+            subjects), `duration_s`, `compile_s` (the part of it spent on compiling), and the columns of
+            `dead_classes.about_validation`. For synthesis, `label` is the target contrast, `contrasts` joins the
+            inputs, `mask` says where it came from, and an infinite PSNR (the MSE is 0) is NaN. If there are cells of
             tools outside this suite, their `init` ends in `external.ENDING`, and `external` says what is known of
             their training.
         task: `SEGMENTATION` or `SYNTHESIS`.
-        work_dir: Where the folders of cells lie; None where only the scores are there.
-        inits: Initialisations in the order of rows and legends; those that are not listed follow by name.
-        is_simulated: Whether the scans are simulated, which captions and titles then say first.
-        surface_tolerance_mm: Tolerance of the surface Dice; None where it is not known.
-        lesion_overlap: Smallest IoU of a detected lesion; None where it is not known.
+        work_dir: Folder of the cells' folders; None if only the scores are available.
+        inits: Initialisations in the order of rows and legends; unlisted ones follow by name.
+        is_simulated: Whether the scans are simulated, which captions and titles then state first.
+        surface_tolerance_mm: Tolerance of the surface Dice; None if unknown.
+        lesion_overlap: Smallest IoU of a detected lesion; None if unknown.
     """
 
     frame: "pandas.DataFrame"
@@ -85,24 +85,24 @@ class Scores:
 
     @property
     def available(self) -> float:
-        """Number of annotated training subjects there are, in the fold that has fewest; NaN where it is not known."""
+        """Number of available annotated training subjects, in the fold with the fewest; NaN if unknown."""
         return self.frame["annotated_available"].min()
 
     @property
     def smallest_and_largest_n(self) -> list[int]:
-        """The ends of the curves: one N where there is only one; before them 0, of tools that need no label."""
+        """The ends of the curves (a single N if there is only one), preceded by 0 if a tool needs no labels."""
         numbers = self.frame["n_annotated"]
         ends = numbers[numbers > 0] if (numbers > 0).any() else numbers
         return sorted({numbers.min(), ends.min(), ends.max()})
 
     @property
     def present(self) -> list[str]:
-        """Initialisations that there are, in their order."""
+        """Initialisations that have results, in order."""
         return in_grid_order(set(self.frame["init"]), self.inits)
 
     @property
     def cells(self) -> list[tuple]:
-        """Cells as tables list them: by contrasts, then N, then init, so that what is compared stands together."""
+        """Cells in the order of tables: by contrasts, then N, then init, so that compared cells are adjacent."""
         order = self.present
         found = set(self.frame[CELL].itertuples(index=False, name=None))
         return sorted(found, key=lambda cell: (cell[0], cell[2], order.index(cell[1])))
@@ -115,7 +115,7 @@ class Scores:
         return runs.assign(run=names).groupby(CELL)["run"].agg(set).to_dict()
 
     def of(self, **values) -> "Scores":
-        """Keep the rows in which columns have these values, such as `contrasts="t2", n_annotated=4`."""
+        """Keep the rows whose columns have these values, such as `contrasts="t2", n_annotated=4`."""
         return self.only((self.frame[list(values)] == list(values.values())).all(axis=1))
 
     def only(self, rows) -> "Scores":
@@ -130,7 +130,7 @@ class Scores:
         """Average repeats, then classes: one value per cell, subject and label, and one over labels.
 
         Returns:
-            DataFrame with the columns of `CELL`, `subject`, `label` (the class names and `MEAN`), `value` (NaN when no
+            DataFrame with the columns of `CELL`, `subject`, `label` (the class names and `MEAN`), `value` (NaN if no
             repeat has one), `repeats`, and `missing` (number of repeats without a value).
         """
         import pandas
@@ -147,11 +147,11 @@ class Scores:
 
     @functools.cached_property
     def summary(self) -> dict[str, "pandas.DataFrame"]:
-        """Averages over test subjects by key of the measure, a row per cell and label and one for the mean over labels.
+        """Averages over test subjects, by key of the measure: a row per cell and label, and for the mean over labels.
 
         Columns: those of `CELL`, `label`, `mean`, `sd`, `ci95_low` and `ci95_high` (of the mean), `subjects` with a
-        value, `missing` (scores without a value), `repeats_min` and `repeats` (per subject). Cells and labels without a
-        row that was measured are not listed.
+        value, `missing` (scores without a value), `repeats_min` and `repeats` (per subject). Cells and labels that were
+        not measured are not listed.
         """
         import pandas
 
@@ -175,19 +175,19 @@ class Scores:
 
 
 def in_grid_order(names, order=()):
-    """Sort names as in `order` (default: `random` first), names that are not in it alphabetically behind."""
+    """Sort names as in `order` (default: `random` first), followed by all other names alphabetically."""
     known = [name for name in order or ("random",) if name in names]
     return known + sorted(set(names) - set(known))
 
 
 def mean_interval(values):
-    """Mean of the finite values, their standard deviation and the 95 % CI of the mean (t distribution).
+    """Return the mean of the finite values, their standard deviation and the 95 % CI of the mean (t distribution).
 
     Args:
-        values: `(subjects,)`; NaN where there is none.
+        values: `(subjects,)`; NaN if missing.
 
     Returns:
-        `(mean, sd, low, high)`; NaN for a mean of nothing, and for spread and interval of fewer than two values.
+        `(mean, sd, low, high)`; the mean is NaN without values, the rest with fewer than two.
     """
     from scipy import stats
 
@@ -204,7 +204,7 @@ def mean_interval(values):
 
 
 def files_of(work_dir, task):
-    """List metrics.json of every finished cell of a task, those of cross-validation folds included."""
+    """List metrics.json of every finished cell of a task, including those of cross-validation folds."""
     files = sorted(work_dir.glob(f"{task.folder}/{task.cells}/{METRICS}"))
     return files + sorted(work_dir.glob(f"fold*/{task.folder}/{task.cells}/{METRICS}"))
 
@@ -223,9 +223,9 @@ def read_scores(work_dir, task=SEGMENTATION, **about) -> Scores:
         **about: `inits`, `is_simulated`, `surface_tolerance_mm` and `lesion_overlap` of `Scores`.
 
     Raises:
-        InputError: When no cell is finished, a file is not readable or holds an impossible score, a subject trained the
-            network that it tests, cells have different splits, a cell mixes configs, or a subject is tested twice in
-            one repeat of a cell.
+        InputError: If no cell is finished, a file is not readable or holds an impossible score, a test subject was used
+            to train the network, cells have different splits, a cell mixes configs, or a subject is tested twice in one
+            repeat of a cell.
     """
     import pandas
 

@@ -1,4 +1,4 @@
-"""Every score of a study in one CSV file: written with its report, and read to make the report again without it."""
+"""Every score of a study in one CSV file: written with its report, and read to rebuild the report from it alone."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from utils.runs import atomic_path
 
 WORDS = ("split", "folder", "contrasts", "init", "config_hash", "subject", "label", "dead")
 WHOLE_NUMBERS = ("n_annotated", "repeat")
-LATER = ("n_selecting", "judged", "dead", *OF_A_CELL)  # that files of earlier versions lack
+LATER = ("n_selecting", "judged", "dead", *OF_A_CELL)  # columns that files of earlier versions lack
 
 
 def write_scores(scores, path):
@@ -27,7 +27,7 @@ def write_scores(scores, path):
 
 
 def read_scores_csv(path, **about):
-    """Read what `write_scores` wrote, to the last digit.
+    """Read a file written by `write_scores`, without loss of precision.
 
     Args:
         path: The CSV file.
@@ -37,8 +37,8 @@ def read_scores_csv(path, **about):
         A `Scores` without a work dir, of the task that the columns name.
 
     Raises:
-        InputError: The file cannot be read as such, holds an impossible score, mixes configs in a cell, or tests a
-            subject twice in one repeat of a cell.
+        InputError: The file is not such a table, holds an impossible score, mixes configs in a cell, or tests a subject
+            twice in one repeat of a cell.
     """
     import pandas
 

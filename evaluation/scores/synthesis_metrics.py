@@ -2,10 +2,10 @@
 
 Conventions, the same in every table and figure:
 
-- every value refers to a data range that the caller provides and that the row repeats (1 for images scaled to [0, 1]);
+- every value refers to a data range that the caller provides and the row repeats (1 for images scaled to [0, 1]);
 - SSIM is three-dimensional, with Wang's Gaussian window (sigma 1.5, 11 voxels wide) in voxels of any size;
-- without a mask the columns `*_mask` are None; with an empty one they are NaN, to be counted, never dropped;
-- a synthesis without any error has the PSNR infinity.
+- without a mask, the columns `*_mask` are None; with an empty one, they are NaN, to be counted, never dropped;
+- a synthesis without any error has an infinite PSNR.
 """
 
 import math
@@ -26,7 +26,7 @@ def score_synthesis(prediction, reference, contrasts, *, data_range, mask=None):
         prediction: Synthesised contrasts, `(X, Y, Z, C)` float.
         reference: Acquired contrasts on the same grid, `(X, Y, Z, C)` float.
         contrasts: C names, in the order of the channels.
-        data_range: Largest minus smallest possible value, one number, or one for each contrast by name.
+        data_range: Largest minus smallest possible value: one number, or one per contrast, by name.
         mask: The voxels of the head or organ, boolean `(X, Y, Z)`, or None.
 
     Returns:
@@ -38,7 +38,7 @@ def score_synthesis(prediction, reference, contrasts, *, data_range, mask=None):
         InputError: For mismatched shapes, a data range that is missing or not positive, or values that are not finite.
 
     Reference:
-        The poster's three measures; it does not state their voxels and units.
+        The three measures of the poster, which does not state over which voxels and in which units.
     """
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     ranges = data_range if isinstance(data_range, dict) else dict.fromkeys(contrasts, data_range)
@@ -53,7 +53,7 @@ def score_synthesis(prediction, reference, contrasts, *, data_range, mask=None):
 
 
 def psnr_db(mse, data_range):
-    """Peak signal-to-noise ratio 10 log10(data_range^2 / mse), dB; infinity without error, NaN for NaN."""
+    """Return the peak signal-to-noise ratio 10 log10(data_range^2 / mse), dB; infinite without error, NaN for NaN."""
     if mse == 0:
         return math.inf
     return 20 * math.log10(data_range) - 10 * math.log10(mse)
@@ -85,7 +85,7 @@ def ssim_map(predicted, true, data_range):
 def _measures(predicted, true, data_range, mask):
     """Compute all six measures of one contrast; the SSIM of the volume is the mean over voxels whose window fits.
 
-    Along an axis of fewer than 11 voxels no window fits, and all voxels count.
+    Along an axis of fewer than 11 voxels, no window fits, so all voxels count.
     """
     squared, similarity = (predicted - true) ** 2, ssim_map(predicted, true, data_range)
     inner = tuple(slice(REACH, size - REACH) if size > 2 * REACH else slice(None) for size in true.shape)

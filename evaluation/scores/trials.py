@@ -1,8 +1,8 @@
 """Trials of settings, scored on validation subjects: one table, and the winner of each initialisation.
 
-Averages are taken in this order: the repeats of a subject, then its classes, then the subjects (a validation subject of
-several folds counts once in each). Initialisations are not compared with one another here: each gets its own best
-trial, and winners are named only if all of them had the same trials with the same runs.
+Averages are taken in this order: over the repeats of a subject, then its classes, then subjects (a validation subject
+of several folds counts once in each). Initialisations are not compared with one another here: each gets its own best
+trial, and winners are named only if all had the same trials with the same runs.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ TRIALS = dataclasses.replace(
     untested=("train_subjects",),
 )
 RUN = ["contrasts", "n_annotated", "repeat", "split"]
-DEAD = 0.2  # Dice of a class, mean over the subjects of a run; below, the class was not learned
+DEAD = 0.2  # Dice of a class, mean over the subjects of a run, below which the class was not learned
 ALL = "all"
 KEPT = {"best": "best of validation", "last": "last"}
 
@@ -40,7 +40,7 @@ class Comparison:
 
     Attributes:
         table: `tables.Table`.
-        winners: Init to its best trial; empty while runs are missing.
+        winners: Init -> its best trial; empty while runs are missing.
         missing: One sentence for each init and trial that lacks runs that others have.
         outdated: Folders of cells that were left out because they were made with other settings.
     """
@@ -66,11 +66,12 @@ def collect_trials(work_dir, is_current):
         is_current: Function of the content of metrics.json: whether the current config would make the same cell.
 
     Returns:
-        `(results, outdated)`: a DataFrame like that of `Scores` with `trial`, `weights_kept` and
-        `updates` besides, or None when there is nothing; and the folders that `is_current` refused.
+        `(results, outdated)`: a DataFrame like that of `Scores` with the further columns `trial`, `weights_kept` and
+        `updates`, or None if there are no results; and the folders that `is_current` rejected.
 
     Raises:
-        InputError: A file is not readable, cells of one fold have different splits, or a subject other references.
+        InputError: A file is not readable, or cells have different splits within a fold or different references for a
+            subject.
     """
     import pandas
 
@@ -119,7 +120,7 @@ def missing_runs(results, asked, inits):
         inits: Initialisations that count even without any trial.
 
     Returns:
-        List of sentences, one per init and trial; empty if each init has every trial with every run.
+        List of sentences, one per init and trial; empty if every init has all trials with all runs.
     """
     cells = results.drop_duplicates("folder")
     there = set(cells[["init", "trial", *RUN]].itertuples(index=False, name=None))
@@ -165,7 +166,7 @@ def summarise(results, inits, trials):
 
 
 def _statistics(part):
-    """Compute the statistics of one contrasts, init, N and trial."""
+    """Compute the statistics for one input set, init, N and trial."""
     by_subject = part.groupby(["split", "subject", "label"], sort=False)["dice"].mean()
     by_label = by_subject.groupby("label", sort=False).mean()
     by_run = part.groupby(["split", "repeat", "label"], sort=False)["dice"].mean()
@@ -218,10 +219,9 @@ def _over_groups(rows):
 
 
 def winners_of(numbers):
-    """Return the trial with the highest mean Dice of every init, over all contrasts and N; the first if several are
-    equal.
+    """Return the trial with the highest mean Dice for each init, over all contrasts and N; the first of equal ones.
 
-    An init whose trials have no Dice (classes absent in reference and prediction) has no winner.
+    An init whose trials have no Dice (classes absent from both reference and prediction) has no winner.
     """
     decisive = numbers[numbers["n_annotated"] == ALL] if (numbers["n_annotated"] == ALL).any() else numbers
     best = {}
@@ -277,7 +277,7 @@ def _caption(results, outdated):
 
 
 def write_trials(comparison, folder):
-    """Write `table.csv` (full precision) and `table.md` (winners in bold, then what to put into the config)."""
+    """Write `table.csv` (full precision) and `table.md` (winners in bold, then the lines to add to the config)."""
     table = comparison.table
     text = table.text.astype(object).copy()
     for column in ("Trial", "Dice"):
