@@ -47,7 +47,7 @@ class Annotated:
             if files and files.label and not is_packed:
                 yield lacks(self.store.path, subject)
             elif files and is_packed and not files.label:
-                yield f"{subject}: has no label map any more, which step 2 packed; put it back"
+                yield f"{subject}: no longer has the label map that step 2 packed; put it back"
 
     def read_reference(self, subject: str) -> np.ndarray:
         """Read the label map of a subject as class indices on the grid of its scans, `(X, Y, Z)` uint8.

@@ -25,7 +25,7 @@ def note_of_outside(shares):
     shown = ", ".join(f"{name} {share:.1%}" for share, name in much[:NAMES_SHOWN])
     shown += ", ..." if len(much) > NAMES_SHOWN else ""
     return (
-        f"of {len(much)} of {len(shares)} subjects some of the foreground lies outside the slices ({shown}); slices "
+        f"in {len(much)} of {len(shares)} subjects, some of the foreground lies outside the slices ({shown}); slices "
         "are cut about the middle of the scan: enlarge slices.image_size, or pixel_size, unless nothing needed is lost"
     )
 

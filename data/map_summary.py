@@ -78,7 +78,7 @@ def refuse_unlisted(path, rows, subjects):
         return
     shown = ", ".join(unlisted[:NAMES_SHOWN]) + (", ..." if len(unlisted) > NAMES_SHOWN else "")
     if rows:
-        cure = "run generate_constraint_maps.py again, which makes them anew"
+        cure = "run generate_constraint_maps.py again, which makes them again"
         raise InputError(f"{path}: has no row for {counted(len(unlisted), 'map')} ({shown}); {cure}")
     made = f"{counted(len(unlisted), 'map')} ({shown})"
     log.warning("%s: does not exist or is empty; nothing says what made %s", path, made)

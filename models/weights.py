@@ -123,7 +123,7 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: damaged weight file ({reason}); {AGAIN}") from None
     if not isinstance(metadata, dict):
-        raise InputError(f"{path}: damaged weight file ({METADATA} is no dictionary); {AGAIN}")
+        raise InputError(f"{path}: damaged weight file ({METADATA} is not a dictionary); {AGAIN}")
     return {key: _checked_array(path, key, array) for key, array in arrays.items()}, metadata
 
 
@@ -348,7 +348,7 @@ def _checked_array(path, key, array):
 
 def _check_format(path):
     if not path.is_file():
-        raise InputError(f"{path}: no such weight file" if not path.exists() else f"{path}: is no regular file")
+        raise InputError(f"{path}: no such weight file" if not path.exists() else f"{path}: is not a regular file")
     with open(path, "rb") as file:
         start = file.read(6)
     found = next((what for magic, what in OTHER_FORMATS.items() if start.startswith(magic)), None)

@@ -302,7 +302,7 @@ def test_the_card_says_what_the_cell_says(work):
         "image-segmentation",
     )
     for line in (
-        "| scans | **simulated**: the scores say nothing of real scans |",
+        "| scans | **simulated**: the scores say nothing about real scans |",
         "| annotated subjects trained on | 2 |",
         "| validation subjects | 1 |",
         "| test subjects | 2 |",

@@ -106,7 +106,7 @@ def test_steps_1_and_2_tell_what_slices_do_not_show_and_step_4_notes_it(tmp_path
     config = write_cohort(tmp_path, slices={"image_size": [8, 16], "min_foreground": 0.0})
     for step in ("generate_constraint_maps", "generate_h5_pretraining"):
         outcome = run(step, "--config", config)
-        told = [line for line in outcome.logged if line.startswith("of 3 of 3 subjects some of the foreground lies ")]
+        told = [line for line in outcome.logged if line.startswith("in 3 of 3 subjects, some of the foreground lies ")]
         assert outcome.code == 0 and len(told) == 1
     assert run("finetune_segmentation", "--config", config, "--init", "random").code == 0
     field = json.loads((tmp_path / "work" / MODEL / "model.json").read_text())["field"]

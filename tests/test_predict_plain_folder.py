@@ -50,7 +50,8 @@ def test_each_file_of_a_plain_folder_is_a_scan_called_by_its_name(tmp_path, layo
     assert {path.name for path in (tmp_path / "out").glob("*.nii*")} == {"first.nii.gz", "second scan.nii.gz"}
     assert subjects(tmp_path) == {"first", "second scan"}
     told = (
-        f"--input {tmp_path}/scans: taken as a plain folder of scans; not read, because they are none: notes.txt, old"
+        f"--input {tmp_path}/scans: taken as a plain folder of scans; ignored, because they are not scans: "
+        "notes.txt, old"
     )
     assert told in outcome.logged
     predict(tmp_path, given="scans/first.nii.gz", out="alone.nii.gz")

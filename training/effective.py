@@ -114,7 +114,7 @@ def far_from_the_method(values):
         yield (
             f"{values['nearest_patches']} nearest patches are {values['nearest_share']:.0%} of the foreground patches "
             f"of the median image, more than {LARGEST_NEAREST_SHARE:.0%} (authors: about 6 %), so that an anchor is "
-            "compared with much that is not near; lower nearest_patches, or give nearest_share"
+            "also compared with dissimilar patches; lower nearest_patches, or give nearest_share"
         )
 
 

@@ -25,7 +25,7 @@ def health_complaints(row: Mapping[str, float]) -> dict[str, str]:
         complaints["val_feature_spread"] = (
             f"val_feature_spread is {spread:.3g}, below {LEAST_SPREAD}: the representations have collapsed, nearly all "
             "point the same way (or a validation batch holds a single image); lower learning_rate, raise temperature "
-            "or batch_size, and look whether the constraint maps, if used, hold more than one class"
+            "or batch_size, and check whether the constraint maps, if used, hold more than one class"
         )
     if share > MOST_WITHOUT_NEGATIVE:
         complaints["val_share_without_negative"] = (

@@ -64,7 +64,7 @@ def out_of_memory(batches: Any, input_shape: Sequence[int]) -> str:
     size = " x ".join(str(length) for length in input_shape[1:-1])
     where = "this machine" if device == "cpu" else f"the device ({device})"
     return (
-        f"the memory of {where} does not suffice for batches of {batches.batch_size} images of {size} with "
+        f"{where} has too little memory for batches of {batches.batch_size} images of {size} with "
         f"{input_shape[-1]} channels; lower training.batch_size, the image or crop size or network.filters, switch "
         "training.mixed_precision on, or set data.resident to never"
     )

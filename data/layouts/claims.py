@@ -49,7 +49,7 @@ def settle_claims(found):
         if len(names) < 2:
             continue
         if len(names[0]) == len(names[1]):
-            line = f"'{path}' is taken for a file of '{names[0]}' and of '{names[1]}'; narrow the patterns"
+            line = f"'{path}' matches as a file of both '{names[0]}' and '{names[1]}'; narrow the patterns"
             found.problems += [(name, f"{name}: {line}") for name in names[:2]]
         for key, subject in several:
             if subject != names[0]:
@@ -80,7 +80,7 @@ def files_named_twice(found, subjects):
                 line_of.setdefault(roles, f"'{several[0][1]}' is {' and '.join(roles)}")
     problems = []
     for roles, names in subjects_of.items():
-        more = f" (and so with {counted(len(names) - 1, 'more subject')})" if len(names) > 1 else ""
+        more = f" (likewise for {counted(len(names) - 1, 'more subject')})" if len(names) > 1 else ""
         line = f"{names[0]}: {line_of[roles]}{more}; a file has one role: name each once"
         problems += [(name, line) for name in names]
     return problems
@@ -96,8 +96,8 @@ def warn_of_derived_names(subjects):
     if pairs:
         listed = ", ".join(pairs[:SHOWN]) + (", ..." if len(pairs) > SHOWN else "")
         log.warning(
-            "%s called like another and more (%s): label maps, predictions and processed images are no subjects, move "
-            "them elsewhere or narrow the pattern; sessions of one person belong into one set of a split",
+            "%s named like another plus a suffix (%s): label maps, predictions and processed images are not subjects; "
+            "move them elsewhere or narrow the pattern; sessions of one person belong in one set of a split",
             counted(len(pairs), "subject is", "subjects are"),
             listed,
         )

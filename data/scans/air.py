@@ -33,7 +33,7 @@ def notes_on_air(subject, volume, names, affine):
     if not found:
         return []
     cure = "where tissue reaches the edge of the field of view, no foreground is found without data.mask; give one"
-    return [f"{subject}: the corners seem to be no air ({'; '.join(found)}); {cure}"]
+    return [f"{subject}: the corners do not seem to show air ({'; '.join(found)}); {cure}"]
 
 
 def _not_air(contrast):

@@ -20,7 +20,7 @@ RULE = (
     "Subjects are ranked by SSIM inside the mask, averaged over target contrasts, repeats and all initialisations at "
     "this N; the median and the worst are shown, on the axial slice on which the reference labels (without labels: the "
     "foreground) are largest. Radiological display: the patient's right (R) is on the left. Acquired and synthesised "
-    "images (of the first repeat, whose SSIM inside the mask stands above) have one grey scale, 0 to 1 of the data "
+    "images (of the first repeat, whose SSIM inside the mask is given above) have one grey scale, 0 to 1 of the data "
     "range. Errors, |synthesised - acquired| in units of the data range, have one colour scale in all figures; it ends "
     "at the 99.5th percentile of the errors shown."
 )
@@ -75,7 +75,7 @@ def _read_subject(title, subject, scores, files, wanted):
     from data.scans.subject import SubjectReader
 
     if subject not in files:
-        raise InputError(f"{subject}: was a test subject, but is not below data.root any more")
+        raise InputError(f"{subject}: was a test subject, but is no longer below data.root")
     inits = scores.present
     rows = {init: first_repeat(scores, subject, init).set_index("label") for init in inits}
     targets = list(rows[inits[0]].index)

@@ -23,7 +23,7 @@ RULE = (
     "Subjects are ranked by Dice averaged over labels, repeats and all initialisations at this N; the median and the "
     "worst are shown, on the axial slice on which the reference labels together are largest, each relative to its own "
     "largest slice. Radiological display: the patient's right (R) is on the left. Dashed: reference; solid: prediction "
-    "of the first repeat, whose Dice (mean over labels) stands above (empty: it has no voxel)."
+    "of the first repeat, whose Dice (mean over labels) is given above (empty: it has no voxel)."
 )
 
 
@@ -78,7 +78,7 @@ def read_picture(title, subject, scores, files, shown, wanted):
     from data.scans.subject import SubjectReader
 
     if subject not in files:
-        raise InputError(f"{subject}: was a test subject, but is not below data.root any more")
+        raise InputError(f"{subject}: was a test subject, but is no longer below data.root")
     reader = SubjectReader(files[subject], wanted, [shown])
     image, reference, affine = reader.volume()[..., 0], reader.label(), reader.grid.affine
     predictions, dice = {}, {}

@@ -23,9 +23,9 @@ BUDGET_BYTES = 6_000_000  # for all pictures; 8 MB as text in the page
 RULE = (
     "The axial slice on which the reference labels together are largest, each relative to its own largest slice; shown "
     "is the part of it around the labels, at least half of each side. The patient's right is on the left. White: "
-    "reference; coloured: prediction of the first repeat, whose Dice (mean over labels) stands below. Worst subject "
-    "first, by Dice averaged over labels, repeats and all initialisations at this N. A number leads to the folder of "
-    "its run."
+    "reference; coloured: prediction of the first repeat, whose Dice (mean over labels) is given below. Worst subject "
+    "first, by Dice averaged over labels, repeats and all initialisations at this N. Each number links to the "
+    "folder of its run."
 )
 
 

@@ -95,7 +95,7 @@ def _hash_of_model(folder: Path, model: ModelDescription) -> str:
     described = model.what_must_agree() | {key: getattr(model, key, None) for key in ALSO_SHAPES}
     network = folder / NETWORK if (folder / NETWORK).is_file() else folder / WEIGHTS
     if not network.is_file():
-        what = "is no regular file" if network.exists() else "no such weight file"
+        what = "is not a regular file" if network.exists() else "no such weight file"
         raise InputError(f"{network}: {what}")
     with open(network, "rb") as content:
         weights = hashlib.file_digest(content, "blake2b").hexdigest()

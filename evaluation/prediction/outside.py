@@ -108,4 +108,4 @@ def _unknown(subject, path, unknown, values):
         return [f"{subject}: '{path}' holds {listed}, not whole numbers; give class numbers, not probabilities"]
     known = ", ".join(f"{name} {' '.join(map(str, members)) or '-'}" for name, members in values.items())
     cure = "give --labels NAME=VALUE ..., or list what is background in --ignored-values"
-    return [f"{subject}: '{path}' holds {listed}, which is no class ({known}); {cure}"]
+    return [f"{subject}: '{path}' holds {listed}, but the classes are {known}; {cure}"]

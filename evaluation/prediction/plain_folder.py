@@ -46,7 +46,9 @@ def scans_in(
         return {}
     if others := [path.name for path in everything if path not in scans and path.name != "dataset.json"]:
         shown = ", ".join(others[:NAMES_SHOWN]) + (", ..." if len(others) > NAMES_SHOWN else "")
-        log.warning("--input %s: taken as a plain folder of scans; not read, because they are none: %s", folder, shown)
+        log.warning(
+            "--input %s: taken as a plain folder of scans; ignored, because they are not scans: %s", folder, shown
+        )
     named = _by_channel(folder, scans, contrast, model) if model.layout == "nnunet" else _by_name(scans)
     problems, subjects = _problems_of_names(folder, named), {}
     for subject, path in named:

@@ -255,8 +255,8 @@ def _caption(parts, classes, chance, note):
     sentences = [
         note,
         f"Balanced accuracy of linear label probes of pixels ({', '.join(classes)}; chance {chance:.2f}), fitted on "
-        f"{counts[0]}, scored on {counts[1]}; no test subject is looked at.",
-        "Every class has the same number of pixels as far as there are enough; air is left out.",
+        f"{counts[0]}, scored on {counts[1]}; no test subject is used.",
+        "Every class has the same number of pixels if there are enough; air is left out.",
         f"Not among the validation pixels: {', '.join(missing)}." if missing else "",
         "Logistic regression on standardised features; penalty chosen by cross-validation over training subjects.",
         "Decoder level 1 is the deepest. A pixel has the features of the cell of that level in which it lies; all "

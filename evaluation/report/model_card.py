@@ -136,7 +136,7 @@ def _start(member):
 def _kind_of_scans(model):
     if "simulated" not in model.model_fields_set:
         return "not recorded"
-    return "**simulated**: the scores say nothing of real scans" if model.simulated else "real"
+    return "**simulated**: the scores say nothing about real scans" if model.simulated else "real"
 
 
 def _scores(members):
@@ -146,7 +146,7 @@ def _scores(members):
         return [*lines, "None came with the model.\n"]
     several = len(found) > 1
     columns = [key for key in COLUMNS if any(row.get(key) is not None for m in found for row in m["per_subject"])]
-    absent = "" if members[0].model.targets else " (a class that is neither there nor found has none)"
+    absent = "" if members[0].model.targets else " (none for a class absent from both prediction and reference)"
     lines += ["Mean ± standard deviation over test subjects, whole volumes on the scans' own voxels;"]
     lines += [f"n: subjects with a score{absent}."]
     lines += ["Each network is scored alone; the mean of them, which this model is, was not."] * several
@@ -197,8 +197,8 @@ def _files(files):
 def _use_and_limits(members, intended_use):
     model = members[0].model
     limits = [
-        "It knows one dataset. Other scanners, sequences, ages and diseases are unknown to it: look at what it makes "
-        "of some of your own scans before you use it on the others.",
+        "It knows one dataset. Other scanners, sequences, ages and diseases are unknown to it: check its results on "
+        "some of your own scans before you use it on the rest.",
     ]
     if not model.voxel_size_known:
         limits.append("The voxel size of its scans was not known, so it gives no volumes in mL.")

@@ -83,6 +83,6 @@ def lesion_notes(scores, lesions):
         if without := runs - counted["folder"].nunique():
             lines.append(
                 f"No lesions of '{label}' were counted in {without} of {runs} runs, which were scored before "
-                "evaluation.lesions named it; finetune_segmentation.py --overwrite makes these anew."
+                "evaluation.lesions named it; finetune_segmentation.py --overwrite scores these again."
             )
     return lines

@@ -63,7 +63,7 @@ def test_a_file_belongs_to_the_pattern_that_says_most_of_its_name(name, tmp_path
 def test_a_file_that_two_patterns_say_equally_much_of_is_refused(tmp_path):
     flat(tmp_path, "aa_bb")
     patterns = {"t1": "{subject}_bb.nii.gz", "t2": "aa_{subject}.nii.gz"}
-    with pytest.raises(InputError, match="aa_bb.nii.gz' is taken for a file of 'aa' and of 'bb'; narrow the patterns"):
+    with pytest.raises(InputError, match="aa_bb.nii.gz' matches as a file of both 'aa' and 'bb'; narrow the patterns"):
         find_subjects(Wanted(tmp_path, patterns))
 
 
@@ -71,7 +71,7 @@ def test_predictions_among_scans_and_sessions_are_pointed_out(tmp_path, caplog, 
     monkeypatch.setattr(logging.getLogger("mrccl"), "propagate", True)
     found = find_subjects(Wanted(flat(tmp_path, "a", "b", "b_pred", "b_pred_2"), FLAT))
     assert len(found) == 4
-    assert "2 subjects are called like another and more (b_pred beside b, b_pred_2 beside b_pred)" in caplog.text
+    assert "2 subjects are named like another plus a suffix (b_pred beside b, b_pred_2 beside b_pred)" in caplog.text
     caplog.clear()
     find_subjects(Wanted(flat(tmp_path / "other", "sub-1", "sub-10", "sub-2"), FLAT))
     assert not caplog.text
@@ -90,7 +90,7 @@ TWICE = {
 def test_a_file_with_two_roles_is_refused(name, tmp_path):
     change, file, roles = TWICE[name]
     config = write_cohort(tmp_path)
-    line = f"sub-1: '{{data}}/sub-1/{file}.nii.gz' is {roles} (and so with 2 more subjects); {SAME}"
+    line = f"sub-1: '{{data}}/sub-1/{file}.nii.gz' is {roles} (likewise for 2 more subjects); {SAME}"
     words = ["--config", config, "--set", change.format()]
     assert_refused(tmp_path, "generate_constraint_maps", words, [line], data=tmp_path / "data")
 

@@ -116,7 +116,7 @@ CASES = {
     "empty": (lambda path: path.write_bytes(b""), f"{{path}}: damaged weight file (<any>); {AGAIN}"),
     "text": (lambda path: path.write_text("weights"), f"{{path}}: damaged weight file (<any>); {AGAIN}"),
     "absent": (lambda path: path.unlink(), "{path}: no such weight file"),
-    "folder": (lambda path: (path.unlink(), path.mkdir()), "{path}: is no regular file"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "{path}: is not a regular file"),
     "pickled payload": (
         lambda path: path.write_bytes(pickle.dumps(Payload(path.parent / "hacked"))),
         f"{{path}}: this is a pickle file; {OTHER_FORMAT}",
@@ -144,7 +144,7 @@ CASES = {
     ),
     "metadata is a list": (
         rewrite(metadata=np.array("[]")),
-        f"{{path}}: damaged weight file (metadata is no dictionary); {AGAIN}",
+        f"{{path}}: damaged weight file (metadata is not a dictionary); {AGAIN}",
     ),
     "member that is no array": (
         member("note.txt", b"hello"),

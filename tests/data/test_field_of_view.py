@@ -65,7 +65,7 @@ def test_tables_of_step_4_take_the_volume_of_sheared_voxels():
 def test_only_much_is_told():
     assert note_of_outside({"a": 0.0, "b": 0.0099}) is None and note_of_outside({}) is None
     note = note_of_outside({"a": 0.02, "b": 0.5, "c": 0.0})
-    assert note.startswith("of 2 of 3 subjects some of the foreground lies outside the slices (b 50.0%, a 2.0%);")
+    assert note.startswith("in 2 of 3 subjects, some of the foreground lies outside the slices (b 50.0%, a 2.0%);")
 
 
 def test_the_field_of_training_is_the_range_of_its_subjects():

@@ -62,7 +62,7 @@ def test_a_map_that_the_table_does_not_list_is_refused(mapped):
     table = mapped.parent / "work" / "constraint_maps" / "summary.csv"
     lines = table.read_text().splitlines()
     table.write_text("\n".join(line for line in lines if not line.startswith("sub-2")) + "\n")
-    line = f"{table}: has no row for 1 map (sub-2); run generate_constraint_maps.py again, which makes them anew"
+    line = f"{table}: has no row for 1 map (sub-2); run generate_constraint_maps.py again, which makes them again"
     assert_refused(mapped.parent, "generate_h5_pretraining", ["--config", mapped], [line])
     assert run("generate_constraint_maps", "--config", mapped).code == 0
     assert run("generate_h5_pretraining", "--config", mapped).code == 0

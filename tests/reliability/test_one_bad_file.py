@@ -216,7 +216,7 @@ def test_step_4_draws_no_other_subjects_where_a_label_map_is_gone(tmp_path, four
     """Without a word, another subject would have trained in its place."""
     assert run(SLICES, "--config", four).code == 0
     spoil_in(tmp_path, "sub-4", "label", "missing")
-    line = "sub-4: has no label map any more, which step 2 packed; put it back"
+    line = "sub-4: no longer has the label map that step 2 packed; put it back"
     assert run(CELLS, "--config", four).said == [line]
 
 

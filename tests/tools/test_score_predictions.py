@@ -114,7 +114,7 @@ def test_all_values_that_no_class_has_may_be_background(study, predicted):
     save(predicted / "sub-3.nii.gz", everything)
     words = ["--labels", "kidney=40", "liver=41", "--ignored-values"]
     refused = score(study, predicted, *words, "50", "51")
-    assert refused.code == 2 and "holds 52, 53, which is no class (kidney 40, liver 41)" in refused.said[0]
+    assert refused.code == 2 and "holds 52, 53, but the classes are kidney 40, liver 41" in refused.said[0]
     assert score(study, predicted, *words, "others").code == 0
     assert metrics_of(study)["per_subject"][0]["dice"] == 1
 

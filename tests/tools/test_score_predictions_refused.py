@@ -118,7 +118,7 @@ FILES = {
     ),
     "an unknown value": (
         rewrite(lambda values: values * np.uint8(7)),
-        f"sub-3: '{{file}}' holds 7, which is no class (kidney 1, liver 2); {CURE}",
+        f"sub-3: '{{file}}' holds 7, but the classes are kidney 1, liver 2; {CURE}",
     ),
     "probabilities": (
         rewrite(lambda values: values * np.float32(0.5)),

@@ -80,9 +80,7 @@ def test_too_little_memory_names_batch_and_image_size_and_what_to_lower(error, s
         raise error
 
     monkeypatch.setattr("training.tasks.Regression.forward", fail)
-    message = (
-        "test: the memory of this machine does not suffice for batches of 4 images of 16 x 16 with 1 channels; lower"
-    )
+    message = "test: this machine has too little memory for batches of 4 images of 16 x 16 with 1 channels; lower"
     with pytest.raises(InputError, match=message):
         pretrain("regression", *slices, tmp_path)
 

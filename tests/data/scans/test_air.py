@@ -43,7 +43,7 @@ def test_the_line_names_contrasts_numbers_and_cure():
     part[18:22, 16:20] = np.linspace(0, 900, 96).reshape(4, 4, 6)
     scan = np.stack([np.abs(body([100, 500, 900], 0, 5)), part], -1)
     [line] = notes_on_air("sub-1", scan, ["t1", "t2"], np.diag([1.0, 1, 1, 1]))
-    assert line.startswith("sub-1: the corners seem to be no air (t2 452, half of them 450 to 454, all ")
+    assert line.startswith("sub-1: the corners do not seem to show air (t2 452, half of them 450 to 454, all ")
     assert line.endswith("no foreground is found without data.mask; give one")
 
 
