@@ -44,8 +44,8 @@ def hashes_of_subject(volume, channels, affine, label=None, maps=None, mask=None
         mask: Given foreground `(X, Y, Z)`, or None.
 
     Returns:
-        `{"images": {channel: hash}, "label": hash, "maps": {space: hash}, "mask": hash}`, without constant images and
-        maps, and without what is not given.
+        `{"images": {channel: hash}, "label": hash, "maps": {space: hash}, "mask": hash}`, without constant images or
+        maps and without anything that is not given.
     """
     turn, _ = axial_turns(affine)
     images = {name: content_hash(turn(volume[..., number])) for number, name in enumerate(channels)}

@@ -134,8 +134,8 @@ class Pretrained:
     Attributes:
         path: The file.
         arrays: `layer/variable` -> float32 array.
-        contrasts: Names of the input channels; None where they have none, as in a network that saw its contrasts one
-            at a time.
+        contrasts: Names of the input channels; None if they have none, as in a network that saw its contrasts one at a
+            time.
         made_from: What they were made from, as the file records it: `config_hash`, `split_hash`, `scans`, ...
         seen: Subjects that these weights, or the weights they started from, were trained on.
         seen_scans: Hash of each image that they have seen -> its subject.
@@ -169,7 +169,7 @@ class Pretrained:
         Args:
             init: Name of the stage, for the messages.
             config_hash: Hash of the stage in the current config.
-            split_hash: Hash of the current split; None where it is not compared.
+            split_hash: Hash of the current split; None if it is not compared.
             tested: Test subject -> hashes of its images.
 
         Yields:
@@ -235,8 +235,8 @@ def transfer(
     Args:
         source: A `keras.Model`, a dict from `layer/variable` to array, or the path of a weight file.
         target: The `keras.Model` to change.
-        source_contrasts: Contrast names of the source's input channels; None where they have none, as in a network
-            that saw its contrasts one at a time.
+        source_contrasts: Contrast names of the source's input channels; None if they have none, as in a network that
+            saw its contrasts one at a time.
         target_contrasts: Contrast names of the target's input channels.
         stay: Prefixes of the names of layers that stay as initialised, such as `decoder_5_`.
 

@@ -48,7 +48,7 @@ def write_checkpoint(
         path: The file.
         progress: A `Progress` as text, see `text_of`.
         variables: Weights of the network, then variables of the optimizer.
-        best: The best weights; None where the last ones are kept.
+        best: The best weights; None if the last ones are kept.
     """
     arrays = {f"variable_{number}": value for number, value in enumerate(variables)}
     arrays |= {f"best_{number}": value for number, value in enumerate(best or ())}

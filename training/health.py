@@ -1,4 +1,4 @@
-"""Health of what is learned: representations that collapse, anchors that teach nothing."""
+"""Health of learned representations: whether they collapse, and whether anchors teach anything."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -46,7 +46,7 @@ class RunOptions:
 
     Attributes:
         folder: Run folder.
-        tag: Text that identifies the run (what it is made from); a checkpoint with another tag is not resumed.
+        tag: Text that identifies the run by what it is made from; a checkpoint with another tag is not resumed.
         name: Name of the run in messages.
         seed: Seed of everything that the training draws.
         subjects: Subject of each row of the training and of the validation slices, two sequences, for messages; None:

@@ -64,7 +64,7 @@ class Entry(Section):
 
 
 def read_expected(name, path=EXPECTED):
-    """Read what a paper states.
+    """Read the numbers stated in a paper.
 
     Args:
         name: Entry of the file, as given by `paper:` in a config.

@@ -118,7 +118,7 @@ def measures_in(region) -> list[Measure]:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One of the two tasks of step 4: where and how its scores are kept, and what they are called.
+    """One of the two tasks of step 4: where and how its scores are stored and named.
 
     Attributes:
         folder: Folder below the work dir or a fold.
