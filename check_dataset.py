@@ -1,4 +1,4 @@
-"""Run `python -m tools.check_dataset`, for scripts that call it by its earlier name."""
+"""Run `python -m tools.check_dataset`, for scripts that use its earlier name."""
 
 import runpy
 

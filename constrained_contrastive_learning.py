@@ -1,12 +1,12 @@
-"""Step 3 of 5: pretrain encoder and decoder, stage after stage.
+"""Step 3 of 5: pretrain encoder and decoder, stage by stage.
 
     python constrained_contrastive_learning.py --config configs/lgg_tcga.yaml
 
 Reads   h5/pretrain_train.h5 and h5/pretrain_val.h5 in the work dir (step 2).
-Writes  pretraining/<stage>/ with weights.npz (best on the fixed validation set), weights_last.npz, history.csv,
-        curves.png and a run record, for each stage of the config, of constrained stages also effective.json (what
-        their lengths and shares come to on the data); with cross-validation, one such folder per fold.
-Takes   minutes (CPU, small images) to hours. Finished stages are skipped; an interrupted one resumes by itself.
+Writes  for each stage of the config, pretraining/<stage>/ with weights.npz (best on the fixed validation set),
+        weights_last.npz, history.csv, curves.png and a run record; for constrained stages also effective.json (the
+        numbers that their lengths and shares amount to); with cross-validation, one such folder per fold.
+Takes   minutes (CPU, small images) to hours. Finished stages are skipped; an interrupted one resumes.
 Next    python finetune_segmentation.py --config FILE
 """
 
@@ -48,7 +48,7 @@ def main(arguments=None):
     from data.splits import chosen_folds
     from training.devices import check_batch_sizes, data_parallel
 
-    # The config's order: what others start from comes first.
+    # In the config's order: a stage comes before those that start from it.
     stages = [name for name in config.pretraining.stages if not options.method or name in options.method]
     sizes = {name: config.pretraining.stages[name].training.batch_size for name in stages}
     check_batch_sizes(options.devices, {f"pretraining.stages.{name}.training": size for name, size in sizes.items()})
@@ -72,7 +72,7 @@ def pretrain(config, name, work, overwrite, **sinks):
     stage, target = config.pretraining.stages[name], work.stage(name)
     stores = open_stores(config, work)
     contrasts = channel_names(config.data.contrasts, config.pretraining.contrasts)
-    # A network that saw the contrasts one by one has an input of no particular contrast.
+    # A network that was shown the contrasts one by one has an input for no particular contrast.
     inputs = contrasts if config.pretraining.contrasts_as == "channels" else None
     made_from = provenance(config, name, stores)
     if is_finished(target, made_from, overwrite):
@@ -80,7 +80,7 @@ def pretrain(config, name, work, overwrite, **sinks):
     earlier = read_earlier(config, stage.warm_start, work, made_from.scans)
     send = tracked(target, config.plain(), made_from.config_hash, sinks.get("with_mlflow"))
     with open_run(target, config.plain(), config.seed), send:
-        if (target / WEIGHTS).exists():  # what is redone must not count as finished if it is interrupted
+        if (target / WEIGHTS).exists():  # a stage that is redone must not count as finished when interrupted
             drop_checkpoint(target)
             (target / WEIGHTS).unlink()
         if earlier:
@@ -94,14 +94,14 @@ def pretrain(config, name, work, overwrite, **sinks):
         shown = {"contrasts": inputs} | ({"contrasts_one_by_one": contrasts} if inputs is None else {})
         note = "Simulated scans. " if config.data.simulated else ""
         save_training_curves(history, target / "curves.png", title=f"{note}{config.name}: {name}")
-        # Written last: a folder with weights.npz is a finished stage.
+        # Written last: a folder with weights.npz counts as a finished stage.
         save_weights(network, target / WEIGHTS, **seen_by(stores, earlier), **shown, **made_from.as_dict())
         drop_checkpoint(target)
     log.info("wrote %s", target)
 
 
 def provenance(config, name, stores):
-    """What a stage is made from."""
+    """Return what a stage is made from."""
     from data.identity import of_scans
     from data.splits import hash_of_split
     from utils.provenance import Provenance
@@ -117,19 +117,19 @@ def provenance(config, name, stores):
 
 
 def is_finished(folder, made_from, overwrite):
-    """True when a stage is done; InputError when it comes from another config, seed or set of subjects."""
+    """Tell whether a stage is finished; InputError if it was made with another config, seed or set of subjects."""
     from models.weights import Pretrained
 
     if overwrite or not (folder / WEIGHTS).exists():
         return False
-    drop_checkpoint(folder)  # a kill may have left it: a run anew must not go on from there
+    drop_checkpoint(folder)  # left by a killed run; redoing the stage must not resume from it
     made_from.refuse_other(Pretrained.read(folder / WEIGHTS).made_from, folder)
     log.info("%s: finished before, skipped", folder)
     return True
 
 
 def open_stores(config, work):
-    """Open the packed slices of a split; refuse those of another config, seed or split, and one scan in both."""
+    """Open the packed slices of a split; refuse another config, seed or split, and a scan that is in both sets."""
     from data.identity import refuse_same_scans
     from data.store.store import SliceStore
 
@@ -143,12 +143,12 @@ def open_stores(config, work):
 
 
 def hashes_of(stores):
-    """Hashes of the files of all subjects."""
+    """Return the hashes of the files of all subjects."""
     return stores["train"].hashes | stores["val"].hashes
 
 
 def seen_by(stores, earlier):
-    """Subjects and scans that weights have seen, those of earlier stages too: no test subject may be among them."""
+    """Return the subjects and scans used for weights, including earlier stages: none may be a test subject."""
     from data.identity import owners_of_images
 
     seen = {subject for store in stores.values() for subject in store.subjects} | (earlier.seen if earlier else set())
@@ -157,9 +157,9 @@ def seen_by(stores, earlier):
 
 
 def read_earlier(config, source, work, scans):
-    """Read the weights that a stage starts from, of an earlier stage or a file; None if from none.
+    """Read the weights that a stage starts from, those of an earlier stage or a file; None if it starts from none.
 
-    An earlier stage of this config must have been trained on the same scans, whose hash is given.
+    An earlier stage of this config must have been trained on the same scans, whose hash is `scans`.
     """
     from models.weights import Pretrained
 
@@ -179,12 +179,12 @@ def read_earlier(config, source, work, scans):
 
 
 def start_from(earlier, inputs, network):
-    """Move earlier weights into a network whose input channels have these names, or none."""
+    """Copy earlier weights into a network whose input channels are `inputs`; None: no particular contrasts."""
     log.info("%s", earlier.move_into(network, inputs).summary())
 
 
 def train(config, stage, stores, contrasts, run, warm_start=None):
-    """Hand images, maps and the stage's settings to its method."""
+    """Call the method of a stage with its images, maps and settings."""
     from losses.local_contrastive import Regions
     from training import pretraining
     from training.effective import PatchCounts
@@ -216,7 +216,7 @@ def train(config, stage, stores, contrasts, run, warm_start=None):
 
 
 def loss_of(stage):
-    """The loss of a stage with its settings bound; None for a regression, whose loss has none."""
+    """Return the loss of a stage with its settings bound; None for regression, whose loss has no settings."""
     from losses.constrained_contrastive import constrained_contrastive_loss
     from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
     from losses.local_contrastive import region_contrast
@@ -233,7 +233,7 @@ def loss_of(stage):
 
 
 def images_of(config, stage, store, contrasts):
-    """What a stage is shown of a store: slices or crops of volumes, their maps and their places."""
+    """Return what a stage is shown from a store: slices or crops of volumes, their maps and positions."""
     from data.store.slices import stored_images, stored_maps
     from training.pretraining import Images
 
@@ -246,7 +246,7 @@ def images_of(config, stage, store, contrasts):
 
 
 def in_memory(config, shown):
-    """Read the images of all sets into memory, if they fit; crops stay as they are."""
+    """Read the images of all sets into memory if they fit; crops are left as they are."""
     from data.store.slices import in_memory_if
     from training.devices import free_bytes
 
@@ -257,7 +257,7 @@ def in_memory(config, shown):
 
 
 def subjects_of(config, stores, contrasts):
-    """Subject of each image of both sets: of each volume, or of each slice, which may be shown contrast by contrast."""
+    """Return the subject of each image of both sets: of each volume, or of each slice (once per contrast if alone)."""
     import numpy as np
 
     if config.network.rank == 3:
@@ -267,7 +267,7 @@ def subjects_of(config, stores, contrasts):
 
 
 def crops_of(config, stage, store, contrasts):
-    """Open the volumes of a store, to be shown in crops; small sets are read into memory, once."""
+    """Open the volumes of a store for cropping; small sets are read into memory once."""
     from data.store.crops import held_if_small, open_volumes
     from training.crops import Crops
 
@@ -279,7 +279,7 @@ def crops_of(config, stage, store, contrasts):
 
 
 def places_of(store, contrasts):
-    """Volume and slice number of each sample; each contrast that is shown by itself makes a volume of its own."""
+    """Return volume and slice number of each sample; a contrast shown by itself counts as a separate volume."""
     import numpy as np
 
     subjects = np.array(store.subjects)[store.subject_index]

@@ -1,4 +1,4 @@
-"""Run `python -m tools.export_model`, for scripts that call it by its earlier name."""
+"""Run `python -m tools.export_model`, for scripts that use its earlier name."""
 
 import runpy
 

@@ -1,20 +1,20 @@
-"""Step 4 of 5: finetune segmentation networks on few annotated subjects and score them on all test subjects.
+"""Step 4 of 5: finetune segmentation networks on a few annotated subjects and score them on all test subjects.
 
     python finetune_segmentation.py --config configs/lgg_tcga.yaml
     python finetune_segmentation.py --config configs/lgg_tcga.yaml --init random --subjects-n 2 --repeats 1
 
 Reads   h5/annotated.h5 (step 2), pretraining/<init>/weights.npz (step 3) and the label maps of the test subjects.
-Writes  finetuning/<contrasts>/<init>/n<NN>/r<K>/ with metrics.json, model.json and weights.npz (together a model folder
-        for predict.py), history.csv, predictions/<subject>.nii.gz and a run record, for each cell of the grid.
-Takes   about a minute a cell on a CPU with small images. Finished cells are skipped; an interrupted one resumes.
+Writes  for each cell of the grid, finetuning/<contrasts>/<init>/n<NN>/r<K>/ with metrics.json, model.json and
+        weights.npz (a model folder for predict.py), history.csv, predictions/<subject>.nii.gz and a run record.
+Takes   about a minute per cell on a CPU with small images. Finished cells are skipped; an interrupted one resumes.
 Next    python reproduce_tables.py --config FILE
 
-To choose settings (docs/choosing_settings.md), before any of this:
+Before that, to choose settings (docs/choosing_settings.md):
 
     python finetune_segmentation.py --config configs/studies/lgg_tcga_trials.yaml --score-on validation
 
-trains every trial of finetuning.trials for every init, scores the annotated validation subjects only, and writes
-trials/<trial>/<contrasts>/<init>/n<NN>/r<K>/, trials/table.csv and trials/table.md. It reads nothing of test subjects.
+trains every trial of finetuning.trials for every init, scores only the annotated validation subjects, and writes
+trials/<trial>/<contrasts>/<init>/n<NN>/r<K>/, trials/table.csv and trials/table.md. Test subjects are not read.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ log = logging.getLogger("mrccl")
 
 def add_options(parser):
     parser.add_argument("--contrasts", nargs="+", metavar="NAME", help="input sets (default: all in the config)")
-    text = "validation: run finetuning.trials, to choose settings; test subjects are not touched (default: test)"
+    text = "validation: run finetuning.trials to choose settings, without reading test subjects (default: test)"
     parser.add_argument("--score-on", choices=("test", "validation"), default="test", help=text)
     text = "with --score-on validation: trials to run (default: all in the config)"
     parser.add_argument("--trial", nargs="+", metavar="NAME", help=text)
@@ -58,14 +58,14 @@ def main(arguments=None):
     failures = [] if options.keep_going else None
     files, splits = find_and_split(config.data.wanted(), data["splits"], config.seed, failures)
     splits = chosen_folds(splits, options.folds)
-    trainers = {}  # all cells and folds of one shape and the same settings share a compiled step
+    trainers = {}  # cells and folds with equal shapes and settings share one compiled step
     grids = [Grid(task(config, split, files), trainers) for split in splits]
     finish = functools.partial(compare_trials, config, options, cells, [split.name for split in splits])
     return run_grids(grids, cells, options, finish if trials else None, failures)
 
 
 def chosen_trials(config, options):
-    """List the names of the trials to run; none where test subjects are scored."""
+    """List the names of the trials to run; none if test subjects are scored."""
     known = config.finetuning.trials
     if options.score_on == "test":
         if options.trial:
@@ -82,7 +82,7 @@ def chosen_trials(config, options):
 
 
 def cells_of_grid(config, options, trials):
-    """List the cells of the grid in the order in which they run, trial after trial."""
+    """List the cells of the grid in the order in which they run, trial by trial."""
     grid = config.finetuning
     for name in options.contrasts or ():
         if name not in grid.contrasts:
@@ -93,7 +93,7 @@ def cells_of_grid(config, options, trials):
 
 
 def batch_sizes(config, trials, inits):
-    """Return the batch sizes of trials, or else of what is chosen for some inits, by the section of the config."""
+    """Return the batch sizes of the trials, or else of the settings of the inits, by section of the config."""
     names = trials or {config.finetuning.chosen.get(init) for init in inits}
     settings = {name: config.finetuning.settings_of(None, name) for name in names}
     return {
@@ -125,7 +125,7 @@ class Segmentations(CellTask):
             raise InputError([*self.absent()] or f"data.splits: no subject of {where} has a label map")
         self.train_subjects, self.val_subjects, self.test_subjects = members.values()
         self.scored, self.made_of = members[self.scored_part], {"labels": self.labels}
-        self.rows = self.store.rows_of([*self.train_subjects, *self.val_subjects])  # training reads no others
+        self.rows = self.store.rows_of([*self.train_subjects, *self.val_subjects])  # the only ones that training reads
 
     def absent(self):
         return self.annotated.absent()
@@ -159,7 +159,7 @@ class Segmentations(CellTask):
         from training.devices import free_bytes
 
         channels = self.inputs(cell)
-        if trainer.source != (self.store.path, channels):  # the same slices serve all cells that see these contrasts
+        if trainer.source != (self.store.path, channels):  # all cells with these contrasts share the slices
             arrays = [stored_images(self.store, channels), stored_labels(self.store)]
             arrays = [some_rows(array, self.rows) for array in arrays]
             trainer.use(*in_memory_if(arrays, self.config.data.resident, free_bytes() // 2))
@@ -197,7 +197,7 @@ class Segmentations(CellTask):
         return {"validation_dice": dice} if self.val_subjects else {}
 
     def _score_subject(self, folder, item):
-        """Write and score the label map of one subject; what the network is not needed for."""
+        """Write and score the label map of one subject, while the network predicts the next ones."""
         from data.scans.volumes import write_nifti
         from evaluation.prediction.inference import label_map
         from evaluation.scores.label_maps import score_label_map
@@ -231,7 +231,7 @@ class Trials(Segmentations):
 
     def __init__(self, config, split, files):
         super().__init__(config, split, files)
-        self.test_subjects = list(split.test)  # with or without a label: no stage may have been pretrained on them
+        self.test_subjects = list(split.test)  # labelled or not: no stage may have been pretrained on them
 
     def folder(self, cell):
         return self.work.cell("trials", cell.trial, cell.contrasts, cell.init, n=cell.n, repeat=cell.repeat)
@@ -242,7 +242,7 @@ class Trials(Segmentations):
 
 
 def compare_trials(config, options, cells, splits):
-    """Write and print the table of the trials that are there; returns what to type next."""
+    """Write and print the table of the finished trials; returns what to type next."""
     from evaluation.report.formats import print_table
     from evaluation.scores.trials import collect_trials, compare, write_trials
 
@@ -270,7 +270,7 @@ def compare_trials(config, options, cells, splits):
 
 
 def build_trainer(config, channels, settings=None):
-    """Build the trainer of one network shape and one set of settings (default: the section as it stands)."""
+    """Build the trainer of one network shape and one set of settings (default: those of the section itself)."""
     from losses.segmentation import segmentation_loss
     from models.unet import build_unet
     from training.augmentation import Changes

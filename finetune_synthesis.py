@@ -1,12 +1,12 @@
-"""Step 4 of 5, for contrast synthesis: finetune networks that make contrasts from others, and score all test subjects.
+"""Step 4 of 5, for contrast synthesis: finetune networks that synthesise contrasts, and score all test subjects.
 
     python finetune_synthesis.py --config configs/lgg_tcga_synthesis.yaml
     python finetune_synthesis.py --config configs/lgg_tcga_synthesis.yaml --init random --subjects-n 2 --repeats 1
 
 Reads   h5/volumes.h5 (step 2), pretraining/<init>/weights.npz (step 3) and the target contrasts of the test subjects.
-Writes  synthesis/<init>/n<NN>/r<K>/ with metrics.json, model.json and weights.npz (together a model folder for
-        predict.py), history.csv, predictions/<subject>_<target>.nii.gz and a run record, for each cell of the grid.
-Takes   a minute or two a cell on a CPU with small slices. Finished cells are skipped; an interrupted one resumes.
+Writes  for each cell of the grid, synthesis/<init>/n<NN>/r<K>/ with metrics.json, model.json and weights.npz (a model
+        folder for predict.py), history.csv, predictions/<subject>_<target>.nii.gz and a run record.
+Takes   a minute or two per cell on a CPU with small slices. Finished cells are skipped; an interrupted one resumes.
 Next    python reproduce_tables.py --config FILE
 """
 
@@ -66,7 +66,7 @@ class Syntheses(CellTask):
             for part in (split.train, split.val, split.test)
         )
         self.scored, self.made_of = self.test_subjects, {"inputs": self.channels, "targets": self.targets}
-        # Every subject is opened at the start, so that one into which no crop fits is named now.
+        # Open every subject at the start, to report one that is smaller than a crop before training.
         size = [*config.crops.size, 1][:3]
         subjects = [*self.train_subjects, *self.val_subjects]
         opened = open_volumes(store, subjects, [*self.channels, *self.targets], size)
@@ -105,7 +105,7 @@ class Syntheses(CellTask):
         trainer.train(*map(self.crops, names), dataclasses.replace(run, subjects=names))
 
     def crops(self, subjects):
-        """The volumes of some subjects, to be shown in crops."""
+        """Return the volumes of some subjects, to be cropped."""
         from data.store.crops import held_if_small
         from training.crops import Crops
 
@@ -136,7 +136,7 @@ class Syntheses(CellTask):
         return {}  # no class can be dead
 
     def _score_subject(self, folder, item):
-        """Write and score the contrasts of one subject; what the network is not needed for."""
+        """Write and score the contrasts of one subject, while the network synthesises the next ones."""
         from data.scans.volumes import write_nifti
         from evaluation.scores.synthesis_metrics import score_synthesis
 
@@ -151,7 +151,7 @@ class Syntheses(CellTask):
         return rows
 
     def read_reference(self, subject):
-        """Acquired targets of a subject in [0, 1], `(X, Y, Z, K)`, and the head or organ, `(X, Y, Z)`."""
+        """Return the acquired targets of a subject in [0, 1], `(X, Y, Z, K)`, and its mask, `(X, Y, Z)`."""
         import numpy as np
 
         from data.identity import is_unchanged
@@ -166,7 +166,7 @@ class Syntheses(CellTask):
         noted = self.store.hashes.get(subject, {})
         if mask is not None and "mask" in noted and not is_unchanged(mask, affine, noted["mask"]):
             raise InputError(changed_since_step_2(subject, files.mask))
-        if mask is None:  # the foreground that all contrasts show together, as step 1 found it
+        if mask is None:  # the foreground of all contrasts together, as found in step 1
             classes = self.store.constraint_maps(self.store.rows_of([subject]))
             mask = self.store.grid(subject).to_volume((classes > 0).astype(np.uint8), order=0) > 0
         return scale_between(volume, np.array([ranges[target] for target in self.targets])), mask
@@ -178,7 +178,7 @@ class Syntheses(CellTask):
         noted = self.store.hashes.get(files.subject, {}).get("images")
         for number, target in enumerate(self.targets):
             name, _ = file_of_channel(self.config.data.contrasts, target)
-            # N4 does not give the same bits on every machine.
+            # N4 is not bit-identical on all machines.
             if noted is None or name in files.bias_correction:
                 continue
             if not is_unchanged(volume[..., number], affine, noted.get(target)):

@@ -3,9 +3,9 @@
     python generate_constraint_maps.py --config configs/lgg_tcga.yaml --jobs 2
 
 Reads   the scans below data.root.
-Writes  constraint_maps/ in the work dir: <subject>.nii.gz (0 background, 1...K tissue classes, on the contrasts' own
-        grid), qc/<subject>.png to look at, and summary.csv with class sizes, inertia, explained variance and seconds;
-        the same in constraint_maps/<space>/ for each further contrast space of the config.
+Writes  constraint_maps/ in the work dir: <subject>.nii.gz (0 background, 1...K tissue classes, on the grid of
+        the contrasts), qc/<subject>.png for inspection, and summary.csv with class sizes, inertia, explained variance
+        and seconds; the same in constraint_maps/<space>/ for each further contrast space of the config.
 Takes   1 to 8 seconds and up to 1 GB per map and job. All scans are checked before the first map is made.
         Finished maps are skipped.
 Next    python generate_h5_pretraining.py --config FILE
@@ -27,13 +27,13 @@ from utils.runs import child_seed, exit_code_of, open_run, progress
 
 log = logging.getLogger("mrccl")
 
-PLAUSIBLE_FOREGROUND = (0.02, 0.95)  # share of the volume; a mask outside this is worth a look
+PLAUSIBLE_FOREGROUND = (0.02, 0.95)  # share of the volume; a mask outside this range deserves a look
 
 
 def add_options(parser):
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects worked on at a time (default: 1)")
-    parser.add_argument("--subjects", nargs="+", type=composed, metavar="ID", help="make the maps of these only")
-    parser.add_argument("--keep-going", action="store_true", help="leave out subjects that fail; list them at the end")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects processed at a time (default: 1)")
+    parser.add_argument("--subjects", nargs="+", type=composed, metavar="ID", help="make maps of these subjects only")
+    parser.add_argument("--keep-going", action="store_true", help="skip subjects that fail and list them at the end")
     parser.add_argument("--overwrite", action="store_true", help="make finished maps again")
 
 
@@ -50,12 +50,12 @@ def main(arguments=None):
 
 
 def generate_constraint_maps(config, options, failures):
-    """Make every map that is missing; under --keep-going, `failures` collects a line for each thing that failed."""
+    """Make all missing maps; under --keep-going, `failures` collects one line per failure."""
     from data.field_of_view import note_of_outside
     from data.map_summary import write_summary
 
     everyone, wanted = find_wanted(config, options, failures)
-    if not options.keep_going:  # which may leave out subjects that the splits name
+    if not options.keep_going:  # it may leave out subjects named in the splits
         check_plan(config, everyone)
     rows = {space: finished_rows(config, space, everyone, wanted, options.overwrite) for space in config.spaces()}
     todo = {name: [space for space in rows if name not in rows[space]] for name in wanted}
@@ -68,7 +68,7 @@ def generate_constraint_maps(config, options, failures):
     with open_run(config.work.maps(), config.plain(), config.seed):
         for space in rows:
             write_summary(config.work.map_summary(space), rows[space])
-        for space, files in maps:  # maps without a row were made otherwise, or not to the end
+        for space, files in maps:  # a map without a row has other settings, or is unfinished
             config.work.map_of(files.subject, space).unlink(missing_ok=True)
         of_subjects = in_order(functools.partial(maps_of_subject, config, options.keep_going), jobs, options.jobs)
         made = itertools.chain.from_iterable(of_subjects)
@@ -90,7 +90,7 @@ def generate_constraint_maps(config, options, failures):
 
 
 def finished_rows(config, space, everyone, wanted, overwrite):
-    """Return the rows of one contrast space's summary whose maps are finished and stay."""
+    """Return the summary rows of one contrast space whose maps are finished and kept."""
     from data.map_summary import read_summary, refuse_other_settings
 
     summary = config.work.map_summary(space)
@@ -106,7 +106,7 @@ def finished_rows(config, space, everyone, wanted, overwrite):
 
 
 def refuse_changed(config, space, noted, wanted):
-    """Refuse to keep maps of scans or masks that are others now; `noted` is what the summary says of their files."""
+    """Refuse to keep maps whose scans or masks have changed; `noted` is the record of their files in the summary."""
     from data.identity import changed_files
     from data.scans.subject import SubjectReader
 
@@ -121,7 +121,7 @@ def refuse_changed(config, space, noted, wanted):
 
 
 def find_wanted(config, options, failures):
-    """Return `{subject: files}` of everyone in the dataset, and of those that the command line asks for."""
+    """Return `{subject: files}` of all subjects in the dataset, and of those requested on the command line."""
     from data.layouts.subjects import find_subjects
 
     left_out = failures if options.keep_going else None
@@ -139,7 +139,7 @@ def find_wanted(config, options, failures):
 
 
 def check_plan(config, subjects):
-    """Refuse splits that later steps could not use, before the first map is made."""
+    """Refuse splits that later steps cannot use, before the first map is made."""
     from data.splits import annotated_subsets, make_splits
 
     splits = make_splits(config.plain()["data"]["splits"], config.data.root, subjects, config.seed)
@@ -149,7 +149,7 @@ def check_plan(config, subjects):
 
 
 def sound_subjects(config, options, subjects, failures):
-    """Read every file once, before the first map, and return the subjects without a problem."""
+    """Read every file once, before the first map is made, and return the subjects without problems."""
     checked = in_order(functools.partial(check_subject, config), subjects, options.jobs)
     found = list(progress(checked, "Checking scans", len(subjects)))
     accept([line for problems in found for line in problems], options.keep_going, failures)
@@ -157,7 +157,7 @@ def sound_subjects(config, options, subjects, failures):
 
 
 def point_out(row, clusters, space):
-    """Warn of a map that deserves a look."""
+    """Warn about a map that deserves a look."""
     low, high = PLAUSIBLE_FOREGROUND
     where = f"{row['subject']}, contrast space {space}" if space else row["subject"]
     if row["classes"] < clusters:
@@ -173,17 +173,17 @@ def is_finished(config, subject, space):
 
 
 def check_subject(config, files):
-    """Return one line for each thing that is wrong with a subject's files."""
+    """Return one line for each problem with a subject's files."""
     from data.scans.subject import SubjectReader
 
     return SubjectReader(files, config.data.wanted()).problems()
 
 
 def maps_of_subject(config, keep_going, job):
-    """Make the maps of one subject, whose files are read once.
+    """Make the maps of one subject, reading its files once.
 
     Returns:
-        `(space, row, share outside the slices, problems, notes)` of each.
+        `(space, row, share outside the slices, problems, notes)` for each map.
     """
     from data.scans.subject import SubjectReader
 
@@ -198,7 +198,7 @@ def maps_of_subject(config, keep_going, job):
 
 
 def map_subject(config, space, reader):
-    """Make map and picture of one subject in one space; returns its row, its `outside_slices` and warnings."""
+    """Make the map and picture of one subject in one space; returns its row, its `outside_slices` and warnings."""
     from data.constraint_maps import describe_constraint_map
     from data.scans.air import notes_on_air
     from data.scans.volumes import write_nifti
@@ -226,12 +226,12 @@ def map_subject(config, space, reader):
     reading, _, picture, writing = (after - before for before, after in zip(clock, clock[1:], strict=False))
     seconds = {"reading": reading, **details.seconds, "picture": picture, "writing": writing}
     row = summary_row(config, subject, details, seconds | {"total": clock[-1] - clock[0]})
-    row["files"] = reader.note(names)  # which step 2 compares
+    row["files"] = reader.note(names)  # compared by step 2
     return row, outside_slices(config, details.classes > 0, affine), notes
 
 
 def outside_slices(config, foreground, affine):
-    """Share of the foreground that the slices of step 2 will not show; 0 in a config without slices."""
+    """Return the share of the foreground outside the slices of step 2; 0 in a config without slices."""
     from data.field_of_view import share_outside
 
     if not config.slices:
@@ -240,7 +240,7 @@ def outside_slices(config, foreground, affine):
 
 
 def summary_row(config, subject, details, seconds):
-    """Return one row of `summary.csv`: what was made, how, and how long each part took."""
+    """Return one row of `summary.csv`: the result, its settings, and the duration of each part."""
     voxels = int(details.class_sizes.sum())
     row = {
         "subject": subject,

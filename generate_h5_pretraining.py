@@ -2,12 +2,12 @@
 
     python generate_h5_pretraining.py --config configs/lgg_tcga.yaml --jobs 2
 
-Reads   the scans below data.root and constraint_maps/ in the work dir (step 1); in a config without that section
-        the foreground takes the place of the maps, and step 1 is not needed.
-Writes  h5/pretrain_train.h5 and h5/pretrain_val.h5 (contrasts and constraint maps; slices with little foreground are
-        left out and counted) and h5/annotated.h5 (every slice of every subject that has a label, with the label);
-        with cross-validation one such h5 folder per fold. Test subjects are in annotated.h5 only. For contrast
-        synthesis h5/volumes.h5: every slice and contrast of every subject, labelled or not, once for all folds.
+Reads   the scans below data.root and constraint_maps/ in the work dir (step 1); if the config has no such
+        section, the foreground replaces the maps and step 1 is not needed.
+Writes  h5/pretrain_train.h5 and h5/pretrain_val.h5 (contrasts and constraint maps, without slices that show little
+        foreground, which are counted) and h5/annotated.h5 (all slices of all labelled subjects, with their labels);
+        with cross-validation, one such h5 folder per fold. Test subjects are in annotated.h5 only. For contrast
+        synthesis also h5/volumes.h5: all slices and contrasts of all subjects, labelled or not, once for all folds.
 Takes   about a second per subject. All scans are checked before anything is written. Finished files are skipped.
 Next    python constrained_contrastive_learning.py --config FILE
 """
@@ -26,9 +26,9 @@ log = logging.getLogger("mrccl")
 
 
 def add_options(parser):
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects prepared at a time (default: 1)")
-    parser.add_argument("--keep-going", action="store_true", help="leave out subjects that fail; list them at the end")
-    parser.add_argument("--overwrite", action="store_true", help="write finished files again")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects processed at a time (default: 1)")
+    parser.add_argument("--keep-going", action="store_true", help="skip subjects that fail and list them at the end")
+    parser.add_argument("--overwrite", action="store_true", help="rewrite finished files")
 
 
 def main(arguments=None):
@@ -55,9 +55,9 @@ def main(arguments=None):
 
 
 def check_maps(config, subjects):
-    """Refuse constraint maps that step 1 made with another config or seed, or of which its table knows nothing.
+    """Refuse constraint maps that step 1 made with another config or seed, or that its table does not list.
 
-    Returns `{space: {subject: what step 1 noted of the files}}`.
+    Returns `{space: {subject: record of its files in step 1}}`.
     """
     from data.map_summary import read_summary, refuse_other_settings, refuse_unlisted
 
@@ -72,14 +72,14 @@ def check_maps(config, subjects):
 
 
 def hashes_in(plans):
-    """Return the hashes of the subjects in finished files, which are not read again."""
+    """Return the hashes of the subjects in finished files, whose scans are not read again."""
     from data.store.store import SliceStore
 
     return {subject: found for plan in plans for subject, found in SliceStore(plan.path).hashes.items()}
 
 
 def refuse_changed(config, plans, subjects):
-    """Refuse to keep finished files of scans or label maps that are others now."""
+    """Refuse to keep finished files whose scans or label maps have changed."""
     from data.identity import changed_files
     from data.store.store import SliceStore
 
@@ -97,21 +97,21 @@ def refuse_changed(config, plans, subjects):
 
 
 def files_packed(config, files):
-    """Text on all files of a subject that are packed."""
+    """Return a record of all files of a subject that are packed."""
     from data.scans.subject import SubjectReader
 
     return SubjectReader(files, config.data.wanted()).note_of_all()
 
 
 def files_of(plans, subjects):
-    """The files of all subjects that are to be packed."""
+    """Return the files of all subjects to be packed."""
     return [subjects[subject] for subject in sorted({subject for plan in plans for subject in plan.members})]
 
 
 def of_sound_subjects(config, plans, subjects, noted, options, failures):
     """Check every subject; returns the files to write, under --keep-going without the subjects that have problems.
 
-    `noted` is what step 1 noted of the scans.
+    `noted` is the record of the scans in step 1.
     """
     wanted = files_of(plans, subjects)
     checked = in_order(functools.partial(check_subject, config, noted), wanted, options.jobs)
@@ -124,9 +124,9 @@ def of_sound_subjects(config, plans, subjects, noted, options, failures):
 
 
 def pack(config, plans, subjects, hashes, options, failures):
-    """Write all files in one pass over the subjects; `hashes` are those of other files.
+    """Write all files in one pass over the subjects; `hashes` are those in other files.
 
-    A subject that fails although its files were sound stops this, or is left out under --keep-going.
+    A subject that fails although its files are sound stops the run; under --keep-going it is skipped.
     """
     from data.store.packing import write_stores
 
@@ -140,12 +140,12 @@ def pack(config, plans, subjects, hashes, options, failures):
 
 
 def try_to_prepare(config, keep_going, files):
-    """Return `(Prepared, [])` of a subject, or `(None, problems)`."""
+    """Return `(Prepared, [])` for a subject, or `(None, problems)`."""
     return attempt(functools.partial(prepare_subject, config, files), files.subject, keep_going)
 
 
 def sound_ones(tried, keep_going, failures):
-    """Yield the subjects that could be prepared; the problems of others go to `failures` under --keep-going."""
+    """Yield the subjects that could be prepared; under --keep-going, problems of the others go to `failures`."""
     for prepared, problems in tried:
         accept(problems, keep_going, failures)
         if prepared:
@@ -177,7 +177,7 @@ def plan_stores(config, split, subjects):
 
 
 def plan_volumes(config, splits):
-    """The file that holds the whole volumes of all subjects; who trains and who is tested is decided in step 4."""
+    """Plan the file with the whole volumes of all subjects; step 4 decides which are for training and testing."""
     from data.store.packing import PlannedStore
 
     members = sorted({subject for split in splits for subject in (*split.train, *split.val, *split.test)})
@@ -186,7 +186,7 @@ def plan_volumes(config, splits):
 
 
 def attributes_of(config, split):
-    """What is noted on every file."""
+    """Return the attributes that every file carries."""
     (low, high), spaces = config.percentiles(), config.spaces()
     return {
         "clusters": config.constraint_maps.clusters if config.constraint_maps else 1,
@@ -200,7 +200,7 @@ def attributes_of(config, split):
 
 
 def check_subject(config, noted, files):
-    """Return one line for each thing that is wrong with a subject's files."""
+    """Return one line for each problem with a subject's files."""
     from data.scans.subject import SubjectReader
 
     reader = SubjectReader(files, config.data.wanted())
@@ -214,7 +214,7 @@ def check_subject(config, noted, files):
 
 
 def files_that_changed(config, noted, reader):
-    """Return a line for each contrast space whose map was made of other files than there are now."""
+    """Return a line for each contrast space whose map was made from files that have since changed."""
     from data.identity import changed_files
 
     problems, files = [], reader.files
@@ -248,7 +248,7 @@ def prepare_subject(config, files):
     grid = SliceGrid(volume.shape[:3], affine, config.slices.pixel_size, config.slices.image_size)
     maps = {space: read_map(config, space, reader) for space in config.spaces()}
     maps = maps or {None: find_foreground(volume, mask, affine).astype(np.uint8)}
-    # Each contrast by its own foreground, unless a mask is given: predict.py sees single contrasts and must agree.
+    # Each contrast within its own foreground unless a mask is given: predict.py may see one contrast, and must agree.
     ranges = intensity_ranges(volume, mask, config.percentiles(), affine)
     notes = notes_on_air(files.subject, volume, names, affine) if mask is None else []
     label, cut = None, 0.0
@@ -268,7 +268,7 @@ def prepare_subject(config, files):
 
 
 def find_foreground(volume, mask, affine):
-    """Return the given mask, or the foreground that the contrasts show together, boolean `(X, Y, Z)`."""
+    """Return the given mask, or the foreground of all contrasts together, boolean `(X, Y, Z)`."""
     from data.geometry import axial_turns
     from data.intensity import foreground_mask
 

@@ -1,23 +1,23 @@
-"""Segment new scans, or synthesise contrasts of them, with a finetuned model or several.
+"""Segment new scans, or synthesise their missing contrasts, with one or several finetuned models.
 
     python predict.py --model results/lgg_tcga/model --input scans/ --output predictions/
     python predict.py --model results/lgg_tcga/model --input flair.nii.gz --output label.nii.gz
     python predict.py --model runs/lgg_tcga_synthesis/synthesis/random/n10/r0 --input scans/ --output synthesised/
 
 Reads   model folders (cells of finetune_segmentation.py or finetune_synthesis.py, folders of tools.export_model, or
-        models in results/), several of one kind as an ensemble; FILE: one scan, for models with one input contrast (and
-        one to synthesise), which tables call as its result is called; DIR: a folder with the input contrasts of every
-        subject under the names that the model was trained with (printed when they are not found), or, for models with
-        one input contrast, a plain folder of NIfTI files, each a scan that is called by its file's name.
-Writes  on the scan's own grid. Segmentation: one NIfTI label map per scan, with --probabilities the probability of each
-        class beside it, and volumes.csv with the volume of each class. Synthesis: <subject>_<contrast>.nii.gz for each
-        contrast that the model makes, and intensities.csv, which says in what unit. Where the subject's folder holds
-        that contrast as acquired, its percentiles give the unit of the scanner back ('acquired', cut off at low and
-        high); elsewhere the intensities stay from 0 to 1. made_by.csv says which model made what, from which scan and
-        with which options; what something else made is refused, not kept, until --overwrite.
-Takes   seconds a scan on a CPU for slices, minutes for volumes. The network sees windows of one size however large
-        the scan is, but the scan is held in memory: two contrasts from two take 40 bytes per voxel, so 0.4 GB for
-        240 x 240 x 155, and more contrasts more. A GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it.
+        models in results/); several of one kind form an ensemble. FILE: one scan, for models with one input contrast
+        (and one to synthesise); tables name it after its result. DIR: a folder with the input contrasts of every
+        subject under the names used in training (printed if they are not found), or, for models with one input
+        contrast, a plain folder of NIfTI files, each a scan named after its file.
+Writes  on the scan's own grid. Segmentation: one NIfTI label map per scan, with --probabilities also the probability of
+        each class, and volumes.csv with the volume of each class. Synthesis: <subject>_<contrast>.nii.gz for each
+        contrast that the model synthesises, and intensities.csv, which gives their unit. If the subject's folder holds
+        that contrast as acquired, its percentiles restore the scanner's intensities ('acquired', clipped at low and
+        high); otherwise intensities range from 0 to 1. made_by.csv records model, scan and options of each result;
+        existing results of another model, scan or other options are refused unless --overwrite is given.
+Takes   seconds per scan on a CPU for slices, minutes for volumes. The network sees windows of one size, but the whole
+        scan is held in memory: synthesising two contrasts from two takes 40 bytes per voxel, 0.4 GB for
+        240 x 240 x 155; more contrasts take more. A GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ SIDED = re.compile(r"(?i:^(left|right)|(^|[_-])(left|right|l|r)([_-]|$))|[a-z0-9
 def main(arguments=None):
     options = read_options(arguments)
     is_scan = options.output.name.endswith(SUFFIXES)
-    if is_scan or not options.output.is_file():  # of a file, `find_scans` says what it should be
+    if is_scan or not options.output.is_file():  # `find_scans` reports a file where a folder is needed
         check_writable(options.output.parent if is_scan else options.output, "--output", "give another place")
     models = {folder: read_model(folder) for folder in options.model}
     check_agreement(models)
@@ -64,14 +64,14 @@ def main(arguments=None):
 
 
 def check_fields(jobs, models, options, failures):
-    """Refuse scans of which the models would see too little, or in another size than they were trained on."""
+    """Refuse scans that extend too far beyond the slices, or whose voxel size differs from that of training."""
     from evaluation.prediction.field_checks import check_field
 
     return sound_ones(jobs, lambda reader: check_field(reader, models), options, failures)
 
 
 def sound_ones(jobs, problems_of, options, failures):
-    """Return the jobs without problems: under --keep-going these alone, with a line in `failures` for each problem."""
+    """Return the jobs without problems; InputError if any has one, but under --keep-going a line in `failures`."""
     found = [problems_of(reader) for _, reader, _ in jobs]
     sound = [job for job, problems in zip(jobs, found, strict=True) if not problems]
     problems = [line for lines in found for line in lines]
@@ -86,20 +86,20 @@ def sound_ones(jobs, problems_of, options, failures):
 def read_options(arguments):
     parser = parser_of(__doc__)
     parser.add_argument(
-        "--model", required=True, nargs="+", type=Path, metavar="DIR", help="model folder; of several, the mean counts"
+        "--model", required=True, nargs="+", type=Path, metavar="DIR", help="model folder; several are averaged"
     )
     parser.add_argument("--input", required=True, type=Path, metavar="FILE|DIR", help="scan or folder of scans")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE|DIR", help="result or folder of results")
-    text = "predict mirror images too, along these axes of the patient, and take the mean"
+    text = "also predict images mirrored along these axes of the patient, and average"
     parser.add_argument("--flip", nargs="+", default=(), choices=list(FLIPS), help=text)
-    parser.add_argument("--probabilities", action="store_true", help="write the probability of each class, 4D")
+    parser.add_argument("--probabilities", action="store_true", help="also write the probability of each class, 4D")
     text = "keep only the largest connected component of these classes (default: of all)"
     parser.add_argument("--largest-component", nargs="*", metavar="LABEL", help=text)
-    text = "remove connected components of a class that are smaller, in mL"
+    text = "remove connected components of a class smaller than this, in mL"
     parser.add_argument("--min-component-ml", type=float, metavar="ML", help=text)
-    text = "leave out scans that cannot be used; list them at the end (exit code 1)"
+    text = "skip scans that cannot be used and list them at the end (exit code 1)"
     parser.add_argument("--keep-going", action="store_true", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     return parser.parse_args(arguments)
 
 
@@ -111,7 +111,7 @@ def read_model(folder):
 
 
 def check_options(options, model):
-    """Refuse what the model cannot do, all of it at once."""
+    """Refuse options that do not apply to the model, all of them at once."""
     lines, labels = [], model.labels
     for option in ("probabilities", "largest_component", "min_component_ml"):
         if model.targets and getattr(options, option) not in (None, False):
@@ -133,14 +133,14 @@ def check_options(options, model):
 def find_scans(options, model, failures):
     """List `(subject, SubjectReader, {what: output path})`; every scan is read and checked once.
 
-    Under --keep-going scans with problems are left out, and `failures` gets a line for each problem.
+    Under --keep-going, scans with problems are skipped, and `failures` gets a line for each problem.
     """
     from data.scans.subject import SubjectReader
 
     if not options.input.exists():
         raise InputError(f"--input {options.input}: no such file or folder")
     is_file, left_out = options.input.is_file(), failures if options.keep_going else None
-    options.layout, options.judge = "pattern" if is_file else model.layout, None  # layout of what is written
+    options.layout, options.judge = "pattern" if is_file else model.layout, None  # layout of the output
     jobs = scan_of_file(options, model) if is_file else scans_of_folder(options, model, left_out)
     wanted = model.wanted()
     jobs = [(name, SubjectReader(files, wanted, files.contrasts), paths) for name, files, paths in jobs]
@@ -148,7 +148,7 @@ def find_scans(options, model, failures):
 
 
 def scan_of_file(options, model):
-    """The one scan of a model with one input contrast: FILE to FILE."""
+    """Return the job for a single scan, from FILE to FILE; for models with one input contrast."""
     from evaluation.prediction.new_scans import patterns_of
     from evaluation.prediction.plain_folder import files_of_scan
 
@@ -164,16 +164,16 @@ def scan_of_file(options, model):
         raise InputError(f"--output {output}: for one scan give a file that ends in .nii or .nii.gz")
     if output.resolve() == scan.resolve():
         raise InputError(f"--output {output}: is the scan itself; give another file")
-    subject = stem_of(output)  # every one of a folder of results has another; scans are often all called t1.nii.gz
+    subject = stem_of(output)  # results have distinct names; scans are often all called t1.nii.gz
     paths = outputs_of(subject, output.parent, options, model) | {(model.targets or ["label"])[0]: output}
     files = files_of_scan(stem_of(scan), scan, *needed, model)
     return [(subject, files, paths)]
 
 
 def scans_of_folder(options, model, left_out):
-    """All subjects of a folder, with the acquired contrasts among those that are to be made.
+    """Return the jobs for all subjects of a folder, with the acquired versions of contrasts to be synthesised.
 
-    Given a list `left_out`, subjects with a problem are described there instead of raising.
+    Given a list `left_out`, subjects with a problem are described there instead of raising an error.
     """
     from data.layouts.subjects import find_subjects, needed_of
     from evaluation.prediction.plain_folder import no_scan
@@ -197,7 +197,7 @@ def scans_of_folder(options, model, left_out):
 
 
 def scans_of_plain_folder(options, model, left_out):
-    """Every NIfTI file of a folder, for a model that needs one file of each subject; none for other models."""
+    """Return all NIfTI files of a folder as scans, for models that need one file per subject; {} for others."""
     from data.layouts.subjects import needed_of
     from evaluation.prediction.plain_folder import scans_in
 
@@ -213,9 +213,9 @@ def scans_of_plain_folder(options, model, left_out):
 
 
 def outputs_of(subject, folder, options, model):
-    """Decide what is made of a subject and where it lies, `{what: path}`, as the layout of the scans has it.
+    """Return the outputs for a subject and their paths, `{what: path}`, in the layout of the scans.
 
-    What is made is a `label`, and `probabilities` if asked for; or the contrasts in `targets`.
+    The outputs are a `label`, and `probabilities` if requested; or the contrasts in `targets`.
     """
     from data.derivatives import output_path
     from data.layouts.subjects import file_of_channel
@@ -231,7 +231,7 @@ def outputs_of(subject, folder, options, model):
 
 
 def add_acquired(subjects, root, model):
-    """Add the files of contrasts that are to be synthesised, where a subject was scanned with them as well."""
+    """Add the files of contrasts to be synthesised, for subjects that were also scanned with them."""
     from data.layouts.subjects import find_subjects, needed_of
     from evaluation.prediction.new_scans import patterns_of
 
@@ -244,7 +244,7 @@ def add_acquired(subjects, root, model):
 
 
 def refuse_places_of_contrasts(root, model, outputs):
-    """Refuse to write where contrasts are read: a synthesised one would replace the acquired one, or pass for it."""
+    """Refuse to write where contrasts are read: a synthesised one could replace an acquired one, or pass for it."""
     root, is_pattern = root.resolve(), model.layout == "pattern"
     patterns = [file_pattern(entry).replace("{subject}", "*") for entry in model.files.values()]
     for path in outputs:
@@ -260,7 +260,7 @@ def refuse_places_of_contrasts(root, model, outputs):
 
 
 def predict(models, jobs, options, failures):
-    """Make what does not exist yet; under --keep-going `failures` gets a line for each scan that this failed for."""
+    """Make all missing outputs; under --keep-going, `failures` gets a line for each scan that fails."""
     from evaluation.prediction.ensembles import Ensemble
     from evaluation.prediction.made_by import note
     from evaluation.prediction.new_scans import segment, synthesise
@@ -285,7 +285,7 @@ def predict(models, jobs, options, failures):
         networks = [load_network(place, model) for place, model in models.items()]
         network = Ensemble(networks, [FLIPS[name] for name in options.flip])
         for files, paths in progress(todo, "Predicting"):
-            for path in paths.values():  # what is replaced must not be there under the name of what replaces it
+            for path in paths.values():  # an old result must not pass for the new one
                 path.unlink(missing_ok=True)
             note(folder, {(files.subject, what): made_by[files.subject, what] for what in paths})
             deed = functools.partial(make, network, model, files, paths)
@@ -298,9 +298,9 @@ def predict(models, jobs, options, failures):
 
 
 def what_to_make(models, jobs, folder, options):
-    """Return `[(files, {what: path})]` of what does not exist yet, and a row of made_by.csv for every result.
+    """Return `[(files, {what: path})]` of missing outputs, and a row of made_by.csv for every result.
 
-    Results of another model, another scan or other options are not kept, but refused.
+    Existing results of another model, another scan or other options are refused.
     """
     from data.layouts.subjects import needed_of
     from evaluation.prediction.made_by import hash_of_models, hash_of_scan, refuse_others, rows_of
@@ -319,7 +319,7 @@ def what_to_make(models, jobs, folder, options):
 
 
 def words_of(options):
-    """Return the options that shape a label map, and under None those that shape any result."""
+    """Return the options that affect a label map, and under None those that affect any result."""
     shared = [f"--flip {' '.join(sorted(set(options.flip)))}"] if options.flip else []
     own = list(shared)
     if options.largest_component is not None:
@@ -330,7 +330,7 @@ def words_of(options):
 
 
 def write_tables(folder, model, jobs, options):
-    """Write what lies beside the results; returns the name of the table for the log."""
+    """Write the tables beside the results; returns the name of the table for the log."""
     from data.derivatives import describe_outputs
     from evaluation.prediction.tables import INTENSITIES, VOLUMES, summary_of_units, write_volumes
 

@@ -4,12 +4,12 @@
     python reproduce_tables.py --scores results/lgg_tcga/scores.csv
 
 Reads   finetuning/<contrasts>/<init>/n<NN>/r<K>/ and synthesis/<init>/n<NN>/r<K>/, metrics.json and predictions/ of
-        each (step 4), pretraining/<stage>/history.csv (step 3), the images and labels of the test subjects, with
-        cross-validation those of all folds; and, where the config names a paper, its numbers in papers/expected.yaml.
-        With --scores none of these: the scores alone, and config.yaml beside them.
+        each (step 4), pretraining/<stage>/history.csv (step 3), the images and labels of the test subjects (with
+        cross-validation of all folds) and, if the config names a paper, its numbers in papers/expected.yaml. With
+        --scores, none of these: only the scores and the config.yaml beside them.
 Writes  report/tables/*.{csv,md,tex}, report/figures/*.{png,pdf} and report/index.html in the work dir;
-        with --scores beside the file (or in --work-dir), without what needs scans, predictions or curves.
-Takes   seconds to a minute. Nothing is trained; every call writes the report anew. Missing cells are named, not hidden.
+        with --scores beside that file (or in --work-dir), without parts that need scans, predictions or curves.
+Takes   seconds to a minute. Nothing is trained; every call rewrites the report. Missing cells are named, not hidden.
 Next    open report/index.html in a browser, or: python predict.py --help
 """
 
@@ -30,20 +30,20 @@ ALONE = "Made from the scores alone: no pictures of test subjects and no curves 
 
 
 def add_options(parser):
-    text = "a scores.csv of a report: tables and figures are made from it, with the config.yaml beside it"
+    text = "scores.csv of a report, from which tables and figures are made with the config.yaml beside it"
     parser.add_argument("--scores", type=Path, metavar="FILE", help=text)
 
 
 def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, beside="scores")
-    # Deferred so that --help and config mistakes answer before pandas and matplotlib are loaded.
+    # Deferred so that --help and config errors are answered before pandas and matplotlib are loaded.
     from evaluation.report.formats import print_table
     from evaluation.scores.measures import SEGMENTATION, SYNTHESIS
 
     found, notes = read_tasks(config, options)
     folder = config.work_dir / "report"
     with open_run(folder, config.plain(), config.seed):
-        for part in ("tables", "figures"):  # written anew, so that nothing outdated stays beside the new
+        for part in ("tables", "figures"):  # removed first, so that no outdated file remains
             shutil.rmtree(folder / part, ignore_errors=True)
         tables = write_report_of(config, found.get(SEGMENTATION), found.get(SYNTHESIS), notes, folder)
     for table in tables:
@@ -53,10 +53,10 @@ def main(arguments=None):
 
 
 def read_tasks(config, options):
-    """Read the scores of the tasks of a config: `{task: Scores}`, and a sentence on what is not there.
+    """Read the scores of all tasks in a config: `{task: Scores}`, and a sentence on each that is missing.
 
     Raises:
-        InputError: When no task has a finished cell, or as the functions that read.
+        InputError: No task has a finished cell, or a file cannot be read.
     """
     from evaluation.scores.measures import SEGMENTATION, SYNTHESIS
     from evaluation.scores.scores import files_of, nothing_of, read_scores
@@ -78,7 +78,7 @@ def read_tasks(config, options):
 
 
 def about(config, task):
-    """What tables and figures must know of the scores of a task."""
+    """Return what tables and figures need to know about the scores of a task."""
     return {
         "inits": tuple(getattr(config, task.folder).inits),
         "is_simulated": config.data.simulated,
@@ -88,7 +88,7 @@ def about(config, task):
 
 
 def write_report_of(config, segmentation, synthesis, notes, folder):
-    """Write tables, figures and page of segmentation, of synthesis, or of both; returns the tables."""
+    """Write tables, figures and page for segmentation, synthesis, or both; returns the tables."""
     from evaluation.report.segmentation import draw_galleries
     from evaluation.scores.external import external_notes
     from evaluation.scores.gaps import dead_notes, lesion_notes
@@ -116,14 +116,14 @@ def write_report_of(config, segmentation, synthesis, notes, folder):
 
 
 def in_config_order(config, scores):
-    """Sort the rows by contrasts as the config lists them, so that figures show them in that order."""
+    """Sort the rows by contrasts in the order of the config, which figures then follow."""
     order = {name: place for place, name in enumerate(config.finetuning.contrasts)}
     rows = scores.frame.sort_values("contrasts", key=lambda names: names.map(order), kind="stable", ignore_index=True)
     return dataclasses.replace(scores, frame=rows)
 
 
 def make_tables(config, scores, folder):
-    """Write all tables; returns those that a reader should see, the paper's numbers and the Dice first."""
+    """Write all tables; returns those to show, with the paper's numbers and the Dice first."""
     from evaluation.report.tables import difference_table, duration_table, score_table
     from evaluation.scores.agreement import bland_altman_table
     from evaluation.scores.savings import savings_table
@@ -143,7 +143,7 @@ def make_tables(config, scores, folder):
 
 
 def make_synthesis_tables(config, synthesis, folder):
-    """Write all tables of synthesis; returns those that there are, the paper's numbers first."""
+    """Write all synthesis tables; returns those that exist, with the paper's numbers first."""
     from evaluation.report.synthesis_tables import synthesis_tables
 
     tables = [paper_table(config, synthesis), *synthesis_tables(synthesis)]
@@ -151,7 +151,7 @@ def make_synthesis_tables(config, synthesis, folder):
 
 
 def paper_table(config, scores):
-    """The paper's numbers and ours; None where the config names no paper, or one on the other task."""
+    """Compare the paper's numbers with ours; None if the config names no paper, or one on the other task."""
     from evaluation.scores.expected import expected_table, read_expected
     from evaluation.scores.measures import SYNTHESIS
 
@@ -162,7 +162,7 @@ def paper_table(config, scores):
 
 
 def write_tables(tables, scores, folder, name):
-    """Write the tables that there are, and every single score; returns the tables."""
+    """Write all tables that exist, and every single score; returns the tables."""
     from evaluation.report.tables import write_table
     from evaluation.scores.scores_csv import write_scores
 
@@ -187,7 +187,7 @@ def make_figures(config, scores, folder):
 
 
 def make_synthesis_figures(config, synthesis, folder):
-    """Draw SSIM, MSE and PSNR against N and error maps; returns them, and notes on those that are not possible."""
+    """Draw SSIM, MSE and PSNR against N, and error maps; returns them, and notes on those that cannot be drawn."""
     from evaluation.report.synthesis import draw_error_figures, draw_scores_against_n
 
     against_n = draw_scores_against_n(synthesis, folder)
@@ -198,21 +198,21 @@ def make_synthesis_figures(config, synthesis, folder):
 
 
 def scans_of(config):
-    """Return a function of an input set: files by subject, the contrast to show, and the `Wanted` of them."""
+    """Return a function of an input set that gives files by subject, the contrast to show, and their `Wanted`."""
     find_files, wanted = finder_of(config), config.data.wanted()
     chosen = config.finetuning.contrasts
     return lambda contrasts: (find_files(), chosen.get(contrasts, list(wanted.contrasts))[0], wanted)
 
 
 def finder_of(config):
-    """Return a function that finds the files of all subjects, once."""
+    """Return a function that finds the files of all subjects, searching only once."""
     from data.layouts.subjects import find_subjects
 
     return functools.cache(lambda: find_subjects(config.data.wanted()))
 
 
 def draw_training_curves(config, folder):
-    """Curves of the pretraining stages that have run, all folds in one panel."""
+    """Draw the curves of all finished pretraining stages, all folds in one panel."""
     from evaluation.report.figures import CURVES_SHOW, save_figure, training_curves
     from evaluation.report.page import ReportFigure, collect_histories
 
@@ -225,7 +225,7 @@ def draw_training_curves(config, folder):
 
 
 class Shown(NamedTuple):
-    """What a page shows besides scores: `Table`, `ReportFigure`, galleries of pictures, and notes, a list of each."""
+    """What a page shows besides scores: lists of `Table`, `ReportFigure`, galleries of pictures, and notes."""
 
     tables: list
     figures: list
@@ -234,7 +234,7 @@ class Shown(NamedTuple):
 
 
 def write_page(config, segmentation, synthesis, shown, path):
-    """Write the HTML page; `segmentation` and `synthesis` are None where there is none."""
+    """Write the HTML page; `segmentation` or `synthesis` is None if the config lacks it."""
     import yaml
 
     from evaluation.pictures.overlays import label_colour
@@ -269,7 +269,7 @@ def write_page(config, segmentation, synthesis, shown, path):
 
 
 def grid_gaps(config, scores):
-    """Name what the config asks for and the work dir does not hold, and cells that another config made."""
+    """List what the config asks for but the work dir lacks, and cells made with another config."""
     from evaluation.scores.external import is_external
 
     def hash_of(contrasts, init):
@@ -279,14 +279,14 @@ def grid_gaps(config, scores):
 
 
 def synthesis_gaps(config, synthesis):
-    """The same for synthesis, whose only input set is named by its channels."""
+    """Do the same for synthesis, whose only input set is named after its channels."""
     inputs = "+".join(channel_names(config.data.contrasts, config.synthesis.inputs))
     grid, hash_of = config.synthesis, config.hash_of_synthesis
     return gaps_of(config, synthesis, grid, [inputs], lambda _, init: hash_of(init), "synthesis")
 
 
 def gaps_of(config, scores, grid, contrasts, hash_of, task):
-    """Name the gaps of one grid; `hash_of` gives the hash that cells of contrasts and init should have."""
+    """List the gaps in one grid; `hash_of` gives the expected hash of cells, by contrasts and init."""
     from evaluation.scores.external import is_external
     from evaluation.scores.gaps import missing_cells, outdated_cells
 

@@ -4,7 +4,7 @@
 
 Reads   nothing.
 Writes  one folder per subject (sub-001, ...) with one NIfTI per contrast, label.nii.gz, true_t1.nii.gz and
-        true_t2.nii.gz (ms), true_pd.nii.gz (percent), true_tissue.nii.gz; beside them splits.json,
+        true_t2.nii.gz (ms), true_pd.nii.gz (percent), true_tissue.nii.gz; beside them, splits.json,
         participants.tsv, dataset_description.json and README.
 Takes   1 to 3 seconds and up to 0.5 GB per subject and job. Finished subjects are skipped: rerun the command to
         resume an interrupted cohort; a larger --subjects extends a finished one (and changes its sets).
@@ -54,7 +54,7 @@ def main(arguments=None):
 
 def parse(arguments):
     parser = parser_of(__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the cohort")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the cohort")
     parser.add_argument("--subjects", type=int, default=18, metavar="N", help="number of subjects (18)")
     parser.add_argument("--anatomy", choices=("renal", "brain_tumour"), default="renal", help="anatomy (renal)")
     parser.add_argument("--seed", type=int, default=1, metavar="K", help="seed of the cohort (1)")
@@ -63,8 +63,8 @@ def parse(arguments):
         type=int,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help="voxels from left to right, back to front, feet to head (renal 96 80 16, brain_tumour 80 96 26); the "
-        "field of view stays the same",
+        help="voxels from left to right, back to front, feet to head (renal 96 80 16, brain_tumour 80 96 26) in the "
+        "same field of view",
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (1)")
     return parser.parse_args(arguments)
@@ -81,7 +81,7 @@ def simulate_cohort(folder, number, anatomy, seed, shape, jobs):
 
 
 def write_cohort(folder, number, anatomy, seed, shape, jobs):
-    """Simulate the subjects that are missing and describe the cohort."""
+    """Simulate the missing subjects and describe the cohort."""
     from data.simulation.subjects import ANATOMIES
     from data.simulation.tissues import TISSUE_INDEX
 

@@ -1,10 +1,10 @@
-"""What runs in nnU-Net's own environment, for tools.run_nnunet: plans, preprocessing, training and prediction.
+"""The part of tools.run_nnunet in nnU-Net's environment: planning, preprocessing, training and prediction.
 
     .venv-nnunet/bin/python tools/_nnunet.py prepare SETTINGS.json
     .venv-nnunet/bin/python tools/_nnunet.py cell SETTINGS.json FOLD IMAGES OUTPUT
 
-Only nnU-Net's package and the standard library are imported, so this file needs nothing of the suite. SETTINGS.json is
-written by tools.run_nnunet; the folders nnUNet_raw, nnUNet_preprocessed and nnUNet_results come from the environment.
+It imports only nnU-Net and the standard library, nothing of this suite. tools.run_nnunet writes SETTINGS.json; the
+environment variables nnUNet_raw, nnUNet_preprocessed and nnUNet_results name the folders.
 """
 
 import importlib.metadata
@@ -18,20 +18,20 @@ from pathlib import Path
 
 PLANS, CONFIGURATION = "matchedPlans", "2d"
 TIMES = "times.json"
-# nnU-Net's names of its variables, which are what they are.
+# Environment variables of nnU-Net.
 RAW, PREPROCESSED, AUGMENTING = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_n_proc_DA"
 
 
 def main():
     command, settings, *rest = sys.argv[1:]
-    # Training augments in its own process, whose threads are counted; planning asks for at least one.
+    # Training augments in the main process, to respect `threads`; planning needs at least one worker.
     os.environ[AUGMENTING] = "0" if command == "cell" else "1"
     settings = json.loads(Path(settings).read_text(encoding="utf-8"))
     {"prepare": prepare, "cell": cell}[command](settings, *rest)
 
 
 def prepare(settings):
-    """Take nnU-Net's own plan of the dataset, give it our network, patch, spacing and batch, and preprocess with it."""
+    """Let nnU-Net plan the dataset, set our network, patch, spacing and batch in the plan, and preprocess."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
     number, folder = settings["number"], preprocessed(settings)
@@ -46,7 +46,7 @@ def prepare(settings):
 
 
 def matched(plan, settings):
-    """Return the 2D plan with the features, patch, spacing and batch of our network; all else stays nnU-Net's."""
+    """Return the 2D plan with the features, patch, spacing and batch of our network; the rest is nnU-Net's."""
     filters, rank = settings["filters"], 2
     arguments = plan["architecture"]["arch_kwargs"]
     arguments |= {
@@ -57,7 +57,7 @@ def matched(plan, settings):
         "n_conv_per_stage": [2] * len(filters),
         "n_conv_per_stage_decoder": [2] * (len(filters) - 1),
     }
-    # Its axes may be turned against ours: the longer edge of the patch belongs to the longer edge of its images.
+    # Its axes may be in another order than ours: the patch is longer along the axis where its own was longer.
     long_first = plan["patch_size"][0] > plan["patch_size"][1]
     plan["patch_size"] = sorted(settings["image_size"], reverse=long_first)
     plan["batch_size"] = settings["batch_size"]
@@ -67,7 +67,7 @@ def matched(plan, settings):
 
 
 def cell(settings, fold, images, output):
-    """Train one fold with nnU-Net's trainer for our number of updates, predict the test images, and note the times."""
+    """Train one fold with nnU-Net's trainer for our number of updates, predict the test images, and record times."""
     import numpy as np
     import torch
 
@@ -94,7 +94,7 @@ def cell(settings, fold, images, output):
 
 
 def new_trainer(settings, fold):
-    """A trainer of nnU-Net, of which only the numbers of epochs and updates are ours."""
+    """Build nnU-Net's trainer, changing only the numbers of epochs and updates."""
     import torch
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -104,7 +104,7 @@ def new_trainer(settings, fold):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = nnUNetTrainer(plans, CONFIGURATION, fold, described, device)
     trainer.num_epochs, trainer.num_iterations_per_epoch = settings["epochs"], settings["steps_per_epoch"]
-    trainer.num_val_iterations_per_epoch = 1  # watched only: the last weights are kept
+    trainer.num_val_iterations_per_epoch = 1  # only monitored: the last weights are kept
     trainer.save_every = max(1, settings["epochs"] // 10)
     return trainer
 

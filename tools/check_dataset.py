@@ -3,12 +3,12 @@
     python -m tools.check_dataset --config configs/brats2015_subset.yaml
     python -m tools.check_dataset --config configs/chaos_mr.yaml --whole --jobs 2
 
-Reads   the scans described in the section `data` of the config (docs/data.md has the layouts): headers and complete
-        label maps; with --whole every voxel of every file, as steps 1 and 2 do before they start.
-Prints  a table with a row per subject: contrasts, grid, voxel size, orientation, volume of each class, warnings; then
+Reads   the scans described in the section `data` of the config (docs/data.md describes the layouts): headers and
+        complete label maps; with --whole every voxel of every file, as steps 1 and 2 do before they start.
+Prints  a table with one row per subject: contrasts, grid, voxel size, orientation, volume of each class, warnings; then
         one line per problem: subject, file, what was found, what to do (exit code 2).
 Writes  check/subjects.csv (the table) and check/montage.png (some subjects, all contrasts, labels) in the work dir.
-Takes   seconds; 0.2 s per label map of a brain, so 4 minutes for the 1,251 of BraTS 2021, divided by --jobs.
+Takes   0.2 s per label map of a brain: 4 minutes for the 1,251 subjects of BraTS 2021, divided by --jobs.
 Next    python generate_constraint_maps.py --config FILE
 """
 
@@ -68,7 +68,7 @@ def check(config, whole, files):
 
 
 def problems_of_splits(config, subjects):
-    """Report why the splits of the config are not possible with these subjects."""
+    """Return the reasons why these subjects cannot be split as the config asks."""
     from data.splits import make_splits
 
     try:
@@ -101,7 +101,7 @@ def table_of(config, checks, subjects):
 
 
 def print_rows(rows):
-    """Print the table in the width of its content, because it may be redirected to a file."""
+    """Print the table at its full width, because it may be redirected to a file."""
     columns = list(rows[0])
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
     for cells in ({name: name for name in columns}, {name: "-" * widths[name] for name in columns}, *rows):
@@ -118,7 +118,7 @@ def write_rows(path, rows):
 def draw(config, path, files, number):
     """Draw the montage of subjects from the whole dataset, those with labels first; returns the problems found.
 
-    Some scans are read completely here, of which only the header was checked before.
+    These scans are read completely, whereas only their headers were checked before.
     """
     from evaluation.pictures.dataset_montage import draw_montage
 
@@ -141,17 +141,17 @@ def draw(config, path, files, number):
 
 
 def picture_of(files, wanted):
-    """Read what the montage shows of a subject: `(name, volume, label, affine)`."""
+    """Read the images of a subject for the montage: `(name, volume, label, affine)`."""
     from data.scans.subject import SubjectReader
 
-    # The field that N4 removes takes seconds to find, and a montage does not need it.
+    # N4 takes seconds per contrast, and a montage does not need it.
     reader = SubjectReader(dataclasses.replace(files, bias_correction=()), wanted)
     volume = reader.volume()
     return files.subject, volume, reader.label() if files.label and wanted.labels else None, reader.grid.affine
 
 
 def summarise(config, checks, subjects):
-    """Summarise the numbers of subjects, grids and labels."""
+    """Log the numbers of subjects, labels, grids and warnings."""
     from data.derivatives import numbered_otherwise
 
     for files in [files for files in subjects.values() if files.label and config.data.layout == "nnunet"][:1]:

@@ -1,7 +1,7 @@
-"""Check this machine: whether it has everything that the suite needs, and on which device it will train.
+"""Check this machine: whether it has all that the suite needs, and which device will be used for training.
 
     python -m tools.doctor
-    python -m tools.doctor --config configs/lgg_tcga.yaml      also its scans, its work dir and the free space
+    python -m tools.doctor --config configs/lgg_tcga.yaml      also scans, work dir and free space
 
 Reads   the environment, requirements.txt and, if given, a config.
 Writes  nothing; prints one line per check: 'ok', 'note' (works, but worth knowing) or 'fix'.
@@ -39,7 +39,7 @@ SPARE = (
     "ruff",
 )
 LITTLE_DISK_GB, LITTLE_MEMORY_GB = 10, 6
-SECONDS_OF_DRIVER = 60  # until an unresponsive driver is given up
+SECONDS_OF_DRIVER = 60  # to wait for an unresponsive driver
 BFLOAT16_CAPABILITY = 8.0  # of CUDA devices; from this version on, bfloat16 is supported by the hardware
 INSTALL_GPU = {
     "tensorflow": "make install GPU=1 installs TensorFlow with CUDA",
@@ -50,7 +50,7 @@ INSTALL_GPU = {
 
 def main(arguments=None):
     parser = parser_of(__doc__)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="look at its scans and its work dir, too")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="also check its scans and work dir")
     options = parser.parse_args(arguments)
     found = [*python(), *packages(), *backend(), *machine(), *(places(options.config) if options.config else [])]
     for state, line in found:
@@ -68,7 +68,7 @@ def python():
 
 
 def packages(pins=ROOT / "requirements.txt"):
-    """Yield the checks of the packages: missing, a version other than the tested one, or all as tested."""
+    """Yield the checks of the packages: missing ones, versions that were not tested, or all as tested."""
     pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", pins.read_text(), re.MULTILINE))
     others = 0
     for name, tested in pinned.items():
@@ -94,7 +94,7 @@ def backend():
 
         name = keras.backend.backend()
         device = device_name()
-    except Exception as error:  # any exception of a broken installation
+    except Exception as error:  # a broken installation may raise anything
         yield FIX, f"Keras' backend does not start ({type(error).__name__}: {error}); see docs/running.md"
         return
     version = importlib.metadata.version(name)
@@ -112,7 +112,7 @@ def backend():
 
 
 def graphics_cards():
-    """Return NVIDIA's cards and drivers, whether or not the backend sees them, and the reason if there are none."""
+    """Return NVIDIA cards with their drivers, whether or not the backend sees them, and the reason if none."""
     if not shutil.which("nvidia-smi"):
         cure = "if there is a card of NVIDIA, install its driver; in a container, start it with --gpus all"
         return [], f"there is no nvidia-smi; {cure}"

@@ -5,7 +5,7 @@
 Reads   the scans below data.root and their labels; for simulated scans also true_tissue, true_t1 and true_t2.nii.gz.
 Writes  report/constraint_maps/ in the work dir: agreement.csv, .md and .tex (means over subjects for every K),
         change.csv, .md and .tex (paired differences to the config's K), agreement.png and .pdf, per_subject.csv, and
-        subjects/<subject>.json, from which the others are made.
+        subjects/<subject>.json, from which the other files are made.
 Takes   10 to 40 seconds of one core and up to 1 GB per subject and job, for 8 numbers of classes and 3 seeds. Finished
         subjects are skipped unless their settings have changed. No constraint map is written.
 Next    set constraint_maps.clusters in the config, then: python generate_constraint_maps.py --config FILE
@@ -40,7 +40,7 @@ def add_options(parser):
         metavar="K",
         help=f"numbers of classes to try (default: {' '.join(map(str, CLUSTERS))}, and the config's)",
     )
-    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="maps of each, by seed (default: 3)")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="number of seeds per K (default: 3)")
     parser.add_argument("--subjects", nargs="+", type=composed, metavar="ID", help="evaluate only these")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects processed at a time (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="evaluate finished subjects again")
@@ -168,7 +168,7 @@ def evaluate_subject(config, clusters, seeds, files):
 
 
 def seed_of_map(config, subject, number):
-    """Return the seed of k-means; number 0 gives the seed of step 1, so that its map is evaluated, too."""
+    """Return the seed of k-means; number 0 gives the seed of step 1, so that its map is evaluated as well."""
     return child_seed(config.seed, "constraint_map", subject, *([number] if number else ()))
 
 
@@ -223,7 +223,7 @@ def read_truth(config, files, grid):
 
 
 def point_out(subject, result):
-    """Warn of a subject with labels outside the maps."""
+    """Warn about a subject with labels outside the maps."""
     if (result["labelled_outside"] or 0) > OUTSIDE:
         share = 100 * result["labelled_outside"]
         log.warning("%s: %.1f %% of the labelled voxels lie outside the foreground and are not counted", subject, share)
@@ -273,7 +273,7 @@ def result_of(config, subject):
 
 
 def is_finished(config, files, settings):
-    """Whether there is a result with the same settings and, if recorded, the same files."""
+    """Tell whether there is a result with the same settings and, if recorded, the same files."""
     path = result_of(config, files.subject)
     found = read_json(path) if path.is_file() else {}
     if found.get("settings") != settings:

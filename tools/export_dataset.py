@@ -1,14 +1,14 @@
-"""Export the study as datasets of nnU-Net v2, with its annotated, validation and test subjects as they are in step 4.
+"""Export the study as nnU-Net v2 datasets, with the annotated, validation and test subjects of step 4.
 
     python -m tools.export_dataset --config configs/chaos_mr.yaml --format nnunet --output nnUNet_raw/
 
-Reads   the scans and label maps, and h5/annotated.h5 (step 2), which says whom step 4 may draw.
+Reads   the scans and label maps, and h5/annotated.h5 (step 2), which lists the subjects that step 4 may draw.
 Writes  DatasetNNN_<name>_<contrasts>/ for each input set of finetuning.contrasts: imagesTr, labelsTr, imagesTs and
         labelsTs (with cross-validation imagesTs_fold<K> and labelsTs_fold<K>); dataset.json; splits_final.json, in
-        which each fold is one cell, a pair of N and repeat: the subjects that step 4 draws, and the validation
-        subjects; and cells.csv, which says which fold is which cell. Labels are numbered as the config lists them;
-        contrasts have the intensities and the grid that the steps read. Letters that are not safe in names of cases are
-        written as =XX (UTF-8), which tools.score_predictions reads.
+        which each fold is one cell (a pair of N and repeat) with the subjects that step 4 draws and the validation
+        subjects; and cells.csv, which maps folds to cells. Labels are numbered in the order of the config; contrasts
+        have the intensities and grid that the steps use. Characters that are not safe in case names are written as =XX
+        (UTF-8), which tools.score_predictions decodes.
 Takes   about a second per subject and contrast.
 Next    the commands that it prints; then python -m tools.score_predictions --config FILE ...
 """
@@ -30,12 +30,12 @@ from utils.parallel import in_order
 from utils.runs import TEMPORARY, atomic_path, exit_code_of, progress, remove_left_overs, write_json
 
 log = logging.getLogger("mrccl")
-FIRST_NUMBER, LARGEST_NUMBER = 501, 999  # of a dataset; nnU-Net's own and published ones have smaller numbers
+FIRST_NUMBER, LARGEST_NUMBER = 501, 999  # of a dataset; smaller numbers are taken by published datasets
 DESCRIPTION, SPLITS, CELLS = "dataset.json", "splits_final.json", "cells.csv"
 
 
 class Fold(NamedTuple):
-    """A fold of nnU-Net: the training subjects of one cell, and where its validation and test subjects are."""
+    """A fold of nnU-Net: the split of one cell of step 4, with its training and validation subjects."""
 
     split: str
     n: int
@@ -46,8 +46,8 @@ class Fold(NamedTuple):
 
 def add_options(parser):
     parser.add_argument("--format", required=True, choices=("nnunet",), help="nnunet: raw datasets of nnU-Net v2")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="such as the folder nnUNet_raw")
-    text = f"number of the first dataset (default: {FIRST_NUMBER}); further input sets have the next ones"
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write, such as nnUNet_raw")
+    text = f"number of the first dataset (default: {FIRST_NUMBER}); the others follow"
     parser.add_argument("--first-number", type=int, default=FIRST_NUMBER, metavar="N", help=text)
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="subjects processed at a time (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace datasets that were exported before")
@@ -71,7 +71,7 @@ def main(arguments=None):
 
 
 def dataset_folders(config, options):
-    """Return the folder of each input set; InputError for all that cannot be written or read by nnU-Net."""
+    """Return the folder of each input set; InputError if one cannot be written, or not be read by nnU-Net."""
     from data.nnunet import RESERVED, dataset_name
 
     names, first = list(config.finetuning.contrasts), options.first_number
@@ -87,16 +87,16 @@ def dataset_folders(config, options):
     for number, folder in enumerate(folders.values(), first):
         taken = [other.name for other in options.output.glob(f"Dataset{number:03d}_*") if other != folder]
         if taken:
-            mistakes.append(f"--first-number {number}: is the number of '{taken[0]}' already; give another one")
+            mistakes.append(f"--first-number {number}: already belongs to '{taken[0]}'; give another one")
         if folder.exists() and not options.overwrite:
-            mistakes.append(f"{folder}: is there already; give --overwrite, or another --output")
+            mistakes.append(f"{folder}: already exists; give --overwrite, or another --output")
     if mistakes:
         raise InputError(mistakes)
     return folders
 
 
 def open_part(config, split, files):
-    """Open the annotated subjects of one split, with the checks of step 4."""
+    """Open the annotated subjects of one split, checked as in step 4."""
     from data.annotated import open_annotated
     from data.identity import refuse_same_scans
 
@@ -126,7 +126,7 @@ def folds_of(config, annotated):
 
 
 def export(config, options, contrasts, folder, parts, folds):
-    """Write one dataset, complete or not at all."""
+    """Write one dataset, completely or not at all."""
     from data.nnunet import dataset_description, fold_of
 
     unfinished = folder.with_name(f"{TEMPORARY}{folder.name}")
@@ -151,9 +151,9 @@ def export(config, options, contrasts, folder, parts, folds):
 
 
 def places_of(folder, parts, folds):
-    """Return where each subject goes: its pairs of folders of images and label maps.
+    """Return the destinations of each subject: pairs of folders for its images and its label map.
 
-    Training and validation subjects of any fold go to imagesTr; others that step 4 never draws are left out.
+    Training and validation subjects of any fold go to imagesTr; subjects that step 4 never draws are omitted.
     """
     places = {}
     for subject in sorted({subject for fold in folds for subject in (*fold.train, *fold.val)}):
@@ -172,7 +172,7 @@ def test_folders(folder, split):
 
 
 def write_subject(channels, owners, places, subject):
-    """Write one subject to all of its places; returns one line for each thing that is wrong with its files."""
+    """Write one subject to all its destinations; returns one line for each problem with its files."""
     from data.nnunet import write_case
     from data.scans.subject import SubjectReader
 
@@ -193,7 +193,7 @@ def write_subject(channels, owners, places, subject):
 
 
 def link_or_copy(source, copy):
-    """Give a file a second name, or copy it where the file system knows no links."""
+    """Give a file a second name, or copy it if the file system does not support links."""
     try:
         os.link(source, copy)
     except OSError:
@@ -201,7 +201,7 @@ def link_or_copy(source, copy):
 
 
 def write_cells(path, folds):
-    """Write which fold of nnU-Net is which cell of step 4, and the cases that it trains on."""
+    """Write the table of folds: the cell of step 4 that each one is, and its training cases."""
     from data.nnunet import case_name
 
     rows = [

@@ -5,7 +5,7 @@
     python -m tools.export_model --model runs/lgg_tcga/pretraining/constrained --output lgg_encoder/ --formats onnx
 
 Reads   cell folders of step 4 (outputs of several matching cells are averaged), or one stage folder of step 3.
-Writes  model.keras (for a stage encoder.keras, the feature maps of all levels), which Keras loads without this suite;
+Writes  model.keras (for a stage encoder.keras, which returns all levels), loaded by Keras without this suite;
         model.json (contrasts, labels, preprocessing), config.yaml and README.md, a model card. With --formats also
         model.onnx (needs onnx, tf2onnx, onnxruntime), saved_model/, and model.pt with unet.py, a PyTorch module that
         needs no Keras (needs torch); each is run once and compared with model.keras.
@@ -37,7 +37,7 @@ WRITTEN = (MODEL, "encoder.json", "model.keras", "encoder.keras", "model.onnx", 
 FILES = {
     "keras": "the network, for Keras on any backend",
     "json": "contrasts, labels and preprocessing, for predict.py",
-    "yaml": "the config that it was made with, without paths and names of subjects",
+    "yaml": "the config that it was made with, without paths and subject names",
     "onnx": "the network, for ONNX Runtime",
     "saved_model": "the network, for TensorFlow",
     "pt": "the weights, for PyTorch: a state dict",
@@ -185,7 +185,7 @@ def export_encoder(options):
 
 
 def write_folder(options, name, network, description, card):
-    """Write all files; the description, which makes the folder usable, is written last."""
+    """Write all files, ending with the description, which makes the folder usable."""
     from models.portable import write_keras
 
     output = options.output
@@ -217,12 +217,12 @@ def export_as(form, network, path):
     images = np.random.default_rng(0).random((2, *shape)).astype("float32")
     expected = map(
         keras.ops.convert_to_numpy, keras.tree.flatten(network(images))
-    )  # called once, or Keras exports nothing
+    )  # Keras exports only networks that were called
     if form == "onnx":
         import onnxruntime
 
         with atomic_path(path) as temporary, warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # by numpy, about names that the converter searches
+            warnings.simplefilter("ignore", FutureWarning)  # from numpy, about names that the converter looks up
             network.export(temporary, format="onnx", verbose=False)
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

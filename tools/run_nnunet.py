@@ -1,18 +1,18 @@
-"""Train nnU-Net on the cells of a study, and put it into its tables: the same subjects, slices seen and network size.
+"""Train nnU-Net on the cells of a study, for its tables: the same subjects, slices per training and network size.
 
     make install-nnunet
     python -m tools.run_nnunet --config configs/chaos_mr.yaml --subjects-n 2 8
 
 Reads   what tools.export_dataset reads: the scans and label maps, and h5/annotated.h5 (step 2).
-Writes  nnunet/ in the work dir (raw and preprocessed datasets, results, predictions), and for each cell
-        finetuning/<contrasts>/nnunet/n<NN>/r<K>/ like tools.score_predictions.
-Takes   as long as the cells of step 4, or longer: its trainer, loss, schedule, augmentation, normalisation and
-        mirroring in prediction are nnU-Net's own. From the config come the features of each level, the patch
-        (slices.image_size), the pixel size, the batch, and the epochs of finetuning.training.steps_per_epoch updates.
-        Finished cells are kept, and an interrupted one resumes at the last tenth of its epochs.
-        Its schedule is made for 250,000 updates. With 2,000 of 12 slices of chaos_mr (N = 8, one cell) it found the
-        liver of the validation subjects, Dice 0.85, and no other organ; networks of this suite had 0.84 over all four.
-        --set finetuning.training.epochs=1000 trains it for longer and leaves all other cells valid.
+Writes  nnunet/ in the work dir (raw and preprocessed datasets, results, predictions) and, like
+        tools.score_predictions, finetuning/<contrasts>/nnunet/n<NN>/r<K>/ for each cell.
+Takes   at least as long as the cells of step 4. The config determines the features of each level, the patch
+        (slices.image_size), the pixel size, the batch, and the epochs of finetuning.training.steps_per_epoch updates;
+        trainer, loss, schedule, augmentation, normalisation and mirroring in prediction are nnU-Net's own.
+        Finished cells are skipped; an interrupted one resumes from its last checkpoint, one per tenth of the epochs.
+        nnU-Net's schedule is made for 250,000 updates. With 2,000 of 12 slices of chaos_mr (N = 8, one cell) it found
+        the liver of the validation subjects (Dice 0.85) and no other organ; this suite reached 0.84 over all four.
+        --set finetuning.training.epochs=1000 trains it longer and leaves all other cells valid.
 Next    python reproduce_tables.py --config FILE
 """
 
@@ -34,17 +34,17 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("_nnunet.py")
 NAME = "nnunet"
 FOLDERS = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results"}
-LINES_SHOWN = 5  # of what a failing command printed
+LINES_SHOWN = 5  # of the output of a failed command
 
 
 def add_options(parser):
-    text = "Python with nnU-Net (default: .venv-nnunet/bin/python, see make install-nnunet)"
+    text = "Python that has nnU-Net (default: .venv-nnunet/bin/python, from make install-nnunet)"
     parser.add_argument("--python", type=Path, default=ROOT / ".venv-nnunet/bin/python", metavar="FILE", help=text)
     parser.add_argument("--contrasts", nargs="+", metavar="NAME", help="input sets (default: all)")
-    parser.add_argument("--subjects-n", nargs="+", type=int, metavar="N", help="numbers of annotated subjects")
+    parser.add_argument("--subjects-n", nargs="+", type=int, metavar="N", help="values of N to run (default: all)")
     parser.add_argument("--repeats", type=int, metavar="K", help="the first K draws (default: all)")
     parser.add_argument("--folds", nargs="+", type=int, metavar="F", help="folds of a cross-validation (default: all)")
-    parser.add_argument("--threads", type=int, default=1, metavar="T", help="threads of nnU-Net (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="T", help="CPU threads for nnU-Net (default: 1)")
 
 
 def main(arguments=None):
@@ -69,7 +69,7 @@ def check(config, options):
     """Refuse what cannot be compared, before anything is written."""
     grid, mistakes = config.finetuning, []
     if not options.python.exists():
-        mistakes.append(f"--python {options.python}: is not there; type: make install-nnunet")
+        mistakes.append(f"--python {options.python}: does not exist; type: make install-nnunet")
     if grid.training.steps_per_epoch is None:
         mistakes.append(
             "finetuning.training.steps_per_epoch: is not set, so that the number of updates depends on N; set it"
@@ -94,7 +94,7 @@ def datasets(config, folder):
 
 
 def write_settings(config, options, folder, dataset):
-    """Write what the network and the training of nnU-Net take over from the config; returns the file."""
+    """Write the settings that nnU-Net takes from the config; returns the file."""
     training, path = config.finetuning.training, folder / f"{dataset.name}.json"
     write_json(
         path,
@@ -115,7 +115,7 @@ def write_settings(config, options, folder, dataset):
 
 
 def run_cells(config, options, folder, contrasts, dataset, settings):
-    """Train, predict and score every cell of one dataset that is asked for and not finished."""
+    """Train, predict and score the requested cells of one dataset that are not finished."""
     with (dataset / "cells.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if is_asked_for(row, options)]
     if not rows:
@@ -133,7 +133,7 @@ def run_cells(config, options, folder, contrasts, dataset, settings):
 
 
 def is_asked_for(row, options):
-    """Whether a row of cells.csv is among the cells of the command line."""
+    """Tell whether the command line asks for the cell in a row of cells.csv."""
     split = row["split"].removeprefix("fold")
     return (
         (options.subjects_n is None or int(row["subjects_n"]) in options.subjects_n)
@@ -143,7 +143,7 @@ def is_asked_for(row, options):
 
 
 def score(config, options, contrasts, row, output, settings):
-    """Score the predictions of one cell as tools.score_predictions does, with a note on how it was trained."""
+    """Score the predictions of one cell with tools.score_predictions, with a note on its training."""
     times = read_json(output / "times.json")
     rate = f"; {times['slices_per_second']:.0f} slices a second" if times["slices_per_second"] else ""
     note = (
@@ -158,12 +158,12 @@ def score(config, options, contrasts, row, output, settings):
 
 
 def call(words, path, folder=None):
-    """Run a command with its output in a file; InputError with its last lines if it fails.
+    """Run a command with its output appended to a file; InputError with its last lines if it fails.
 
     Args:
         words: The command.
-        path: File that takes what it prints, after what is there.
-        folder: Where nnU-Net keeps its data; None: the command is one of this suite.
+        path: File for the output.
+        folder: Folder of nnU-Net's data; None for commands of this suite.
     """
     places = {key: str((folder / name).resolve()) for key, name in FOLDERS.items()} if folder else {}
     path.parent.mkdir(parents=True, exist_ok=True)

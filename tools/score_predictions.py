@@ -1,4 +1,4 @@
-"""Score label maps of any other tool as a cell of step 4, so that step 5 shows them beside the study's own.
+"""Score label maps of any other tool as a cell of step 4, so that step 5 shows them beside the study's own cells.
 
     python -m tools.score_predictions --config configs/chaos_mr.yaml --name nnunet --contrasts t1out --subjects-n 8 \\
         --repeat 0 --fold 0 --predictions predictions/ --note "nnU-Net 2.8.1, 2d, 250 epochs"
@@ -6,11 +6,11 @@
         --subjects-n 0 --repeat 0 --predictions segmented/ --labels liver=5 right_kidney=2 left_kidney=3 spleen=1 \\
         --ignored-values others --note "MRSegmentator as published, trained on other MR and CT"
 
-Reads   a folder with a label map for each test subject, <subject>.nii.gz or as tools.export_dataset calls its case, on
-        the grid of the scan; the label maps of the test subjects, and h5/annotated.h5 (step 2).
+Reads   a folder with a label map of each test subject on the grid of its scan, named <subject>.nii.gz or after the case
+        of tools.export_dataset; the label maps of the test subjects; and h5/annotated.h5 (step 2).
 Writes  finetuning/<contrasts>/<name>/n<NN>/r<K>/ with metrics.json and predictions/<subject>.nii.gz like step 4, marked
-        as external: tables, figures and page call it '<name> (external)'.
-Takes   seconds per subject. Nothing is written before all files are sound; every mistake is named at once.
+        as external: tables, figures and page show it as '<name> (external)'.
+Takes   seconds per subject. All files are checked and every mistake is reported before anything is written.
 Next    python reproduce_tables.py --config FILE
 """
 
@@ -41,7 +41,7 @@ ROLES = {
 
 
 class Part(NamedTuple):
-    """The test subjects of one split, their predictions, and what trained the tool."""
+    """The test subjects of one split, their predictions, and the subjects that trained the tool."""
 
     annotated: "Annotated"
     paths: dict[str, Path]
@@ -50,23 +50,23 @@ class Part(NamedTuple):
 
 
 def whole_or_others(word):
-    """Read a value of a label map, or the word for all that no class has."""
+    """Read a value of a label map, or the word `others` for all values that belong to no class."""
     return word if word == "others" else whole(word)
 
 
 def add_options(parser):
-    parser.add_argument("--name", required=True, help="of the tool, for tables and figures: letters, digits, - and _")
-    parser.add_argument("--contrasts", required=True, metavar="NAME", help="input set that it saw, of the config")
-    text = "number of annotated subjects of the study that trained it; 0: none, as for a tool used as published"
+    parser.add_argument("--name", required=True, help="name of the tool in the tables: letters, digits, - and _")
+    parser.add_argument("--contrasts", required=True, metavar="NAME", help="input set of the config that it was given")
+    text = "number of annotated subjects of this study that trained it; 0 for a tool used as published"
     parser.add_argument("--subjects-n", required=True, type=whole, metavar="N", help=text)
     parser.add_argument("--repeat", required=True, type=whole, metavar="K", help="draw of these subjects, from 0")
     parser.add_argument("--predictions", required=True, type=Path, metavar="DIR", help="folder of its label maps")
     text = "values of the classes in these maps, such as liver=5 kidneys=2,3 (default: 1, 2, ... as in the config)"
     parser.add_argument("--labels", nargs="+", default=[], metavar="NAME=VALUE", help=text)
-    text = "further values in these maps, which count as background; others: all that no class has"
+    text = "further values in these maps that count as background; others: all that belong to no class"
     parser.add_argument("--ignored-values", nargs="+", type=whole_or_others, default=[], metavar="VALUE", help=text)
-    parser.add_argument("--note", default="", metavar="TEXT", help="what readers should know of its training")
-    text = "subjects of the study that trained it (default: those that step 4 draws for this N and repeat)"
+    parser.add_argument("--note", default="", metavar="TEXT", help="what readers should know about its training")
+    text = "subjects of this study that trained it (default: those that step 4 draws for this N and repeat)"
     parser.add_argument("--train-subjects", nargs="+", type=composed, metavar="ID", help=text)
     text = "annotated validation subjects that selected its weights or settings (default: not recorded)"
     parser.add_argument("--selecting", type=whole, metavar="M", help=text)
@@ -79,7 +79,7 @@ def main(arguments=None):
     config, options = from_command_line(__doc__, arguments, add_options, needs=("slices", "finetuning"))
     values, mistakes = values_of_labels(config, options.labels)
     mistakes += [
-        f"--ignored-values {value}: is a value of '{name}'; a class is no background"
+        f"--ignored-values {value}: is a value of the class '{name}', so it cannot be background"
         for name, members in values.items()
         for value in sorted({*members} & {*options.ignored_values})
     ]
@@ -101,7 +101,7 @@ def main(arguments=None):
 
 
 def values_of_labels(config, words):
-    """Return the values of each class in the predictions, `{name: [value, ...]}`, and what is wrong with --labels."""
+    """Return the values of each class in the predictions, `{name: [value, ...]}`, and the mistakes in --labels."""
     names, mistakes, values = list(config.data.labels), [], {}
     if not words:
         return {name: [index] for index, name in enumerate(names, start=1)}, []
@@ -130,7 +130,7 @@ def values_of_labels(config, words):
 
 
 def mistakes_of_names(config, options):
-    """Say what is wrong with the name of the tool, its contrasts and its folder."""
+    """Yield mistakes in the name of the tool, its contrasts and its folder."""
     inits = ["random", *(config.pretraining.stages if config.pretraining else ())]
     sets, name = config.finetuning.contrasts, options.name
     if not NAME.fullmatch(name):
@@ -145,13 +145,13 @@ def mistakes_of_names(config, options):
 
 
 def chosen_splits(options, splits):
-    """Return the splits whose test subjects are scored, and what is wrong with --fold."""
+    """Return the splits whose test subjects are scored, and the mistakes in --fold."""
     if options.fold is None:
         if len(splits) == 1 or options.subjects_n == 0:
             return splits, []
         return [], [f"--fold: is missing; say which of the {len(splits)} folds is tested, 0 to {len(splits) - 1}"]
     if len(splits) == 1:
-        return [], [f"--fold {options.fold}: there is no cross-validation in this config; leave the option away"]
+        return [], [f"--fold {options.fold}: this config has no cross-validation; omit the option"]
     if options.fold >= len(splits):
         return [], [f"--fold {options.fold}: there are {len(splits)}, counted from 0"]
     return [splits[options.fold]], []
@@ -187,7 +187,7 @@ def find_parts(config, options, splits, files):
 
 
 def training_subjects(config, options, annotated):
-    """Return the subjects of the study that trained the tool, and what is wrong with those of the command line."""
+    """Return the subjects of the study that trained the tool, and the mistakes in --train-subjects and --subjects-n."""
     from data.splits import annotated_subsets
 
     n, repeat = options.subjects_n, options.repeat
@@ -215,18 +215,18 @@ def training_subjects(config, options, annotated):
 
 
 def mistakes_of_folder(folder, overwrite):
-    """Refuse the folder of a cell of step 4, and that of an external tool unless it may be replaced."""
+    """Refuse the folder of a cell of step 4, and the existing scores of an external tool without --overwrite."""
     from evaluation.scores.external import KEY
 
     if not (folder / METRICS).exists():
         return []
     if KEY not in read_json(folder / METRICS):
         return [f"{folder}: holds a cell of step 4; give another --name"]
-    return [] if overwrite else [f"{folder}: is scored already; give --overwrite, or another --name"]
+    return [] if overwrite else [f"{folder}: is already scored; give --overwrite, or another --name"]
 
 
 def problems_of_files(part, values, ignored):
-    """Say what is wrong with predictions and references of a split, by reading all of them."""
+    """Read all predictions and references of a split, and yield their problems."""
     for subject in progress(part.paths, "Checking predictions"):
         for read in (lambda name: read_prediction(part, name, values, ignored), part.annotated.read_reference):
             try:
@@ -245,13 +245,13 @@ def read_prediction(part, subject, values, ignored):
 
 
 def score(config, options, part, values):
-    """Score the test subjects of one split, and write what step 4 writes of a cell."""
+    """Score the test subjects of one split, and write the files that step 4 writes for a cell."""
     from data.scans.volumes import write_nifti
     from evaluation.scores.label_maps import score_label_map
 
     folder, annotated, rows = part.folder, part.annotated, []
     with open_run(folder, config.plain(), config.seed):
-        (folder / METRICS).unlink(missing_ok=True)  # a folder with metrics.json is a finished cell
+        (folder / METRICS).unlink(missing_ok=True)  # a folder with metrics.json counts as finished
         shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)
         for subject in progress(part.paths, "Scoring"):
             grid = annotated.store.grid(subject)
@@ -270,7 +270,7 @@ def score(config, options, part, values):
 
 
 def about(config, options, part, values):
-    """Return what metrics.json says of an external cell besides its scores."""
+    """Return the entries of metrics.json for an external cell, without its scores."""
     from data.splits import hash_of_split
     from evaluation.scores.external import KEY
     from utils.provenance import Provenance

@@ -15,7 +15,7 @@ Writes  report/representations/ in the work dir, with cross-validation one such 
         subjects from each level of each network. Settings of pretraining may be chosen with it, because it does not
         use test subjects.
 Takes   a minute or two on a CPU with small images. No network is trained; every call overwrites the results. Stages
-        without weights are reported and left out.
+        without weights are reported and skipped.
 Next    python finetune_segmentation.py --config FILE, or finetune_synthesis.py
 """
 
@@ -61,7 +61,7 @@ def main(arguments=None):
 
     works = config.work.splits_with("annotated" if config.data.labels else "pretrain_train")
     works = chosen_folds(works, options.folds)
-    splits = [RepresentedSplit(config, work, options.init) for work in works]  # every mistake is detected here
+    splits = [RepresentedSplit(config, work, options.init) for work in works]  # all mistakes are detected here
     for split in splits:
         for write in split.deeds(options.only):
             table, target = write()

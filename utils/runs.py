@@ -91,8 +91,8 @@ def changed_since_step_2(subject, path):
 def lacks(path, subject):
     """One line on a subject that step 2 left out of a file."""
     return (
-        f"{subject}: is not in {path}; run generate_h5_pretraining.py --overwrite once its files are sound, or go on "
-        "without it: --keep-going"
+        f"{subject}: is not in {path}; run generate_h5_pretraining.py --overwrite once its files are sound, or give "
+        "--keep-going to continue without it"
     )
 
 

@@ -162,11 +162,11 @@ def test_finished_datasets_are_kept_until_overwrite(finished, tmp_path):
     assert export(config, raw).code == 0
     (raw / NAME / "mine.txt").touch()
     words = ["--config", config, "--format", "nnunet", "--output", raw]
-    line = f"{raw / NAME}: is there already; give --overwrite, or another --output"
+    line = f"{raw / NAME}: already exists; give --overwrite, or another --output"
     assert_refused(tmp_path, "tools.export_dataset", words, [line])
     assert export(config, raw, "--overwrite").code == 0 and not (raw / NAME / "mine.txt").exists()
     (raw / "Dataset502_other").mkdir()
-    line = "--first-number 502: is the number of 'Dataset502_other' already; give another one"
+    line = "--first-number 502: already belongs to 'Dataset502_other'; give another one"
     assert_refused(tmp_path, "tools.export_dataset", [*words, "--first-number", "502"], [line])
 
 

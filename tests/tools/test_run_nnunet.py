@@ -84,7 +84,7 @@ def test_cells_may_be_chosen_and_a_failure_shows_its_last_lines(study, stand_in,
 def test_mistakes_are_told_at_once(study, stand_in):
     words = ["--config", study / "tiny.yaml", "--python", study / "none", "--contrasts", "t3", "--subjects-n", 5]
     lines = [
-        "--python {study}/none: is not there; type: make install-nnunet",
+        "--python {study}/none: does not exist; type: make install-nnunet",
         "--contrasts t3: not one of t1 (finetuning)",
         "--subjects-n 5: not one of 1 (finetuning)",
     ]

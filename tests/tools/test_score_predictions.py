@@ -130,7 +130,7 @@ def test_finished_scores_are_replaced_only_when_asked(study, predicted):
     assert score(study, predicted).code == 0
     folder = study / "work/finetuning/t1/nnunet/n01/r0"
     words = ["--config", study / "tiny.yaml", *CELL, "--predictions", predicted]
-    line = f"{folder}: is scored already; give --overwrite, or another --name"
+    line = f"{folder}: is already scored; give --overwrite, or another --name"
     assert_refused(study, TOOL, words, [line])
     save(predicted / "sub-3.nii.gz", np.zeros((16, 14, 4), np.uint8))
     assert score(study, predicted, "--overwrite").code == 0

@@ -29,8 +29,8 @@ COMMAND_LINES = [
         "--labels kidney=1 liver=2 kidney=3",
         "--labels kidney=3: 'kidney' is named twice; list its values once, such as kidney=1,2",
     ),
-    ("--ignored-values 2", "--ignored-values 2: is a value of 'liver'; a class is no background"),
-    ("--fold 0", "--fold 0: there is no cross-validation in this config; leave the option away"),
+    ("--ignored-values 2", "--ignored-values 2: is a value of the class 'liver', so it cannot be background"),
+    ("--fold 0", "--fold 0: this config has no cross-validation; omit the option"),
     (
         "--subjects-n 2",
         "--subjects-n: 2 annotated subjects requested, but the training set has 1; choose at most 1",
