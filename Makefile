@@ -1,12 +1,12 @@
 # make demo    everything from simulated scans to the report, in a few minutes on two CPU cores
 # make table-renal-simulated    the renal paper's table on a simulated cohort: five contrasts, 60 cells
-# make test    lint and the quick tests, in a few minutes: while you work
+# make test    lint and the quick tests, in a few minutes, while you work
 # make test-all    lint and every test, Snakemake's grid among them: before you propose a change, and in CI
-# make test-backends    TensorFlow, JAX and, where it is installed, PyTorch against each other; two devices against one; export to PyTorch
-# make install, make install-grid    what these install first: the suite in .venv, for test-all also Snakemake in .venv-grid
+# make test-backends    compares TensorFlow, JAX and PyTorch (if installed), and two devices with one; export to PyTorch
+# make install, make install-grid    installed first by the above: the suite in .venv, for test-all also Snakemake in .venv-grid
 # make install-nnunet    nnU-Net in .venv-nnunet, for python -m tools.run_nnunet
-# make audit   known vulnerabilities of what is installed (needs the internet), and whether its versions go together
-# make bench   time and memory, written to benchmarks/output/
+# make audit   known vulnerabilities of the installed packages (needs the internet), and whether their versions are compatible
+# make bench   measures time and memory; writes benchmarks/output/
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := configs/renal_demo.yaml
@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 install: .venv/installed$(GPU)
 
-# A file of its own for GPU=1, so that asking for the GPU later installs what is missing.
+# A separate file for GPU=1, so that a later GPU=1 installs what is missing.
 .venv/installed$(GPU): requirements.txt
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed; type: make PYTHON=python3.11') if sys.version_info < (3, 11) else None"
 	$(PYTHON) -m venv .venv
@@ -54,11 +54,11 @@ table-renal-simulated: install
 	$(BIN)/python finetune_segmentation.py --config $(TABLE)
 	$(BIN)/python reproduce_tables.py --config $(TABLE)
 
-# Two processes share the cores, so that each computes in one thread.
+# Two processes share the cores, so each computes in one thread.
 test test-all: export OMP_NUM_THREADS = 1
 test test-all: export TF_NUM_INTRAOP_THREADS = 1
 test test-all: export TF_NUM_INTEROP_THREADS = 1
-unexport PYTHONDONTWRITEBYTECODE  # byte code that is kept spares every later run a dozen seconds
+unexport PYTHONDONTWRITEBYTECODE  # cached byte code saves every later run a dozen seconds
 test: TIER = -m "not long"
 test-all: install-grid
 test test-all: install
@@ -71,14 +71,14 @@ test-backends: install
 	$(BIN)/python -m pytest tests/test_backends.py tests/test_backend_trainings.py tests/training/test_devices.py \
 		tests/models/test_to_torch.py tests/test_export_torch.py
 
-# pip-audit in an environment of its own, so that it audits what the suite uses and not itself.
+# pip-audit runs in a separate environment, so that it audits the suite's packages and not its own.
 audit: install
 	$(BIN)/pip check
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
 	.venv-audit/bin/pip-audit --strict --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
-# All of them, whatever the others say; those that miss a goal are named at the end.
+# Run all of them, even if some fail; those that miss a goal are named at the end.
 bench: install
 	@missed=; for file in benchmarks/bench_*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file || missed="$$missed $$file"; done; \
 	if [ -n "$$missed" ]; then echo "goals missed in:$$missed"; exit 1; fi

@@ -6,10 +6,10 @@
 #   .venv-grid/bin/snakemake --cores 16 --resources gpu=1 --config dataset=configs/lgg_tcga.yaml
 #   .venv-grid/bin/snakemake --profile profiles/slurm --config dataset=configs/lgg_tcga.yaml
 #
-# With -n it says what would run, and why. Each job is one call of a script that also runs by hand in the same work dir.
-# A job that was stopped goes on where it was: its checkpoint and its finished maps are not declared as output, because
-# Snakemake deletes the declared output of a job that did not finish. After kill -9 or a power cut, call it once
-# with --unlock first. What is made again, and when: profiles/default.
+# With -n it lists what would run, and why. Each job is one call of a script that can also be run by hand in the same
+# work dir. A stopped job resumes: its checkpoint and finished maps are not declared as output, because Snakemake deletes
+# the declared output of unfinished jobs. After kill -9 or a power cut, call it once with --unlock first.
+# profiles/default says what is made again, and when.
 import functools
 import itertools
 import json
@@ -54,7 +54,7 @@ PYTHON = HERE / ".venv" / "bin" / "python"
 PYTHON = shlex.quote(str(PYTHON)) if PYTHON.exists() else "python"
 SCRIPTS = shlex.quote(str(HERE))  # for the shell; a folder may have spaces
 STAGES = DATASET.pretraining.stages if DATASET.pretraining else {}
-# Without cross-validation the one split lies in the work dir itself.
+# Without cross-validation, the only split lies in the work dir itself.
 SPLITS = [f"fold{number}/" for number in range(getattr(DATASET.data.splits, "folds", 0))] or [""]
 STORES = ["pretrain_train", "pretrain_val", *(["annotated"] if DATASET.data.labels else [])]
 STORES = [str(of(split).store(part)) for split, part in itertools.product(SPLITS, STORES)]
@@ -70,7 +70,7 @@ hash_of_synthesis = functools.cache(DATASET.hash_of_synthesis)
 
 
 def cells():
-    """Yield `(split, kind, init, n, repeat)` of every cell of the grids; kind is its folder, `synthesis` or another."""
+    """Yield `(split, kind, init, n, repeat)` of all cells; `kind` is the folder of the grid, such as `synthesis`."""
     if grid := DATASET.finetuning:
         kinds = [f"finetuning/{contrasts}" for contrasts in grid.contrasts]
         yield from itertools.product(SPLITS, kinds, grid.inits, grid.subjects_n, range(grid.repeats))
@@ -151,8 +151,8 @@ rule all:
 if DATASET.constraint_maps:
 
     rule maps:
-        # command.txt stands for the maps: summary.csv lists the finished ones, which a stopped job must find again.
-        # Maps of other settings are refused by the script, so they are overwritten.
+        # command.txt represents the maps: summary.csv lists the finished ones, which a resumed job needs.
+        # The script refuses maps made with other settings, so they are overwritten.
         output:
             MAPS,
         params:

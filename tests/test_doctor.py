@@ -36,14 +36,14 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_without_nvidia_smi(machine):
-    line = "trains on the processor: there is no nvidia-smi; if there is a card of NVIDIA, install its driver; "
+    line = "trains on the processor: there is no nvidia-smi; if there is an NVIDIA card, install its driver; "
     assert machine(None).startswith(line)
     assert machine(None, visible="").startswith(line)
 
 
 def test_a_driver_that_fails_is_quoted(machine):
     assert machine(NO_DRIVER, 9) == (
-        f"trains on the processor: nvidia-smi fails ({NO_DRIVER}); install NVIDIA's driver anew"
+        f"trains on the processor: nvidia-smi fails ({NO_DRIVER}); reinstall NVIDIA's driver"
     )
     assert machine(UPDATED, 18) == (
         f"trains on the processor: nvidia-smi fails ({UPDATED}); restart the machine: the driver was updated since"

@@ -114,7 +114,7 @@ def backend():
 def graphics_cards():
     """Return NVIDIA cards with their drivers, whether or not the backend sees them, and the reason if none."""
     if not shutil.which("nvidia-smi"):
-        cure = "if there is a card of NVIDIA, install its driver; in a container, start it with --gpus all"
+        cure = "if there is an NVIDIA card, install its driver; in a container, start it with --gpus all"
         return [], f"there is no nvidia-smi; {cure}"
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
@@ -127,7 +127,7 @@ def graphics_cards():
     text = said[0] if said else f"exit code {done.returncode}"
     if "no devices" in text.lower():
         return [], f"nvidia-smi sees no card ({text}); on a cluster ask for one, such as --gres=gpu:1"
-    cure = "restart the machine: the driver was updated since" if "mismatch" in text else "install NVIDIA's driver anew"
+    cure = "restart the machine: the driver was updated since" if "mismatch" in text else "reinstall NVIDIA's driver"
     return [], f"nvidia-smi fails ({text}); {cure}"
 
 
@@ -146,9 +146,7 @@ def why_unused(cards, backend):
         return f"CUDA_VISIBLE_DEVICES='{visible}' names no card; they are counted from 0 to {len(cards) - 1}"
     if is_for_processors():
         return f"{backend} is a build without CUDA; {install}"
-    return (
-        f"{backend} finds no CUDA libraries, or needs a newer driver; {install}, nvidia-smi names what the driver knows"
-    )
+    return f"{backend} finds no CUDA libraries, or needs a newer driver; {install}, and compare nvidia-smi"
 
 
 def is_for_processors():
@@ -194,7 +192,7 @@ def machine():
     if pool is None:
         yield NOTE, f"--jobs runs in one process: {trouble}"
     has_grid = (ROOT / ".venv-grid" / "bin" / "snakemake").exists() or shutil.which("snakemake")
-    yield (OK, "Snakemake is there") if has_grid else (NOTE, "no Snakemake, for the grid; type: make install-grid")
+    yield (OK, "Snakemake is installed") if has_grid else (NOTE, "no Snakemake, for the grid; type: make install-grid")
 
 
 def places(path):

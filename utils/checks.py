@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and checks of shapes.
+"""Errors that users can fix, and checks of shapes.
 
 Axis letters used in all docstrings: B batch (slices), H W pixels, D depth, C contrasts, P patches, A anchors,
 F features, K classes, S slices of one subject, X Y Z voxels of a volume on disk.
@@ -6,13 +6,13 @@ F features, K classes, S slices of one subject, X Y Z voxels of a volume on disk
 
 
 class InputError(ValueError):
-    """Something the user must fix: a file, a config value, a command line.
+    """A mistake that the user must fix: in a file, a config value or a command line.
 
     Scripts print each line on stderr without a traceback and exit with code 2. Every other exception is a bug in this
     suite and keeps its traceback.
 
     Args:
-        lines: One or several lines; each states where, what was found, what was expected and what to do.
+        lines: One line or several; each says where, what was found, what was expected and what to do.
     """
 
     def __init__(self, lines):
@@ -21,14 +21,14 @@ class InputError(ValueError):
 
 
 def accept(problems, keep_going, failures):
-    """Add problems to the failures under --keep-going, and raise them as InputError otherwise."""
+    """Append problems to `failures` under --keep-going; otherwise raise them as InputError."""
     if problems and not keep_going:
         raise InputError(problems)
     failures += problems
 
 
 def counted(number, one, several=None):
-    """Write a number with its noun: `1 grid`, `2 grids`; `several` is the plural if it is irregular."""
+    """Return a number with its noun: `1 grid`, `2 grids`; `several` is an irregular plural."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 

@@ -1,4 +1,4 @@
-"""The command lines of the scripts: options that they share, and the config that these name."""
+"""The command lines of the scripts: their shared options, and the config that these name."""
 
 import argparse
 import importlib.util
@@ -15,27 +15,27 @@ INSTALL_MLFLOW = "pip install mlflow-skinny==3.17.2 alembic==1.20.1"
 
 
 def parser_of(description):
-    """Make the parser of a script, whose usage names a tool as it is typed: `python -m tools.NAME`.
+    """Build the parser of a script; its usage line shows a tool as it is typed: `python -m tools.NAME`.
 
     Args:
         description: The script's docstring; `--help` prints it.
     """
     words = started_as()
-    name = " ".join(words) if "-m" in words else None  # None: the name of the file
+    name = " ".join(words) if "-m" in words else None  # None: the file name
     return argparse.ArgumentParser(
         prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def positive(word):
-    """Read a number of at least 1 from the command line; argparse names the option in an error."""
+    """Parse a whole number of at least 1 from the command line; argparse adds the option to the error."""
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word}: expected a whole number of at least 1")
     return int(word)
 
 
 def whole(word):
-    """Read a number of at least 0 from the command line, likewise."""
+    """Parse a whole number of at least 0 in the same way."""
     if not word.isdecimal():
         raise argparse.ArgumentTypeError(f"{word}: expected a whole number of at least 0")
     return int(word)
@@ -45,14 +45,14 @@ def add_training_options(parser):
     """Add the options that the training scripts share."""
     text = "also write events for TensorBoard, into tensorboard/ in each run folder"
     parser.add_argument("--tensorboard", action="store_true", help=text)
-    text = "also send config, losses, scores and records to MLflow, to MLFLOW_TRACKING_URI or ./mlflow.db"
+    text = "also log config, losses, scores and records to MLflow, at MLFLOW_TRACKING_URI or in ./mlflow.db"
     parser.add_argument("--mlflow", action="store_true", help=text)
-    text = "bit-identical repetition also on a GPU, at the cost of speed (docs/reliability.md)"
+    text = "bit-identical results on a GPU too, at the cost of speed (docs/reliability.md)"
     parser.add_argument("--deterministic", action="store_true", help=text)
 
 
 def chosen_sinks(options):
-    """Return the trackers of a training as keyword arguments of `training.loop.RunOptions`.
+    """Return the trackers of a training run as keyword arguments of `training.loop.RunOptions`.
 
     Raises:
         InputError: MLflow is requested but not installed.
@@ -67,7 +67,7 @@ def add_grid_options(parser):
     add_training_options(parser)
     parser.add_argument("--init", nargs="+", metavar="NAME", help="initialisations (default: all in the config)")
     parser.add_argument("--subjects-n", nargs="+", type=positive, metavar="N", help="numbers of annotated subjects")
-    parser.add_argument("--repeats", type=positive, metavar="K", help="draws of annotated subjects")
+    parser.add_argument("--repeats", type=positive, metavar="K", help="number of draws of annotated subjects")
     parser.add_argument("--only-repeats", nargs="+", type=int, metavar="R", help="only these draws, counted from 0")
     parser.add_argument(
         "--folds", nargs="+", type=int, metavar="K", help="folds of the cross-validation (default: all)"
@@ -75,17 +75,17 @@ def add_grid_options(parser):
     parser.add_argument(
         "--devices", type=positive, default=1, metavar="N", help="GPUs that share each batch (default: 1)"
     )
-    parser.add_argument("--keep-going", action="store_true", help="continue if a cell fails; exit code 1 at the end")
+    parser.add_argument("--keep-going", action="store_true", help="continue if a cell fails, then end with exit code 1")
     parser.add_argument("--overwrite", action="store_true", help="redo finished cells")
 
 
 def chosen_axes(grid, stages, options):
-    """Return the inits, numbers of subjects and repeats to run: those of the command line, else those of the config.
+    """Return the inits, numbers of subjects and repeats to run, from the command line or else from the config.
 
     Args:
         grid: The section of the config, with `inits`, `subjects_n` and `repeats`.
         stages: Names of the pretraining stages.
-        options: Command line with the options of `add_grid_options`.
+        options: Parsed command line with the options of `add_grid_options`.
 
     Raises:
         InputError: An unknown init, or a repeat that does not exist.
@@ -109,11 +109,11 @@ def from_command_line(description, arguments=None, add_options=None, needs=(), b
         arguments: Words of the command line; None means `sys.argv[1:]`.
         add_options: Function that adds the script's own options to the `argparse` parser.
         needs: Sections that the script requires.
-        beside: An option of the script's own that names a file; where it is given, config.yaml and the results lie
-            beside this file unless --config and --work-dir say otherwise.
+        beside: Name of an option of the script that takes a file; if given, config.yaml and results lie beside that
+            file unless --config and --work-dir say otherwise.
 
     Returns:
-        `(config, options)`: the `Config` and the `argparse.Namespace`; its `again` gives the next step the same config.
+        `(config, options)`: the `Config` and the `argparse.Namespace`; its `again` passes the config to the next step.
     """
     parser = parser_of(description)
     parser.add_argument("--config", required=beside is None, type=Path, metavar="FILE", help="YAML of the dataset")
@@ -125,13 +125,13 @@ def from_command_line(description, arguments=None, add_options=None, needs=(), b
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="overrides one value, such as data.root=/scans; may be repeated",
+        help="overrides values, such as data.root=/scans; may be repeated",
     )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
-        help="lowest level of messages that are shown and written to run.log (default: info)",
+        help="lowest level of messages to show and to write to run.log (default: info)",
     )
     if add_options:
         add_options(parser)
@@ -151,14 +151,14 @@ def from_command_line(description, arguments=None, add_options=None, needs=(), b
 
 
 def _again(options):
-    """Write the options that reproduce the config, ready to be typed."""
+    """Return the options that reproduce the config, ready to be typed."""
     moved = ["--work-dir", str(options.work_dir)] if options.work_dir else []
     changed = ["--set", *options.overrides] if options.overrides else []
     return shlex.join(["--config", str(options.config), *moved, *changed])
 
 
 def check_writable(folder, where, advice):
-    """Raise InputError if a folder is not writable and cannot be made; nothing is made or written.
+    """Raise InputError if a folder is not writable and cannot be created; nothing is created or written.
 
     Args:
         folder: Its path.

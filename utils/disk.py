@@ -19,8 +19,8 @@ def trouble_with_disk(error, option="--work-dir"):
     """Return one line on a full or read-only disk, or an unwritable folder; None for other errors.
 
     Args:
-        error: Exception; its contexts are checked as well.
-        option: The option that sets the place of the results.
+        error: Exception; the exceptions in its context are checked as well.
+        option: The option that sets where results are written.
     """
     known, place = CURES, f"{'an' if option.startswith('--o') else 'a'} {option}"
     while error:
@@ -36,7 +36,7 @@ def trouble_with_disk(error, option="--work-dir"):
 
 @contextlib.contextmanager
 def results_go_to(option):
-    """Report disk errors with the option of a script that has no work dir but another option for results."""
+    """Report disk errors of a script that sets the place of its results with another option than --work-dir."""
     try:
         yield
     except InputError:

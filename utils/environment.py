@@ -35,12 +35,12 @@ def environment():
 
 
 def project_version():
-    """Return the version of this suite, which `pyproject.toml` states."""
+    """Return the version of this suite, as stated in `pyproject.toml`."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
 def started_as():
-    """Return the words that start the running script: `['python', '-m', 'tools.NAME']` for what lies in `tools/`."""
+    """Return the words that start the running script: `['python', '-m', 'tools.NAME']` for those in `tools/`."""
     script = Path(sys.argv[0])
     return ["python", "-m", f"tools.{script.stem}"] if script.parent.name == "tools" else ["python", script.name]
 
@@ -51,9 +51,9 @@ def backend_name():
 
 
 def make_deterministic():
-    """Restrict the backend to algorithms with a fixed order of summation; to be called before the first step.
+    """Restrict the backend to algorithms with a fixed order of summation; call this before the first step.
 
-    This is slower on a GPU. On a CPU, training is repeatable without it, with the same number of threads.
+    It is slower on a GPU. On a CPU, training is repeatable without it if the number of threads is the same.
     """
     chosen = os.environ.get("KERAS_BACKEND")
     if chosen == "jax":  # read when JAX starts
@@ -75,7 +75,7 @@ def is_deterministic():
 
 
 def tensorflow():
-    """Return TensorFlow, which is imported only here, so that other backends do not need it."""
+    """Return TensorFlow; it is imported only here, so that other backends do not need it."""
     import tensorflow as module
 
     return module

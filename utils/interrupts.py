@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM stop a script with KeyboardInterrupt, even if Python loses the exception."""
+"""Stop a script on Ctrl-C and SIGTERM with KeyboardInterrupt, even if Python loses the exception."""
 
 import signal
 
@@ -14,7 +14,7 @@ def listen():
 
 
 def stop_if_asked():
-    """Raise KeyboardInterrupt if it was raised before and lost; called where it is safe to stop.
+    """Raise KeyboardInterrupt if it was raised earlier and lost; called where it is safe to stop.
 
     Python discards exceptions in destructors and callbacks, and some libraries discard those raised while they load.
     """

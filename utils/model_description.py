@@ -1,4 +1,4 @@
-"""model.json, which describes how to use a finetuned model: one object writes it and is read from it."""
+"""model.json, which describes how to use a finetuned model: the same classes write and read it."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -23,13 +23,13 @@ def _numbered(labels):
 
 
 class _Lenient(Section):
-    """Models of later versions may have more keys, which are kept."""
+    """Models of later versions may have further keys, which are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
 
 class SliceShape(_Lenient):
-    """Size of the slices, pixels, and their pixels in mm (None: those of the scan)."""
+    """Size of the slices in pixels, and their pixel size in mm (None: that of the scan)."""
 
     image_size: tuple[PositiveInt, PositiveInt]
     pixel_size: PositiveFloat | None
@@ -47,7 +47,7 @@ class TrainingField(_Lenient):
 
 
 class Preprocessing(_Lenient):
-    """How scans become input of a network; what a version did not write yet has a default."""
+    """How scans become input of a network; keys that earlier versions did not write have defaults."""
 
     name: str | None = None
     simulated: bool = False
@@ -62,7 +62,7 @@ class Preprocessing(_Lenient):
     config_hash: str | None = None
 
     def as_json(self, leave_out: Collection[str] = ()) -> dict[str, Any]:
-        """What is written: the keys that were given, without some."""
+        """Return what is written: the keys that were given, except those in `leave_out`."""
         return self.model_dump(mode="json", exclude_unset=True, exclude=set(leave_out))
 
 
@@ -77,7 +77,7 @@ class EncoderDescription(Preprocessing):
 
 
 class ModelDescription(Preprocessing):
-    """model.json of a model of either kind: one with `targets` synthesises contrasts, one with `labels` segments."""
+    """model.json of either kind of model: with `targets` it synthesises contrasts, with `labels` it segments."""
 
     contrasts: list[Name] = Field(min_length=1)
     files: dict[Name, ContrastFile] = Field(min_length=1)
@@ -91,21 +91,21 @@ class ModelDescription(Preprocessing):
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """What the network sees at a time, pixels or voxels."""
+        """Size of the network's input, in pixels or voxels."""
         return self.slices.image_size
 
     @property
     def makes(self) -> list[str]:
-        """Names of its classes, without background, or of the contrasts that it synthesises."""
+        """Names of its classes without background, or of the contrasts that it synthesises."""
         return self.targets or list(self.labels)
 
     def wanted(self, root: Path = Path(), contrasts: Mapping[str, Any] | None = None, **more: Any) -> Wanted:
-        """What it needs of a folder; None: all contrasts that were known in training."""
+        """Return what it needs from a folder; `contrasts` None: all contrasts known in training."""
         read = Wanted(root, contrasts or self.files, resample_to=self.resample_to, bias_correction=self.bias_correction)
         return replace(read, layout=self.layout, **more)
 
     def head(self) -> dict[str, Any]:
-        """Arguments of `models.unet.build_unet` that the kind of model determines."""
+        """Return the arguments of `models.unet.build_unet` that depend on the kind of model."""
         raise NotImplementedError
 
     def what_must_agree(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class SynthesisModel(ModelDescription):
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """What the network sees at a time, pixels or voxels."""
+        """Size of the network's input, in pixels or voxels."""
         return tuple(self.crop_size)
 
     def head(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def check_agreement(models: Mapping[Any, ModelDescription]) -> None:
     """Refuse models that cannot be averaged: their preprocessing and the meaning of their outputs must agree.
 
     Args:
-        models: Name of each, for the message, -> its description; file patterns may differ.
+        models: Name of each model, for the message -> its description; file patterns may differ.
 
     Raises:
         InputError: One line for each model that differs from the first.

@@ -1,4 +1,4 @@
-"""Work on many subjects: in parallel, with ordered results and constant memory; and what becomes of failures."""
+"""Process many subjects in parallel, with ordered results and constant memory, and handle failures."""
 
 import collections
 import ctypes
@@ -20,11 +20,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def attempt(deed, subject, keep_going):
-    """Do something with one subject.
+    """Call a function that processes one subject.
 
     Returns:
-        `(result, [])`, or `(None, lines)` with what is wrong with the subject; under `keep_going` a fault of the suite
-        is such a line too, otherwise it is raised, as is trouble with the disk.
+        `(result, [])`, or `(None, lines)` with the problems of the subject; under `keep_going`, an error of the suite
+        becomes such a line, too. Otherwise it is raised; problems with the disk are always raised.
     """
     try:
         return deed(), []
@@ -43,8 +43,8 @@ def in_order(function, items, jobs):
     Args:
         function: Function of one item, importable or a `functools.partial` of such a function.
         items: Iterable; it is read no faster than results are consumed, and at most `jobs` + 1 results wait.
-        jobs: Number of processes; 1 uses the current one, as does any number, with a warning, if the system has no
-            semaphores.
+        jobs: Number of processes; 1 uses the current one. If the system has no semaphores, any number does so, with a
+            warning.
 
     Raises:
         InputError: `jobs` is below 1, or a process was killed, for instance because memory ran out.
@@ -65,10 +65,10 @@ def in_order(function, items, jobs):
 
 
 def pool_of(jobs):
-    """Return `(pool, None)`, or `(None, why there is none and what to do)`.
+    """Return `(pool, None)`, or `(None, the reason why there is none, with its cure)`.
 
-    Processes wait for one another at semaphores, which Linux keeps in /dev/shm: some containers and sandboxes have
-    none, a full one or one that is read only.
+    Processes wait for one another by semaphores, which Linux keeps in /dev/shm. In some containers and sandboxes, that
+    is missing, full or read-only.
     """
     try:
         # Spawned processes: a fork would copy the locks of the progress bar's thread.
@@ -76,18 +76,18 @@ def pool_of(jobs):
         return ProcessPoolExecutor(jobs, context, initializer=_follow_the_first), None
     except (OSError, ImportError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        cure = "see that /dev/shm is there, writable and not full; Docker has --shm-size"
+        cure = "make sure that /dev/shm exists, is writable and not full; Docker has --shm-size"
         return None, f"the system provides no semaphores ({reason}); {cure}"
 
 
 def in_threads(function, items):
-    """Yield `function(item)` in the order of the items, from threads of this process, while further items are produced.
+    """Yield `function(item)` in the order of the items, computed in threads while further items are produced.
 
-    For functions that spend their time in numpy, SciPy and file access, which release the interpreter lock.
+    Use it for functions that spend their time in numpy, SciPy and file access, which release the interpreter lock.
 
     Args:
         function: Function of one item.
-        items: Iterable; it is read in the calling thread, and no further ahead than by `in_order`.
+        items: Iterable, read in the calling thread and no further ahead than in `in_order`.
     """
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     with ThreadPoolExecutor(threads) as pool:
@@ -108,10 +108,9 @@ def _in_order(pool, function, items, ahead):
 
 
 def _follow_the_first():
-    """Leave Ctrl-C, which reaches every process of a terminal, to the parent process, and end with it.
+    """Leave Ctrl-C, which reaches every process of a terminal, to the parent process, and end when it ends.
 
-    A killed parent cannot tell its workers to stop: they would wait for work forever, or interfere with the run that
-    resumes.
+    A killed parent cannot stop its workers: they would wait for work forever, or interfere with the resumed run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _keep_memory()
@@ -121,7 +120,7 @@ def _follow_the_first():
 def _keep_memory():
     """Reuse freed memory for the next subject, because requesting large blocks from the kernel is slow.
 
-    Works with glibc only; elsewhere it has no effect.
+    This works with glibc; elsewhere it has no effect.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "mallopt"):

@@ -1,4 +1,4 @@
-"""Paths as in a shell: the home folder, environment variables, and names with accents."""
+"""Paths as in a shell: home folders, environment variables, and names with accents."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def expanded(path):
         The same type.
 
     Raises:
-        ValueError: There is no such user, or a variable is not set and no such folder exists.
+        ValueError: The user does not exist, or a variable is not set and there is no folder of that name.
     """
     text = str(path)
     unset = [braced or bare for braced, bare in VARIABLE.findall(text) if (braced or bare) not in os.environ]

@@ -26,7 +26,7 @@ log = logging.getLogger("mrccl")
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files
 SECONDS_BETWEEN_LINES = 10.0  # of progress, without a terminal
-CHECKPOINT = "checkpoint.npz"  # of a training that is not finished
+CHECKPOINT = "checkpoint.npz"  # of an unfinished training run
 
 
 def child_seed(seed, *names):
@@ -72,7 +72,7 @@ def _has_ended(process):
 
 
 def remove_left_overs(found):
-    """Remove unfinished files and folders, whose names begin with `TEMPORARY`, of a killed run."""
+    """Remove the unfinished files and folders of a killed run, whose names begin with `TEMPORARY`."""
     for path in list(found):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -89,7 +89,7 @@ def changed_since_step_2(subject, path):
 
 
 def lacks(path, subject):
-    """One line on a subject that step 2 left out of a file."""
+    """Return one line on a subject that step 2 left out of a file."""
     return (
         f"{subject}: is not in {path}; run generate_h5_pretraining.py --overwrite once its files are sound, or give "
         "--keep-going to continue without it"
@@ -97,7 +97,7 @@ def lacks(path, subject):
 
 
 def drop_checkpoint(folder):
-    """Remove the checkpoint of a training whose result is written, or is to be recomputed."""
+    """Remove the checkpoint of a training run whose result has been written, or is to be recomputed."""
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -108,12 +108,12 @@ def write_json(path, content):
 
 
 def json_number(value):
-    """Return None for NaN and infinity, which JSON does not know, as of a score that is not defined or boundless."""
+    """Return None for NaN and infinity, which JSON lacks; scores may be undefined or infinite."""
     return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
 def read_json(path, cure="delete it and run the step again"):
-    """Read a JSON file; a missing or broken one, or one with a repeated key, is an InputError that names it."""
+    """Read a JSON file; InputError that names it if it is missing, broken or has a repeated key."""
     try:
         return json.loads(read_text(path), object_pairs_hook=_each_key_once)
     except FileNotFoundError:
@@ -136,7 +136,7 @@ def _each_key_once(pairs):
 
 
 def progress(iterable, description, total=None):
-    """Iterate with a progress bar on a terminal, and elsewhere with occasional log lines and the time left."""
+    """Iterate with a progress bar on a terminal, or else with occasional log lines that give the time left."""
     total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
     if sys.stderr.isatty():
         from rich.progress import track
@@ -157,16 +157,16 @@ def progress(iterable, description, total=None):
 
 
 def time_left(seconds):
-    """Write the remaining time, with a precision that matches its certainty."""
+    """Return the remaining time as text, no more precise than it is certain."""
     if seconds < 90:
         return f"{max(1, round(seconds)):d} s left"
     return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
 
 
 def bar(description, total):
-    """Return a function that advances a progress bar by one step and shows a text beside it.
+    """Return a function that advances a progress bar by one step and shows a note beside it.
 
-    For loops that run inside other libraries. Without a terminal, the function does nothing.
+    It is for loops inside other libraries, and does nothing without a terminal.
     """
     if not sys.stderr.isatty():
         return lambda note="": None
@@ -187,7 +187,7 @@ def bar(description, total):
 
 
 def start_logging(level="INFO"):
-    """Send the suite's messages to stderr, coloured on a terminal, one plain line per event elsewhere."""
+    """Send the suite's messages to stderr, coloured on a terminal, otherwise as one plain line per event."""
     if log.handlers:
         return
     if sys.stderr.isatty():
@@ -213,12 +213,12 @@ def exit_code_of(main, arguments=None):
     """Run a script's `main` and return the documented exit code.
 
     Returns:
-        0 done, or what `main` returned (1: some subjects or cells failed under --keep-going); 2 the user must fix
-        something, one line per mistake on stderr; 130 interrupted, by Ctrl-C or SIGTERM; 1 with a traceback for a bug
-        in the suite.
+        0 if done, or what `main` returned (1: some subjects or cells failed under --keep-going); 2 if the user must fix
+        something, with one line per mistake on stderr; 130 if interrupted by Ctrl-C or SIGTERM; 1 with a traceback for
+        a bug in the suite.
     """
     listen()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own lines, except early ones (I0000)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's messages, except early ones (I0000)
     start_logging()
     git_state()
     try:
@@ -242,10 +242,10 @@ def exit_code_of(main, arguments=None):
 
 @contextlib.contextmanager
 def open_run(folder, config, seed):
-    """Record how a result is made, before work starts.
+    """Record how a result is made, before the work starts.
 
-    Writes `resolved_config.yaml`, `environment.json` and `command.txt` into `folder`, copies the log to `run.log`
-    there, and adds backend, device (known only once they were used) and duration when the work is done.
+    Writes `resolved_config.yaml`, `environment.json` and `command.txt` into `folder` and copies the log to `run.log`
+    there. When the work is done, adds its duration and the backend and device, which are known only after use.
 
     Args:
         folder: Run folder, created if absent.
@@ -285,13 +285,13 @@ def open_run(folder, config, seed):
 
 @contextlib.contextmanager
 def alone_in(folder, option="--work-dir"):
-    """Lock a folder until this run ends, in whatever way, and remove what a killed run left behind.
+    """Lock a folder until this run ends, however it ends, and remove what a killed run left behind.
 
     The lock is on the folder itself and ends with the process, so nothing has to be cleaned up by hand.
 
     Args:
         folder: Path of an existing folder.
-        option: The option that names another folder.
+        option: The option that sets the folder, for the message.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Text files of other programs: UTF-8, with or without the byte-order mark that Windows writes."""
+"""Text files from other programs: UTF-8, with or without the byte-order mark that Windows writes."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ def read_text(path):
     """Read a text file.
 
     Args:
-        path: UTF-8, with a byte-order mark or without.
+        path: Text file in UTF-8, with or without a byte-order mark.
 
     Returns:
-        Its text, line ends as they are in the file.
+        Its text, with line ends as in the file.
 
     Raises:
-        NotUtf8: It is in another encoding.
-        OSError: It cannot be read.
+        NotUtf8: The file has another encoding.
+        OSError: The file cannot be read.
     """
     try:
         return Path(path).read_bytes().decode("utf-8-sig")

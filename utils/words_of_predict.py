@@ -1,4 +1,4 @@
-"""Messages about scans in the words of predict.py, which has no config: what is read is shared with the steps."""
+"""Messages about scans, reworded for predict.py, which shares the reading of scans but has no config."""
 
 import contextlib
 import re
@@ -9,7 +9,7 @@ from utils.config.data import DataSection
 TRAINED = "the names are those that the model was trained with"
 ONE_CONTRAST = "for a model with one input contrast also a plain folder of NIfTI files"
 VOLUME = "give the volume that the model was trained on as a 3D file"
-# What the steps say -> what it means here; in this order.
+# Message of the steps -> message of predict.py; applied in this order.
 RULES = (
     (
         r"^data\.root: no readable '(.+)'; .*",
@@ -39,7 +39,7 @@ KEY = re.compile(rf"(?<![\w/'.-])data\.({KEYS})\b((?:\.\w+)?)(?![/\w])")
 
 
 def for_prediction(line):
-    """Return a message of the steps as predict.py says it: without keys of a config, which its user may not have."""
+    """Reword a message of the steps for predict.py: without config keys, because its users may have no config."""
     for pattern, meaning in RULES:
         line = re.sub(pattern, meaning, line)
     line = re.sub(r"(?<![\w/'.-])data\.root\b", "--input", line)
@@ -49,7 +49,7 @@ def for_prediction(line):
 
 @contextlib.contextmanager
 def in_words_of_predict():
-    """Raise InputError of what is done within in the words of predict.py."""
+    """Reword every InputError raised inside for predict.py."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Where everything below a work dir lies."""
+"""The paths of everything in a work dir."""
 
 import dataclasses
 import re
@@ -28,11 +28,11 @@ class WorkDir:
 
     @property
     def folder(self) -> Path:
-        """What was made with this split."""
+        """Folder of the results of this split."""
         return Path(self.root) / self.split
 
     def name_of(self, path: Path) -> str:
-        """Short name of a path below the work dir, for messages."""
+        """Path relative to the work dir, for messages."""
         return Path(path).relative_to(self.root).as_posix()
 
     # Step 1
@@ -54,7 +54,7 @@ class WorkDir:
         return self.map_pictures(space) / f"{subject}.png"
 
     def map_summary(self, space: str | None = None) -> Path:
-        """The table of what was made, how, and of which files."""
+        """The table of maps, their settings and the files they were made from."""
         return self.maps(space) / "summary.csv"
 
     # Step 2
@@ -69,10 +69,10 @@ class WorkDir:
         return Path(self.root) / "h5" / "volumes.h5"
 
     def splits_with(self, part: str) -> "list[WorkDir]":
-        """The splits whose store of this part is there, in the order of their numbers.
+        """The splits that have a store of this part, in numerical order.
 
         Raises:
-            InputError: There is none.
+            InputError: No split has one.
         """
         splits = ["", *(folder.name for folder in Path(self.root).glob("fold*"))]
         found = [self.of(split) for split in splits if self.of(split).store(part).exists()]
@@ -103,19 +103,19 @@ class WorkDir:
 
         Args:
             *names: `finetuning`, contrasts, init; `synthesis`, init; or `trials`, trial, contrasts, init.
-            n: Number of annotated subjects; written with two digits at least.
+            n: Number of annotated subjects, written with at least two digits.
             repeat: Number of the draw.
         """
         return self.folder.joinpath(*names, f"n{n:0>2}", f"r{repeat}")
 
     @property
     def trials(self) -> Path:
-        """The table of the trials."""
+        """Folder of the trials and their table."""
         return Path(self.root) / "trials"
 
-    # Step 5 and what is measured beside the steps
+    # Step 5 and additional measurements
 
     @property
     def report(self) -> Path:
-        """Tables, figures and the page."""
+        """Folder of the tables, figures and page."""
         return Path(self.root) / "report"

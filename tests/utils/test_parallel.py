@@ -146,7 +146,7 @@ def test_without_semaphores_one_process_does_the_work_and_says_so(way, number, m
     assert list(results) == [(item, os.getpid()) for item in read] and read == [0, 1, 2]
     [line] = set(caplog.messages)  # pytest sees a line twice where the log of a script was started before
     assert line.startswith("--jobs 2: runs in one process: the system provides no semaphores (")
-    assert line.endswith("; see that /dev/shm is there, writable and not full; Docker has --shm-size")
+    assert line.endswith("; make sure that /dev/shm exists, is writable and not full; Docker has --shm-size")
     assert not number or f"({os.strerror(number)})" in line
     assert any("--jobs runs in one process" in line for state, line in doctor.machine() if state == doctor.NOTE)
 

@@ -1,4 +1,4 @@
-"""Augmentation: random changes of training images, in the sections `finetuning` and `synthesis` of a config."""
+"""Augmentation, the random changes of training images in the sections `finetuning` and `synthesis` of a config."""
 
 import re
 from typing import Annotated, Literal
@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from utils.config.sections import ADDED, Section, Share
 
-IN_MM = {  # a length in mm, and the key that it replaces
+IN_MM = {  # length in mm -> the key that it replaces
     "translation_mm": "translation",
     "elastic_mm": "elastic_px",
     "elastic_grid_mm": "elastic_grid",
@@ -89,7 +89,7 @@ class AugmentationSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_form_of_each_length(cls, values):
-        """Let a length in mm replace the default in pixels, and refuse it beside a given value in pixels."""
+        """Let a length in mm replace the default in pixels; refuse it if a value in pixels is given, too."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -113,9 +113,9 @@ class AugmentationSection(Section):
 
         Args:
             where: Name of this section.
-            rank: Of the network; 2: slices, 3: volumes.
-            pixel_mm: Edge of a pixel, mm; None: not known.
-            unknown_because: Why it is not known.
+            rank: Rank of the network; 2: slices, 3: volumes.
+            pixel_mm: Edge of a pixel, mm; None if unknown.
+            unknown_because: Why it is unknown.
             labels: Names of the classes that are segmented.
         """
         for key in (key for key in IN_MM if getattr(self, key) is not None):
@@ -136,7 +136,7 @@ class AugmentationSection(Section):
         """Return the keyword arguments of `training.augmentation.Changes`, every length in pixels.
 
         Args:
-            pixel_mm: Edge of a pixel, mm; needed where a length is in mm.
+            pixel_mm: Edge of a pixel, mm; required if a length is in mm.
         """
         keys = ("rotation_degrees", "elastic_px", "elastic_grid", "brightness", "contrast")
         changes = {key: getattr(self, key) for key in keys} | {"scale": (1 - self.scale, 1 + self.scale)}
@@ -169,7 +169,7 @@ class AugmentationSection(Section):
 
 
 class SynthesisAugmentationSection(AugmentationSection):
-    """Largest random changes of a training crop: one displacement field for all contrasts, intensity changes of inputs.
+    """Largest random changes of a training crop: one displacement field for all; intensities change in inputs only.
 
     Off by default: crops already have random positions, and interpolation smooths the noise of training images, but not
     of the scans to which the network is applied.

@@ -55,23 +55,23 @@ def file_pattern(entry: Any) -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is wanted from a folder, and how it is read.
+    """What to look for in a folder, and how to read it.
 
     Attributes:
         root: Folder of the dataset.
-        contrasts: Contrast name -> its name in the layout (pattern: path below `root` with `{subject}`), or
-            `{"file": that, "volumes": n}` for a 4D series.
-        label: Label map, as `data.label` of the config; None if the layout defines it, or without labels.
-        mask: Path of the foreground mask below `root` with `{subject}` (bids: a filter), or None. A subject without its
-            mask is an error, one without its label is an unlabelled subject.
+        contrasts: Contrast name -> its name in the layout (pattern: path below `root` with `{subject}`), or for a 4D
+            series `{"file": that name, "volumes": n}`.
+        label: Label map, as in `data.label` of the config; None without labels, or if the layout defines it.
+        mask: Path of the foreground mask below `root` with `{subject}` (bids: a filter), or None. A missing mask
+            is an error; a subject without a label map counts as unlabelled.
         layout: How the files are arranged.
-        labels: Class name -> values of the label map, or their names in the layout; empty: labels are not searched,
-            except by `label` of layout pattern.
+        labels: Class name -> values of the label map, or their names in the layout; if empty, no labels are looked for,
+            except by `label` in layout pattern.
         ignored: Values, or their names, that mean background.
-        test_images: msd, nnunet: also the unlabelled subjects of imagesTs.
+        test_images: msd, nnunet: include the unlabelled subjects of imagesTs.
         resample_to: Contrast to whose grid all files are resampled when they are read, or None.
         bias_correction: Contrasts that are read with N4 bias correction.
-        empty_labels: `"refuse"`: a label map must not consist of background only; otherwise it may.
+        empty_labels: With `"refuse"`, a label map must not consist of background alone.
     """
 
     root: Path
@@ -92,7 +92,7 @@ class Wanted:
         return {name: file_pattern(entry) for name, entry in self.contrasts.items()}
 
     def label_names(self) -> list[str]:
-        """Names, not numbers, by which the config refers to values of the label maps."""
+        """Return the names (not numbers) by which the config refers to values of the label maps."""
         values = [value for members in self.labels.values() for value in members]
         return [value for value in [*values, *self.ignored] if isinstance(value, str)]
 
@@ -120,7 +120,7 @@ class DataSection(Section):
     empty_labels: Literal["warn", "allow", "refuse"] = Field(
         "warn",
         json_schema_extra=ADDED,
-        description="label maps without a labelled voxel; unless refused, they are trained on and scored as background",
+        description="label maps without labelled voxels; unless refused, they count as background everywhere",
     )
     mask: PathPattern | None = Field(
         None, description="path of a foreground mask, with {subject}; null: segmented from the images"
@@ -146,7 +146,7 @@ class DataSection(Section):
     simulated: bool = Field(False, description="true for simulated scans; every table and figure states it")
 
     def wanted(self) -> Wanted:
-        """What `data.layouts.subjects.find_subjects` looks for."""
+        """Return what `data.layouts.subjects.find_subjects` looks for."""
         same = {name: getattr(self, name) for name in Wanted.__dataclass_fields__ if name != "ignored"}
         return Wanted(**same, ignored=self.ignored_label_values)
 

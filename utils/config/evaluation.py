@@ -1,4 +1,4 @@
-"""The section `evaluation` of a config: what steps 4 and 5 score and how."""
+"""The section `evaluation` of a config: what steps 4 and 5 score, and how."""
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -14,19 +14,19 @@ class EvaluationSection(Section):
     regions: dict[Name, list[Name]] = Field(
         {},
         json_schema_extra=ADDED,
-        description="name: classes of data.labels to merge; scored instead of the classes, may overlap",
+        description="name: classes of data.labels to merge; regions may overlap and are scored instead of the classes",
     )
     lesions: list[Name] = Field(
         [],
         json_schema_extra=ADDED,
-        description="labels (or regions) whose connected components are lesions, which are also counted and matched",
+        description="labels (or regions) whose connected components are lesions, to be counted and matched as well",
     )
     lesion_overlap: float = Field(
         OVERLAP,
         gt=0,
         le=1,
         json_schema_extra=ADDED,
-        description="smallest intersection over union of a predicted lesion and the reference lesion that it detects",
+        description="smallest intersection over union at which a predicted lesion detects a reference lesion",
     )
 
     @model_validator(mode="after")
@@ -45,7 +45,7 @@ class EvaluationSection(Section):
         return self
 
     def mistakes(self, labels):
-        """Yield what contradicts the classes of a config.
+        """Yield contradictions to the classes of a config.
 
         Args:
             labels: Class names, `data.labels`.

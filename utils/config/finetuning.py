@@ -60,7 +60,7 @@ class FinetuningSection(Section):
     head_block: bool = Field(
         False,
         json_schema_extra=ADDED,
-        description="one more 3 x 3 convolution, with normalisation and ReLU, before the last one (authors' code)",
+        description="adds a 3 x 3 convolution with normalisation and ReLU before the last one (authors' code)",
     )
     fresh_levels: NonNegativeInt = Field(
         0,
@@ -70,7 +70,7 @@ class FinetuningSection(Section):
     trials: dict[Name, dict[str, Any]] = Field(
         {},
         json_schema_extra=ADDED,
-        description="settings to compare; name: {key below finetuning: its value}, such as training.epochs",
+        description="settings to compare; name: {key below finetuning: value}, such as {training.epochs: 100}",
     )
     chosen: dict[Name, Name] = Field(
         {},
@@ -90,7 +90,7 @@ class FinetuningSection(Section):
         return self
 
     def settings_of(self, init, trial=None):
-        """Return the settings of a cell: of the trial, else of the trial chosen for the init, else of this section.
+        """Return the settings of a cell: those of the trial, of the trial chosen for the init, or of this section.
 
         Args:
             init: Its initialisation.

@@ -1,4 +1,4 @@
-"""Reading configs and command lines: every mistake listed at once, hints for typos."""
+"""Reading of configs and overrides: all mistakes are listed at once, with hints for typos."""
 
 import datetime
 import difflib
@@ -61,7 +61,7 @@ def _apply(content, override):
 def explain(error, schema):
     """Yield one line per mistake in a config, with a suggestion for each unknown key."""
     for mistake in error.errors():
-        # Pydantic adds the kinds of stages and of entries of `data`, and marks keys; these words are not in the file.
+        # Pydantic adds the kinds of stages and of entries in `data`, and marks keys; these words are not in the file.
         place = [
             part for n, part in enumerate(mistake["loc"]) if mistake["loc"][:2] != ("pretraining", "stages") or n != 3
         ]

@@ -4,7 +4,7 @@ import math
 
 
 def coarsening(stage, levels):
-    """Return the factor by which the decoder's output is coarser than the image; `levels` of a full decoder."""
+    """Return the factor by which the decoder's output is coarser than the image; a full decoder has `levels`."""
     return 2 ** (levels - (stage.decoder_levels or levels))
 
 
@@ -18,8 +18,8 @@ def patch_edge(stage, levels, image_size, pixel_mm):
         pixel_mm: Edge of a pixel of the image in mm; required if the stage gives its patches in mm.
 
     Returns:
-        `patch_size`, or the number of pixels of the decoder's output that divides the image and is nearest to
-        `patch_mm`, the smaller one if two are equally near.
+        `patch_size`, or the number of pixels of the decoder's output nearest to `patch_mm` that divides the image, the
+        smaller one of two equally near.
     """
     if stage.patch_mm is None:
         return stage.patch_size

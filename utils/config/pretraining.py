@@ -1,4 +1,4 @@
-"""The section `pretraining` of a config: its stages, every key with type, default and meaning."""
+"""The section `pretraining` of a config: its stages, and every key with type, default and meaning."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ IN_PLACE_OF = {"patch_mm": "patch_size", "nearest_share": "nearest_patches", "an
 
 
 class RegressionStage(Section):
-    """Encoder and full decoder restore pixels, single ones or whole blocks, that were replaced by noise."""
+    """Encoder and full decoder restore single pixels or whole blocks that were replaced by noise."""
 
     method: Literal["regression"] = Field(description="kind of stage")
     warm_start: FileName | None = Field(None, description="stage to start from, or a weights file")
@@ -20,15 +20,15 @@ class RegressionStage(Section):
     block_mm: PositiveFloat | None = Field(
         None,
         json_schema_extra=ADDED,
-        description="edge of square blocks that are replaced as a whole, in the unit of slices.pixel_size; null: none",
+        description="edge of square blocks replaced as a whole, in the unit of slices.pixel_size; null: single pixels",
     )
     block_px: PositiveInt | None = Field(
-        None, json_schema_extra=ADDED, description="the edge in pixels; give one of the two"
+        None, json_schema_extra=ADDED, description="the same edge in pixels; give only one of the two"
     )
     training: TrainingSection = Field(description="epochs, batch, learning rate")
 
     def block_edge(self, pixel_size):
-        """Return the edge of a block in pixels, at least 1; None for single pixels. `block_mm` needs the pixel size."""
+        """Return the edge of a block in pixels, at least 1; None for single pixels. `block_mm` needs a pixel size."""
         return max(1, round(self.block_mm / pixel_size)) if self.block_mm else self.block_px
 
 
@@ -68,7 +68,7 @@ class LocalStage(Section):
     region_size: PositiveInt = Field(3, description="edge of a region, in pixels of the decoder's output")
     regions: int = Field(13, ge=2, description="number of regions drawn in each slice")
     negatives: PositiveInt = Field(
-        5, description="number of other regions with which each is contrasted, in both views"
+        5, description="number of other regions that each region is contrasted with, in both views"
     )
     temperature: PositiveFloat = Field(0.1, description="softmax temperature, dimensionless")
     features: PositiveInt = Field(64, description="number of features per pixel of the projected map")
@@ -142,7 +142,7 @@ class ConstrainedStage(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_of_two_keys(cls, values):
-        """Set a number to null if a length or a share is given instead, so that only one of them applies."""
+        """Set a number to null if a length or share is given instead, so that only one of them applies."""
         if not isinstance(values, dict):
             return values
         values = dict(values)

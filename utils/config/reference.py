@@ -39,7 +39,7 @@ def json_schema():
 
 
 def _without_titles(schema):
-    """Remove the titles, which repeat the keys, and the marks of keys that were added later."""
+    """Remove the titles, which repeat the keys, and the marks of keys added later."""
     if isinstance(schema, list):
         return [_without_titles(part) for part in schema]
     if not isinstance(schema, dict):
@@ -81,7 +81,7 @@ def _row(key, field):
 
 
 def _plain(value):
-    """Return a value as it is written in a YAML file."""
+    """Return a value as written in a YAML file."""
     if isinstance(value, float):
         value = round(value, 4)
     return json.dumps(list(value) if isinstance(value, tuple) else value)

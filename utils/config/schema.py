@@ -190,7 +190,7 @@ class Config(Section):
         return WorkDir(self.work_dir)
 
     def of_annotated(self):
-        """Keyword arguments of `data.annotated.open_annotated`: what the annotated subjects were packed with."""
+        """Return keyword arguments of `data.annotated.open_annotated`: how the annotated subjects were packed."""
         return {"wanted": self.data.wanted(), "config_hash": self.hash_of_slices(), "seed": self.seed}
 
     def image_size(self):
@@ -198,7 +198,7 @@ class Config(Section):
         return self.crops.size if self.network.rank == 3 and self.crops else self.slices.image_size
 
     def pixel_mm(self):
-        """Return the edge of a pixel of the slices, mm; None if unknown, or different between subjects."""
+        """Return the edge of a pixel of the slices, mm; None if it is unknown or differs between subjects."""
         return self.slices.pixel_size if self.slices and self.data.voxel_size_known else None
 
     def patch_edge(self, stage):
@@ -206,7 +206,7 @@ class Config(Section):
         return patch_edge(stage, len(self.network.filters) - 1, self.image_size(), self.slices.pixel_size)
 
     def percentiles(self):
-        """Percentiles of a contrast's foreground that are mapped to 0 and 1."""
+        """Return the percentiles of a contrast's foreground that are mapped to 0 and 1."""
         return (self.constraint_maps or self.slices).percentiles
 
     def spaces(self):
@@ -215,7 +215,7 @@ class Config(Section):
         return {} if section is None else {None: section.contrasts, **section.spaces}
 
     # Hashes of the values that affect the result of each step, so that results of different configs are never mixed.
-    # They leave out names, locations, the seed (recorded beside the hash) and the lists of the grid.
+    # They exclude names, locations, the seed (recorded beside the hash) and the lists of the grid.
 
     def _plain_for_hash(self):
         plain = self.plain()
@@ -225,7 +225,7 @@ class Config(Section):
         return plain
 
     def reading(self):
-        """Return how scans are read, where it differs from the defaults; for hashes."""
+        """Return the settings for reading scans that differ from the defaults, for hashes."""
         data = self._plain_for_hash()["data"]
         return {key: data[key] for key in ("layout", "resample_to", "bias_correction") if key in data}
 
@@ -287,10 +287,10 @@ def channel_names(contrasts, names=None):
 
     Args:
         contrasts: `data.contrasts` of the config; a value is a path, or has `volumes` (attribute or key).
-        names: Names to expand; default all.
+        names: Names to expand; all by default.
 
     Returns:
-        List of channel names in the order of `names`; a name that is already a channel stays.
+        List of channel names in the order of `names`; channel names are kept.
     """
     channels = []
     for name in contrasts if names is None else names:

@@ -1,6 +1,6 @@
 """The config sections that several steps share: every key with its type, default and meaning.
 
-Scans are in `sections_data.py`, single steps in `sections_pretraining.py` and `sections_finetuning.py`.
+The section for the scans is in `data.py`, those of single steps in `pretraining.py` and `finetuning.py`.
 """
 
 import typing
@@ -42,7 +42,7 @@ Location = Annotated[Path, AfterValidator(expanded), AfterValidator(_printable)]
 FileName = Annotated[str, AfterValidator(expanded), AfterValidator(_printable)]
 PathPattern = Annotated[str, AfterValidator(composed), AfterValidator(_printable)]
 Percentiles = Annotated[tuple[float, float], AfterValidator(_ascending)]
-# Marks a key that was added later: with its default value, the hashes do not change.
+# Marks keys added later: at their default values, they do not affect the hashes.
 ADDED: dict[str, Any] = {"added": True}
 
 
@@ -83,7 +83,7 @@ class Section(BaseModel):
 
 
 def drop_added_defaults(section, plain):
-    """Remove keys added later that have their default value, from a section and all sections inside it."""
+    """Remove keys added later that have their default values, from a section and all sections inside it."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if field.json_schema_extra == ADDED and value == field.default:
@@ -110,7 +110,7 @@ class CrossValidation(Section):
 
 
 class SplitLists(Section):
-    """The subjects of each set by name."""
+    """The subjects of each set, by name."""
 
     train: list[str] = Field(description="used for pretraining without labels; annotated subjects are drawn from these")
     val: list[str] = Field(description="validation of pretraining and finetuning")
@@ -128,7 +128,7 @@ class SplitSizes(Section):
     test: PositiveInt = Field(description="labelled subjects never used in training")
 
 
-# The kind of an entry, so that a mistake in it is reported for that kind only.
+# The kinds of entries, so that a mistake is reported for one kind only.
 KINDS: dict[str, type[Section] | None] = {"<path>": None, "<series>": SeriesFile, "<file>": None}
 KINDS |= {"<folds>": CrossValidation, "<lists>": SplitLists, "<sizes>": SplitSizes}
 KINDS |= {"<number>": None, "<name>": None}
@@ -172,7 +172,7 @@ class ConstraintMapSection(Section):
     )
     components: PositiveInt = Field(4, description="principal components kept, at most the number of contrasts")
     tv_weight: PositiveFloat = Field(40.0, description="weight of total-variation denoising (higher: less smoothing)")
-    percentiles: Percentiles = Field((1.0, 99.0), description="intensities inside the mask mapped to 0 and 1")
+    percentiles: Percentiles = Field((1.0, 99.0), description="percentiles of the foreground mapped to 0 and 1")
 
 
 class SliceSection(Section):
@@ -186,7 +186,7 @@ class SliceSection(Section):
         0.05, description="slices with a smaller share of foreground pixels are excluded from pretraining"
     )
     percentiles: Percentiles = Field(
-        (1.0, 99.0), json_schema_extra=ADDED, description="as in constraint_maps, for configs without that section"
+        (1.0, 99.0), json_schema_extra=ADDED, description="as in constraint_maps; for configs without that section"
     )
 
 
@@ -236,7 +236,7 @@ class TrainingSection(Section):
         description="share of the epochs during which the learning rate increases linearly",
     )
     keep: Literal["best", "last"] = Field(
-        "best", json_schema_extra=ADDED, description="weights with the lowest validation loss, or of the last epoch"
+        "best", json_schema_extra=ADDED, description="weights to keep: lowest validation loss, or last epoch"
     )
 
     @model_validator(mode="after")

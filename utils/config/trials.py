@@ -1,4 +1,4 @@
-"""Trials of step 4: named changes of its settings, their application and their checks."""
+"""Trials of step 4: named changes to its settings, with functions to apply and check them."""
 
 from pydantic import ValidationError
 

@@ -132,7 +132,7 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"line {line}: {shown} is not a valid {kind}; put text in quotes") from None
 
     def construct_plain_number(self, node):
-        """Build a number; refuse `010`, which YAML 1.1 reads as 8, and `1:30`, which it reads as 90."""
+        """Build a number; refuse `010`, which YAML 1.1 would read as 8, and `1:30`, which it would read as 90."""
         text, is_int = self.construct_scalar(node), node.tag.endswith(":int")
         value = self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
         if ":" in text or is_int and re.fullmatch(r"[-+]?0[0-9_]+", text):
