@@ -1,8 +1,8 @@
-"""Steps without compiler, figures without detail: for tests of what happens around these.
+"""Uncompiled training steps and coarse figures, for tests that do not depend on them.
 
-Tracing a training step costs 4 to 6 s of CPU, running one operation by operation about 0.2 s: that pays where a test
-takes a dozen steps or fewer, and where predicting takes a few batches. A report costs 5 s, most of it for embedding
-fonts and for pixels; of step 1 nine tenths are pictures. Compiled steps are tested in test_pipeline.py, tests/training
+Tracing a training step costs 4 to 6 s of CPU; running one eagerly costs about 0.2 s, which pays off for tests with a
+dozen steps or fewer, or predictions of a few batches. A report costs 5 s, mostly for embedding fonts and for pixels;
+nine tenths of step 1 are spent on pictures. Compiled steps are tested in test_pipeline.py, tests/training
 and test_backends.py, figures as readers get them in tests/evaluation, pictures of step 1 there and in test_pipeline.py.
 """
 
@@ -20,7 +20,7 @@ COARSE = {"savefig.dpi": 50, "pdf.use14corefonts": True}
 
 @contextlib.contextmanager
 def coarse_figures():
-    """A context in which, and in forks made inside it, figures have few pixels and pictures of step 1 one panel."""
+    """In this context, and in forks made in it, figures have few pixels and pictures of step 1 one panel."""
     with (
         mock.patch.dict(figures.STYLE, COARSE),
         mock.patch.object(quality_control, "draw_constraint_map", draw_classes_alone),
@@ -29,7 +29,7 @@ def coarse_figures():
 
 
 def draw_classes_alone(path, volume, names, details, affine, title):
-    """Stand in for `quality_control.draw_constraint_map`: all panels are computed, the last one is written."""
+    """Stand in for `quality_control.draw_constraint_map`: compute all panels, but write only the last one."""
     from PIL import Image
 
     _, classes, _ = quality_control._panels(volume, names, details, affine)
@@ -39,10 +39,10 @@ def draw_classes_alone(path, volume, names, details, affine, title):
 
 @contextlib.contextmanager
 def steps_uncompiled(uncompiled=True):
-    """Have TensorFlow compile nothing inside, in forks of this process neither; other backends compile as ever.
+    """Let TensorFlow compile nothing in this context, nor in forks of this process; other backends are unchanged.
 
     Args:
-        uncompiled: False compiles inside, in the midst of what runs uncompiled.
+        uncompiled: False compiles again inside an uncompiled context.
     """
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         yield
@@ -52,7 +52,7 @@ def steps_uncompiled(uncompiled=True):
     before = tensorflow.config.functions_run_eagerly()
     tensorflow.config.run_functions_eagerly(uncompiled)
     try:
-        with warnings.catch_warnings():  # that it compiles how data are read nevertheless: a line on stderr
+        with warnings.catch_warnings():  # about the reading of data, which it compiles anyway
             warnings.filterwarnings("ignore", message="Even though the .*run_functions_eagerly")
             yield
     finally:

@@ -1,6 +1,6 @@
-"""A small sound cohort, its config and the commands of the steps, for tests to spoil or to disturb.
+"""A small valid cohort, its config and the commands of the steps, for tests to damage or interrupt.
 
-`finished` and `packed` in tests/conftest.py are this cohort after four steps and after two.
+`packed` and `finished` in tests/conftest.py are this cohort after two and after four steps.
 """
 
 import nibabel
@@ -54,7 +54,7 @@ MODEL = "finetuning/t1/random/n01/r0"
 
 
 def volumes(seed=0, shape=SHAPE):
-    """A body with an organ in noise: `{"t1": float32, "t2": float32, "label": uint8, "mask": uint8}`."""
+    """Return a body with an organ in noise: `{"t1": float32, "t2": float32, "label": uint8, "mask": uint8}`."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), indexing="ij")
     body = np.repeat((x**2 + y**2 < 0.8)[..., None], shape[2], axis=2)
@@ -87,7 +87,7 @@ def write_config(folder, **sections):
 
 
 def of_several_epochs():
-    """Sections with trainings long enough to be interrupted: one stage, two cells, one synthesis."""
+    """Return sections with training runs long enough to interrupt: one stage, two cells, one synthesis."""
     training = {"batch_size": 2, "learning_rate": 0.003}
     stage = {"method": "constrained", "features": 8, "training": training | {"epochs": 4}}
     synthesis = {"inputs": ["t1"], "targets": ["t2"], "inits": ["random"], "subjects_n": [1], "repeats": 1}
@@ -107,7 +107,7 @@ def of_several_epochs():
 
 
 def words_of(step, config, work):
-    """The command line of a step, as a list of words."""
+    """Return the command line of a step as a list of words."""
     if step == "predict":
         return ["--model", work / MODEL, "--input", config.parent / "data", "--output", work / "predicted"]
     return ["--config", config, "--work-dir", work]

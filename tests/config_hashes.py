@@ -1,8 +1,8 @@
-"""Hashes of every committed config, one line each, to see that a new key leaves them as they are.
+"""Hashes of every committed config, one per line, to check that new keys do not change them.
 
     python -m tests.config_hashes > tests/golden/config_hashes.json
 
-Write the file anew only when a hash should change: results made before are then of another config.
+Rewrite the file only if a hash is meant to change; earlier results then belong to another config.
 """
 
 import json
@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def config_files():
-    """Paths of all committed configs, from the root."""
+    """Return the paths of all committed configs, relative to the root."""
     found = [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/papers/*.yaml"), *ROOT.glob("results/*/config.yaml")]
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
 def hashes_of(config):
-    """Name of a result to its hash: slices, stages of pretraining, cells of both grids."""
+    """Return hashes by name of the result: slices, stages of pretraining, cells of both grids."""
     hashes = {"slices": config.hash_of_slices()} if config.slices else {}
     if config.pretraining:
         hashes |= {f"stage {name}": config.hash_of_stage(name) for name in config.pretraining.stages}
@@ -36,7 +36,7 @@ def hashes_of(config):
 
 
 def all_hashes():
-    """Hashes of the configs that can be loaded, by file."""
+    """Return the hashes of all configs that can be loaded, by file."""
     found = {}
     for path in config_files():
         try:

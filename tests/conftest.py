@@ -1,7 +1,7 @@
-"""The two tiers of the suite, what each test costs, and fixtures that every folder uses.
+"""The two tiers of the suite, the cost of each test, and shared fixtures.
 
-`make test` leaves out what `LONG` names; `make test-all` runs everything. A test belongs in `LONG` when it costs more
-than a few seconds of CPU and another one, in `make test`, guards the same promise in small.
+`make test` leaves out the tests in `LONG`; `make test-all` runs all. A test belongs in `LONG` if it costs more than a
+few seconds of CPU and a smaller test in `make test` guards the same promise.
 """
 
 import collections
@@ -23,7 +23,7 @@ from tests.cohort import FIRST_FOUR, write_cohort, write_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Files, tests in them (`file::test`) or cases (`file::test[case]`; in all tests of a file: `file[case]`), in the order
+# Files, tests in them (`file::test`) or cases (`file::test[case]`; in all tests of a file `file[case]`), in the order
 # in which they begin: the longest first, so that neither of two processes idles at the end.
 LONG = (
     "tests/test_tutorials.py::test_a_page_does_what_it_says",
@@ -165,8 +165,8 @@ LONG = (
 )
 PLACES = {entry: place for place, entry in enumerate(LONG)}
 SOONER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
-FIGURES_IN_FULL = {"test_names.py"}  # beside those of tests/evaluation
-NOTABLE_S = 1.0  # of CPU: a test in `make test` that takes more is named at the end
+FIGURES_IN_FULL = {"test_names.py"}  # besides those of tests/evaluation
+NOTABLE_S = 1.0  # of CPU; slower tests in `make test` are listed at the end
 
 
 def pytest_configure(config):
@@ -174,7 +174,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the long tests; files with the longest begin first, and each file stays together for its fixtures."""
+    """Mark the long tests; start with the files of the longest ones, and keep the tests of a file together."""
     first = {}
     for item in items:
         place = place_in_long(item.nodeid)
@@ -186,20 +186,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
-    """Spare later collections of garbage what the libraries loaded: a twentieth of the suite's seconds."""
+    """Exclude the loaded libraries from garbage collection, which saves a twentieth of the suite's time."""
     gc.collect()
     gc.freeze()
 
 
 def place_in_long(nodeid):
-    """Position of a test in LONG; its length for a test that is not there."""
+    """Return the position of a test in LONG, or the length of LONG for other tests."""
     name, bracket, case = nodeid.partition("[")
     file = name.partition("::")[0]
     return min(PLACES.get(entry, len(LONG)) for entry in (file, name, nodeid, f"{file}{bracket}{case}"))
 
 
 class CpuSeconds:
-    """User and system seconds of this process and of all that it has waited for, from one call to the next."""
+    """User and system seconds of this process and its finished children between two calls."""
 
     def __init__(self):
         self.before = self.total()
@@ -221,7 +221,7 @@ CLOCK = CpuSeconds()
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    report.cpu_seconds = CLOCK.since_last_call()  # of setup, call or teardown; fixtures count where they are first used
+    report.cpu_seconds = CLOCK.since_last_call()  # setup, call or teardown; a fixture counts where it is first used
     return report
 
 
@@ -243,7 +243,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="module", autouse=True)
 def figures(request):
-    """Figures are coarse where they are not what is tested."""
+    """Make figures coarse unless they are what is tested."""
     is_tested = "evaluation" in request.path.parts or request.path.name in FIGURES_IN_FULL
     with contextlib.nullcontext() if is_tested else coarse_figures():
         yield
@@ -251,7 +251,7 @@ def figures(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def graphs_as_they_are(request):
-    """Spare TensorFlow's rewriting of graphs, a fifth of a small training; in the pipeline it trains as for users."""
+    """Skip TensorFlow's rewriting of graphs, a fifth of a small training run, except in the pipeline test."""
     if keras.backend.backend() != "tensorflow" or request.path.name == "test_pipeline.py":
         yield
         return
@@ -264,14 +264,14 @@ def graphs_as_they_are(request):
 
 @pytest.fixture(scope="module")
 def uncompiled():
-    """Training steps of these tests run operation by operation: fewer seconds where the steps are few."""
+    """Run training steps eagerly, which is faster for tests with few steps."""
     with steps_uncompiled():
         yield
 
 
 @pytest.fixture
 def as_user():
-    """A folder that everybody may read, to be an ordinary user in for a while: root may read and write everything."""
+    """Yield a world-readable folder in which a test may become an ordinary user; root ignores permissions."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -280,7 +280,7 @@ def as_user():
 
 @pytest.fixture(scope="module")
 def rough_figures():
-    """Figures of few pixels and fonts as drawings, for tests of what is drawn; test_figures.py writes them in full."""
+    """Draw figures with few pixels and fonts as outlines; test_figures.py writes them in full."""
     from evaluation.report.figures import STYLE
 
     with pytest.MonkeyPatch.context() as patch:
@@ -290,15 +290,15 @@ def rough_figures():
 
 
 def made_once(factory, name, make):
-    """Return a folder that the first of all test processes makes; the others wait for it."""
+    """Return a folder that the first test process makes while the others wait for it."""
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # which the processes share
+        base = base.parent  # shared by the processes
     folder, done = base / name, base / f"{name}.done"
     with open(base / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            shutil.rmtree(folder, ignore_errors=True)  # left by a failed process
             folder.mkdir()
             make(folder)
             done.touch()
@@ -318,7 +318,7 @@ def pack(folder):
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory):
-    """The folder of the tiny cohort and of its work dir after two steps, a copy for each process."""
+    """Return the folder of the tiny cohort with its work dir after two steps, one copy per process."""
     made, folder = made_once(tmp_path_factory, "packed", pack), tmp_path_factory.mktemp("copy")
     shutil.copytree(made, folder, dirs_exist_ok=True)
     write_config(folder)
@@ -327,7 +327,7 @@ def packed(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(packed, tmp_path_factory):
-    """The same after four steps, to be read, or copied and changed."""
+    """Return the same after four steps, to be read, or to be copied and changed."""
 
     def train(folder):
         shutil.copytree(packed, folder, dirs_exist_ok=True)

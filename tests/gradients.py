@@ -1,4 +1,4 @@
-"""Gradients by the backend in use, and by central differences."""
+"""Gradients from the current backend and from central differences."""
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ def value_and_gradient(function, array):
 
 
 def compiled(function):
-    """Have JAX compile a function as a whole, which it otherwise does operation by operation."""
+    """Let JAX compile a function as a whole, instead of operation by operation."""
     if keras.backend.backend() != "jax":
         return function
     import jax
@@ -55,7 +55,7 @@ def central_differences(function, array, step=1e-6):
 
 
 def central_differences_of_slices(function, array, step=1e-6):
-    """Return the same, the same entry of all slices at once: for a function `(B, ...)` to `(B,)`, slice by slice."""
+    """Return the same for a function from `(B, ...)` to `(B,)`, varying one entry of all slices at once."""
     array = np.array(array, "float64")
     result = np.zeros_like(array)
     for index in np.ndindex(array.shape[1:]):

@@ -1,4 +1,4 @@
-"""Small datasets as they are released: every voxel differs from its mirror image, so that swapped axes show."""
+"""Small datasets in their released form; every voxel differs from its mirror image, to reveal swapped axes."""
 
 import json
 import locale
@@ -11,13 +11,13 @@ AFFINE[:3, 3] = 20, 30, -5
 
 
 def ramp(seed=0, shape=SHAPE):
-    """Intensities that rise along all axes, at different rates, `(X, Y, Z)` float32."""
+    """Return intensities that rise along all axes at different rates, `(X, Y, Z)` float32."""
     x, y, z = np.indices(shape, np.float32)
     return 100 * x + 10 * y + z + 7 * seed + 1
 
 
 def corner(values, shape=SHAPE):
-    """Label map: the values in a row from one corner on, two voxels deep; nothing of it is symmetric."""
+    """Return a label map with the values in a row from one corner, two voxels deep, without any symmetry."""
     label = np.zeros(shape, np.uint8)
     for place, value in enumerate(values):
         label[2 * place : 2 * place + 2, :3, 1:3] = value
@@ -36,7 +36,7 @@ def save_json(path, content):
 
 
 def write_brats(root, subject, is_new, folder="", ending=".nii.gz", values=None):
-    """One subject of BraTS 2018 to 2021, or of 2023 on."""
+    """Write one subject of BraTS 2018 to 2021, or of 2023 and later."""
     names = ["-t1n", "-t1c", "-t2w", "-t2f"] if is_new else ["_t1", "_t1ce", "_t2", "_flair"]
     for seed, name in enumerate(names):
         save(root / folder / subject / f"{subject}{name}{ending}", ramp(seed))
@@ -45,7 +45,7 @@ def write_brats(root, subject, is_new, folder="", ending=".nii.gz", values=None)
 
 
 def write_msd(root, subjects=("prostate_00", "prostate_01"), tests=("prostate_03",)):
-    """Task05_Prostate: T2 and ADC in one 4D file, hidden files of macOS beside them."""
+    """Write Task05_Prostate: T2 and ADC in one 4D file, with hidden files of macOS."""
     for seed, subject in enumerate([*subjects, *tests]):
         folder = "imagesTs" if subject in tests else "imagesTr"
         save(root / folder / f"{subject}.nii.gz", np.stack([ramp(seed), 5000 - ramp(seed)], -1))
@@ -59,7 +59,7 @@ def write_msd(root, subjects=("prostate_00", "prostate_01"), tests=("prostate_03
 
 
 def write_nnunet(root, **changes):
-    """nnU-Net's raw form: three cases, one of them for testing."""
+    """Write an nnU-Net raw dataset: three cases, one of them for testing."""
     for seed, (folder, case) in enumerate([("Tr", "case_001"), ("Tr", "case_002"), ("Ts", "case_003")]):
         for channel in range(2):
             save(root / f"images{folder}" / f"{case}_{channel:04d}.nii.gz", ramp(10 * channel + seed))
@@ -74,7 +74,7 @@ def write_dicom(folder, values, affine, names):
     """Write voxels `(column, row, slice)` as one DICOM file per slice, in the order of `names`."""
     import SimpleITK
 
-    before = locale.setlocale(locale.LC_ALL)  # writing DICOM sets it to "C", in which files are no longer UTF-8
+    before = locale.setlocale(locale.LC_ALL)  # writing DICOM sets it to "C", so that files are no longer UTF-8
     folder.mkdir(parents=True, exist_ok=True)
     in_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(in_lps[:3, :3], axis=0)
@@ -101,7 +101,7 @@ def write_dicom(folder, values, affine, names):
 
 
 def write_masks(folder, label, names):
-    """Write a label map `(column, row, slice)` as one PNG for each slice; PNG pixels are `[row, column]`."""
+    """Write a label map `(column, row, slice)` as one PNG per slice; PNG pixels are `[row, column]`."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,9 +117,9 @@ CHAOS_SHAPE = (20, 16, 7)
 
 
 def write_chaos(root, subject, seed=0, greys=CHAOS_GREYS):
-    """One examination of the CHAOS challenge: T1-DUAL from the head down, T2-SPIR on another grid."""
+    """Write one examination of CHAOS: T1-DUAL from the head down, T2-SPIR on another grid."""
     folder = root / "MR" / subject
-    # In-phase and out-of-phase slices share one numbering, and number 1 lies at the head.
+    # In-phase and out-of-phase slices are numbered together, from the head.
     inside = [f"IMG-0004-{2 * n:05d}" for n in range(CHAOS_SHAPE[2], 0, -1)]
     outside = [f"IMG-0004-{2 * n - 1:05d}" for n in range(CHAOS_SHAPE[2], 0, -1)]
     write_dicom(folder / "T1DUAL/DICOM_anon/InPhase", ramp(seed, CHAOS_SHAPE), CHAOS_AFFINE, inside)
@@ -133,9 +133,9 @@ def write_chaos(root, subject, seed=0, greys=CHAOS_GREYS):
 
 
 def write_renal(root, subject, echoes=3, has_cortex=True):
-    """One subject of the renal group's form: several echoes of T2, masks for each kidney and its cortex."""
+    """Write one subject in the renal group's form: several T2 echoes, masks of each kidney and its cortex."""
     folder = root / subject / "T2_mapping_PREP"
-    # Written from the last on, so that the order in the folder is not that of the echoes.
+    # Written in reverse, so that the order in the folder is not that of the echoes.
     for echo in range(echoes, 0, -1):
         save(folder / "imagesTr" / f"e{echo}_s028.nii", ramp(echo))
     save(root / subject / "DIXON" / "imagesTr" / "water.nii.gz", ramp(50))

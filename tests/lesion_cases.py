@@ -1,10 +1,10 @@
-"""Pairs of generated masks with lesions, and what panoptica makes of them.
+"""Pairs of generated lesion masks, and panoptica's counts for them.
 
     python -m tests.lesion_cases > tests/golden/panoptica.json
 
-panoptica 2.1.7 needs older versions of numpy, pandas and rich than the suite, so this runs in an environment of its own
-(`python -m venv panoptica && panoptica/bin/pip install panoptica==2.1.7`); the module needs numpy and panoptica alone.
-Shapes are drawn with whole numbers, so that every machine draws the same.
+panoptica 2.1.7 needs older versions of numpy, pandas and rich than the suite, so this runs in a separate environment
+(`python -m venv panoptica && panoptica/bin/pip install panoptica==2.1.7`); the module needs only numpy and panoptica.
+Shapes are drawn with whole numbers, so that all machines draw the same ones.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ SHAPES = ((30, 24, 16), (20, 20, 20), (40, 30, 1), (15, 31, 18))
 
 
 def ellipsoid(shape, centre, radii):
-    """Mask of the voxels inside an ellipsoid of whole numbers."""
+    """Return the mask of the voxels inside an ellipsoid given by whole numbers."""
     scale = int(np.prod(np.square(radii)))
     parts = [(x - c) ** 2 * (scale // r**2) for x, c, r in zip(np.indices(shape), centre, radii, strict=True)]
     return sum(parts) <= scale
 
 
 def draw_lesions(rng, shape, number):
-    """Centres and radii of some lesions, in voxels."""
+    """Draw the centres and radii of some lesions, in voxels."""
     return [([int(rng.integers(n)) for n in shape], [int(r) for r in rng.integers(1, 6, 3)]) for _ in range(number)]
 
 
@@ -41,7 +41,7 @@ def mask_of(shape, lesions):
 
 
 def changed(rng, lesions, moves):
-    """Most of the lesions, somewhat elsewhere and of another size."""
+    """Return most of the lesions, slightly shifted and resized."""
     kept = [lesion for lesion in lesions if rng.integers(4)]
     return [
         ([c + int(step) for c, step in zip(centre, rng.integers(-moves, moves + 1, 3), strict=True)],
@@ -51,18 +51,18 @@ def changed(rng, lesions, moves):
 
 
 def draw_pair(number):
-    """Predicted and reference mask of one case, `(X, Y, Z)` boolean; every kind comes up with every shape."""
+    """Draw the predicted and reference mask of one case, boolean `(X, Y, Z)`; all kinds occur with all shapes."""
     rng = np.random.default_rng(number)
     kind, shape = KINDS[number % len(KINDS)], SHAPES[number % len(SHAPES)]
     lesions = draw_lesions(rng, shape, 12 if kind == "crowded" else int(rng.integers(1, 6)))
     reference = mask_of(shape, lesions)
     predicted = mask_of(shape, changed(rng, lesions, moves=1))
     predicted |= mask_of(shape, draw_lesions(rng, shape, int(rng.integers(3))))
-    if kind == "joined":  # one predicted lesion over several of the reference
+    if kind == "joined":  # one predicted lesion covers several of the reference
         predicted |= (np.indices(shape)[0] == lesions[0][0][0]) & (np.indices(shape)[1] % 5 == 0)
     elif kind == "noise":
         reference, predicted = rng.integers(4, size=(2, *shape)) == 0
-    elif kind == "diagonal":  # voxels that touch by corners only, or not at all
+    elif kind == "diagonal":  # voxels that touch only at corners, or not at all
         reference = np.indices(shape).sum(axis=0) % 4 == 0
         reference &= np.indices(shape).max(axis=0) % 3 < 2
         predicted = reference & (rng.integers(3, size=shape) > 0)
@@ -74,7 +74,7 @@ def draw_pair(number):
 
 
 def by_panoptica(predicted, reference, overlap):
-    """Count with panoptica: lesions of the reference, detected ones, false positives, F1 (None where it has none)."""
+    """Count with panoptica: reference lesions, detected ones, false positives, F1 (None if undefined)."""
     from panoptica import ConnectedComponentsInstanceApproximator, InputType, Metric, NaiveThresholdMatching
     from panoptica import Panoptica_Evaluator as Evaluator
 
@@ -93,7 +93,7 @@ def by_panoptica(predicted, reference, overlap):
 
 
 def golden():
-    """Every case: its voxels, so that other cases are noticed, and what panoptica counts at each overlap."""
+    """Return for every case its voxels, to detect changed cases, and panoptica's counts at each overlap."""
     cases = []
     for number in range(PAIRS):
         predicted, reference = draw_pair(number)

@@ -3,8 +3,8 @@
     python -m tests.mutations            all of them, a few minutes
     python -m tests.mutations --only "wrong sign in a loss"
 
-Prints the first test that fails for each fault; exit code 1 if a fault goes unnoticed. Only files of tests that are
-likely to notice are run, without those that `make test` leaves out, so what is caught here is caught there.
+Prints the first test that fails for each fault; exit code 1 if a fault goes unnoticed. Runs only the test files that
+are likely to notice it, without long tests, so whatever is caught here is also caught by `make test`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Fault(NamedTuple):
-    """A fault: in `file` the only occurrence of `right` becomes `wrong`; `tests` should notice."""
+    """A fault: the only occurrence of `right` in `file` becomes `wrong`; `tests` should notice."""
 
     name: str
     file: str
@@ -122,7 +122,7 @@ def try_fault(fault):
         left_out = shutil.ignore_patterns(".*", "__pycache__", "runs", "results", "shared")
         shutil.copytree(ROOT, copy, ignore=left_out)
         apply(fault, copy)
-        # Found where it is, not copied: configs name places relative to the suite.
+        # Not copied: configs name paths relative to the suite.
         for name in ("results", ".venv"):
             (copy / name).symlink_to(ROOT / name)
         command = [sys.executable, "-m", "pytest", "-x", "-m", "not long", "-p", "no:cacheprovider", *fault.tests]

@@ -1,4 +1,4 @@
-"""Parts of a `SubjectReader` in one call, for tests of what it reads."""
+"""Single results of a `SubjectReader` in one call each, for tests of what it reads."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def grid_of_subject(files, names, contrasts):
 
 
 def read_label(files, labels, ignored=(), shape=None, affine=None):
-    """Without a shape the label map is compared with nothing, or brought to the grid of one contrast."""
+    """Read a label map; without a shape, its grid is not checked, or it is resampled to that of one contrast."""
     reader = SubjectReader(files, Wanted(Path(), dict.fromkeys(files.contrasts, ""), labels=labels, ignored=ignored))
     if shape is not None:
         return SubjectReader(files, reader.wanted, grid=Grid(None, tuple(shape[:3]), affine)).label()

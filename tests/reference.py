@@ -1,4 +1,4 @@
-"""Slow float64 loops, each written from its formula: what the vectorised losses are checked against."""
+"""Slow float64 loops written from the formulas, as references for the vectorised losses."""
 
 import math
 
@@ -11,7 +11,7 @@ def cosine(a, b):
 
 
 def nearest_of(anchor, representations, nearest_patches, classes=None):
-    """Return the anchor and its nearest patches, `[(patch, similarity), ...]`, none of a class below 0."""
+    """Return the anchor and its nearest patches, `[(patch, similarity), ...]`, without classes below 0."""
     others = [
         (patch, cosine(representations[anchor], representations[patch]))
         for patch in range(len(representations))
@@ -44,7 +44,7 @@ def anchor_cost(
 def constrained_contrastive_by_hand(
     representations, classes, anchors, nearest_patches=100, positions=None, positive_within=None, **options
 ):
-    """Loss per slice, `(B,)`, of `(B, P, F)`, `(B, P)` and `(B, A)`; one number of nearest patches, or `(B,)`."""
+    """Return the loss per slice `(B,)` for `(B, P, F)`, `(B, P)` and `(B, A)`; nearest patches: a number or `(B,)`."""
     losses, near = [], {"positions": positions, "positive_within": positive_within}
     for index in range(len(representations)):
         nearest = nearest_patches if isinstance(nearest_patches, int) else int(nearest_patches[index])
@@ -104,13 +104,13 @@ def masked_l1_by_hand(reconstruction, image, corrupted):
 
 
 def region_of(feature_map, corner, region_size):
-    """Return the features of one region as a single vector, pixel after pixel."""
+    """Return the features of one region as a single vector, pixel by pixel."""
     pixels = [np.add(corner, step) for step in np.ndindex(*[region_size] * len(corner))]
     return np.concatenate([feature_map[tuple(pixel)] for pixel in pixels])
 
 
 def region_contrast_by_hand(map_a, map_b, corners, is_negative, region_size=3, temperature=0.1):
-    """Chaitanya et al. 2020, L^R: every region against its partner, and its negatives in both views."""
+    """Chaitanya et al. 2020, L^R: each region against its partner and its negatives in both views."""
     losses = []
     for index in range(len(map_a)):
         regions = [place for place, corner in enumerate(corners[index]) if corner[0] >= 0]

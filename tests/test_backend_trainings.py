@@ -1,4 +1,4 @@
-"""The same seed and data give the same trainings on every Keras backend, in 32 and in 16 bits, stopped or not.
+"""Training gives the same results on every Keras backend, in 32 and 16 bits, interrupted or not.
 
 `tests/test_backends.py` compares networks, losses and gradients, in seconds.
 """
@@ -19,22 +19,22 @@ from training.devices import use_precision
 COMMAND = "import sys, numpy; from tests import test_backend_trainings as t; numpy.savez(sys.argv[1], **t.everything())"
 METHODS = ("regression", "global", "anatomical", "local", "constrained")
 STEPS, HALF_STEPS = 20, 12
-# Of the validation loss after each step. Local contrast soon comes near 0 here, where a share of the loss is little.
+# Tolerance of the validation loss after each step. Local contrast approaches 0 here, where relative errors grow.
 HALF_TOLERANCE = {"regression": 0.02, "global": 0.02, "local": 0.05, "constrained": 0.02}
 
 
 def everything():
-    """What another backend is asked for: what is compared with TensorFlow, and what it shows by itself."""
+    """Return everything that is computed on another backend, to compare with TensorFlow or to check by itself."""
     return curves() | loop() | {f"remat/{name}": values for name, values in test_remat.outcome().items()}
 
 
 def curves():
-    """What is compared with TensorFlow; every backend imports and runs this very function."""
+    """Return what is compared with TensorFlow; every backend runs this same function."""
     return {f"curve/{method}": curve(method) for method in METHODS}
 
 
 def curve(method, steps=STEPS):
-    """Training and validation loss after each step of one pretraining method, `(steps, 2)`."""
+    """Return training and validation loss after each step of one pretraining method, `(steps, 2)`."""
     from tests.training.small import settings
 
     schedule = settings(epochs=steps, steps=1, rate=1e-3, plateau_epochs=STEPS)
@@ -55,7 +55,7 @@ def trained(method, folder, schedule):
 
 
 def loop():
-    """What a backend can break in the training loop: the state between epochs, and several steps in a dispatch."""
+    """Run the parts of the training loop that depend on the backend: state between epochs, steps per dispatch."""
     from tests.training.loop import by_steps_per_dispatch, phases_stopped_and_resumed, stopped_and_resumed
 
     regression = functools.partial(trained, "regression")
@@ -73,7 +73,7 @@ def others(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(others):  # what TensorFlow computes while the others do
+def expected(others):  # computed while the other backends run
     return curves()
 
 

@@ -1,6 +1,6 @@
 """The same seed and data give the same networks, losses and gradients on every Keras backend.
 
-`tests/test_backend_trainings.py` compares whole trainings.
+`tests/test_backend_trainings.py` compares whole training runs.
 """
 
 import functools
@@ -23,13 +23,13 @@ COMMAND = "import sys, numpy; from tests import test_backends as tests; numpy.sa
 
 
 def outcome():
-    """What is compared; every backend imports and runs this very function."""
+    """Return what is compared; every backend runs this same function."""
     synthesis = {f"synthesis/{name}": values for name, values in test_synthesis.outcome().items()}
     return weights() | losses_and_gradients() | synthesis
 
 
 def weights():
-    """Initial weights of networks for slices and volumes, and what they make of an image."""
+    """Return the initial weights of networks for slices and volumes, and their outputs for an image."""
     from models.unet import build_encoder, build_unet
 
     result = {}
@@ -47,7 +47,7 @@ def weights():
 
 
 def losses_and_gradients():
-    """Value and gradient of every loss at the same random representations, maps or probabilities."""
+    """Return value and gradient of every loss for the same random representations, maps or probabilities."""
     from losses.constrained_contrastive import constrained_contrastive_loss
     from losses.global_contrastive import anatomical_contrastive_loss, simclr_loss
     from losses.local_contrastive import local_contrastive_loss
@@ -85,24 +85,24 @@ def losses_and_gradients():
 
 
 def start(backend, folder, *command, **environment):
-    """Start Python under a backend, from the root of the repository."""
-    # JAX spends most of these seconds on compiling, and on compiling the same steps again.
+    """Start Python with a backend, from the root of the repository."""
+    # JAX spends most of this time on compiling, often the same steps again.
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     quick |= {"JAX_COMPILATION_CACHE_DIR": str(folder), "KERAS_BACKEND": backend}
     return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=os.environ | quick | environment)
 
 
 def outcomes(backends, folder, command, **environment):
-    """Run a command under all backends that are installed, side by side.
+    """Run a command with all installed backends in parallel.
 
     Args:
         backends: Names of backends.
-        folder: Where their results are written.
-        command: Python code that writes an .npz file, named by its first argument.
+        folder: Folder for their results.
+        command: Python code that writes the .npz file named by its first argument.
         **environment: Variables to set.
 
     Returns:
-        Function from backend to a dictionary of arrays; it waits until they are there.
+        Function from backend to a dictionary of arrays, which waits for them.
     """
     paths = {name: folder / f"{name}.npz" for name in backends if importlib.util.find_spec(name)}
     running = {name: start(name, folder / name, "-c", command, str(p), **environment) for name, p in paths.items()}
@@ -123,7 +123,7 @@ def others(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(others):  # what TensorFlow computes while the others do
+def expected(others):  # computed while the other backends run
     return outcome()
 
 

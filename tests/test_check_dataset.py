@@ -1,4 +1,4 @@
-"""python -m tools.check_dataset: the table, the montage, and what must be fixed."""
+"""python -m tools.check_dataset: the table, the montage and the list of problems."""
 
 import csv
 
@@ -11,7 +11,7 @@ from utils.checks import InputError
 
 
 def run(tmp_path, data, *words):
-    """Run the script; returns the rows of its table, and the lines of its error."""
+    """Run the script; returns the rows of its table and the lines of its error."""
     data = {"root": str(tmp_path / "scans"), "splits": {"train": 1, "val": 1, "test": 1}} | data
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"name": "config", "work_dir": str(tmp_path / "work"), "data": data})

@@ -1,4 +1,4 @@
-"""Step 3: which images and maps reach the training, and that networks of one channel go through to step 4."""
+"""Step 3: the images and maps that reach training, and single-channel networks up to step 4."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def make_config(folder, **pretraining_section):
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """Scans, maps of two contrast spaces and the packed slices of them."""
+    """Return scans, maps of two contrast spaces and their packed slices."""
     folder, generator = tmp_path_factory.mktemp("step3"), np.random.default_rng(0)
     for subject in SUBJECTS:
         label = np.zeros(SHAPE, np.uint8)
@@ -87,7 +87,7 @@ def packed(tmp_path_factory):
 
 @pytest.fixture
 def given(packed, monkeypatch):
-    """Run a stage as far as its training and return what that is given, method after method."""
+    """Run a stage up to its training and return the arguments of the training function, for each method."""
     calls = {}
 
     def record(method):

@@ -1,4 +1,4 @@
-"""docs/data.md: every example is a config that is understood, and every layout has one."""
+"""docs/data.md: every example is a valid config, and every layout has one."""
 
 import re
 import typing

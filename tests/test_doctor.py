@@ -1,4 +1,4 @@
-"""tools.doctor says why no GPU is used, and what to do; nvidia-smi is a script that says what the real one says."""
+"""tools.doctor says why no GPU is used, and what to do; a script stands in for nvidia-smi."""
 
 import os
 import stat
@@ -15,7 +15,7 @@ UPDATED = "Failed to initialize NVML: Driver/library version mismatch"
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Return a function that gives the machine an nvidia-smi (None: none) and CUDA_VISIBLE_DEVICES."""
+    """Return a function that sets up nvidia-smi (None: not installed) and CUDA_VISIBLE_DEVICES."""
     monkeypatch.setattr(doctor, "device_name", lambda: "cpu")
     monkeypatch.setenv("PATH", str(tmp_path))
 

@@ -131,7 +131,7 @@ def test_the_map_of_step_1_is_the_first_of_the_maps_evaluated(done):
 
 
 def test_references_follow_the_features_in_any_orientation(cohort, tmp_path):
-    """A label that is the scan itself, on axes that step 1 has to turn."""
+    """The label is the scan itself, on axes that step 1 has to reorder."""
     from nibabel import orientations
 
     config = load_config(write_config(tmp_path, cohort))
@@ -158,7 +158,7 @@ def test_references_follow_the_features_in_any_orientation(cohort, tmp_path):
     features, labels, _, outside = script.read_references(config, files)
     assert len(features) == mask.sum() and outside == pytest.approx(1 - mask.mean())
     dark, bright = features[labels == 1, 0], features[labels == 2, 0]
-    cut = (dark.max() + bright.min()) / 2  # denoising mixes the two a little; a wrong order would mix them by half
+    cut = (dark.max() + bright.min()) / 2  # denoising mixes the two slightly; a wrong order would mix half of them
     assert len(bright) == (values > 800).sum() and (dark < cut).mean() > 0.95 and (bright > cut).mean() > 0.95
 
 

@@ -1,4 +1,4 @@
-"""tools.export_model: folders that predict.py, plain Keras, JAX, TensorFlow and ONNX Runtime take; they name nobody."""
+"""tools.export_model: folders for predict.py, plain Keras, JAX, TensorFlow and ONNX Runtime, without subject names."""
 
 import importlib.util
 import json
@@ -85,7 +85,7 @@ PRIVATE = re.compile(rb"anna|bert\b|carl|dora|emil|finn|someone")
 
 
 def write_cell(folder, repeat=0, **changes):
-    """A cell of step 4 in a work dir, beside the stage that it started from."""
+    """Write a cell of step 4 in a work dir, beside the stage that it started from."""
     model = MODEL | changes
     folder.mkdir(parents=True)
     size = model.get("crop_size") or model["slices"]["image_size"]
@@ -101,7 +101,7 @@ def write_cell(folder, repeat=0, **changes):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A work dir with a stage, two cells, a synthesis cell, and all of them exported."""
+    """Return a work dir with a stage, two cells and a synthesis cell, and the exports of all."""
     work = tmp_path_factory.mktemp("work")
     cells = [write_cell(work / f"finetuning/t1/late/n02/r{repeat}", repeat) for repeat in (0, 1)]
     write_cell(work / "synthesis/late/n02/r0", **SYNTHESIS)
@@ -138,7 +138,7 @@ STAGES = {
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("by_itself", [False, True])
 def test_the_encoder_of_any_stage_is_exported(tmp_path, name, by_itself):
-    """With the config that the step itself writes: every default is in it."""
+    """The step itself writes the config, with all defaults."""
     pretraining = {
         "contrasts": ["t1", "t2"],
         "contrasts_as": "samples" if by_itself else "channels",
@@ -219,7 +219,7 @@ def run_outside(folder, code, backend="tensorflow"):
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_the_lines_of_the_documentation_work_in_plain_keras(work, tmp_path, backend):
-    """On another backend too; and what was exported gives the same there as here."""
+    """They also work on another backend, with the same outputs as here."""
     lines = re.search(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)[1]
     assert len(list(filter(None, lines.splitlines()))) == 5
     images, expected = {}, {}

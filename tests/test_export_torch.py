@@ -1,4 +1,4 @@
-"""Export to PyTorch: folders whose unet.py needs neither Keras nor this suite, and gives what the network gives."""
+"""Export to PyTorch: unet.py needs neither Keras nor this suite, and gives the outputs of the network."""
 
 import importlib.util
 import re
@@ -24,7 +24,7 @@ FILES = [("model.pt", "the weights"), ("unet.py", "the network")]
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Name to folder and file: a cell, an ensemble, a synthesis of volumes and an encoder as PyTorch modules."""
+    """Return folder and file of PyTorch modules by name: a cell, an ensemble, a 3D synthesis and an encoder."""
     pytest.importorskip("torch", reason="PyTorch is not installed (pip install torch==2.13.0)")
     import yaml
 
@@ -44,7 +44,7 @@ def exported(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["one", "both", "made", "encoder"])
 def test_the_files_alone_give_what_keras_gives(exported, tmp_path, name):
-    """In a fresh process that finds PyTorch and numpy, and in which Keras cannot be imported."""
+    """Run in a fresh process that has PyTorch and numpy but cannot import Keras."""
     folder, file = exported[name]
     network = read_keras(folder / f"{file}.keras")
     images = images_for(network)
@@ -83,7 +83,7 @@ def test_the_lines_of_the_card_work(exported, name):
 
 
 def test_the_lines_of_the_documentation_work(tmp_path):
-    """An encoder of the filters of lgg_tcga, in a folder as the page calls it."""
+    """The encoder has the filters of lgg_tcga and the folder name that the page uses."""
     pytest.importorskip("torch", reason="PyTorch is not installed (pip install torch==2.13.0)")
     _, lines, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.DOTALL)
     filters = [16, 32, 64, 64, 64]

@@ -1,4 +1,4 @@
-"""Step 4 with a fixed schedule on the phantom: no validation subject chooses, dead classes are named."""
+"""Step 4 with a fixed schedule on the phantom: no validation subject selects weights; dead classes are named."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ LAST_STAGES = {"head_block": True, "fresh_levels": 1}
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Packed slices of a cohort whose validation subject has a label map or not: function of which."""
+    """Return a function that gives packed slices of a cohort with or without a labelled validation subject."""
     folder = tmp_path_factory.mktemp("schedules")
     for number in range(1, 7):
         write_phantom(folder / "scans", number)
@@ -75,7 +75,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def one_trainer(monkeypatch):
-    """Runs of one config share a trainer, as the cells of one run do: compiling takes longer than training here."""
+    """Let runs of one config share a trainer, as cells of one run do; compiling takes longer than training here."""
     built, build = {}, finetune_segmentation.build_trainer
 
     def build_once(config, channels, settings):
@@ -104,7 +104,7 @@ def test_a_cell_without_annotated_validation_subjects(prepared, capsys):
     table = (cell.parents[4] / "report" / "tables" / "dice.md").read_text()
     assert "| Selecting |" in table and "| t1 | random | 3 | 0 |" in table
     lesions_are_those_of_the_predictions(metrics["per_subject"], cell, label.parents[1])
-    # The network with the block of its head is rebuilt from model.json, and gives what was scored.
+    # The network with its head block is rebuilt from model.json, and gives the predictions that were scored.
     assert json.loads((cell / "model.json").read_text())["head_block"] is True
     scan, out = label.parents[1] / "sub-05" / "t1.nii.gz", cell.parents[4] / "again.nii.gz"
     predict.main(["--model", str(cell), "--input", str(scan), "--output", str(out)])
@@ -113,7 +113,7 @@ def test_a_cell_without_annotated_validation_subjects(prepared, capsys):
 
 
 def lesions_are_those_of_the_predictions(rows, cell, scans):
-    """The label that the config says is lesions has their counts, in a table and a figure too; the other has none."""
+    """Check that the lesion label has counts, a table and a figure, and that the other label has none."""
     assert not [row for row in rows if "lesion_f1" in row and row["label"] != "left_kidney"]
     for row in (row for row in rows if row["label"] == "left_kidney"):
         files = scans / row["subject"] / "label.nii.gz", cell / "predictions" / f"{row['subject']}.nii.gz"
@@ -130,7 +130,7 @@ def lesions_are_those_of_the_predictions(rows, cell, scans):
 def test_dead_classes_are_warned_about_and_an_interrupted_cell_ends_alike(prepared, one_trainer, caplog, monkeypatch):
     training = FIXED | {"epochs": 4}
     path, cell, _ = prepared("seen", is_annotated=True, training=training, **LAST_STAGES)
-    for stop in (1, 3):  # in the head phase, and after it
+    for stop in (1, 3):  # during the head phase, and after it
         report = Keeper._report
 
         def interrupt(keeper, epoch, row, stop=stop, report=report):

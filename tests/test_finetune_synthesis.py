@@ -1,4 +1,4 @@
-"""Contrast synthesis from scans to scores, in slices and in volumes, on a simulated cohort of unlike grids."""
+"""Contrast synthesis from scans to scores, in slices and volumes, on a simulated cohort with differing grids."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ TARGETS = ["t1", "t2"]
 
 
 def write_scans(folder):
-    """A cohort in which one training and one test subject have few slices, and the other test subject lies askew."""
+    """Write a cohort in which one training and one test subject have few slices and the other test scan is oblique."""
     shape = ["--shape", "24", "28", "10"]
     simulate_cohort.main(["--out", str(folder), "--subjects", "6", "--anatomy", "brain_tumour", "--seed", "5", *shape])
     for subject, depth in DEPTHS.items():
@@ -90,7 +90,7 @@ def write_config(folder, rank):
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """The folder of scans, constraint maps and packed volumes of both configs."""
+    """Return the folder of scans, constraint maps and packed volumes of both configs."""
     folder = tmp_path_factory.mktemp("synthesis")
     write_scans(folder / "scans")
     words = ["--config", str(write_config(folder, 2))]
@@ -103,7 +103,7 @@ def packed(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def finished(request, packed):
-    """Config and work folder after steps 3 and 4."""
+    """Return config and work dir after steps 3 and 4."""
     words = ["--config", str(packed / f"rank{request.param}.yaml")]
     constrained_contrastive_learning.main(words)
     logging.getLogger("mrccl").setLevel("INFO")  # for run.log; scripts started from a shell set it
@@ -176,13 +176,13 @@ def test_model_json_holds_what_predicting_needs(finished):
 
 
 def percentiles(config, subject, contrast):
-    """The two intensities that become 0 and 1, from the file alone."""
+    """Return the two intensities that are mapped to 0 and 1, from the file alone."""
     values = acquired(config, subject, contrast).get_fdata().astype(np.float32)
     return np.percentile(values[foreground_mask(values[..., None])], [1, 99])
 
 
 def head_of(config, work, subject):
-    """Foreground of the constraint map that step 1 wrote."""
+    """Return the foreground of the constraint map from step 1."""
     return np.asarray(nibabel.load(work / "constraint_maps" / f"{subject}.nii.gz").dataobj) > 0
 
 
@@ -251,7 +251,7 @@ def test_finished_cells_are_kept_and_those_of_another_config_refused(finished):
 
 
 def elsewhere(packed, tmp_path, rank=3):
-    """A config of the same cohort with a work folder of its own, in which steps 1 and 2 are done."""
+    """Return a config of the same cohort with a separate work dir in which steps 1 and 2 are done."""
     shutil.copytree(packed / f"work{rank}" / "h5", tmp_path / "work" / "h5", copy_function=os.link)
     return packed / f"rank{rank}.yaml", "--work-dir", str(tmp_path / "work"), "--init", "random"
 
@@ -315,7 +315,7 @@ def test_a_cell_is_shown_its_own_subjects_and_validated_on_others(packed):
     assert [volume.subject for volume in given["val"].volumes] == ["sub-004"] and given["seed"] == seed
     for crops in (given["train"], given["val"]):
         assert crops.size == (16, 12, 4) and (crops.inputs, crops.targets) == (["t1gd", "flair"], TARGETS)
-    # Cells that differ by their initialisation alone see the same crops in the same order.
+    # Cells that differ only in their initialisation see the same crops in the same order.
     assert seed == cells.seed_of(Cell("random", 2, 1)) != cells.seed_of(Cell("random", 2, 0))
 
 

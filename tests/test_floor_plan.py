@@ -1,4 +1,4 @@
-"""Imports point down only: scripts and tools; evaluation and training; data, models and losses; utils."""
+"""Imports point downwards only: scripts and tools; evaluation and training; data, models and losses; utils."""
 
 import ast
 import functools
@@ -22,16 +22,16 @@ THIRD_PARTY = {
     "losses": {"numpy", "keras"},
     "training": {"numpy", "keras", "tensorboardX", "mlflow"},
 }
-IN_TORCH = {"unet_torch.py", "to_torch.py"}  # of models/: what is exported, and what exports it
+IN_TORCH = {"unet_torch.py", "to_torch.py"}  # in models/: the exported file, and the module that exports it
 MOST_PARAMETERS = 7
-# More are allowed to these only; whoever mends one takes it out.
+# Exceptions; remove an entry once it is fixed.
 WITH_MORE_PARAMETERS = {
-    # Public, with names and an order of arguments that others rely on.
+    # Public functions, whose argument names and order others rely on.
     "data/constraint_maps.py:constraint_map",
     "losses/constrained_contrastive.py:constrained_contrastive_loss",
     "losses/segmentation.py:focal_tversky_loss",
     "models/unet.py:build_unet",
-    "tests/reference.py:anchor_cost",  # the same arguments, in the slow reference
+    "tests/reference.py:anchor_cost",  # same arguments as the function it checks
 }
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 TOP = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]  # no other file imports these
@@ -65,7 +65,7 @@ def test_imports_point_down(subtests):
 
 
 def test_third_party_imports_of_a_layer(subtests):
-    checked = [path for path in FILES if floor_of(path) in THIRD_PARTY]  # tables and figures use what they need
+    checked = [path for path in FILES if floor_of(path) in THIRD_PARTY]  # tables and figures use whatever they need
     for path in checked:
         with subtests.test(str(path.relative_to(ROOT))):
             others = {name for name, _ in imports_of(path)} - set(sys.stdlib_module_names) - set(MAY_IMPORT)
@@ -123,7 +123,7 @@ def functions_with_many_parameters():
 
 
 def parameters_of(function):
-    """Names of the parameters of a function; `*rest` and `**options` count as one each."""
+    """Return the parameter names of a function; `*rest` and `**options` count as one each."""
     found = function.args
     rest = [one for one in (found.vararg, found.kwarg) if one]
     names = [one.arg for one in [*found.posonlyargs, *found.args, *found.kwonlyargs, *rest]]

@@ -1,4 +1,4 @@
-"""The picture of the flow names scripts, modules and files that there are."""
+"""The scripts, modules and files in the flow figure exist."""
 
 from pathlib import Path
 

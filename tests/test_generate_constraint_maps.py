@@ -26,7 +26,7 @@ AFFINE = np.array([[-2, 0, 0, 27], [0, 2, 0, -23], [0, 0, 5, 0], [0, 0, 0, 1.0]]
 
 
 def write_subject(data, subject, seed):
-    """A body of two tissues in noise, as one plain contrast and one series of two echoes."""
+    """Write a body of two tissues in noise, as one 3D contrast and one series of two echoes."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(-1, 1, SHAPE[0]), np.linspace(-1, 1, SHAPE[1]), indexing="ij")
     body = np.repeat((x**2 + y**2 < 0.7)[..., None], SHAPE[2], axis=2)
@@ -49,7 +49,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def own_data(tmp_path):
-    """A cohort that the test may spoil."""
+    """Return a cohort that the test may damage."""
     for seed, subject in enumerate(SUBJECTS):
         write_subject(tmp_path / "data", subject, seed)
     return tmp_path / "data"
@@ -179,7 +179,7 @@ def test_the_root_may_move_and_subjects_may_leave(own_data, tmp_path):
 
 
 def spoil(data):
-    """NaN in one subject, no echoes in another."""
+    """Put NaN into one subject, and delete the echoes of another."""
     image = nibabel.load(data / "sub-1" / "echoes.nii.gz")
     values = np.array(image.dataobj)
     values[3, 3, 3, 1] = np.nan
@@ -222,7 +222,7 @@ def test_nothing_usable_at_all(own_data, tmp_path):
 
 
 def replaced(monkeypatch, error, subject="sub-2"):
-    """Let one subject fail in the middle of the work."""
+    """Let one subject fail during the work."""
     original = script.map_subject
 
     def map_subject(config, space, files):

@@ -1,4 +1,4 @@
-"""Step 2 on a small cohort: what lands in which file, what stays out, what is refused."""
+"""Step 2 on a small cohort: the content of each file, what is left out, what is refused."""
 
 import json
 import shutil
@@ -34,12 +34,12 @@ def body_of(shape):
 
 
 def write_subject(data, maps, subject, seed):
-    """An ellipse of tissue in slices 1 to 4, a liver on the patient's right, a constraint map of three classes."""
+    """Write an ellipse of tissue in slices 1 to 4, a liver on the patient's right, a map of three classes."""
     rng = np.random.default_rng(seed)
     shape = (*SHAPE[:2], SHAPE[2] + seed % 2)
     body, x = body_of(shape), np.linspace(-1, 1, shape[0])[:, None]
     label = np.zeros(shape, np.uint8)
-    label[12 + seed % 3 : 16, 7:11, 2:4] = 4  # the affine counts x downwards: high indices are the patient's left
+    label[12 + seed % 3 : 16, 7:11, 2:4] = 4  # x decreases along the first axis: high indices are on the patient's left
     image = np.where(body, 400 + 50.0 * label + rng.normal(0, 20, shape), rng.normal(0, 3, shape))
     echoes = np.stack([image, 700 - image / 2], axis=-1) * body[..., None] + rng.normal(0, 3, (*shape, 2))
     write_nifti(data / subject / "t1.nii.gz", image.astype(np.float32), AFFINE)
@@ -50,7 +50,7 @@ def write_subject(data, maps, subject, seed):
 
 @pytest.fixture
 def config(tmp_path):
-    """A cohort of seven subjects, one of them in no set, one test subject without a label."""
+    """Return the config of seven subjects, one of them in no set, and one test subject without a label."""
     data, work = tmp_path / "data", tmp_path / "work"
     for seed, subject in enumerate(SUBJECTS):
         write_subject(data, work / "constraint_maps", subject, seed)
@@ -134,7 +134,7 @@ def test_what_is_in_the_files(config):
         rows, grid = store.rows_of([subject]), store.grid(subject)
         stored = nibabel.load(config.parent / "data" / subject / "label.nii.gz")
         assert np.array_equal(grid.to_volume(store.labels(rows), order=0) * 4, np.asanyarray(stored.dataobj))
-        # The label is where the image is bright, in every slice.
+        # The image is bright inside the label, in every slice.
         assert images[rows][store.labels(rows) == 1, 0].min() > 0.6
         assert (np.nonzero(store.labels(rows))[2] >= 12).all(), "the patient's left is the right half of the image"
 
@@ -208,7 +208,7 @@ def test_maps_of_every_contrast_space_are_packed(config):
     maps = config.parent / "work" / "constraint_maps"
     for subject in SUBJECTS:
         default = nibabel.load(maps / f"{subject}.nii.gz")
-        # Foreground in slice 0 as well: which slices stay is the default space's business.
+        # Foreground in slice 0 as well: the default space decides which slices are kept.
         other = (np.asarray(default.dataobj) > 1) + np.uint8(1)
         write_nifti(maps / "late" / f"{subject}.nii.gz", other.astype(np.uint8), default.affine)
     run(config, "--set", "constraint_maps.spaces={late: [echoes]}")
@@ -273,7 +273,7 @@ SYNTHESIS = [
 
 
 def percentiles_by_hand(folder, subject, percentiles, mask=None):
-    """Intensities of all three channels at two percentiles of their foreground, from the files alone."""
+    """Return the intensities of all three channels at two percentiles of their foreground, from the files alone."""
     t1, echoes = (nibabel.load(folder / subject / f"{name}.nii.gz").get_fdata() for name in ("t1", "echoes"))
     found = {}
     for name, channel in {"t1": t1, "echoes_1": echoes[..., 0], "echoes_2": echoes[..., 1]}.items():
@@ -284,7 +284,7 @@ def percentiles_by_hand(folder, subject, percentiles, mask=None):
 
 
 def assert_whole_volumes(store, folder, percentiles=(1, 99)):
-    """Every slice of every subject, scaled between the intensities that the store names."""
+    """Check every slice of every subject, scaled between the intensities recorded in the store."""
     for subject in store.subjects:
         rows, grid, ranges = store.rows_of([subject]), store.grid(subject), store.intensities(subject)
         assert store.slice_index[rows].tolist() == list(range(grid.shape[2]))

@@ -1,4 +1,4 @@
-"""Datasets as they are released, through steps 1 and 2."""
+"""Datasets in their released form, through steps 1 and 2."""
 
 import nibabel
 import numpy as np
@@ -38,7 +38,7 @@ def test_chaos_on_the_grid_of_one_contrast(tmp_path):
     image = nibabel.load(config.work_dir / "constraint_maps/2.nii.gz")
     np.testing.assert_allclose(image.affine, CHAOS_AFFINE, atol=1e-4)
     assert image.shape == CHAOS_SHAPE and image.dataobj[...].max() == 3
-    # Step 4 carries predictions back by the grid in the file: labels must come back to the voxels they came from.
+    # Step 4 returns predictions to the scan by the stored grid: labels must return to their voxels.
     store = SliceStore(config.work_dir / "h5/annotated.h5")
     rows, grid = store.rows_of(["2"]), store.grid("2")
     assert grid.shape == CHAOS_SHAPE

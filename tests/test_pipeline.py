@@ -1,6 +1,6 @@
-"""All scripts on a small cohort of phantoms with oblique, flipped grids, in this process: no start of TensorFlow each.
+"""All scripts on a small cohort of phantoms with oblique, flipped grids, in one process to load TensorFlow once.
 
-A pretraining that is killed starts afresh, as a user types it; all five steps do in test_snakefile.py.
+The interrupted pretraining starts as a new process, as for users; test_snakefile.py starts all steps like that.
 """
 
 import json
@@ -36,21 +36,21 @@ STEPS = (
 
 
 def succeed(script, *words):
-    """Run a script in this process; return what it said, logged and printed."""
+    """Run a script in this process; returns its messages and output."""
     outcome = run(script.removesuffix(".py"), *words, seconds=400)
     assert outcome.code == 0, outcome.said
     return outcome
 
 
 def refuse(script, message, *words):
-    """Run a script in this process; it must end with exit code 2 and a line that holds the message."""
+    """Run a script in this process; it must end with exit code 2 and a line that contains the message."""
     outcome = run(script.removesuffix(".py"), *words)
     assert outcome.code == 2 and any(message in line for line in outcome.said), outcome
     assert "Traceback" not in "\n".join(outcome.said)
 
 
 def write_phantom(folder, number):
-    """A torso, liver in its right half, a kidney on each side; stored right to left or left to right, and oblique."""
+    """Write a torso with a liver on the right and a kidney on each side, oblique, stored from either side."""
     generator = np.random.default_rng(number)
     shape = (34 + number % 2 * 2, 30, 6 + number % 3)
     flip = -1 if number % 2 else 1
@@ -77,7 +77,7 @@ def write_phantom(folder, number):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """Scans and a config for them."""
+    """Return scans and a config for them."""
     folder = tmp_path_factory.mktemp("pipeline")
     for number in range(1, 7):
         write_phantom(folder / "scans", number)
@@ -119,7 +119,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(cohort):
-    """The cohort after all five steps; the outputs of the steps come along."""
+    """Return the cohort after all five steps, with the outputs of the steps."""
     return cohort, [succeed(step, "--config", cohort) for step in STEPS]
 
 
@@ -277,7 +277,7 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
     with steps_uncompiled():  # each network takes a few steps
         succeed("constrained_contrastive_learning.py", "--config", path, "--method", *more)
         succeed("finetune_segmentation.py", "--config", path, "--init", *more, "--subjects-n", 1)
-    encoder, decoder = 6, 3  # layers with a kernel: two convolutions a level, and one more in the decoder
+    encoder, decoder = 6, 3  # layers with a kernel: two convolutions per level, and one more in the decoder
     moved = {"regression": encoder + 2 * decoder, "global_anatomical": encoder}
     moved |= {"global_local": encoder + decoder, "combined": encoder + decoder}
     for init in more:
@@ -292,7 +292,7 @@ def test_every_method_runs_from_a_config_and_warm_starts_finetuning(finished):
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=lambda sent: sent.name)
 def test_a_stopped_pretraining_resumes(finished, tmp_path, sent):
-    """One moment of a process that starts afresh; more of them, in every step, in reliability/test_kills.py."""
+    """One interruption of a new process; reliability/test_kills.py has more, in every step."""
     cohort, _ = finished
     work = tmp_path / "work"
     (work / "h5").mkdir(parents=True)
@@ -333,7 +333,7 @@ def test_an_empty_data_folder_is_named(cohort, tmp_path):
 
 
 def golden_numbers(work):
-    """A few numbers of every step: what changes them changes published results."""
+    """Return a few numbers from every step; a change to them would change published results."""
     summary = pandas.read_csv(work / "constraint_maps" / "summary.csv").set_index("subject")
     with h5py.File(work / "h5" / "pretrain_train.h5") as file:
         packed = {"slices": len(file["img"]), "mean_intensity": float(file["img"][:].astype(float).mean())}
@@ -347,7 +347,7 @@ def golden_numbers(work):
 
 
 def test_numbers_have_not_changed(finished):
-    """After a change that is meant: UPDATE_GOLDEN=1 python -m pytest tests/test_pipeline.py -k have_not_changed"""
+    """After an intended change: UPDATE_GOLDEN=1 python -m pytest tests/test_pipeline.py -k have_not_changed"""
     cohort, _ = finished
     path, found = Path(__file__).parent / "golden" / "phantom.json", golden_numbers(cohort.parent / "work")
     if os.environ.get("UPDATE_GOLDEN"):

@@ -1,4 +1,4 @@
-"""predict.py and scans whose tissue lies outside the slices, or whose voxels are unlike those of training."""
+"""predict.py with tissue outside the slices, or with voxel sizes unlike those of training."""
 
 import json
 
@@ -17,7 +17,7 @@ SPACING = (2.0, 2.0, 4.0)
 
 
 def body(air=0):
-    """A body of 16 x 16 pixels, on one side of it more air."""
+    """Return a body of 16 x 16 pixels with additional air on one side."""
     volume = np.zeros((20 + air, 20, 4), np.float32)
     volume[2:18, 2:18] = 100 + np.random.default_rng(0).random((16, 16, 4)) * 100
     return volume
@@ -32,11 +32,11 @@ def predict(model, folder, volume, spacing=SPACING):
 
 
 def outside(shown):
-    """Words of the lines on tissue outside."""
+    """Return the lines on tissue outside the slices."""
     return [line for line in shown if "of the tissue lies outside the middle" in line]
 
 
-# Slices of 24 x 24 about the middle of a row of 20 + air: the first (air - 4) / 2 columns are not seen.
+# Slices of 24 x 24 centred on 20 + air columns: the first (air - 4) / 2 columns are cut off.
 @pytest.mark.parametrize(("air", "cut"), [(0, 0), (8, 0), (10, 1), (14, 3), (16, 4), (40, 16)])
 def test_tissue_outside_the_slices_is_said_and_much_of_it_refused(tmp_path, air, cut):
     outcome, share = predict(write_model(tmp_path / "model"), tmp_path, body(air)), cut / 16

@@ -1,4 +1,4 @@
-"""What predict.py keeps: results of the same model, scan and options, and label maps that an editor has saved."""
+"""predict.py keeps results of the same model, scan and options, and label maps saved by an editor."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture
 def made(made_once, tmp_path):
-    """A model, two scans and what it made of them."""
+    """Return a model, two scans and their predictions."""
     shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     return tmp_path
 

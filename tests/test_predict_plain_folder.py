@@ -1,4 +1,4 @@
-"""predict.py and scans as users have them: plain folders, nnU-Net's and Decathlon files, and messages without keys."""
+"""predict.py with plain folders, nnU-Net and Decathlon files; its messages name no config keys."""
 
 import csv
 import json
@@ -141,7 +141,7 @@ def test_of_several_channels_the_one_of_the_model_is_taken(tmp_path):
 
 
 def decathlon(folder, **changes):
-    """A model of the second of two volumes, its 4D file, and each volume alone."""
+    """Return a model of the second of two volumes, its 4D file, and each volume alone."""
     write_model(folder / "model", layout="msd", files={"t2": "T2", "t1": "T1"}, **changes)
     for number in (0, 1):
         write_scan(folder / f"{number}.nii.gz", number)
@@ -192,7 +192,7 @@ def test_every_message_that_steps_and_predict_share_is_said_without_keys():
     files = [path for pattern in SHARED for path in Path(ROOT).glob(pattern)]
     found = {text for path in files for text in messages_of(path) if KEY.search(text)}
     assert len(found) > 10
-    labels = {text for text in found if "data.label" in text or "ignored_label" in text}  # which are never read here
+    labels = {text for text in found if "data.label" in text or "ignored_label" in text}  # not read by this script
     assert not [text for text in found - labels if KEY.search(for_prediction(text))]
 
 

@@ -1,4 +1,4 @@
-"""predict.py with several models, mirror images, probabilities and clean-up."""
+"""predict.py with several models, mirrored images, probabilities and clean-up."""
 
 import csv
 import functools
@@ -15,8 +15,8 @@ from models.unet import build_unet
 from models.weights import save_weights
 from utils.checks import InputError
 
-SHAPE = (20, 18, 5)  # even in the plane, so that a mirrored scan gives mirrored slices
-AFFINE = np.diag([2.0, -2.0, 4.0, 1.0])  # 0.016 mL a voxel
+SHAPE = (20, 18, 5)  # even in-plane sizes, so that a mirrored scan gives mirrored slices
+AFFINE = np.diag([2.0, -2.0, 4.0, 1.0])  # 0.016 mL per voxel
 VOXEL_ML = 0.016
 MODEL = {
     "name": "small",
@@ -30,7 +30,7 @@ MODEL = {
     "filters": [4, 8],
 }
 pytestmark = pytest.mark.usefixtures("uncompiled")
-build = functools.cache(build_unet)  # once for each seed and shape: to be saved, not to be changed
+build = functools.cache(build_unet)  # once per seed and shape; may be saved, but not changed
 
 
 def write_model(folder, seed=0, **changes):
@@ -44,7 +44,7 @@ def write_model(folder, seed=0, **changes):
 
 
 def write_scan(path, seed=0, flip=()):
-    """Blobs in air, mirrored along axes on disk."""
+    """Write blobs in air, mirrored along some axes on disk."""
     generator = np.random.default_rng(seed)
     volume = np.kron(generator.random((5, 6, 5)), np.ones((4, 3, 1))).astype(np.float32)
     volume[:2] = volume[-2:] = volume[:, :2] = volume[:, -2:] = 0
@@ -53,7 +53,7 @@ def write_scan(path, seed=0, flip=()):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two model folders, untrained: their probabilities differ at every voxel."""
+    """Return two untrained model folders whose probabilities differ at every voxel."""
     folder = tmp_path_factory.mktemp("models")
     return [write_model(folder / str(seed), seed) for seed in (1, 2)]
 
@@ -92,7 +92,7 @@ def test_several_models_give_the_class_that_is_most_probable_on_average(models, 
 
 @pytest.mark.parametrize(("name", "axis"), [("left_right", 0), ("anterior_posterior", 1)])
 def test_with_a_flip_the_mirrored_patient_gets_the_mirrored_result(models, tmp_path, name, axis):
-    """AFFINE says that the first axis on disk runs from left to right, the second one from back to front."""
+    """By AFFINE, the first axis on disk runs from left to right and the second from back to front."""
     write_scan(tmp_path / "as it is/sub-1/t1.nii.gz")
     write_scan(tmp_path / "mirrored/sub-1/t1.nii.gz", flip=axis)
     probabilities = {}
@@ -180,7 +180,7 @@ def test_scans_and_results_of_bids_are_a_data_set_and_its_derivative(tmp_path):
     assert written == ["dataset_description.json", "desc-mrccl_dseg.tsv", "made_by.csv", *names, "volumes.csv"]
     with (folder / "volumes.csv").open(newline="") as file:
         assert {row["subject"] for row in csv.DictReader(file)} == {"sub-a_ses-1", "sub-a_ses-2"}
-    again = run([model], root, root / "derivatives/ours", "--overwrite")  # what was made is not read as a scan
+    again = run([model], root, root / "derivatives/ours", "--overwrite")  # results are not read as scans
     assert len(list(again.rglob("*_dseg.nii.gz"))) == 2
 
 

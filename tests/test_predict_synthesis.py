@@ -1,4 +1,4 @@
-"""predict.py with models of finetune_synthesis.py: the same contrasts as in step 4, in units that it names."""
+"""predict.py with models of finetune_synthesis.py: the contrasts of step 4, in stated units."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ CROPS = {2: [16, 16], 3: [16, 16, 8]}
 
 
 def write_subject(folder, number):
-    """An ellipsoid of two tissues in air, one of them in the mask; the grid is oblique, and flipped in every other."""
+    """Write an ellipsoid of two tissues in air, one inside the mask; oblique grids, every other one flipped."""
     generator, affine = np.random.default_rng(number), np.diag([-2.0 if number % 2 else 2.0, 2.0, 4.0, 1.0])
     affine[0, 1], affine[:3, 3] = 0.1, (5, -7, 11)
     x, y, z = np.meshgrid(*(np.linspace(-1.1, 1.1, size) for size in SHAPE), indexing="ij")
@@ -40,7 +40,7 @@ def write_subject(folder, number):
 
 @pytest.fixture(scope="module", params=[(2, None), (3, "{subject}/mask.nii.gz")], ids=["slices", "volumes, mask"])
 def cell(request, tmp_path_factory):
-    """Scans, and a cell folder of step 4, from slices with found foreground or from volumes with a mask."""
+    """Return scans and a cell of step 4, from slices with detected foreground or from volumes with a mask."""
     rank, mask = request.param
     folder = tmp_path_factory.mktemp("synthesis")
     for number in range(1, 5):
@@ -99,7 +99,7 @@ def test_a_test_subject_gets_what_it_got_in_step_4(cell, tmp_path):
         np.testing.assert_array_equal(made.affine, expected.affine)
         assert made.shape == expected.shape == SHAPE and made.get_data_dtype() == np.uint16
         difference = np.abs(made.get_fdata() - expected.get_fdata())
-        assert np.ptp(expected.get_fdata()) > 0.05 * (high - low)  # or any constant would do
+        assert np.ptp(expected.get_fdata()) > 0.05 * (high - low)  # otherwise any constant would pass
         assert difference.max() <= 1.01 * STEP * (high - low)
 
 
@@ -108,7 +108,7 @@ def test_without_the_acquired_contrast_intensities_stay_from_0_to_1(cell, tmp_pa
     model, scans = cell
     for subject in ("sub-3", "sub-4"):
         shutil.copytree(scans / subject, tmp_path / "new" / subject)
-    (tmp_path / "new/sub-3/t1.nii.gz").unlink()  # of the other targets of the same model nothing changes
+    (tmp_path / "new/sub-3/t1.nii.gz").unlink()  # the other targets of the model do not change
     with caplog.at_level(logging.INFO, "mrccl"):
         run(model, tmp_path / "new", tmp_path / "out")
     assert "wrote 4 synthesised contrasts" in caplog.text and "3 acquired, 1 scaled 0 to 1" in caplog.text
@@ -128,7 +128,7 @@ def test_without_the_acquired_contrast_intensities_stay_from_0_to_1(cell, tmp_pa
 
 
 def test_the_acquired_contrast_gives_its_unit_and_nothing_else(cell, tmp_path):
-    """Another scanner gain in the acquired target scales the result, and changes nothing of its pattern."""
+    """Another scanner gain in the acquired target scales the result without changing its pattern."""
     model, scans = cell
     shutil.copytree(scans / "sub-3", tmp_path / "new" / "sub-3")
     acquired = nibabel.load(scans / "sub-3" / "t2.nii.gz")
@@ -188,7 +188,7 @@ def test_outputs_that_do_not_fit_are_refused(cell, tmp_path):
 
 
 def write_model(folder, **changes):
-    """A model folder with untrained weights that makes T1 of FLAIR."""
+    """Write a model folder with untrained weights that synthesises T1 from FLAIR."""
     model = {
         "name": "small",
         "contrasts": ["flair"],
@@ -210,7 +210,7 @@ def write_model(folder, **changes):
 
 @pytest.fixture
 def flat(tmp_path):
-    """A folder with all scans side by side, and their subject."""
+    """Return a folder with all scans side by side, and their subject."""
     write_subject(tmp_path / "all", 1)
     scans = tmp_path / "flat"
     scans.mkdir()
@@ -243,7 +243,7 @@ def test_acquired_contrasts_are_neither_replaced_nor_imitated(flat, tmp_path):
     (flat / "sub-1_t1.nii.gz").unlink()
     with pytest.raises(InputError, match=r"give another folder"):
         run(model, flat, flat)
-    run(model, flat, flat / "synthesised")  # no name there is one under which scans are read
+    run(model, flat, flat / "synthesised")  # none of its names match those of scans
     assert (flat / "synthesised" / "sub-1_t1.nii.gz").exists()
 
 

@@ -1,4 +1,4 @@
-"""The papers' presets run, from generated files that lie as the public datasets do to the report, in small."""
+"""The papers' presets run, at reduced size, from generated files in the public layouts to the report."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def write_image(path, values):
 
 
 def anatomy(number, classes):
-    """Class index of every voxel: a body, and in it a blob for each class, side by side."""
+    """Return the class of every voxel: a body with one blob per class, side by side."""
     generator = np.random.default_rng(number)
     x, y, _ = np.indices(SHAPE)
     tissue = np.where((x - 20) ** 2 / 18**2 + (y - 18) ** 2 / 16**2 < 1, 1, 0)
@@ -47,7 +47,7 @@ def contrast(tissue, seed):
 
 
 def write_scans(preset, root):
-    """Generate seven subjects in the layout of a preset, two of them without label."""
+    """Generate seven subjects in the layout of a preset, two of them without a label."""
     config = read_preset(preset)["data"]
     values = [numbers[0] for numbers in config.get("labels", {"lesion": [1]}).values()]
     for number in range(7):
@@ -60,17 +60,17 @@ def write_scans(preset, root):
                 contrast(tissue, 7 * place + echo) for echo in range(1 if isinstance(entry, str) else entry["volumes"])
             ]
             write_image(file, volumes[0] if isinstance(entry, str) else np.stack(volumes, -1))
-            file.with_name(f"._{file.name}").write_bytes(b"resource fork")  # as macOS leaves them in archives
+            file.with_name(f"._{file.name}").write_bytes(b"resource fork")  # as left by macOS in archives
         if is_labelled and "label" in config:
             label = np.array([0, 0, *values], np.uint8)[tissue]
             write_image(root / config["label"].replace("{subject}", subject), label)
 
 
 def small(preset, root, work, *more):
-    """The command line of a preset with everything made small."""
+    """Return the command line of a preset with all sizes reduced."""
     stages = read_preset(preset)["pretraining"]["stages"]
     changes = [f"data.root={root}", "data.splits={train: 2, val: 1, test: 2}", "slices.image_size=[16, 16]"]
-    # Two levels, but four where a stage trains three of the decoder.
+    # Two levels, or four if a stage trains three decoder levels.
     levels = 1 + max(stage.get("decoder_levels") or 1 for stage in stages.values())
     changes += ["slices.pixel_size=8", f"network.filters={levels * [4]}"]
     changes += [
@@ -106,7 +106,7 @@ def test_a_preset_runs_from_scans_to_report(preset, stage, contrasts, tmp_path):
     scored = config.get("evaluation", {}).get("regions") or config["data"]["labels"]
     assert [row["label"] for row in rows] == 2 * list(scored)
     assert config["name"] in (tmp_path / "work" / "report" / "index.html").read_text()
-    # The two subjects without label are pretrained on, and no subject that is tested.
+    # The two unlabelled subjects are used in pretraining, test subjects are not.
     seen = set(read_json(tmp_path / "work" / "pretraining" / "global" / "subjects.json")["train"])
     assert len(seen) == 4 and not seen & {row["subject"] for row in rows}
 

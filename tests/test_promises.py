@@ -9,7 +9,7 @@ SAME = "the same"  # as in the row above
 
 
 def rows_of(page, column):
-    """Rows of the tables of a page that have a column of this name: line number, first cell, that cell."""
+    """Yield rows of a page's tables that have the given column: line number, first cell, cell of that column."""
     place = None
     for number, line in enumerate(page.read_text().splitlines(), start=1):
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
@@ -23,7 +23,7 @@ def rows_of(page, column):
 
 
 def places_named_in(cell, page):
-    """Files of tests in a cell, by link or by path from the root, each with the name of a test or None."""
+    """Yield the test files in a cell, by link or by path from the root, each with the name of a test or None."""
     for text, link in re.findall(r"\[([^]]*)\]\(([^)#]*tests/[^)#]*)\)", cell):
         yield (page.parent / link).resolve(), text.partition("::")[2] or None
     for path, _, name in re.findall(r"`(tests/[\w/.]+)(::(\w+))?`", re.sub(r"\]\([^)]*\)", "]", cell)):
@@ -40,7 +40,7 @@ def is_a_promise(_, cell):
 
 
 def missing(page, column, is_required):
-    """What is wrong with the tests that a page names, one line each; and how many it names."""
+    """Return the problems with the tests that a page names, one line each, and how many it names."""
     problems, named = [], 0
     for number, promise, cell in rows_of(page, column):
         found = list(places_named_in(cell, page))

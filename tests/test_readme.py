@@ -1,4 +1,4 @@
-"""What the README and the scripts' docstrings tell people to type exists."""
+"""Commands, options, links and paths in the documentation and in docstrings exist."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from utils.config.schema import Config
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 TOOLS = sorted(f"tools.{path.stem}" for path in (ROOT / "tools").glob("[a-z]*.py"))
-EARLIER = {f"{name.partition('.')[2]}.py": name for name in TOOLS}  # the names in committed results
+EARLIER = {f"{name.partition('.')[2]}.py": name for name in TOOLS}  # names used in committed results
 PLACES = ("*.md", "docs/*.md", "docs/tutorials/*.md", "benchmarks/*.md", "results/*/README.md")
 FOLDERS = "configs|docs|results|benchmarks|data|evaluation|losses|models|tools|training|utils|papers|profiles|tests"
 PAGES = sorted(path for place in PLACES for path in ROOT.glob(place))
@@ -33,7 +33,7 @@ def file_of(script):
 
 
 def words_of(script):
-    """What stands for a script after `python`."""
+    """Return the words that follow `python` to run a script."""
     return [ROOT / script] if script.endswith(".py") else ["-m", script]
 
 
@@ -81,7 +81,7 @@ def test_a_tool_says_how_it_is_typed_and_two_have_their_earlier_name_too(help_te
 
 
 def anchors(page):
-    """Anchors of the headings, as GitHub makes them."""
+    """Return the anchors of the headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
     plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower() for heading in headings]
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}

@@ -1,4 +1,4 @@
-"""Step 5 on a generated work dir: tables, figures, page, and what happens when things are missing."""
+"""Step 5 on a generated work dir: tables, figures, page, and missing input."""
 
 import html.parser
 import json
@@ -30,7 +30,7 @@ ERROR_RATE = {("random", 2): 0.5, ("random", 4): 0.3, ("constrained", 2): 0.2, (
 
 
 def make_dataset(root):
-    """Write seven subjects: a liver left and two kidneys right of the middle, on a grid that counts from the right."""
+    """Write seven subjects: a liver left and two kidneys right of the middle, on a grid that starts at the right."""
     rng = np.random.default_rng(0)
     classes = {}
     for number, subject in enumerate(SUBJECTS):
@@ -48,7 +48,7 @@ def make_dataset(root):
 
 
 def make_config(folder, paper=None, **data):
-    # Nothing is pretrained here: only the stage's name matters.
+    # Nothing is pretrained here; only the stage's name matters.
     stage = {"method": "regression", "training": {"epochs": 1, "batch_size": 2, "learning_rate": 1e-3}}
     content = {
         "name": "tiny_renal",
@@ -77,7 +77,7 @@ def make_config(folder, paper=None, **data):
 
 
 def write_cell(config, classes, init, n, repeat, subjects=TEST, fold=""):
-    """Write what step 4 leaves: metrics, predictions with some voxels wrong, a run record."""
+    """Write the files of step 4: metrics, predictions with some wrong voxels, a run record."""
     folder = config.work_dir / fold / "finetuning" / "t2" / init / f"n{n:02d}" / f"r{repeat}"
     (folder / "predictions").mkdir(parents=True)
     rng = np.random.default_rng(100 * n + repeat)
@@ -103,7 +103,7 @@ def dataset(tmp_path_factory):
 
 
 def make_work(dataset, tmp_path, **data):
-    """Write a config and a complete work dir of its own."""
+    """Write a config and a complete work dir for it."""
     folder, classes = dataset
     path = make_config(tmp_path, root=str(folder / "scans"), **data)
     config = load_config(path)
@@ -118,13 +118,13 @@ def make_work(dataset, tmp_path, **data):
 
 @pytest.fixture
 def work(dataset, tmp_path):
-    """A config and a work dir that one test may change."""
+    """Return a config and a work dir that one test may change."""
     return make_work(dataset, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def report(dataset, tmp_path_factory):
-    """The report of a complete work dir, made once; not to be changed."""
+    """Return the report of a complete work dir, made once and not to be changed."""
     path, config = make_work(dataset, tmp_path_factory.mktemp("report"), paper="renal_ismrm2024")
     done = as_from_shell("reproduce_tables", "--config", path)
     assert done.code == 0, done.said
@@ -154,7 +154,7 @@ def test_a_complete_grid_from_the_shell(report):
 
 
 class References(html.parser.HTMLParser):
-    """What a page refers to: attributes that can load or lead somewhere, and the text of its styles."""
+    """The references of a page: attributes that load or link something, and the text of its styles."""
 
     def __init__(self):
         super().__init__()
@@ -312,7 +312,7 @@ def contents_of(folder):
 
 
 def test_the_scores_alone_give_the_same_tables_and_figures(report, tmp_path):
-    """Nothing but scores.csv and config.yaml is copied; scans, predictions and metrics.json are not there."""
+    """Only scores.csv and config.yaml are copied; there are no scans, predictions or metrics.json."""
     made, _ = report
     shutil.copy(made / "tables" / "scores.csv", tmp_path)
     config = yaml.safe_load((made / "resolved_config.yaml").read_text())

@@ -1,4 +1,4 @@
-"""The committed models give the committed numbers, and the committed scores the tables of their pages."""
+"""The committed models reproduce the committed numbers, and the committed scores the tables of their pages."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def test_a_committed_model_repeats_its_score_on_a_real_scan(folder, tmp_path):
         true = np.isin(stored, config["data"]["labels"][name])
         dice = 2 * np.sum((predicted == index) & true) / (np.sum(predicted == index) + np.sum(true))
         expected = cell[(cell.subject == subject) & (cell.label == name)].dice.item()
-        # Another machine rounds its convolutions otherwise; a voxel on an edge may tip over.
+        # Convolutions round differently on other machines, so a voxel on an edge may change.
         assert dice == pytest.approx(expected, abs=0.01)
 
 

@@ -90,7 +90,7 @@ def test_finished_subjects_are_kept_and_missing_ones_made(cohort, tmp_path):
     folder = tmp_path / "grown"
     make(folder, 3)
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nii.gz")}
-    (folder / ".tmp-left" / "sub-004").mkdir(parents=True)  # what a kill leaves behind is no subject
+    (folder / ".tmp-left" / "sub-004").mkdir(parents=True)  # left by a killed run, not a subject
     make(folder, 4)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     one, other = values(cohort)["sub-004/t1w.nii.gz"], values(folder)["sub-004/t1w.nii.gz"]

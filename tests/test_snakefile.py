@@ -1,4 +1,4 @@
-"""The grid through Snakemake: what is made, what is made again after a change, and a small run from scans to tables."""
+"""The grid through Snakemake: what is made, what is redone after a change, and a small run from scans to tables."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not SNAKEMAKE.exists(), reason="Snakemake is not
 
 @pytest.fixture(scope="module")
 def warm():
-    """The words that start Snakemake in a fork of a process that has loaded it already."""
+    """Return the words that start Snakemake in a fork of a process that has already loaded it."""
     with warm_python(SNAKEMAKE.with_name("python"), ["snakemake.cli"], ENVIRONMENT) as python:
         yield [*python, "-m", "snakemake"]
 
@@ -40,7 +40,7 @@ def snakemake(warm):
 
 @pytest.fixture(scope="module")
 def dry_run(snakemake):
-    """Run a dry run that must succeed; returns the jobs that it names."""
+    """Do a dry run that must succeed; returns the jobs that it lists."""
 
     def run(folder, config, *words, **values):
         code, output = snakemake(folder, config, "--dry-run", *words, **values)
@@ -51,7 +51,7 @@ def dry_run(snakemake):
 
 
 def run_snakemake(start, folder, config, *words, profile=None, root=ROOT, **values):
-    """Run Snakemake in a folder of its own, with the repository's default profile; `values` go to --config."""
+    """Run Snakemake in a separate folder with the repository's default profile; `values` are passed to --config."""
     command = [*start, "--snakefile", root / "Snakefile", "--directory", folder, "--cores", 2, *words]
     command += ["--workflow-profile", ROOT / "profiles" / "default", *(["--profile", profile] if profile else [])]
     command += ["--config", f"dataset={config}", *(f"{key}={value}" for key, value in values.items())]
@@ -68,7 +68,7 @@ def jobs_of(output):
 
 
 def fabricate(config):
-    """Write the files that finished scripts leave behind, in the order in which they come; no step reads them here."""
+    """Write the files of finished scripts in the order of the steps; no step reads them here."""
     work, made = config.work_dir, ["constraint_maps/command.txt"]
     made += [f"h5/{name}.h5" for name in ("pretrain_train", "pretrain_val", "annotated")]
     made += [f"pretraining/{stage}/weights.npz" for stage in config.pretraining.stages]
@@ -93,7 +93,7 @@ def fabricate(config):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """The simulated table's config with two of its contrasts, and a work dir of its own."""
+    """Return the config of the simulated table with two of its contrasts and a separate work dir."""
     folder = tmp_path_factory.mktemp("grid")
     plain = yaml.safe_load(TABLE.read_text()) | {"work_dir": str(folder / "work")}
     plain["finetuning"]["contrasts"] = {name: [name] for name in ("t1w", "dwi")}
@@ -103,7 +103,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(config, snakemake, dry_run):
-    """Finished work that Snakemake knows; it was made by the scripts themselves, and --touch showed it to Snakemake."""
+    """Return finished work that was made by the scripts and made known to Snakemake with --touch."""
     fabricate(load_config(config))
     assert dry_run(config.parent, config) == {}
     code, output = snakemake(config.parent, config, "--touch", "--forceall")
@@ -185,7 +185,7 @@ SYNTHESIS = {
 
 
 def with_synthesis(config, folder, *left_out, **data):
-    """The same config with contrast synthesis as well, and without some sections."""
+    """Return the same config with contrast synthesis added and some sections removed."""
     plain = yaml.safe_load(config.read_text()) | {"crops": {"size": [16, 16]}, "synthesis": SYNTHESIS}
     plain["network"] = {"filters": [4, 8]}
     plain["data"] |= data
@@ -278,7 +278,7 @@ def test_from_scans_to_tables(dry_run, tmp_path):
     }
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(plain))
     values = {"work_dir": tmp_path / "work", "set": " ".join(f"{key}={value}" for key, value in changes.items())}
-    code, output = run_snakemake([SNAKEMAKE], tmp_path, tmp_path / "table.yaml", **values)  # as it is typed
+    code, output = run_snakemake([SNAKEMAKE], tmp_path, tmp_path / "table.yaml", **values)  # as typed by users
     assert code == 0, output
     metrics = json.loads((tmp_path / "work/finetuning/t1w/constrained/n02/r0/metrics.json").read_text())
     assert metrics["annotated_available"] == 2 and len(metrics["per_subject"]) == 2

@@ -1,4 +1,4 @@
-"""Trials of settings from packed slices to the table, on a cohort whose test subjects cannot be read."""
+"""Trials of settings, from packed slices to the table, on a cohort whose test subjects cannot be read."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ FINETUNING = CONFIG["finetuning"] | {
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    """The config of a work dir after three steps, without names of subjects, and spoilt test subjects."""
+    """Return the config of a work dir after three steps, without subject names, and damaged test subjects."""
     folder = tmp_path_factory.mktemp("trials")
     config = write_cohort(folder)
     content = yaml.safe_load(config.read_text())
@@ -52,14 +52,14 @@ def cohort(tmp_path_factory):
         file.write_bytes(b"not an image")
     rows = SliceStore(folder / "work" / "h5" / "annotated.h5").rows_of([TEST])
     with h5py.File(folder / "work" / "h5" / "annotated.h5", "r+") as file:
-        file["label"][rows] = 99  # refused by whoever reads it
+        file["label"][rows] = 99  # refused by every reader
         file["img"][rows] = np.nan
     return config
 
 
 @pytest.fixture(scope="module")
 def watched():
-    """What a run did: `asked`, subjects whose slices it read; `built`, epochs of its trainers; `held` by each cell."""
+    """Record a run: `asked`, subjects whose slices it read; `built`, epochs of its trainers; `held` by each cell."""
     found = SimpleNamespace(asked=set(), built=[], held=[])
     read, build, run_cell = SliceStore._read, finetune_segmentation.build_trainer, Grid.run_cell
 
@@ -85,7 +85,7 @@ def watched():
 
 @pytest.fixture(scope="module")
 def finished(cohort, watched):
-    """The config after all trials, what the run said, and the files it wrote."""
+    """Return the config after all trials, the messages of the run, and the files it wrote."""
     before = set(cohort.parent.rglob("*"))
     for trial in FINETUNING["trials"]:  # a run of the harness has a time limit
         outcome = run(*trials("--config", cohort, "--trial", trial))
@@ -98,7 +98,7 @@ def trials(*words):
 
 
 def work_beside(config, folder):
-    """A work dir with the slices of another one; returns both."""
+    """Make a work dir with the slices of another one; returns both."""
     source = load_config(config).work_dir
     (folder / "work" / "pretraining").mkdir(parents=True)
     (folder / "work" / "h5").symlink_to(source / "h5")

@@ -1,4 +1,4 @@
-"""docs/tutorials: the bash blocks of a page run as they stand, in order, and what the page shows and names is there."""
+"""docs/tutorials: the bash blocks of each page run unchanged and in order, and give the output and files shown."""
 
 import os
 import re
@@ -22,7 +22,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MOST_BYTES = 150_000  # of a committed picture
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
 ENVIRONMENT["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# These start afresh, as the five steps do in test_snakefile.py; the others are forks of a Python with their libraries.
+# These start as new processes; the others are forks of a Python that has loaded their libraries.
 FRESH = ("-m\\ tools.doctor*", "predict.py*")  # patterns of the words after `python`
 COMMANDS = """
 set -euo pipefail
@@ -34,7 +34,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
-    """A copy of the repository as a user has it after the installation, to run in."""
+    """Return a copy of the repository as it is after the installation, to run in."""
     folder = tmp_path_factory.mktemp("tutorials") / "suite"
     left_out = shutil.ignore_patterns(".*", "__pycache__", "runs", "results", "benchmarks", "tests")
     shutil.copytree(ROOT, folder, ignore=left_out)
@@ -46,13 +46,13 @@ def suite(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def commands():
-    """What `python` means in the bash blocks."""
+    """Return the environment that defines `python` for the bash blocks."""
     with warm_python(sys.executable, LIBRARIES, ENVIRONMENT) as warm:
         yield COMMANDS.format(fresh="|".join(FRESH), python=shlex.quote(sys.executable), warm=shlex.join(warm))
 
 
 def run(block, commands, folder):
-    """Run a block as bash does when it stops at the first command that fails; return what was printed."""
+    """Run a block in bash, stopping at the first command that fails; returns its output."""
     words = ["bash", "-c", f"{commands}\n{block}"]
     done = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     printed = done.stdout + done.stderr
@@ -72,7 +72,7 @@ def test_a_page_does_what_it_says(page, suite, commands):
     for language, block in FENCED.findall(text):
         if language == "bash":
             printed = squeezed(run(block, commands, suite))
-        elif language == "text":  # lines of what the commands before it print
+        elif language == "text":  # lines of the output of the commands before it
             missing = [line for line in block.splitlines() if squeezed(line) not in printed]
             assert missing == [], printed
             shown += 1

@@ -65,7 +65,7 @@ def write_weights(config, stage, network, **changes):
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """A cohort of five subjects after step 2, and weights as step 3 leaves them: of an encoder, of a whole network."""
+    """Return a cohort of five subjects after step 2, with weights as from step 3: an encoder and a whole network."""
     folder = tmp_path_factory.mktemp("representations")
     simulate_cohort.main(["--out", str(folder / "scans"), "--subjects", "5", "--shape", "48", "40", "6"])
     path = make_config(folder)
@@ -80,14 +80,14 @@ def packed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(packed):
-    """The cohort and the scores of all representations."""
+    """Return the cohort and the scores of all representations."""
     path, config = packed
     return path, config, run(path, config)
 
 
 @pytest.fixture
 def work(packed, tmp_path):
-    """A copy of the work dir for one test."""
+    """Return a copy of the work dir for one test."""
     path, config = packed
     shutil.copytree(config.work_dir, tmp_path / "work", ignore=shutil.ignore_patterns("report"))
     return path, load_config(path, work_dir=tmp_path / "work")
@@ -102,7 +102,7 @@ def few_patches():
 
 @pytest.fixture
 def without_tsne(monkeypatch):
-    """Any plane instead of t-SNE's, where no picture is looked at; test_representations.py checks the plane."""
+    """Replace t-SNE by any plane in tests that ignore the picture; test_representations.py checks it."""
     monkeypatch.setattr("evaluation.probes.representations.embed", lambda values, seed: values[:, :2])
 
 
@@ -212,7 +212,7 @@ def test_pixels_are_probed_in_validation_subjects_and_test_subjects_stay_unseen(
     ) | {name: ["all together"] for name in ("intensity", "position", "intensity + position")}
     assert scores[scores["level"] == "decoder level 2"]["draw"].tolist() == [0, 1, 2] * 2
     encoder = scores[scores["level"] == "deepest encoder level"].groupby("representation")["value"].nunique()
-    assert encoder["global"] == 1 and encoder["random"] > 1  # the pretrained part is the same in every draw
+    assert encoder["global"] == 1 and encoder["random"] > 1  # the pretrained part is equal in all draws
     assert scores["chance"].eq(0.25).all() and scores["value"].between(0, 1).all()
     assert "chance 0.25" in (folder / "pixels" / "pixel_probe.md").read_text() + capsys.readouterr().out
     first = scores.copy()
@@ -249,7 +249,7 @@ SYNTHESIS = [
 @pytest.mark.usefixtures("without_tsne")
 @pytest.mark.parametrize("rank", [2, 3])
 def test_synthesis_without_labels_in_slices_and_in_volumes(packed, tmp_path, rank):
-    """Random weights and pretrained ones, by constraint class and by what is to be synthesised."""
+    """Random and pretrained weights are compared by constraint class and by the contrasts to synthesise."""
     size = [16, 24, 4][:rank]
     words = ["--set", *SYNTHESIS, "network.filters=[4, 4]", f"network.rank={rank}", f"crops.size={size}"]
     config = load_config(packed[0], words[1:], tmp_path)

@@ -1,11 +1,11 @@
-"""Python commands as forks of one process that has loaded their libraries: a start costs no import.
+"""Run Python commands as forks of one process that has loaded their libraries, to save the imports.
 
     with warm_python(sys.executable, ["tensorflow", "keras"]) as python:
         subprocess.run([*python, "script.py", "--option"])  # like [sys.executable, "script.py", "--option"]
 
-Arguments, current folder, environment, streams and exit code are those of the command, and each command has a process
-of its own that has loaded nothing of this suite. For tests of what commands do; whether a script starts at all on
-libraries that nobody loaded before it is shown by those that start it afresh.
+Arguments, current folder, environment, streams and exit code are those of the command, and each command has a separate
+process that has loaded nothing of this suite. This is for tests of what commands do; other tests start scripts as new
+processes, to show that they start without preloaded libraries.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ MOST_BYTES = 1 << 20  # of a command with its environment
 
 @contextlib.contextmanager
 def warm_python(executable, libraries, environment=None):
-    """Load libraries in a process, and yield the words that stand for `executable` in front of a command.
+    """Load libraries in a process, and yield the words that replace `executable` in front of a command.
 
     Args:
-        executable: The Python that runs the commands, of this environment or of another one.
+        executable: The Python that runs the commands, from this or another environment.
         libraries: Names of modules to load beforehand.
-        environment: Variables of that process, those of this one by default; commands bring their own.
+        environment: Variables of that process, by default those of this one; commands have their own.
     """
     with tempfile.TemporaryDirectory() as folder:
         address = os.path.join(folder, "warm")
@@ -49,13 +49,13 @@ def warm_python(executable, libraries, environment=None):
 
 
 def serve(address, libraries):
-    """Run one command after the other, each in a fork."""
+    """Run commands one after another, each in a fork."""
     for name in libraries:
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{address}.new")
         server.listen()
-        os.rename(f"{address}.new", address)  # it is there when it answers
+        os.rename(f"{address}.new", address)  # ready once it answers
         while True:
             connection, _ = server.accept()
             with connection:
@@ -67,7 +67,7 @@ def serve(address, libraries):
                 for stream in streams:
                     os.close(stream)
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                with contextlib.suppress(BrokenPipeError):  # whoever asked has gone
+                with contextlib.suppress(BrokenPipeError):  # the client has gone
                     connection.sendall(json.dumps(code).encode())
 
 
@@ -105,7 +105,7 @@ def run(words):
 
 
 def ask(address, words):
-    """Have a command run with the streams of this process; returns its exit code."""
+    """Ask for a command to be run with the streams of this process; returns its exit code."""
     command = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
