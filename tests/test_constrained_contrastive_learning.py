@@ -87,7 +87,7 @@ def packed(tmp_path_factory):
 
 @pytest.fixture
 def given(packed, monkeypatch):
-    """Run a stage up to its training and return the arguments of the training function, for each method."""
+    """Return a function that runs a stage up to its training, and returns the arguments of the training function."""
     calls = {}
 
     def record(method):

@@ -46,7 +46,7 @@ def suite(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def commands():
-    """Return the environment that defines `python` for the bash blocks."""
+    """Yield bash functions that define `python` for the blocks."""
     with warm_python(sys.executable, LIBRARIES, ENVIRONMENT) as warm:
         yield COMMANDS.format(fresh="|".join(FRESH), python=shlex.quote(sys.executable), warm=shlex.join(warm))
 
