@@ -1,4 +1,4 @@
-"""Run a script on bad input and look at everything it did: exit code, what it said, what it left behind."""
+"""Run a script on bad input and examine everything it did: exit code, messages, files."""
 
 import ast
 import contextlib
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from utils.runs import exit_code_of
 
-SECONDS = 60  # a script that has not refused bad input by then hangs
+SECONDS = 60  # a script that has not refused bad input by then is hanging
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
 class Outcome:
-    """What a script did: exit code, lines on stderr, lines of the log, lines on stdout."""
+    """The outcome of a script: exit code, lines on stderr, lines of the log, lines on stdout."""
 
     code: int
     said: list[str]
@@ -29,7 +29,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def at_most(seconds):
-    """Raise TimeoutError in what takes longer."""
+    """Raise TimeoutError in code that takes longer."""
 
     def stop(_signal, _frame):
         raise TimeoutError(f"not done after {seconds} s")
@@ -53,7 +53,7 @@ class _Lines(logging.Handler):
 
 
 def run(script, *words, seconds=SECONDS):
-    """Run the `main` of a script in this process, as from a shell, and return an `Outcome`."""
+    """Run the `main` of a script in this process, as from a shell; returns an `Outcome`."""
     log, handler, stderr, stdout = logging.getLogger("mrccl"), _Lines(), io.StringIO(), io.StringIO()
     before = log.handlers[:], log.level, log.propagate, sys.argv, signal.getsignal(signal.SIGTERM)
     log.handlers[:], log.propagate, sys.argv = [handler], False, [started_as(script), *map(str, words)]
@@ -71,17 +71,17 @@ def run(script, *words, seconds=SECONDS):
 
 
 def started_as(script):
-    """The first word of the command line of a script, as Python sets it: `python -m` names the file of a tool."""
+    """Return `sys.argv[0]` as Python sets it for a script; `python -m` gives the file of a tool."""
     return str(ROOT / f"{script.replace('.', '/')}.py") if script.startswith("tools.") else f"{script}.py"
 
 
 def without_usage(text):
-    """The lines of stderr, without the usage that argparse prints before its message."""
+    """Return the lines of stderr without the usage that argparse prints before its message."""
     return [line for line in text.splitlines() if not line.startswith(("usage: ", "       "))]
 
 
 def listing(folder):
-    """Everything below a folder: `{path: what it is}`, to compare before and after."""
+    """Return everything below a folder, `{path: content}`, to compare before and after."""
     return {str(path): _state(path) for path in sorted(Path(folder).rglob("*"))}
 
 
@@ -91,7 +91,7 @@ def _state(path):
 
 
 def assert_lines(found, expected, **names):
-    """Compare lines with what is expected, whole lines in the same order; `<any>` stands for words of a library."""
+    """Compare whole lines with the expected ones, in order; `<any>` matches the wording of a library."""
     expected = [line.format(**names) for line in expected]
     pairs = zip(found, expected, strict=False)
     wrong = [pair for pair in pairs if not re.fullmatch(re.escape(pair[1]).replace("<any>", ".+"), pair[0])]
@@ -100,7 +100,7 @@ def assert_lines(found, expected, **names):
 
 
 def assert_refused(folder, script, words, expected, **names):
-    """Run a script that must refuse: exit code 2, exactly these lines, and nothing changed below the folder."""
+    """Run a script that must refuse: exit code 2, exactly these lines, and no change in the folder."""
     before = listing(folder)
     outcome = run(script, *words)
     assert_lines(outcome.said, expected, **names)
@@ -109,7 +109,7 @@ def assert_refused(folder, script, words, expected, **names):
 
 
 def messages_of(path):
-    """Texts of a source file, with X for what is put into them; docstrings left out."""
+    """Return the strings in a source file, without docstrings and with X for inserted values."""
     tree = ast.parse(path.read_text())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     docs = {

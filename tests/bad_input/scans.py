@@ -1,6 +1,6 @@
-"""Bad scans: each function makes the file of one contrast of one subject bad; the text is what must be said of it.
+"""Bad scans: each function damages the file of one contrast of one subject; the text is the expected message.
 
-The subject's name stands before the text, and `{path}` for the file.
+The subject's name precedes the text, and `{path}` stands for the file.
 """
 
 import gzip
@@ -27,13 +27,13 @@ def t1():
 
 
 def raw_of(array=None, kind=nibabel.Nifti1Image):
-    """The bytes of a sound uncompressed file."""
+    """Return the bytes of a valid uncompressed file."""
     array = t1() if array is None else array
     return bytearray(kind(array, AFFINE, dtype=array.dtype).to_bytes())
 
 
 def with_header(path, array=None, **fields):
-    """Write a file whose header says something else."""
+    """Write a file with a changed header."""
     raw = raw_of(array)
     header = np.frombuffer(raw, nibabel.nifti1.header_dtype, 1)
     for name, value in fields.items():
@@ -98,7 +98,7 @@ def garbage_behind_gzip(path):
 
 @bad(f"'{{path}}' is damaged (its checksum does not match); {AGAIN}")
 def one_bit_flipped(path):
-    """Of a stored block, so that decompression alone does not notice."""
+    """In a stored block, so that decompression alone does not notice."""
     content = bytearray(gzip.compress(bytes(raw_of(np.random.default_rng(0).random((40, 40, 20), np.float32))), 0))
     content[-5000] ^= 1
     path.write_bytes(bytes(content))
@@ -106,7 +106,7 @@ def one_bit_flipped(path):
 
 @bad(f"'{{path}}' is damaged; {AGAIN}")
 def bytes_overwritten(path):
-    """With what no compressor writes."""
+    """With bytes that no compressor writes."""
     content = bytearray(gzip.compress(bytes(raw_of())))
     content[10] = 7
     path.write_bytes(bytes(content))
@@ -251,7 +251,7 @@ def mirrored_affine_in_t2(path):
 
 
 def scaled(path, factor, offset=0.0):
-    """Store a scan in 64 bits with other numbers."""
+    """Store a scan in 64 bits with changed values."""
     save(path, t1().astype(np.float64) * factor + offset)
 
 

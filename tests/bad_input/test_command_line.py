@@ -1,4 +1,4 @@
-"""Command lines with mistakes, and places that cannot be written to."""
+"""Command lines with mistakes, and folders that are not writable."""
 
 import importlib
 import os
@@ -131,7 +131,7 @@ OTHERS = [
 
 @pytest.fixture
 def places(tmp_path):
-    """A cohort, and names of places for messages and command lines."""
+    """Return a cohort, and names of paths for messages and command lines."""
     config = write_cohort(tmp_path)
     (tmp_path / "link").symlink_to("/nowhere/work")
     names = {"config": config, "data": tmp_path / "data", "work": tmp_path / "work", "link": tmp_path / "link"}
@@ -167,7 +167,7 @@ def test_a_work_dir_without_permission_is_refused(script, as_user):
     config, work = write_cohort(as_user), as_user / "work"
     work.mkdir()
     work.chmod(0o555)
-    importlib.import_module(script)  # an ordinary user may not read where root has Python
+    importlib.import_module(script)  # an ordinary user may not be allowed to read root's Python
     if os.geteuid() == 0:
         os.seteuid(NOBODY)
     line = "work_dir: no permission to write in '{work}'; change it, or give another --work-dir"
@@ -176,7 +176,7 @@ def test_a_work_dir_without_permission_is_refused(script, as_user):
 
 @pytest.mark.parametrize("script", [MAPS, "predict", "simulate_cohort"])
 def test_refusals_from_the_shell(script, places, tmp_path):
-    """The same as a process of its own: exit code 2, one line, no traceback."""
+    """The same in a separate process: exit code 2, one line, no traceback."""
     data = places["data"]
     (data / "sub-2" / "t1.nii.gz").write_bytes(b"")
     empty = f"sub-2: '{data}/sub-2/t1.nii.gz' is empty (0 bytes); copy or export it again"

@@ -1,4 +1,4 @@
-"""Configs that cannot be read or mean something else than their author thinks, and a few that only look wrong."""
+"""Configs that cannot be read or do not mean what their author thinks, and a few that only look wrong."""
 
 import itertools
 import os

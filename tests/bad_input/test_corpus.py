@@ -1,4 +1,4 @@
-"""How large the corpus is, so that docs and numbers stay true."""
+"""The size of the corpus, so that the numbers in the documentation stay correct."""
 
 from tests.bad_input import (
     test_command_line,

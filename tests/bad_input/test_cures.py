@@ -1,4 +1,4 @@
-"""The cure that a message advises works: it is typed, and what it is typed with exists in the script that is named."""
+"""The advice in messages works when typed, and uses options that the named script has."""
 
 import argparse
 import importlib
@@ -21,16 +21,16 @@ SCRIPTS = sorted({path.stem for path in ROOT.glob("*.py") if f"tools.{path.stem}
 ROOMS = ["data", "evaluation", "losses", "models", "training", "utils"]
 SHARED = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-# unet.py is exported, _nnunet.py is not for users.
+# unet.py is an exported file, and users do not call _nnunet.py.
 COMMAND = re.compile(r"(?:(?<![%X/\w])(?!unet|_)([a-z_0-9]+)\.py|\b(tools\.[a-z_0-9]+))((?: (?:--[a-z-]+|X|%s|\w+/))*)")
-# Of Docker, Slurm, nvidia-smi, XLA, git and nnU-Net.
+# Options of Docker, Slurm, nvidia-smi, XLA, git and nnU-Net.
 OF_OTHERS = {"--gpus", "--gres", "--shm-size", "--query-gpu", "--format", "--xla", "--porcelain", "--verify"}
-TELLS_OF_OTHERS = ("tools.doctor", "tools.export_dataset", "tools.run_nnunet")  # in commands that they put together
+TELLS_OF_OTHERS = ("tools.doctor", "tools.export_dataset", "tools.run_nnunet")  # in commands that they compose
 OF_A_STEP = re.compile(r"run step \d again with --overwrite")
 
 
 class Parsed(Exception):
-    """Raised in place of parsing a command line."""
+    """Raised instead of parsing a command line."""
 
 
 def file_of(script):
@@ -38,7 +38,7 @@ def file_of(script):
 
 
 def options_of(script):
-    """The options that a script knows, from its parser."""
+    """Return the options of a script, from its parser."""
 
     def stop(parser, *_, **__):
         raise Parsed(list(parser._option_string_actions))
@@ -136,7 +136,7 @@ def off_by_millimetres(folder):
     save(folder / "sub-2/t2.nii.gz", volumes(1)["t2"], moved)
 
 
-# What is wrong, options that show it, words of the message, and what it tells to type (None: takes the option away).
+# Damage, options that reveal it, words of the message, and its advice (None: omit the option).
 CURES = [
     (with_value_7, [], "list them in data.ignored_label_values", ["data.ignored_label_values=[7]"]),
     (with_value_7, [], "name them, or", ["data.labels.lesion=[7]"]),
@@ -185,7 +185,7 @@ FIRST = re.compile(r"run (\w+)\.py first")
 
 
 def test_each_step_names_the_step_that_is_missing(tmp_path, uncompiled):
-    """From the last step backwards: whatever is missing, the script that a message names makes it."""
+    """From the last step backwards: the script that a message names makes whatever is missing."""
     config, wanted, ran = write_cohort(tmp_path), ["reproduce_tables"], []
     while wanted:
         outcome = run(wanted[-1], "--config", config)

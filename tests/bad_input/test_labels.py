@@ -183,7 +183,7 @@ NOTICED = (
 
 @pytest.mark.parametrize("subject", ["sub-1", "sub-3"])
 def test_healthy_subjects_train_and_are_scored_when_the_config_says_so(subject, tmp_path):
-    """`sub-1` trains, `sub-3` is tested: its volume and its false positives are measured, and it has no Dice."""
+    """`sub-1` is for training, `sub-3` for testing: volume and false positives are measured, but there is no Dice."""
     config = write_cohort(tmp_path)
     save(tmp_path / "data" / subject / "label.nii.gz", label() * 0)
     words = ["--config", config, "--set", "data.empty_labels=allow", "finetuning.inits=[random]"]

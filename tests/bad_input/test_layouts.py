@@ -1,4 +1,4 @@
-"""Folders in which it is unclear where the scans are."""
+"""Folders in which the location of the scans is unclear."""
 
 import os
 import shutil

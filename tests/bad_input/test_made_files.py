@@ -1,4 +1,4 @@
-"""What earlier steps or the user made, and something spoilt since: maps, their table, splits, scores, models."""
+"""Files from earlier steps or the user that were damaged later: maps, their table, splits, scores, models."""
 
 import json
 import shutil
@@ -235,7 +235,7 @@ def test_a_model_that_asks_for_an_unknown_contrast_is_refused(tmp_path):
 
 
 def test_scores_that_are_all_without_a_value_have_no_picture_and_say_so():
-    """As they are when the only test subject has no label, and none was found; the report then does without."""
+    """This happens if the only test subject has no label and none is predicted; the report omits the picture."""
     row = {"contrasts": "t1", "init": "random", "n_annotated": 2, "subject": "sub-3", "label": "kidney", "dice": np.nan}
     with pytest.raises(InputError, match="no test subject has a Dice, because no label is in its reference"):
         read_pictures(Scores(pandas.DataFrame([row])), {}, "t1", Wanted(Path(), {}))

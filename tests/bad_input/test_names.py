@@ -1,4 +1,4 @@
-"""Names that occur twice, files that two names mean, files that are no scans, and names in other forms of Unicode."""
+"""Duplicate names, files with two names, files that are not scans, and names in other forms of Unicode."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ def flat(root, *names):
     return root
 
 
-# Files -> (contrasts, other keys, subjects that there are).
+# Files -> (contrasts, other keys, expected subjects).
 CLAIMS = {
     "label maps beside scans": (["a", "a_seg", "b", "b_seg"], FLAT, LABELLED, ["a", "b"]),
     "masks beside scans": (["a", "a_mask", "b", "b_mask"], FLAT, {"mask": "{subject}_mask.nii.gz"}, ["a", "b"]),
@@ -163,7 +163,7 @@ def test_a_channel_that_a_list_of_the_config_names_twice_is_refused(key, tmp_pat
 
 
 def decomposed(root):
-    """Rename folders as a Mac does that copies them."""
+    """Rename folders as a Mac does when it copies them."""
     for path in sorted(root.iterdir()):
         path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
 
@@ -227,7 +227,7 @@ def test_subjects_of_any_name_have_their_pictures(tmp_path):
 
 
 def test_every_module_that_makes_a_figure_draws_names_as_they_are():
-    """In the report's style or with its rule for names; matplotlib takes what stands between dollars for a formula."""
+    """In the report's style or with its rule for names; matplotlib renders text between dollar signs as a formula."""
     found = 0
     for path in (ROOT / "evaluation").rglob("*.py"):
         tree = ast.parse(path.read_text())

@@ -1,6 +1,6 @@
-"""Scans that look odd and are legal: they must give what the same tissue gives in a plain file.
+"""Unusual but valid scans, which must give the same results as the same tissue in a plain file.
 
-The maps of step 1 and the slices of step 2 are compared, voxel by voxel, with those of the plain cohort.
+The maps of step 1 and the slices of step 2 are compared voxel by voxel with those of the plain cohort.
 """
 
 import shutil
@@ -14,14 +14,14 @@ from data.store.store import SliceStore
 from tests.bad_input.harness import run
 from tests.cohort import AFFINE, SHAPE, SUBJECTS, save, volumes, write_cohort
 
-# A third class would divide noise, which rounding decides. The foreground is given, because the one that is found
-# depends a little on the order of the voxels.
+# A third class would split noise, which depends on rounding. A mask is given, because the detected foreground
+# depends slightly on the order of the voxels.
 GIVEN = ["--set", "constraint_maps.clusters=2", "data.mask='{subject}/mask.nii*'"]
 OBLIQUE = nibabel.eulerangles.euler2mat(z=0.2, y=-0.15, x=0.1)
 
 
 def as_code(code):
-    """Store other axes first, or from the other end; the world stays the same."""
+    """Reorder or reverse the stored axes without changing world coordinates."""
 
     def store(path, array):
         turn = orientations.ornt_transform(orientations.io_orientation(AFFINE), orientations.axcodes2ornt(code))
@@ -56,13 +56,13 @@ def doubles(path, array):
 
 
 def zeros_behind(path, array):
-    """Padding of a tape or a file system."""
+    """Append padding, as from a tape or a file system."""
     save(path, array)
     path.write_bytes(path.read_bytes() + bytes(512))
 
 
 def registered_elsewhere(path, array):
-    """A qform of the scanner and an sform of a registration that turned it a little."""
+    """Set a qform of the scanner and an sform of a registration with a small rotation."""
     image = nibabel.Nifti1Image(array, AFFINE)
     turned = AFFINE.copy()
     turned[:3, :3] = OBLIQUE @ turned[:3, :3]
@@ -108,7 +108,7 @@ def plain(tmp_path_factory):
 
 
 def made_of(folder, config):
-    """Maps on the axes of the plain cohort, and all that step 2 packed."""
+    """Return the maps on the axes of the plain cohort, and everything that step 2 packed."""
     for step in ("generate_constraint_maps", "generate_h5_pretraining"):
         assert run(step, "--config", config, *GIVEN).code == 0
     maps = []
@@ -144,7 +144,7 @@ def test_scans_that_are_not_compressed(plain, tmp_path):
 
 
 def test_scaled_integers_and_voxels_of_other_sizes(plain, tmp_path):
-    """A slope shrinks the noise of storing, and voxel sizes that differ by 20 are cut into slices like any."""
+    """A slope reduces quantisation noise, and voxel sizes that differ by a factor of 20 are handled like any others."""
     config, affine = write_cohort(tmp_path), AFFINE @ np.diag([0.3, 0.3, 6, 1])
     for seed, subject in enumerate(SUBJECTS):
         for contrast, array in volumes(seed).items():

@@ -1,4 +1,4 @@
-"""HDF5 files that are not what the config and the schema say, met by steps 2, 3 and 4."""
+"""HDF5 files that contradict the config or the schema, in steps 2, 3 and 4."""
 
 import json
 import os
@@ -19,7 +19,7 @@ OTHER_GRID = {"shape": [9, 9, 4], "affine": np.eye(4).tolist(), "pixel_size": No
 
 @pytest.fixture
 def cohort(packed, tmp_path):
-    """The packed cohort, to be spoilt; the config names the same work dir at its new place."""
+    """Return a copy of the packed cohort to damage; the config names the work dir at its new place."""
     shutil.copytree(packed, tmp_path / "copy")
     write_config(tmp_path / "copy")
     return tmp_path / "copy"
@@ -181,7 +181,7 @@ def test_a_bad_file_is_refused(name, step, cohort):
     ids=["config", "labels", "seed"],
 )
 def test_the_file_of_another_config_is_refused(words, text, step, cohort):
-    for name in ("pretrain_train", "pretrain_val"):  # so that the one for step 4 is met
+    for name in ("pretrain_train", "pretrain_val"):  # so that the file for step 4 is read
         (cohort / "work" / "h5" / f"{name}.h5").unlink()
     shutil.rmtree(cohort / "work" / "constraint_maps")
     path = cohort / "work" / "h5" / "annotated.h5"

@@ -1,4 +1,4 @@
-"""Weight files that are none, or of another network, met by predict.py and by the warm start of step 3."""
+"""Invalid weight files and those of another network, in predict.py and in the warm start of step 3."""
 
 import io
 import json
@@ -32,7 +32,7 @@ OTHER_FORMAT = (
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A model folder that predict.py takes."""
+    """Return a model folder that predict.py accepts."""
     from models.unet import build_unet
     from models.weights import save_weights
 
@@ -44,7 +44,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def case(model, tmp_path):
-    """A cohort, a model folder to spoil, and the words that predict with it."""
+    """Return a cohort, a model folder to damage, and the command that predicts with it."""
     write_cohort(tmp_path)
     shutil.copytree(model, tmp_path / "model")
     words = ["--model", tmp_path / "model", "--input", tmp_path / "data", "--output", tmp_path / "predictions"]
@@ -52,7 +52,7 @@ def case(model, tmp_path):
 
 
 class Payload:
-    """Code that a pickle would run when it is read."""
+    """Code that a pickle would run when read."""
 
     def __init__(self, path):
         self.path = path
@@ -73,7 +73,7 @@ def other_filters(path):
 
 
 def rewrite(**changes):
-    """Write the same arrays but for some, None to leave one out."""
+    """Rewrite the arrays with some of them changed; None removes one."""
 
     def spoil(path):
         with np.load(path) as content:
@@ -88,7 +88,7 @@ def first_kernel(values):
 
 
 def member(name, content, **options):
-    """Add a member to the archive that is no array of numpy."""
+    """Add a member to the archive that is not a numpy array."""
 
     def spoil(path):
         with zipfile.ZipFile(path, "a") as archive:
@@ -98,7 +98,7 @@ def member(name, content, **options):
 
 
 def announce_terabytes(path):
-    """An array of numpy whose header says more than its data."""
+    """Write a numpy array whose header announces more data than it has."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 42,)})
     member("huge.npy", header.getvalue())(path)

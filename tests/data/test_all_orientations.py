@@ -1,7 +1,7 @@
-"""Left stays left: kidneys of different size through reading, packing, prediction and writing, in every orientation.
+"""Left stays left: kidneys of different sizes are read, packed, predicted and written in every orientation.
 
-Each of the 48 ways to store three axes (which comes first, and from which end) is written as a file, once upright and
-once oblique; what comes back must lie on the same voxels of that file, and on the same side of the patient.
+Each of the 48 ways to store three axes (their order and directions) is written to a file, once upright and once
+oblique; the result must lie on the same voxels of that file, and on the same side of the patient.
 """
 
 import dataclasses
@@ -37,18 +37,18 @@ CONTRASTS = {name: f"{{subject}}/{name}.nii.gz" for name in ("left", "right")}
 
 
 def kidneys():
-    """Class indices with axes RAS: the first grows towards the patient's right, so the left kidney comes first."""
+    """Return class indices with axes RAS: the first axis points to the patient's right, so the left kidney is first."""
     classes = np.zeros(SHAPE, np.uint8)
     classes[1:4, 2:7, 1:5] = LEFT
     classes[9:12, 3:6, 2:5] = RIGHT
-    classes[2, 3, 5] = LEFT  # so that no mirror image is like it
+    classes[2, 3, 5] = LEFT  # breaks all mirror symmetries
     return classes
 
 
 def affine_of(rotation):
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.diag(SPACING)
-    affine[:3, 3] = -affine[:3, :3] @ (np.array(SHAPE) - 1) / 2  # the origin in the middle of the patient
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(SHAPE) - 1) / 2  # the origin is in the middle of the patient
     return affine
 
 
@@ -77,7 +77,7 @@ def config(tmp_path_factory):
 
 
 class Seer:
-    """A network that sees the left kidney in the first contrast and the right one in the second."""
+    """Stands in for a network: the left kidney is in the first contrast, the right one in the second."""
 
     def predict_on_batch(self, images):
         scores = np.concatenate([np.full_like(images[..., :1], 0.5), images], axis=-1)
@@ -85,7 +85,7 @@ class Seer:
 
 
 def sides(path):
-    """Mean position along the world's axis from left to right of what a label map calls left and right."""
+    """Return the mean left-to-right world coordinate of the labels called left and right."""
     image = nibabel.load(path)
     classes = np.asarray(image.dataobj)
     return [

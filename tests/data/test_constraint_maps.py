@@ -1,4 +1,4 @@
-"""The constraint map of a phantom with known tissues, and each of its parts against an independent reference."""
+"""Constraint maps of a phantom with known tissues, and each part of the method against an independent reference."""
 
 import nibabel
 import numpy as np
@@ -24,7 +24,7 @@ RECIPE = {"clusters": 4, "components": 3, "tv_weight": 40, "percentiles": (1, 99
 
 
 def phantom(seed=0, noise=4.0):
-    """Four tissues in three contrasts in noise; background 0, tissue 1 the darkest on average and so on."""
+    """Return four tissues in three noisy contrasts; background is 0, tissue 1 is the darkest on average, and so on."""
     tissue = np.zeros(SHAPE, int)
     tissue[4:36, 4:32] = 1
     tissue[8:20, 8:28] = 2
@@ -81,7 +81,7 @@ def test_a_contrast_space_clustered_again_and_again_gives_the_same_maps(axes):
 
 @pytest.mark.parametrize("has_mask", [True, False])
 def test_features_equal_those_of_the_whole_volume_cut_out_late(has_mask):
-    """Only the box of the foreground is scaled and projected; the plain way prepares all voxels first."""
+    """Only the bounding box of the foreground is scaled and projected; the reference prepares all voxels first."""
     volume, tissue = phantom()
     affine = np.array([[0, -1.0, 0, 0], [0, 0, 2, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # S, L, A
     mask = tissue > 0 if has_mask else None

@@ -1,4 +1,4 @@
-"""Names of predictions, and the files that readers of them need."""
+"""Names of predictions, and the files that other programs need to read them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What lies outside the slices, the volume of a voxel, and the voxels of training."""
+"""The foreground outside the slices, the volume of a voxel, and the voxel sizes of training."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Slices in one orientation from any scan, and back, without a shift."""
+"""Scans in any orientation to slices in one orientation and back, without a shift."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ OBLIQUE = nibabel.eulerangles.euler2mat(z=0.2, y=-0.15, x=0.1)
 
 
 def stored_as(code, volume, affine):
-    """Store a RAS volume with other axes, as another scanner would."""
+    """Store a RAS volume with other axes, as another scanner might."""
     turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
     return (
         orientations.apply_orientation(volume, turn),
@@ -47,7 +47,7 @@ def test_slices_are_the_same_from_every_orientation_and_labels_return_exactly(co
     stored, affine = stored_as(code, volume, ras_affine(rotation=rotation))
     grid = SliceGrid(stored.shape, affine, None, (10, 9))
     slices = grid.to_slices(stored, order=0)
-    # By hand: rows from anterior to posterior, columns from right to left, padded by 2 before and the rest after.
+    # By hand: rows run from anterior to posterior, columns from right to left; padded by 2 before and the rest after.
     expected = np.zeros((5, 10, 9), np.uint8)
     expected[:, 2:9, 2:8] = volume[::-1, ::-1, :].transpose(2, 1, 0)
     assert np.array_equal(slices, expected)
@@ -79,7 +79,7 @@ def test_a_left_kidney_stays_left(code, pixel_size):
 
 
 def mm_right_and_front(grid, rows, columns):
-    """Distance of pixel centres from the middle of the volume along x (left is negative) and y, worked out by hand."""
+    """Return the distances of pixel centres from the middle of the volume along x (left is negative) and y."""
     spacing = np.array([1.0, 1.25]) if grid.shape[0] != 30 else np.ones(2)
     height, width = (round(n * s / grid.pixel_size) for n, s in zip(grid.shape[1::-1], spacing[::-1], strict=True))
     first_row, first_column = (height - grid.image_size[0]) // 2, (width - grid.image_size[1]) // 2

@@ -1,4 +1,4 @@
-"""Foreground masks on simulated scans of known outline, and the one intensity scaling."""
+"""Foreground masks of simulated scans with a known outline, and intensity scaling."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def ellipsoid(radii, centre=(24, 22, 6), shape=SHAPE):
 
 
 def head(rng, *, air=0.0, noise=3.0, signed=False, contrasts=3):
-    """A head with bright scalp, dark skull, brain and dark liquor inside, in Rician (or Gaussian) noise."""
+    """Return a head with bright scalp, dark skull, brain and dark CSF, in Rician (or Gaussian) noise."""
     outline, skull, brain = ellipsoid((18, 17, 9)), ellipsoid((16, 15, 8)), ellipsoid((14, 13, 7))
     liquor = ellipsoid((4, 3, 3))
     volume = np.zeros((*SHAPE, contrasts), np.float32)
@@ -176,7 +176,7 @@ def test_ranges_and_scaling_between_them_are_the_scaling_in_two_steps(has_mask):
             assert values[int(place)] <= found <= values[min(int(place) + 1, len(values) - 1)]
     scaled = scale_intensities(volume, mask, (2, 90))
     np.testing.assert_array_equal(scale_between(volume, ranges), scaled)
-    # What lies between the two intensities can be had back from them; what lies beyond is cut off there.
+    # Values between the two intensities can be recovered from them; values beyond are clipped.
     back = ranges[:, 0] + scaled * (ranges[:, 1] - ranges[:, 0])
     np.testing.assert_allclose(back, np.clip(volume, ranges[:, 0], ranges[:, 1]), atol=1e-4)
 
@@ -206,7 +206,7 @@ def test_the_foreground_does_not_depend_on_which_axis_of_the_file_runs_from_feet
     rng, affine = np.random.default_rng(5), np.diag([1, 1, 4, 1.0])
     x, y, z = np.indices((40, 36, 9))
     body = (x - 20) ** 2 / 300 + (y - 16) ** 2 / 180 < 1
-    body[15:22, 12:18, 2:7] = False  # a hole that only axial slices enclose
+    body[15:22, 12:18, 2:7] = False  # a hole enclosed only within axial slices
     volume = np.where(body, 200 + 10 * z, 0)[..., None] + rng.rayleigh(5, (40, 36, 9, 2)).astype(np.float32)
     turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
     stored = orientations.apply_orientation(volume, turn)

@@ -1,4 +1,4 @@
-"""Files and entities of layout bids against pybids, on a tree with all that docs/data.md promises."""
+"""Files and entities of layout bids against pybids, on a tree with everything that docs/data.md promises."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ RAW = ["", "ce-gd_", "acq-a_", "acq-b_", "acq-a_rec-norm_", "run-1_", "run-02_",
 MADE = ["space-orig_desc-tumour_dseg", "space-t2_desc-tumour_dseg", "desc-tumour_dseg", "space-orig_desc-brain_mask"]
 MADE += ["space-orig_res-2_label-core_desc-x_probseg", "desc-preproc_T1w"]
 ANY = "any value"
-# Filter -> (folder, whether further entities may follow, what pybids is asked for).
+# Filter -> (folder, whether further entities are allowed, query for pybids).
 FILTERS = {
     "T1w": ("", False, {"suffix": "T1w"}),
     "ce-gd_T1w": ("", False, {"suffix": "T1w", "ceagent": "gd"}),
@@ -65,7 +65,7 @@ FILTERS = {
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Empty files by all names, with and without session, as .nii and .nii.gz, and much that is no scan of the data."""
+    """Make empty files with all names, with and without session, as .nii and .nii.gz, and many other files."""
     root = tmp_path_factory.mktemp("bids")
     endings = itertools.cycle([".nii.gz", ".nii", ".nii.gz"])
     for subject, sessions in SESSIONS.items():

@@ -1,4 +1,4 @@
-"""summary.csv: read back what was written, refuse what was made otherwise."""
+"""summary.csv: rows are read back as written, and maps with other settings are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Subjects of training, validation and test; annotated subsets."""
+"""Training, validation and test subjects; annotated subsets."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""BIDS: sessions, derivatives, filters; `test_layout_bids_pybids.py` compares with pybids."""
+"""BIDS: sessions, derivatives and filters; `test_layout_bids_pybids.py` compares with pybids."""
 
 from pathlib import Path
 

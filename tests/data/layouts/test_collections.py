@@ -29,7 +29,7 @@ def test_brats_of_either_generation_gives_the_same_arrays(tmp_path, is_new, subj
     volume, affine = read_contrasts(files, ["flair", "native", "t1gd"], BRATS)
     np.testing.assert_array_equal(volume, np.stack([ramp(3), ramp(0), ramp(1)], -1))
     np.testing.assert_allclose(affine, AFFINE, rtol=1e-6)
-    # Classes are numbered as the config lists them: enhancing, necrosis, oedema.
+    # Classes are numbered in the order of the config: enhancing, necrosis, oedema.
     np.testing.assert_array_equal(read_label(files, TUMOUR), corner([2, 3, 1]))
 
 

@@ -1,4 +1,4 @@
-"""CHAOS as released (DICOM and PNG) and the form of the renal group: shape, order, left and right."""
+"""CHAOS as released (DICOM and PNG) and the renal group's layout: shape, order, left and right."""
 
 import locale
 import struct
@@ -41,7 +41,7 @@ def test_chaos_slices_and_masks_keep_their_pixels_and_their_place(tmp_path):
     [files] = chaos(tmp_path).values()
     assert problems_of_subject(files, CHAOS, labels=ORGANS) == []
     volume, affine = read_contrasts(files, ["in", "out"], CHAOS)
-    # The slices were named from the head down; by position the stack is the one that was written.
+    # The slices are named from the head down; sorted by position, they give the stack that was written.
     np.testing.assert_array_equal(volume, np.stack([ramp(0, CHAOS_SHAPE), ramp(3, CHAOS_SHAPE)], -1))
     np.testing.assert_allclose(affine, CHAOS_AFFINE, atol=1e-4)
     # liver, right kidney, left kidney, spleen are greys 63, 126, 189, 252.
@@ -53,7 +53,7 @@ def test_chaos_slices_and_masks_keep_their_pixels_and_their_place(tmp_path):
 
 
 def test_a_pixel_of_a_slice_lies_where_dicom_says(tmp_path):
-    """By hand from the standard (C.7.6.2.1.1): position plus column and row steps, in LPS."""
+    """Computed from the standard (C.7.6.2.1.1): position plus column and row steps, in LPS."""
     write_chaos(tmp_path, "5")
     files = chaos(tmp_path)["5"]
     volume, affine = read_contrasts(files, ["in"], CHAOS)
@@ -92,7 +92,7 @@ def test_t2spir_has_a_grid_and_labels_of_its_own(tmp_path):
     assert problems_of_subject(found, names, labels=ORGANS) == []
     volume, affine = read_contrasts(found, list(names), names)
     np.testing.assert_allclose(affine, CHAOS_AFFINE, atol=1e-4)
-    # A ramp stays a ramp under linear interpolation: half the slope on the finer grid, the same along the slices.
+    # Linear interpolation preserves a ramp: half the slope on the finer grid, the same slope across slices.
     x, y, z = np.indices(CHAOS_SHAPE)
     expected = 100 * x / 2 + 10 * y / 2 + z + 7 * 5 + 1
     np.testing.assert_allclose(volume[:19, :15, :, 1], expected[:19, :15], atol=1e-2)
@@ -203,9 +203,9 @@ def test_a_map_of_a_dicom_scan_is_written_in_mm(tmp_path):
 
 
 def scaled(path, slope, intercept=0):
-    """Give a DICOM file a slope and an intercept of its own, as scanners do that fill 16 bits slice by slice."""
+    """Give a DICOM file its own slope and intercept, as scanners do that use 16 bits slice by slice."""
     content, tags = path.read_bytes(), b""
-    for element in (0x1052, 0x1053, 0x1054):  # GDCM writes its own once it has read any file
+    for element in (0x1052, 0x1053, 0x1054):  # GDCM writes its own values once it has read a file
         if (place := content.find(struct.pack("<HH", 0x0028, element))) > 0:
             [length] = struct.unpack("<I", content[place + 4 : place + 8])
             content = content[:place] + content[place + 8 + length :]
@@ -223,7 +223,7 @@ def scaled(path, slope, intercept=0):
     ids=["none", "one for all", "each its own", "the first", "beyond 16 bits", "a fraction at the end"],
 )
 def test_every_slice_has_its_own_slope(slopes, tmp_path):
-    """The type of the first slice must not round or cut the others; files are named against their order."""
+    """The data type of the first slice must not round or clip the others; file names are in reverse order."""
     stored = np.random.default_rng(0).integers(0, 60_000, (6, 5, 4)).astype(np.uint16)
     write_dicom(tmp_path, stored, np.diag([-2.0, -2, 3, 1]), ["d", "b", "c", "a"])
     for name, slope in zip("dbca", slopes, strict=True):

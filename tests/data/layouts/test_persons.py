@@ -31,7 +31,7 @@ def test_no_person_is_in_two_sets(splits, seed):
         assert sum(map(len, people)) == len(set().union(*people))
         used = [*split.train, *split.val, *split.test]
         assert len(used) == len(set(used))
-        # Whoever is there is there with all sessions.
+        # Each person appears with all sessions.
         assert set(used) == {subject for subject in SUBJECTS if person_of(subject) in set().union(*people)}
     if "folds" in splits:
         assert sorted(subject for split in made for subject in split.test) == sorted(SUBJECTS)

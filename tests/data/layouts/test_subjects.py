@@ -1,4 +1,4 @@
-"""Finding the files of every subject."""
+"""Search for the files of every subject."""
 
 import nibabel
 import numpy as np
@@ -90,7 +90,7 @@ SHAPE, AFFINE = (6, 5, 4), np.diag([-0.6, -0.6, 4.0, 1.0])
 
 
 def write(path, seed, volumes=0, values=None):
-    """Noise, or a label map of these values, beside the file that macOS leaves in an archive."""
+    """Write noise, or a label map of these values, and the hidden file that macOS adds to archives."""
     generator, shape = np.random.default_rng(seed), (*SHAPE, volumes) if volumes else SHAPE
     array = generator.uniform(1, 9, shape).astype("f4") if values is None else generator.choice(values, SHAPE)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ SHAPE = (40, 36, 6)
 
 
 def body(tissue, air, noise, seed=0):
-    """A body that fills half of the slice, `(X, Y, Z, 1)`."""
+    """Return a body that fills half of the slice, `(X, Y, Z, 1)`."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(-1, 1, SHAPE[0]), np.linspace(-1, 1, SHAPE[1]), indexing="ij")
     inside = np.repeat((x**2 + y**2 < 0.6)[..., None], SHAPE[2], axis=2)
@@ -30,7 +30,7 @@ SCANS = {  # -> whether the corners are air
 @pytest.mark.parametrize("name", SCANS)
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_corners_that_are_no_air_are_told(name, order):
-    """Whichever way the slices are stored."""
+    """In any storage order of the slices."""
     scan, is_air = SCANS[name]
     affine = np.eye(4)
     affine[:3, :3] = np.diag([2.0, 2, 5])[:, order]

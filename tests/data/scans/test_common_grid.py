@@ -1,4 +1,4 @@
-"""Contrasts on different grids: refused, or brought to one; and N4."""
+"""Contrasts on different grids are refused or resampled; N4 bias correction."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from tests.readers import grid_of_subject, problems_of_subject, read_contrasts, 
 from utils.checks import InputError
 
 CONTRASTS = {"t1": "", "t2": "", "echoes": {"file": "", "volumes": 2}}
-# A finer grid with other axes: x of it runs along z of the first, and the other way round for y.
+# A finer grid with other axes: its x runs along z of the first grid, and y is reversed.
 TURNED = np.array([[0, -0.75, 0, 20], [-0.5, 0, 0, 30], [0, 0, 0.5, -5], [0, 0, 0, 1.0]])
 
 
 def world(shape, affine):
-    """A linear function of the place, so that linear interpolation has no error."""
+    """Return a linear function of position, which linear interpolation reproduces exactly."""
     places = np.stack([*np.indices(shape), np.ones(shape)], -1) @ affine.T
     return (places @ [3, 5, 7, 0] + 400).astype(np.float32)
 
@@ -64,7 +64,7 @@ def test_labels_and_masks_go_along_by_nearest_neighbour(files, tmp_path):
     to_t2 = SubjectFiles("sub-1", files.contrasts, files.label, files.mask, resample_to="t2")
     volume, affine = read_contrasts(to_t2, ["t1"], CONTRASTS)
     label, mask = read_label(to_t2, LABELS, (), volume.shape, affine), read_mask(to_t2, volume.shape, affine)
-    # By hand: the voxel of the label map nearest to the world position of each voxel of t2.
+    # Reference: the voxel of the label map nearest to the world position of each voxel of t2.
     places = (
         np.stack([*np.indices(volume.shape[:3]), np.ones(volume.shape[:3])], -1) @ (np.linalg.inv(AFFINE) @ affine).T
     )
@@ -108,7 +108,7 @@ def test_resampling_to_the_same_grid_changes_nothing():
 
 
 def shaded_ball():
-    """Two tissues in a ball, and a smooth field that makes one side three times as bright."""
+    """Return two tissues in a ball, with a smooth field that makes one side three times as bright."""
     x, y, z = np.indices((32, 30, 28), np.float32)
     radius = np.sqrt((x - 16) ** 2 + (y - 15) ** 2 + (z - 14) ** 2)
     tissue = np.where(radius < 13, np.where(radius < 6, 600, 300), 0)
@@ -139,7 +139,7 @@ def test_only_the_named_contrasts_are_corrected(tmp_path):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_n4_corrects_a_single_slice_in_its_plane(axis):
-    """Whichever axis of the file the slices lie along."""
+    """For slices along any axis of the file."""
     shaded, outer, inner = (np.moveaxis(array[..., 14:15], 2, axis) for array in shaded_ball())
     corrected = correct_bias(shaded, np.diag([2.0, 2.0, 2.0, 1.0]))
     assert corrected.shape == shaded.shape and corrected.dtype == np.float32

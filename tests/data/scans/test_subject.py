@@ -1,4 +1,4 @@
-"""A `SubjectReader` decides the grid once, and knows header and hash of what it read."""
+"""A `SubjectReader` determines the grid once, and knows headers and hashes of the files it has read."""
 
 import hashlib
 from pathlib import Path

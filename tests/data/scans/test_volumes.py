@@ -1,4 +1,4 @@
-"""Reading, checking and writing NIfTI."""
+"""Reading, checking and writing of NIfTI files."""
 
 import gzip
 
@@ -40,7 +40,7 @@ def save(path, array, affine=AFFINE):
 
 @pytest.fixture
 def files(tmp_path):
-    """A sound subject; tests spoil one file each."""
+    """Return a valid subject; each test damages one file."""
     arrays = {"t1": image(1), "echoes": image(2, 2), "label": label_map(), "mask": (image(3) > 50).astype(np.uint8)}
     for name, array in arrays.items():
         save(tmp_path / f"{name}.nii.gz", array)
@@ -152,7 +152,7 @@ def test_one_spoilt_file_gives_one_line(files, spoil, expected):
     found = problems(files)
     assert any(expected in line for line in found), found
     assert all(line.startswith("sub-07: ") and "\n" not in line for line in found)
-    # Another grid of the first contrast shows in the other files too; everything else is one line.
+    # Another grid of the first contrast affects the other files too; everything else is one line.
     assert len(found) == 1
 
 

@@ -62,7 +62,7 @@ def test_tube_is_a_segment_with_round_ends():
     index, distance = canvas.tube((-15, 0, 0), (15, 0, 0), 6)
     assert len(index) == pytest.approx(np.pi * 6**2 * 30 + 4 / 3 * np.pi * 6**3, rel=0.02)
     assert distance.max() < 1
-    # A wavy tube has the same cross-section along its course.
+    # A wavy tube has a constant cross-section.
     assert len(canvas.tube((-15, 0, 0), (15, 0, 0), 6, 4)[0]) > 0.8 * len(index)
 
 
@@ -111,7 +111,7 @@ def test_organs_hold_their_own_tissue_and_nothing_lies_outside_the_body(abdomens
     for abdomen in abdomens:
         for value, tissues in owners.items():
             assert {names[index] for index in np.unique(abdomen.tissue[abdomen.label == value])} == tissues
-        # Along every line from left to right the first and last tissue is skin fat, where the line meets the body.
+        # On every line from left to right through the body, the first and last tissue is skin fat.
         first = np.argmax(abdomen.tissue > 0, axis=0)
         body = abdomen.tissue.any(axis=0) & (first > 0)
         outermost = np.take_along_axis(abdomen.tissue, first[None], axis=0)[0][body]

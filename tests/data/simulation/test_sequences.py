@@ -1,4 +1,4 @@
-"""Signal equations against numbers worked out by hand and against simulated magnetisation."""
+"""Signal equations against numbers computed by hand and against simulated magnetisation."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ LIPID = {"t1": 382.0, "t2": 68.0, "t2star": 30.0, "adc": 5e-5}
 
 
 def of_tissue(sequence, name, te=None):
-    """Magnitude of one tissue of the table."""
+    """Return the signal magnitude of one tissue in the table."""
     tissues, row = average_tissues(), list(TISSUES).index(name)
     values = {key: getattr(tissues, key)[row] for key in ("pd", "t1", "t2", "t2star", "adc", "fat")}
     return abs(sequence.signal(values, LIPID, te or sequence.echo_times[0]))
@@ -67,14 +67,14 @@ def test_in_and_opposed_phase_echo_times_at_3_tesla():
 
 
 def test_half_fat_half_water_adds_in_phase_and_cancels_in_opposed_phase():
-    # Lipid with the relaxation of water: only the phase differs.
+    # Lipid with the relaxation of water, so that only the phase differs.
     equal = {"t1": 800.0, "t2": 40.0, "t2star": 25.0, "adc": 0.0}
     voxel = {"pd": 90.0, **equal, "fat": 50.0}
     dixon_in, dixon_opp = RENAL_PROTOCOL["dixon_in"], RENAL_PROTOCOL["dixon_opp"]
     whole = spoiled_gradient_echo(90.0, 800.0, 25.0, te=IN_PHASE_TE, tr=4.5, flip_degrees=10.0)
     assert abs(dixon_in.signal(voxel, equal, IN_PHASE_TE)) == pytest.approx(whole, rel=1e-5)
     assert abs(dixon_opp.signal(voxel, equal, OPPOSED_PHASE_TE)) < 1e-4 * whole
-    # Three quarters water: half of the signal is left.
+    # Three quarters water: half of the signal remains.
     quarter = voxel | {"fat": 25.0}
     ratio = abs(dixon_opp.signal(quarter, equal, OPPOSED_PHASE_TE) / dixon_in.signal(quarter, equal, IN_PHASE_TE))
     decay = np.exp((IN_PHASE_TE - OPPOSED_PHASE_TE) / 25.0)

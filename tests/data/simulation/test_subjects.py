@@ -1,4 +1,4 @@
-"""Simulated subjects: reproducible, oriented, with the truth they were made from."""
+"""Simulated subjects: reproducible, correctly oriented, and with their true parameters."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The tissue table: complete, possible, cited; subjects spread around it."""
+"""The tissue table is complete, plausible and cited, and subjects vary around it."""
 
 import re
 

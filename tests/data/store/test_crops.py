@@ -1,4 +1,4 @@
-"""Crops: the right voxels, only the rows that are needed, places that show enough, clear words where none fit."""
+"""Crops: correct voxels, no unnecessary rows read, enough foreground, and clear messages if none fit."""
 
 import pickle
 
@@ -16,7 +16,7 @@ SLICES = {"sub-1": np.arange(9), "sub-2": np.array([2, 3, 4, 7, 8, 9, 10, 12]), 
 
 
 def make_subject(name):
-    """Images whose values tell scan slice, row and column; the foreground is one block."""
+    """Make images whose values encode scan slice, row and column; the foreground is one block."""
     index = SLICES[name]
     rows, columns = np.indices(SIZE)
     plane = (rows * SIZE[1] + columns) / 256

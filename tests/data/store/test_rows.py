@@ -1,4 +1,4 @@
-"""Rows read at their addresses are the rows that HDF5 reads; where that cannot be known, HDF5 reads them."""
+"""Rows read by address equal those that HDF5 reads; if addresses are unknown, HDF5 reads them."""
 
 import os
 
@@ -25,7 +25,7 @@ LAYOUTS = {
 def write(path, layout, values=VALUES, **file):
     with h5py.File(path, "w", **file) as opened:
         dataset = opened.create_dataset("img", values.shape, layout.pop("dtype", values.dtype), **layout)
-        for start in range(0, len(values), 3):  # as a store grows, with something else between
+        for start in range(0, len(values), 3):  # as a store grows, with other data in between
             dataset[start : start + 3] = values[start : start + 3]
             opened[f"other_{start}"] = np.arange(1000)
 

@@ -1,4 +1,4 @@
-"""Packed slices as arrays that stay in their file."""
+"""Packed slices as arrays that remain in their file."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The HDF5 files: what is written is read back, whatever is asked for; broken files are refused."""
+"""HDF5 files: any part that was written can be read back, and broken files are refused."""
 
 import dataclasses
 import functools
