@@ -1,4 +1,4 @@
-"""`Scores` of frames that a test makes up, with what a test does not care about filled in."""
+"""`Scores` made from small frames, with the fields filled in that a test does not care about."""
 
 import math
 
@@ -9,10 +9,10 @@ FILLED |= dict.fromkeys(("annotated_available", "n_selecting", "judged", "durati
 
 
 def as_scores(frame, **about):
-    """Return the `Scores` of a frame that has at least contrasts, init, n_annotated, subject, label and a measure."""
+    """Return the `Scores` of a frame with at least contrasts, init, n_annotated, subject, label and a measure."""
     return Scores(frame.assign(**{key: value for key, value in FILLED.items() if key not in frame}), **about)
 
 
 def as_dice(values, **about):
-    """Return `Scores` whose Dice are values by subject; their means over labels follow from them."""
+    """Return `Scores` with the given Dice by subject, from which the means over labels follow."""
     return as_scores(values.rename(columns={"value": "dice"}), **about)

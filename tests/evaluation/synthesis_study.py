@@ -1,4 +1,4 @@
-"""A small study of contrast synthesis as step 4 leaves it: scans, metrics and predictions, made without a network."""
+"""A small study of contrast synthesis as after step 4: scans, metrics and predictions, made without a network."""
 
 import json
 import types
@@ -16,11 +16,11 @@ TEST = SUBJECTS[:4]
 SHAPE, AFFINE = (20, 18, 6), np.diag([-2.0, 2.0, 5.0, 1.0])
 CONTRASTS, TARGETS = ("t1gd", "flair", "t1", "t2"), ("t1", "t2")
 NOISE = {("random", 2): 0.3, ("random", 10): 0.15, ("constrained", 2): 0.2, ("constrained", 10): 0.1}
-LESION = (slice(4, 8), slice(10, 14))  # of slice 4, and of slice 1 one voxel only
+LESION = (slice(4, 8), slice(10, 14))  # in slice 4, and a single voxel in slice 1
 
 
 def low_high(subject, target):
-    """The intensities that become 0 and 1: of every subject and contrast others."""
+    """Return the intensities that are mapped to 0 and 1, which differ for every subject and contrast."""
     number = SUBJECTS.index(subject) + 10 * TARGETS.index(target)
     return 20.0 + number, 520.0 + 7 * number
 
@@ -81,7 +81,7 @@ def make_config(folder, root, **sections):
 
 
 def write_cell(config, scans, init, n, repeat):
-    """Write what step 4 leaves of a cell: metrics, predictions in the scans' own units, a run record."""
+    """Write the files of a cell of step 4: metrics, predictions in the scans' own units, a run record."""
     folder = config.work_dir / "synthesis" / init / f"n{n:02d}" / f"r{repeat}"
     (folder / "predictions").mkdir(parents=True)
     rows = []

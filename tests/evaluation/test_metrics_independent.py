@@ -1,9 +1,9 @@
-"""Metrics of 200 pairs of random masks against SimpleITK and against brute force, both without the package behind them.
+"""Metrics of 200 pairs of random masks against SimpleITK and brute force, which do not use the same package.
 
-SimpleITK has Dice and volume as we define them. Its Hausdorff distance is between voxels, not between area-weighted
-surfaces, so that it can only bound ours: a point of our surface lies half a voxel's diagonal from the nearest voxel at
-the border of the mask, and the other way round, so that the two largest distances differ by a diagonal at most.
-HD95 and surface Dice are compared with all distances between all surface points, one by one.
+SimpleITK defines Dice and volume as we do. Its Hausdorff distance is between voxels, not area-weighted surfaces, so it
+only bounds ours: a point of our surface is at most half a voxel diagonal from the nearest border voxel, and vice versa,
+so the two largest distances differ by one diagonal at most. HD95 and surface Dice are compared with brute force over
+the distances between all pairs of surface points.
 """
 
 import functools
@@ -20,7 +20,7 @@ from evaluation.scores.metrics import score_subject
 PAIRS = 200
 SPACINGS = [(1.0, 1.0, 1.0), (0.9, 1.4, 5.5), (4.0, 1.0, 1.0), (0.7, 0.7, 3.0), (2.5, 1.25, 0.5), (0.3, 0.3, 6.0)]
 TOLERANCE_MM = 2.0
-ROUNDING = 1e-5  # the areas of one package's table of surface elements and of the other's
+ROUNDING = 1e-5  # areas from the surface element tables of both packages
 
 
 def draw_mask(rng, shape, kind):
@@ -49,7 +49,7 @@ KINDS = ["blob", "blob", "blob", "noise", "one voxel", "corner", "slab at the bo
 
 
 def draw_pair(number):
-    """Two masks and a voxel size; every combination of kinds comes up."""
+    """Draw two masks and a voxel size; every combination of kinds occurs."""
     rng = np.random.default_rng(number)
     kinds = list(itertools.product(KINDS, KINDS))[number % len(KINDS) ** 2]
     shape = tuple(int(n) for n in rng.integers(3, 10, 3))
@@ -63,7 +63,7 @@ def simple_itk():
 
 
 def image_of(simple_itk, mask, spacing, pad=0):
-    """SimpleITK's axes are those of numpy in reverse."""
+    """Convert a mask; SimpleITK reverses the axes of numpy."""
     image = simple_itk.GetImageFromArray(np.pad(mask, pad).astype(np.uint8).T)
     image.SetSpacing([float(mm) for mm in spacing])
     return image
@@ -122,7 +122,7 @@ def compare_largest_distance(number, simple_itk):
 
 @functools.cache
 def area_of(corners, spacing):
-    """Area of the surface inside a cell with these corners in the mask; it does not depend on which side is inside."""
+    """Return the surface area in a cell with these corners in the mask; inside and outside may be swapped."""
     cell = np.reshape(corners, (2, 2, 2)).astype(float)
     cell = cell if cell.sum() <= 4 else 1 - cell
     vertices, faces, _, _ = marching_cubes(cell, 0.5, spacing=spacing, method="lorensen")
@@ -130,7 +130,7 @@ def area_of(corners, spacing):
 
 
 def surface_of(mask, spacing):
-    """Corners in mm of all cells that the surface crosses, and the area inside each."""
+    """Return the corners in mm of all cells that the surface crosses, and the area in each."""
     padded = np.pad(mask, 1)
     points, areas = [], []
     for place in itertools.product(*(range(n - 1) for n in padded.shape)):
@@ -150,7 +150,7 @@ def test_hd95_and_surface_dice_equal_brute_force(subtests):
 def compare_with_all_distances(number):
     predicted, true, spacing = draw_pair(number)
     if not predicted.any() or not true.any():
-        return  # said above
+        return  # explained at the top
     row = score(predicted, true, spacing)
     (points_a, areas_a), (points_b, areas_b) = surface_of(predicted, spacing), surface_of(true, spacing)
     between = np.linalg.norm(points_a[:, None] - points_b[None], axis=-1)
@@ -158,7 +158,7 @@ def compare_with_all_distances(number):
     for distances, areas in ((between.min(axis=1), areas_a), (between.min(axis=0), areas_b)):
         order = np.argsort(distances)
         reached = np.cumsum(areas[order]) / areas.sum()
-        # Where the 95 % are reached exactly, rounding decides between two distances.
+        # If 95 % are reached exactly, rounding decides between two distances.
         for ends, share in ((lowest, 0.95 - ROUNDING), (highest, 0.95 + ROUNDING)):
             ends.append(distances[order][np.flatnonzero(reached >= share)[0]])
         close += areas[distances <= TOLERANCE_MM].sum()

@@ -1,4 +1,4 @@
-"""Statistics against hand-worked numbers and against scipy and statsmodels called the other way round."""
+"""Statistics against numbers computed by hand, and against scipy and statsmodels in independent calls."""
 
 import math
 import warnings
@@ -28,7 +28,7 @@ def test_a_hand_worked_example():
     assert result.p == pytest.approx(0.0304670, abs=1e-6)
     assert (result.ci_low, result.ci_high) == pytest.approx((2.5 - 3.1824463 * 0.6454972, 2.5 + 3.1824463 * 0.6454972))
     assert result.p_bonferroni == pytest.approx(3 * result.p)
-    assert result.p_wilcoxon == pytest.approx(2 / 2**4)  # all four signs agree: the extreme of 16 equally likely ones
+    assert result.p_wilcoxon == pytest.approx(2 / 2**4)  # all four signs agree: the extreme of 16 equally likely cases
     assert (result.pairs, result.unpaired, result.note) == (4, 0, "")
 
 
@@ -88,7 +88,7 @@ def test_ties_and_zero_differences_pass_without_a_warning():
 
 
 def test_holm_and_bonferroni_of_a_family_by_hand():
-    """p 0.01, 0.04, 0.03: Holm sorts them, 3 x 0.01, 2 x 0.03, 1 x 0.04, and never lets the order turn round."""
+    """p 0.01, 0.04, 0.03: Holm sorts them, 3 x 0.01, 2 x 0.03, 1 x 0.04, and keeps the order."""
     family = [paired_comparison([2, 4, 6, 8.5], [1, 2, 3, 4])] * 3
     family = [type(family[0])(**(vars(one) | {"p": p})) for one, p in zip(family, (0.01, 0.04, 0.03), strict=True)]
     adjusted = adjust_family(family)
@@ -129,11 +129,11 @@ def test_bland_altman_of_the_published_peak_flow_data():
     assert result.pairs == 17
     assert (round(result.bias, 1), round(result.sd, 1)) == (-2.1, 38.8)
     assert (result.bias_low, result.bias_high) == pytest.approx((-22.0, 17.8), abs=0.1)
-    # The paper rounds 1.96 to 2, and mean and sd before it adds them.
+    # The paper rounds 1.96 to 2, and rounds mean and sd before adding them.
     bias, sd = round(result.bias, 1), round(result.sd, 1)
     assert (bias - 2 * sd, bias + 2 * sd) == pytest.approx((-79.7, 75.5))
     assert (result.lower, result.upper) == pytest.approx((-2.1 - 1.96 * 38.8, -2.1 + 1.96 * 38.8), abs=0.1)
-    # Its intervals of the limits are -114.3 to -45.1 and 40.9 to 110.1, 34.6 either way, with sd sqrt(3 / n).
+    # Its intervals for the limits are -114.3 to -45.1 and 40.9 to 110.1, +-34.6, with sd sqrt(3 / n).
     halves = (result.lower - result.lower_low, result.upper_high - result.upper)
     assert halves == pytest.approx((34.6, 34.6), abs=0.3)
 
@@ -179,7 +179,7 @@ def test_bland_altman_of_too_few_pairs():
 
 
 def test_annotation_saved_as_in_the_renal_abstract():
-    """N = 8 pretrained is as good as N = 20 from random weights: 60 % less annotation."""
+    """N = 8 with pretraining equals N = 20 from random weights: 60 % less annotation."""
     random = {2: 0.50, 4: 0.60, 8: 0.75, 12: 0.80, 20: 0.86}
     pretrained = {2: 0.70, 4: 0.80, 8: 0.86, 12: 0.87, 20: 0.88}
     assert annotation_saved(pretrained, random, 20) == pytest.approx(0.6)

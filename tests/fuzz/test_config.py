@@ -1,4 +1,4 @@
-"""Configs that no one would write: they load, or every mistake is one line of text."""
+"""Arbitrary configs either load, or every mistake is one line of text."""
 
 import contextlib
 import copy
@@ -77,7 +77,7 @@ def path(tmp_path_factory):
 
 
 def load(path, overrides=()):
-    """Load a config as a script does; what loads can be written down and hashed as `open_run` and the steps do."""
+    """Load a config as scripts do; a config that loads can be written and hashed, as in `open_run` and the steps."""
     try:
         config = load_config(path, overrides)
     except InputError as error:
@@ -93,7 +93,7 @@ def load(path, overrides=()):
 
 
 def places(content, above=()):
-    """All places in nested dictionaries and lists, as tuples of keys."""
+    """Return all places in nested dictionaries and lists, as tuples of keys."""
     inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in inner:
         yield (*above, key)
@@ -109,7 +109,7 @@ def test_values_that_are_something_else(path, changes):
     content = copy.deepcopy(CONTENT)
     for (*above, last), value in changes:
         inner = content
-        with contextlib.suppress(KeyError, IndexError, TypeError):  # an earlier change took the place away
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # an earlier change removed the place
             for key in above:
                 inner = inner[key]
             if value == "delete":

@@ -1,4 +1,4 @@
-"""HDF5 files with anything in them: they are read, or refused in one line that names the file."""
+"""HDF5 files with arbitrary content are read, or refused in one line that names the file."""
 
 import os
 import string
@@ -53,7 +53,7 @@ def read(path):
     except InputError as error:
         assert all(str(path) in line and len(line.splitlines()) == 1 for line in error.lines)
     finally:
-        path.unlink()  # HDF5 keeps what it knows of a file that is still open under this name
+        path.unlink()  # HDF5 caches a file that is still open under this name
 
 
 arrays = st.tuples(st.lists(st.integers(0, 5), max_size=5), st.sampled_from(TYPES), st.integers(-3, 300))
@@ -102,7 +102,7 @@ def test_datasets_and_attributes_of_any_kind(sound, changes):
         for change in changes:
             try:
                 apply(file, *change)
-            except (TypeError, ValueError, OverflowError):  # HDF5 cannot hold it
+            except (TypeError, ValueError, OverflowError):  # HDF5 cannot store it
                 continue
     read(path)
 
@@ -129,7 +129,7 @@ def test_bytes(sound, content, has_signature):
 @settings(max_examples=300, **FIXED)
 @given(st.lists(st.tuples(st.integers(0, 2**31), st.integers(1, 255)), min_size=1, max_size=4), st.booleans())
 def test_bytes_changed(sound, flips, only_used):
-    """Anywhere, or where the file is not zero, which is mostly what describes the data."""
+    """Change bytes anywhere, or only non-zero ones, which mostly describe the data."""
     content = np.frombuffer(sound.read_bytes(), np.uint8).copy()
     places = np.flatnonzero(content) if only_used else np.arange(len(content))
     for place, bits in flips:

@@ -1,4 +1,4 @@
-"""NIfTI files whose headers and bytes say anything: they are read and can be worked with, or refused in one line."""
+"""NIfTI files with arbitrary headers and bytes are read and usable, or refused in one line."""
 
 import gzip
 
@@ -119,5 +119,5 @@ def test_compressed_bytes_changed_cut_and_added(folder, flips, cut, added):
     content = bytes(content[: max(0, len(content) - cut)] if cut < 200 else content)
     read(folder, content + added, is_compressed="already")
     if content[10:] != gzip.compress(raw)[10:]:
-        # Whatever was changed behind gzip's own header is noticed: nothing is ever read wrongly.
+        # Any change after gzip's header is detected, so nothing is misread.
         assert read_image(folder / "scan.nii.gz", "sub-1")[0] is None

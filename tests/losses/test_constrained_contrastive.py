@@ -11,7 +11,7 @@ from tests.gradients import central_differences_of_slices, gradient
 from tests.reference import constrained_contrastive_by_hand, is_near, nearest_of
 from utils.checks import InputError
 
-GRID = 3.0 * np.indices((4, 5)).reshape(2, -1).T.astype("float32")  # places of 20 patches
+GRID = 3.0 * np.indices((4, 5)).reshape(2, -1).T.astype("float32")  # positions among 20 patches
 
 
 def slices(seed=0, batch=3, patches=20, features=3, anchors=6, classes=3):
@@ -45,7 +45,7 @@ def background_left_out():
     representations, classes, anchors = slices(10)
     left_out = np.random.default_rng(1).random(classes.shape) < 0.5
     left_out[np.arange(3)[:, None], anchors] = False
-    left_out[2] = ~np.isin(np.arange(20), anchors[2])  # fewer patches than asked for
+    left_out[2] = ~np.isin(np.arange(20), anchors[2])  # fewer patches than requested
     return representations, np.where(left_out, -1, classes), anchors
 
 
@@ -155,9 +155,9 @@ def test_a_zero_vector_gives_neither_nan_nor_gradient():
 def test_an_anchor_among_identical_patches_is_never_lost():
     representations = np.ones((1, 30, 4), "float32")
     classes = np.zeros((1, 30), int)
-    classes[0, 29] = 1  # its own class alone: which three of the others are nearest depends on the processor's rounding
+    classes[0, 29] = 1  # only its own class: the nearest three of the others depend on the processor's rounding
     found = loss(representations, classes, np.array([[29]]), nearest_patches=3)
-    # The anchor against three patches that are as similar as it is itself and of another class; 0 if it were lost.
+    # The anchor against three patches of another class, as similar as itself; 0 if the anchor were lost.
     np.testing.assert_allclose(found, [np.log(4)], rtol=1e-6)
 
 
@@ -235,7 +235,7 @@ def test_anchor_health_of_a_batch_without_anchors_is_zero():
 
 
 def test_anchor_health_of_a_collapsed_network():
-    """One direction: no distance between anything. A dead network, all zeros, must not look better than that."""
+    """All in one direction, without distances. A dead network with all zeros must not look better."""
     _, classes, anchors = slices(0)
     for representations in (np.full((3, 20, 5), 0.7, "float32"), np.zeros((3, 20, 5), "float32")):
         found = anchor_health(representations, classes, anchors, nearest_patches=7)

@@ -1,4 +1,4 @@
-"""A setting of a loss has one default: what a config leaves out is what the loss takes without it."""
+"""Each setting of a loss has one default, the same in the config and in the loss."""
 
 import inspect
 

@@ -72,7 +72,7 @@ def test_slices_of_the_same_partition_do_not_repel():
 def test_slices_of_the_same_partition_attract_where_that_is_asked_for():
     images, partitions = views(8), np.array([0, 1, 0, 2, 1])
     found = gradient(lambda x: anatomical_contrastive_loss(x, partitions, same_part_attracts=True)[0], images)
-    for view in (0, 1):  # a step against the gradient makes the other slice more like the first one
+    for view in (0, 1):  # a step against the gradient makes the other slice more similar to the first
         closer = images[view, 2] - 0.01 * found[view, 2]
         assert cosine(closer, images[view, 0]) + cosine(closer, images[1 - view, 0]) > (
             cosine(images[view, 2], images[view, 0]) + cosine(images[view, 2], images[1 - view, 0])

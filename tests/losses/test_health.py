@@ -1,4 +1,4 @@
-"""Health of representations: what it is worth at both ends, between them, and when nothing can be compared."""
+"""Health of representations: values at both extremes, between them, and when nothing can be compared."""
 
 import math
 
@@ -24,7 +24,7 @@ def squared_distance(a, b):
 
 
 def counted_sets(vectors, is_counted):
-    """The vectors that count, set by set."""
+    """Yield the vectors that count, set by set."""
     vectors = np.asarray(vectors, "float64")
     is_counted = np.ones(vectors.shape[:-1], bool) if is_counted is None else is_counted
     sets, masks = vectors.reshape(-1, *vectors.shape[-2:]), is_counted.reshape(-1, vectors.shape[-2])
@@ -178,7 +178,7 @@ def test_values_stay_in_their_range(seed, decades):
 
 
 def test_a_batch_of_unknown_size_compiles():
-    """Keras traces validation with an open batch axis, the set axis of global contrast and the leading one of CCL."""
+    """Keras traces validation with an unknown batch size: the set axis of global contrast, the first axis of CCL."""
 
     class Health(keras.Model):
         def __init__(self):

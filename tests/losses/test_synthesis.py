@@ -16,7 +16,7 @@ SIZES = [(7, 6), (13, 4), (5, 4, 3)]
 
 
 def pair(size, seed=0, batch=2, contrasts=2, mask_share=0.6):
-    """Target, prediction and mask of one size."""
+    """Return target, prediction and mask of one size."""
     generator = np.random.default_rng(seed)
     target = generator.random((batch, *size, contrasts)).astype("float32")
     prediction = (target + 0.3 * generator.normal(size=target.shape)).astype("float32")
@@ -24,13 +24,13 @@ def pair(size, seed=0, batch=2, contrasts=2, mask_share=0.6):
 
 
 def mean_by_hand(cost, mask):
-    """Mean per image of `(B, ..., C)` over the voxels of a mask `(B, ...)`; 0 over none."""
+    """Return the mean per image of `(B, ..., C)` over the voxels of a mask `(B, ...)`; 0 if it is empty."""
     chosen = [image[inside] for image, inside in zip(cost, mask, strict=True)]
     return np.array([values.mean() if values.size else 0.0 for values in chosen])
 
 
 def ssim_by_hand(target, prediction, mask=None, data_range=1.0):
-    """1 - SSIM, voxel by voxel and contrast by contrast, each with its own window written out."""
+    """Return 1 - SSIM, voxel by voxel and contrast by contrast, with explicit windows."""
     sizes = target.shape[1:-1]
     reach = [min(11, size if size % 2 else size - 1) // 2 for size in sizes]
     axes = [np.exp(-(np.arange(-r, r + 1.0) ** 2) / (2 * 1.5**2)) for r in reach]
@@ -59,7 +59,7 @@ def ssim_by_hand(target, prediction, mask=None, data_range=1.0):
 
 
 def outcome():
-    """What `test_backends` compares the backends by: every loss with its gradient."""
+    """Return every loss with its gradient, for the comparison in `test_backends`."""
     target, prediction, mask = pair((13, 6, 5), seed=9)
     result = {}
     for name in ("l1", "mse", "l1_ssim"):

@@ -1,4 +1,4 @@
-"""Heads of patches against numpy: mean or concatenation, group normalisation, position."""
+"""Projection heads of patches against numpy: mean or concatenation, group normalisation, position."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from utils.checks import InputError
 
 
 def normalised_by_hand(x, groups, gamma, beta, epsilon=1e-3):
-    """Group normalisation of `(B, ..., F)`: over all pixels of an image and the channels of a group."""
+    """Group normalisation of `(B, ..., F)` over all pixels of an image and the channels of a group."""
     result = np.empty_like(x)
     size = x.shape[-1] // groups
     for image in range(len(x)):

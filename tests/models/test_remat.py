@@ -1,4 +1,4 @@
-"""A rematerialised network computes and learns what the plain one does and keeps less.
+"""A rematerialised network computes and learns the same as the plain one, but stores less.
 
 `tests/test_backend_trainings.py` compares the two on the other backends.
 """
@@ -41,7 +41,7 @@ def built(name, rank, **options):
 
 
 def outcome():
-    """What `test_backend_trainings` asks the other backends for: `plain/...` and `remat/...` belong together."""
+    """Return results for `test_backend_trainings`: `plain/...` and `remat/...` should agree."""
     result = {}
     for name, rank in (("full", 3), ("encoder", 2)):
         network, image = built(name, rank)
@@ -63,7 +63,7 @@ def change_weights(network):
 
 
 def output_and_gradients(network, function, image):
-    """Output, and gradients of half its sum of squares by the image and by every weight."""
+    """Return the output, and gradients of half its sum of squares for the image and every weight."""
     ways = {"tensorflow": by_tensorflow, "jax": by_jax, "torch": by_torch}
     values, gradients = ways[keras.backend.backend()](network, function, image)
     names = ["image", *(variable.path for variable in network.trainable_variables)]
@@ -108,7 +108,7 @@ def by_torch(network, function, image):
 
 
 def trained(remat, *, rank=3, jit_compile=False, frozen=()):
-    """Losses of five steps `(5,)` and the weights after them."""
+    """Return the losses of five steps `(5,)` and the weights after them."""
     network, image = built("full", rank, filters=(4, 8))
     for layer in network.layers:
         layer.trainable = not layer.name.startswith(frozen) if frozen else True
@@ -121,7 +121,7 @@ def trained(remat, *, rank=3, jit_compile=False, frozen=()):
 
 
 def kept_bytes():
-    """Bytes that the backward pass of the full network finds, and those of its weights and of its levels' inputs."""
+    """Return the bytes kept for the backward pass, and those of the weights and of the inputs of levels."""
     network, image = built("full", 3)
     counts = {"jax": kept_by_jax, "torch": kept_by_torch}[keras.backend.backend()]
     maps = [image.nbytes]
@@ -161,7 +161,7 @@ def kept_by_torch(network, function, image):
 
 
 def peaks():
-    """Largest resident set in kB before the first compiled step, after one with and after one without."""
+    """Return the peak resident set in kB before the first compiled step, after one with remat and one without."""
     network = build_unet((256, 256, 1), filters=(8, 32, 64), head="synthesis", outputs=1)
     batch = {name: ops.ones((12, 256, 256, 1)) for name in ("image", "target")}
     found = [peak()]
@@ -173,7 +173,7 @@ def peaks():
 
 
 def peak():
-    # Of this program alone: the count of `getrusage` begins with what the parent process had.
+    # Of this program alone: `getrusage` would start from the parent's peak.
     return int(next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
 
 
@@ -186,7 +186,7 @@ def assert_close(found, expected, name=""):
 def test_output_and_gradients_are_those_of_the_plain_network(name, rank):
     network, image = built(name, rank, filters=(4, 8, 8) if name == "partial" else (4, 8))
     again = rematerialised(network)
-    for _ in range(2):  # the second time with other weights
+    for _ in range(2):  # with other weights the second time
         expected = output_and_gradients(network, network, image)
         found = output_and_gradients(network, again, image)
         assert len(found) == 2 + len(network.trainable_variables)
@@ -197,7 +197,7 @@ def test_output_and_gradients_are_those_of_the_plain_network(name, rank):
 
 
 def test_steps_compiled_by_xla_train_the_same_weights():
-    """Without XLA: below, and for more steps in `tests/training/test_synthesis.py`; volumes with XLA: on JAX."""
+    """Without XLA, see below and `tests/training/test_synthesis.py`; volumes with XLA are tested on JAX."""
     losses, expected = trained(False, rank=2, jit_compile=True)
     again, found = trained(True, rank=2, jit_compile=True)
     assert losses[-1] < 0.9 * losses[0]

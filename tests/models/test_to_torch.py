@@ -1,4 +1,4 @@
-"""Weights in PyTorch's layout, against plain loops; the exported file; and, where PyTorch is, what it computes."""
+"""Weights in PyTorch's layout against plain loops; the exported file; and its outputs if PyTorch is installed."""
 
 import ast
 import sys
@@ -32,7 +32,7 @@ def torch():
 
 
 def drawn(network, seed=0):
-    """Give a network other weights than those it starts from, those of biases and norms too."""
+    """Give a network weights that differ from the initial ones, including biases and normalisation."""
     rng = np.random.default_rng(seed)
     network.set_weights([w + rng.normal(0, 0.1, w.shape).astype("float32") for w in network.get_weights()])
     return network
@@ -71,7 +71,7 @@ def test_every_weight_is_there_once_and_at_its_place(rank):
 
 
 def convolved_by_hand(image, weight, bias):
-    """One convolution that keeps the size, channels first; a 2 x 2 kernel looks at the next pixel, not the last one."""
+    """Return a same-size convolution, channels first; a 2 x 2 kernel uses the next pixel, not the previous one."""
     edge, (_, rows, columns) = weight.shape[-1], image.shape
     before = (edge - 1) // 2
     padded = np.pad(image, ((0, 0), (before, edge - 1 - before), (before, edge - 1 - before)))
@@ -85,7 +85,7 @@ def convolved_by_hand(image, weight, bias):
 
 @pytest.mark.parametrize("edge", [1, 2, 3])
 def test_the_layout_computes_what_keras_computes(edge):
-    """What unet.py relies on, without PyTorch: the order of the axes and the side on which a 2 x 2 kernel is padded."""
+    """Without PyTorch, check what unet.py relies on: the order of axes and the padded side of a 2 x 2 kernel."""
     image = keras.Input((4, 6, 2))
     layer = keras.layers.Conv2D(3, edge, padding="same", name="conv")
     network = drawn(keras.Model(image, layer(image)))
@@ -181,7 +181,7 @@ def test_another_size_of_images_is_taken_too(tmp_path, rank):
 
 
 def test_it_is_finetuned_in_torch_for_two_steps(tmp_path):
-    """Logits go into the loss of PyTorch; every weight moves, and the loss falls."""
+    """Logits are passed to a PyTorch loss; every weight changes, and the loss decreases."""
     library = torch()
     write_torch(build(2, "segmentation"), tmp_path / "model.pt")
     network = module_beside(tmp_path / "model.pt").load(tmp_path / "model.pt").train()
@@ -202,7 +202,7 @@ def test_it_is_finetuned_in_torch_for_two_steps(tmp_path):
 
 
 def test_an_encoder_starts_another_unet_in_torch(tmp_path):
-    """As the docstring of the file says: the encoder's weights, the rest as drawn; finetuned for two steps."""
+    """As in the docstring of the file: the encoder's weights, the rest random, finetuned for two steps."""
     library = torch()
     write_torch(build(2, "encoder"), tmp_path / "encoder.pt")
     module = module_beside(tmp_path / "encoder.pt")

@@ -64,7 +64,7 @@ def test_encoder_gives_one_representation_per_image(rank):
 
 @both_ranks
 def test_every_size_of_a_volume_counts(rank):
-    # A single bright pixel reaches the output at its own place: no axis is swapped, cropped or reversed.
+    # A single bright pixel keeps its position in the output: no axis is swapped, cropped or reversed.
     model = build_unet(SHAPES[rank], rank=rank, filters=(4, 8), decoder_levels=1, head=None)
     image = np.zeros((1, *SHAPES[rank]), "float32")
     place = (3, 21, 6)[:rank]
@@ -110,7 +110,7 @@ def test_a_partial_decoder_is_the_deep_part_of_the_full_one(rank):
     names = weighted_layers(partial)
     assert set(names) < set(weighted_layers(full))
     assert [name for name in weighted_layers(full) if name not in names][0] == "decoder_3_up"
-    # The same seed gives the same weights, so the partial decoder computes what the full one computes half-way.
+    # The same seed gives the same weights, so the partial decoder equals the first part of the full one.
     half_way = keras.Model(full.input, full.get_layer("decoder_2_relu_2").output)
     np.testing.assert_allclose(output(partial), output(half_way), rtol=1e-5, atol=1e-6)
 
@@ -131,7 +131,7 @@ def test_patches_are_averages_in_row_major_order(rank):
 
 
 def random_numbers(model):
-    """The standard normal numbers behind the beginning of every kernel."""
+    """Return the standard normal numbers from which the start of every kernel was made."""
     kernels = [array for key, array in weights_of(model).items() if key.endswith("kernel")]
     return [array.ravel()[:8] / np.sqrt(2 / np.prod(array.shape[:-1])) for array in kernels]
 
@@ -151,7 +151,7 @@ def test_no_two_layers_start_with_equal_kernels(build, options, layers):
     numbers = random_numbers(build((32,) * options["rank"] + (1,), **options))
     assert len(numbers) == layers
     for one, other in itertools.combinations(numbers, 2):
-        # Layers of another size would differ by a factor only, if they shared their random numbers.
+        # If layers of different sizes shared random numbers, they would differ only by a factor.
         assert not np.allclose(one, other, rtol=1e-3)
 
 
@@ -230,7 +230,7 @@ def test_impossible_networks_are_refused(shape, options, message):
 
 
 def test_the_head_that_synthesises_knows_absolute_intensities():
-    # Convolution and group normalisation answer alike to an image and its double; what is synthesised must not.
+    # Convolution and group normalisation give the same for an image and its double; a synthesis must not.
     image = np.random.default_rng(0).random((1, 16, 16, 2)).astype("float32") + 0.5
     features, synthesis = (
         build_unet((16, 16, 2), filters=(4, 8), seed=3, **head)

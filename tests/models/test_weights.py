@@ -293,7 +293,7 @@ def test_without_names_the_mean_is_repeated_and_the_response_keeps_its_size(rank
 
 @pytest.mark.parametrize("contrasts", [["t1"], ["t1", "flair"]])
 def test_a_network_of_no_particular_contrast_moves_into_any(tmp_path, contrasts):
-    """What saw its contrasts one by one has one channel without a name: its weight file says None."""
+    """A network shown contrasts one by one has one unnamed channel, recorded as None in its weight file."""
     source, target = unet(seed=1), unet(contrasts=len(contrasts), seed=2)
     save_weights(source, tmp_path / "w.npz", contrasts=None)
     arrays, metadata = read_weights(tmp_path / "w.npz")

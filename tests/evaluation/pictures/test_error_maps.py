@@ -1,4 +1,4 @@
-"""Error maps: their values recomputed from the NIfTI files, the slices they show, and how they are drawn."""
+"""Error maps: values recomputed from the NIfTI files, choice of slices, and drawing."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ WANTED = Wanted(Path(), PATTERNS, labels={"lesion": [1]})
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Scans, the config of a finished work dir and its results; not to be changed."""
+    """Return scans, the config of a finished work dir and its results; not to be changed."""
     scans = make_scans(tmp_path_factory.mktemp("scans"))
     _, config = make_work(scans, tmp_path_factory.mktemp("work"))
     return scans, config, read_scores(config.work_dir, SYNTHESIS, inits=tuple(INITS))
@@ -50,7 +50,7 @@ def changed(scores, **columns):
 
 
 def radiological(volume, z):
-    """The first axis of these files counts from the right already, the second from posterior."""
+    """Orient a slice; the first axis of these files already starts at the right, the second one posterior."""
     return volume[:, ::-1, z].T
 
 
@@ -94,7 +94,7 @@ def test_the_slice_is_that_of_the_lesion_or_else_of_the_largest_foreground(study
     lesion[*LESION, 4] = 1
     rows, columns = np.nonzero(radiological(lesion, 4))
     picture = read(study)[-1]
-    bright = picture.acquired["t2"] - picture.acquired["t1"]  # only the lesion differs between the two, but for noise
+    bright = picture.acquired["t2"] - picture.acquired["t1"]  # apart from noise, only the lesion differs
     assert (
         bright[rows, columns].mean() > 0.2 and abs(np.delete(bright.ravel(), rows * SHAPE[0] + columns).mean()) < 0.05
     )
@@ -124,7 +124,7 @@ def test_what_is_missing_or_does_not_fit_is_named(study):
 
 
 def make_maps(inits, subject="worst: s1", error=0.2):
-    """A flat image of 0.5 and syntheses that are wrong by `error`, twice that, and so on."""
+    """Return a flat image of 0.5 and syntheses that are wrong by `error`, twice that, and so on."""
     acquired = np.full((6, 5), 0.5)
     made = {init: acquired + error * (number + 1) for number, init in enumerate(inits)}
     return ErrorMaps(subject, 1.0, dict.fromkeys(TARGETS, acquired), dict.fromkeys(TARGETS, made),
@@ -182,4 +182,4 @@ def test_the_figures_of_all_n_have_the_same_scale(study, tmp_path, monkeypatch):
     )
     (highest,) = {highest for _, highest in scales}
     assert 0 <= highest - np.sort(errors)[int(0.995 * len(errors))] < 0.03
-    assert np.diag(AFFINE)[0] < 0  # the files count from the right, as `radiological` takes for granted
+    assert np.diag(AFFINE)[0] < 0  # the files start at the right, as `radiological` assumes

@@ -1,4 +1,4 @@
-"""The picture of step 1: right slice, right side, nothing global touched, nothing half-written."""
+"""The picture of step 1: correct slice and side, no global state changed, no partial file."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])  # RAS+
 
 
 def subject(contrasts=2, components=2, classes=3, shape=(24, 20, 7)):
-    """A body in slices 1 to 5, largest in 2 to 4; class 3 only on the patient's right, at the front."""
+    """Return a body in slices 1 to 5, largest in 2 to 4; class 3 is only on the patient's right, at the front."""
     rng = np.random.default_rng(0)
     volume = rng.normal(100, 10, (*shape, contrasts)).astype(np.float32)
     labels = np.zeros(shape, np.uint8)
@@ -31,7 +31,7 @@ def subject(contrasts=2, components=2, classes=3, shape=(24, 20, 7)):
 
 
 def described(labels, images, share, sizes, affine):
-    """A constraint map of given classes and components."""
+    """Return a constraint map with the given classes and components."""
     turn, turn_back = axial_turns(affine)
     inside = turn(labels > 0)
     return ConstraintMap(labels, ContrastSpace(turn(images)[inside], share, inside, turn_back, {}), sizes, 1.0)
@@ -98,7 +98,7 @@ def test_black_and_white_are_percentiles_of_the_foreground():
     sources = [volume[..., 0], volume[..., 1], details.components[..., 0], details.components[..., 1]]
     for (_, image, window, _), source in zip(panels, sources, strict=True):
         assert window == pytest.approx(np.percentile(source[inside], (1, 99)))
-        shown, expected = ((array[::-1, ::-1, number].T) for array in (inside, source))  # RAS+: x to left, y to back
+        shown, expected = ((array[::-1, ::-1, number].T) for array in (inside, source))  # x left, y back
         np.testing.assert_array_equal(image[shown], expected[shown])
 
 
@@ -111,7 +111,7 @@ def test_components_are_blank_outside_the_foreground():
 
 
 def test_pyplot_is_not_loaded(tmp_path):
-    """A fresh process: within the test run some other test may have loaded it."""
+    """Checked in a new process, because another test may have loaded it in this one."""
     code = (
         "import sys, numpy as np\n"
         "from data.constraint_maps import describe_constraint_map\n"

@@ -1,4 +1,4 @@
-"""Small pictures of the test subjects: which, in what order, and contours where they belong."""
+"""Thumbnails of the test subjects: selection, order and contours."""
 
 import io
 import types
@@ -51,7 +51,7 @@ def test_the_part_shown_holds_all_labels_and_half_of_each_side(seed):
 
 
 def test_contours_are_drawn_around_the_labels():
-    """The reference is white and the prediction coloured, each around its own block, on a grid that needs turning."""
+    """The reference is white and the prediction coloured, each around its own block, on a grid to be reoriented."""
     reference, prediction = np.zeros((2, 40, 30, 3), np.uint8)
     reference[10:20, 12:24, 1] = 1
     prediction[24:30, 6:12, 1] = 1
@@ -63,7 +63,7 @@ def test_contours_are_drawn_around_the_labels():
     assert pixels.shape[0] == HEIGHT_PX
     is_white = pixels.min(axis=2) > 170
     is_coloured = (pixels[..., 0] > 170) & (pixels[..., 2] < 120)
-    # Rows go from anterior to posterior, so the second axis is turned round; the first counts from the right already.
+    # Rows run from anterior to posterior, so the second axis is reversed; the first already starts at the right.
     turned = [np.flip(one[:, :, 1].T, 0) for one in (reference, prediction)]
     box = crop_around(turned[0] + turned[1] > 0)
     scale = HEIGHT_PX / turned[0][box].shape[0]
@@ -76,7 +76,7 @@ def test_contours_are_drawn_around_the_labels():
 
 @pytest.fixture
 def study(tmp_path):
-    """Three subjects with two inits; returns the arguments of `draw_thumbnails`."""
+    """Make three subjects with two inits; returns the arguments of `draw_thumbnails`."""
     rng, files, rows = np.random.default_rng(0), {}, []
     for number, subject in enumerate(("s1", "s2", "s3")):
         label = np.zeros((20, 18, 4), np.uint8)

@@ -1,4 +1,4 @@
-"""Several networks and mirror images as one."""
+"""Several networks and mirrored images as one network."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from evaluation.prediction.ensembles import Ensemble
 
 
 class Weighted:
-    """Stands in for a network: every pixel times a weight of its place; notes how often it is asked."""
+    """Stands in for a network: multiplies each pixel by a weight of its position, and counts calls."""
 
     def __init__(self, weights):
         self.weights, self.calls = weights, 0
@@ -32,7 +32,7 @@ def test_networks_count_alike():
 @pytest.mark.parametrize(("flips", "count"), [((1,), 2), ((2,), 2), ((1, 2), 4), ((2, 1), 4)])
 @pytest.mark.parametrize("shape", [(2, 4, 6, 1), (1, 4, 6, 3, 2)], ids=["slices", "volumes"])
 def test_every_combination_of_flips_is_predicted_and_turned_back(shape, flips, count):
-    """What a place gets is its own value times the mean weight of the places that it was mirrored to."""
+    """Each pixel gets its value times the mean weight of the positions that it was mirrored to."""
     generator = np.random.default_rng(2)
     images, weights = generator.random(shape, np.float32), generator.random(shape[1:], np.float32)
     network = Weighted(weights)

@@ -9,7 +9,7 @@ from evaluation.prediction.inference import label_map, predict_slices
 
 
 class OneHotOfFirstContrast:
-    """Stands in for a network: the first contrast holds the class index; notes every batch shape."""
+    """Stands in for a network: the first contrast holds the class index. Records every batch shape."""
 
     def __init__(self, classes):
         self.classes = classes
@@ -22,7 +22,7 @@ class OneHotOfFirstContrast:
 
 @dataclass(frozen=True)
 class TransposedGrid:
-    """Smallest grid that is not the identity: slices are the last axis, inside a frame one voxel wide."""
+    """The simplest grid that is not the identity: slices along the last axis, with a frame one voxel wide."""
 
     shape: tuple
 
@@ -50,7 +50,7 @@ def test_the_label_map_lies_on_the_subjects_own_grid():
 
 
 def test_probabilities_are_interpolated_not_labels():
-    """Three slices averaged into one voxel: two weak votes for class 1 lose against one strong vote for class 2."""
+    """In a voxel averaged over three slices, two weak votes for class 1 lose to one strong vote for class 2."""
 
     class Averaging(TransposedGrid):
         def to_volume(self, slices, order, fill=0):

@@ -7,7 +7,7 @@ from evaluation.prediction.postprocessing import keep_components, voxels_in
 
 
 def components_by_hand(is_class):
-    """Sets of voxels that share a face, an edge or a corner, found by walking."""
+    """Return sets of voxels connected by faces, edges or corners, found by walking."""
     left, found = {tuple(voxel) for voxel in np.argwhere(is_class)}, []
     while left:
         queue, component = [left.pop()], set()
@@ -35,7 +35,7 @@ def test_what_stays_is_what_walking_finds(seed, largest, smallest):
     else:
         kept = [part for part in parts if len(part) >= smallest]
         assert {tuple(voxel) for voxel in np.argwhere(cleaned == 1)} == set().union(*kept)
-    np.testing.assert_array_equal(cleaned == 2, classes == 2)  # not asked for
+    np.testing.assert_array_equal(cleaned == 2, classes == 2)  # not requested
     assert not np.any(cleaned[classes == 0])
 
 
@@ -57,5 +57,5 @@ def test_of_equal_components_one_stays_and_absent_classes_do_no_harm():
 @pytest.mark.parametrize(("volume_ml", "voxels"), [(0.024, 1), (0.025, 2), (0.24, 10), (1.0, 42)])
 def test_a_volume_in_voxels_is_rounded_up(volume_ml, voxels):
     affine = np.diag([-2.0, 3.0, 4.0, 1.0])  # 0.024 mL
-    affine[0, 1] = 0.7  # a shear changes no volume
+    affine[0, 1] = 0.7  # a shear does not change the volume
     assert voxels_in(volume_ml, affine) == voxels

@@ -1,4 +1,4 @@
-"""Windows over a volume: a network that changes nothing gives the volume back, whatever the windows."""
+"""Windows over a volume: with the identity as network, any windows return the volume."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from utils.checks import InputError
 
 
 class Network:
-    """Stands in for a network; notes every batch shape."""
+    """Stands in for a network; records every batch shape."""
 
     def __init__(self, function=lambda batch: batch):
         self.function, self.shapes = function, []
@@ -46,7 +46,7 @@ def test_a_network_that_changes_nothing_gives_the_volume_back_to_the_bit(tiling,
 
 
 def starts_by_hand(size, window, overlap):
-    """Fewest evenly spaced windows, flush with both ends, at most `(1 - overlap) window` apart."""
+    """Return the fewest evenly spaced windows, flush with both ends, at most `(1 - overlap) window` apart."""
     if window >= size:
         return [-((window - size) // 2)]
     count = 2
@@ -56,7 +56,7 @@ def starts_by_hand(size, window, overlap):
 
 
 def blended_by_hand(volume, window, overlap, blend, function):
-    """Weighted mean of all windows, with a plain sum of weights, for networks of one output channel."""
+    """Return the weighted mean of all windows, summed directly, for networks with one output channel."""
     sizes = volume.shape[:-1]
     sums, weights = np.zeros(sizes), np.zeros(sizes)
     for corner in itertools.product(*(starts_by_hand(n, w, overlap) for n, w in zip(sizes, window, strict=True))):
@@ -112,7 +112,7 @@ def test_a_volume_within_the_window_is_padded_with_zeros_about_its_middle():
 
 def test_pieces_are_read_and_rows_written_as_they_are_needed(tmp_path):
     class Lazy:
-        """A volume that is never there as a whole."""
+        """A volume that is never in memory as a whole."""
 
         shape, largest = (40, 6, 5, 2), 0
 

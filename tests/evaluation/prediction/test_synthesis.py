@@ -1,4 +1,4 @@
-"""Synthesised contrasts come back voxel by voxel, whatever the orientation, the windows and the field of view."""
+"""Synthesised contrasts return to their voxels for any orientation, windows and field of view."""
 
 import nibabel
 import numpy as np
@@ -15,7 +15,7 @@ WINDOWS = {"2D": (8, 8), "3D": (8, 4, 4), "larger": (16, 16, 16), "2D larger": (
 
 
 class Model:
-    """Gives the channels of its windows in the other order; remembers what it was asked."""
+    """Stands in for a network: swaps the channels of its windows, and records them."""
 
     def __init__(self, change=lambda windows: windows[..., ::-1]):
         self.change, self.asked = change, []
@@ -26,7 +26,7 @@ class Model:
 
 
 def scan(codes="RAS", spacing=(2.0, 1.0, 5.0), seed=0):
-    """A random volume `(X, Y, Z, 2)` in an orientation and on an oblique grid, and its affine."""
+    """Return a random volume `(X, Y, Z, 2)` in an orientation, on an oblique grid, and its affine."""
     affine = np.eye(4)
     affine[:3, :3] = OBLIQUE @ np.diag(spacing)
     affine[:3, 3] = [-20, 7, 3]
@@ -61,7 +61,7 @@ def test_the_model_sees_axial_slices_as_radiologists_hang_them(codes):
     volume, affine = scan(codes)
     corner = Model(lambda windows: np.where(np.arange(16)[:, None] < 8, windows, 0))
     made, grid = synthesise(corner, volume, affine, (16, 16))
-    # What remains is the left half of the image, the right half of the patient: x > 0 in RAS, about the middle.
+    # The left half of the image remains, which is the right half of the patient: x > 0 in RAS.
     places = np.moveaxis(np.indices(volume.shape[:3]), 0, -1) - (np.array(volume.shape[:3]) - 1) / 2
     patient_right = (places @ (OBLIQUE.T @ affine[:3, :3]).T)[..., 0]
     np.testing.assert_allclose(made[patient_right > 0], volume[patient_right > 0], atol=1e-6)
@@ -85,7 +85,7 @@ def test_what_lies_outside_the_slices_is_zero_and_the_rest_in_its_place(codes, c
 def test_pixels_of_another_size_are_carried_back_to_the_voxels(codes, crop):
     volume, affine = scan(codes)
     places = np.moveaxis(np.indices(volume.shape[:3]), 0, -1)
-    # A ramp along every axis survives interpolation inside the field of view.
+    # A ramp along every axis is preserved by interpolation inside the field of view.
     volume[..., 0] = 0.5 + places @ [0.02, 0.03, 0.01] - 0.4
     made, grid = synthesise(Model(), volume, affine, crop, pixel_size=1.0, image_size=(32, 32))
     margin = tuple(slice(2, -2) for _ in range(3))
@@ -106,4 +106,4 @@ def test_the_number_of_outputs_and_of_windows_is_free(crop, calls):
     model = Model(lambda windows: windows[..., [0, 1, 0]])
     made, _ = synthesise(model, volume, affine, crop, overlap=0.0, batch_size=1 if len(crop) == 2 else 2)
     np.testing.assert_allclose(made, volume[..., [0, 1, 0]], atol=1e-6)
-    assert len(model.asked) == calls  # one window a slice; of four slices each, three windows in two batches
+    assert len(model.asked) == calls  # one window per slice; with four slices each, three windows in two batches

@@ -21,7 +21,7 @@ def intensities_of(folder, subject):
 
 @pytest.mark.parametrize("add", [volumes_of, intensities_of])
 def test_rows_that_another_run_adds_meanwhile_stay(add, tmp_path, monkeypatch):
-    """The first run pauses between reading and writing the table; the second comes in between."""
+    """The first run pauses between reading and writing the table, while the second one runs."""
     add(tmp_path, "sub-1")
     reading, go_on = threading.Event(), threading.Event()
     write = prediction_tables.write_rows
@@ -38,7 +38,7 @@ def test_rows_that_another_run_adds_meanwhile_stay(add, tmp_path, monkeypatch):
     first.start()
     assert reading.wait(30)
     second.start()
-    second.join(0.5)  # long enough to be done, if it did not wait for its turn
+    second.join(0.5)  # long enough to finish if it did not wait for its turn
     go_on.set()
     first.join(30)
     second.join(30)

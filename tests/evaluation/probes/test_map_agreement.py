@@ -1,4 +1,4 @@
-"""Agreement of constraint maps: every measure against a slow version, and what it says in cases that are known."""
+"""Agreement of constraint maps: every measure against a slow version and in cases with known results."""
 
 import itertools
 import math
@@ -37,7 +37,7 @@ def warnings_are_errors():
 
 
 def draw(seed, voxels=400, clusters=7, labels=4):
-    """Classes that say something about the labels, but not all; class 3 and label 1 may be missing."""
+    """Draw classes that agree partly with the labels; class 3 and label 1 may be missing."""
     rng = np.random.default_rng(seed)
     reference = rng.choice([0, 2, 3] if seed == 2 else labels, voxels).astype(np.uint8)
     classes = np.where(rng.random(voxels) < 0.6, reference + 1, rng.integers(1, clusters + 1, voxels))
@@ -46,7 +46,7 @@ def draw(seed, voxels=400, clusters=7, labels=4):
 
 
 def union_dice(classes, reference, label):
-    """The best Dice over every union of classes there is."""
+    """Return the best Dice over all unions of classes."""
     found, best = set(classes.tolist()), 0.0
     for size in range(1, len(found) + 1):
         for union in itertools.combinations(sorted(found), size):
@@ -99,7 +99,7 @@ def test_best_dice_against_all_unions(seed):
 
 
 def test_best_dice_takes_a_class_that_is_mostly_something_else():
-    """One label has no class of its own: leaving its class out for lack of a majority would score 0."""
+    """One label is the majority in no class; leaving its class out for that reason would score 0."""
     table = np.array([[60, 40], [100, 0]])
     assert best_dice(table, 1) == pytest.approx(2 * 40 / (100 + 40))
 
@@ -155,7 +155,7 @@ def test_a_map_of_chance_and_no_map():
 
 
 def test_twins_in_tissue_share_their_best_dice():
-    """Two kidneys are one tissue: a map cannot tell them apart, and two thirds is the most each can reach."""
+    """Two kidneys are one tissue, which a map cannot separate: each reaches two thirds at most."""
     reference = np.repeat([0, 1, 2], 100)
     found = agreement_with_labels(np.repeat([1, 2, 2], 100), reference, ["right", "left"], slice(None), 150)
     assert found["best_dice", "right"] == found["best_dice", "left"] == pytest.approx(2 / 3)
@@ -209,7 +209,7 @@ def test_mutual_information_without_anything_to_know():
 def test_stability_of_every_pair_by_counting_pairs_of_voxels():
     rng = np.random.default_rng(0)
     maps = [rng.integers(1, 4, 60) for _ in range(2)]
-    maps.append(4 - maps[0])  # the same partition by other names
+    maps.append(4 - maps[0])  # the same partition with other numbers
     found = stability(maps)
     assert set(found) == {(0, 1), (0, 2), (1, 2)} and found[0, 2] == 1
     pairs = list(itertools.combinations(range(60), 2))

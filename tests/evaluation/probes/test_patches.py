@@ -1,4 +1,4 @@
-"""Patches: against loops over pixels, on a small store with scans turned and flipped."""
+"""Patches against loops over pixels, on a small store of rotated and flipped scans."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def means_by_hand(values, edge):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Two subjects: true maps with air on one side, and the store that was packed from them."""
+    """Return two subjects: true maps with air on one side, and the store packed from them."""
     generator, parts, truth = np.random.default_rng(0), [], {}
     for subject, affine in AFFINES.items():
         maps = {"true_t1": generator.uniform(300, 1500, SHAPE), "true_t2": generator.uniform(20, 200, SHAPE)}
@@ -91,7 +91,7 @@ def test_patches_are_numbered_as_those_of_the_networks_and_of_the_classes():
 
 def test_true_parameters_are_means_over_the_protons_of_a_patch(dataset):
     folder, store, truth = dataset
-    rows = np.array([1, 2, 3, 4])  # 1 and 4 are the middle slices, in which there is air
+    rows = np.array([1, 2, 3, 4])  # 1 and 4 are the middle slices, which contain air
     files = find_truth(find_subjects(Wanted(folder, {"t1": "{subject}/t1.nii.gz"})), ["a", "b"])
     found, has_protons = true_parameters(Regions.of_slices(store, rows), 2, files)
     for place, (subject, number) in enumerate((("a", 1), ("a", 2), ("b", 0), ("b", 1))):
@@ -108,7 +108,7 @@ def test_true_parameters_are_means_over_the_protons_of_a_patch(dataset):
 
 
 def test_a_patch_across_an_edge_to_air_has_the_t1_of_its_tissue(dataset):
-    """Where pixels are coarser than voxels, an average with the zeros of air would be an invented T1."""
+    """If pixels are coarser than voxels, averaging with the zeros of air would give a T1 that does not exist."""
     folder, store, _ = dataset
     grid = SliceGrid(SHAPE, AFFINES["a"], 3.7, IMAGE)
     plane = np.ones((3, *IMAGE), np.uint8)
@@ -207,7 +207,7 @@ def test_true_maps_of_another_grid_are_refused(dataset):
 
 @pytest.fixture
 def volumes(tmp_path):
-    """Two subjects of 9 and 8 slices with true maps, one turned, packed without labels; the first lacks slice 4."""
+    """Return two subjects of 9 and 8 slices with true maps, one rotated, without labels; the first lacks slice 4."""
     generator, parts, truth = np.random.default_rng(1), [], {}
     for subject, slices in (("a", 9), ("b", 8)):
         shape = (10, 9, slices)
@@ -228,7 +228,7 @@ def volumes(tmp_path):
 
 
 def test_patches_of_crops_are_those_of_the_whole_volumes(volumes):
-    """Where a patch lies follows from its position alone; what it holds is cut out of the volume there, by hand."""
+    """The reference cuts the content of each patch out of the volume at its recorded position."""
     store, truth = volumes
     files = {subject: found[0] for subject, found in truth.items()}
     crops = {"size": [4, 8, 4], "validation": 3, "min_foreground": 0.25}
@@ -248,7 +248,7 @@ def test_patches_of_crops_are_those_of_the_whole_volumes(volumes):
         assert (protons > 0).all() and row["PD"] == pytest.approx(protons.mean(), rel=1e-4)
         assert row["T1"] == pytest.approx((t1 * protons).sum() / protons.sum(), rel=1e-4)
     inside = patches.take(patch_means(patches.images > -1, 2, rank=3))
-    assert len(patches.table) < 6 * 16 and (inside == 1).all()  # some are left out: air, or no protons
+    assert len(patches.table) < 6 * 16 and (inside == 1).all()  # without those that show air or no protons
 
 
 def test_crops_are_limited_and_fixed_by_the_seed(volumes):

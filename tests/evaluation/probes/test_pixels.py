@@ -29,7 +29,7 @@ TRAIN, VALIDATION = ["a", "b", "c"], ["d", "e"]
 
 
 def subject_of(name, generator):
-    """A body with three organs at another place in each subject, each bright in a contrast of its own; air is 0."""
+    """Return a body with three organs, at different places in each subject, each bright in one contrast; air is 0."""
     label = np.zeros((SLICES, SIZE, SIZE), np.uint8)
     top, left = generator.integers(2, 5, 2)
     for value in (1, 2, 3):
@@ -64,7 +64,7 @@ def test_pixels_are_drawn_evenly_from_the_body_of_the_subjects_asked_for(store, 
     for part, subjects in zip(parts, (TRAIN, VALIDATION), strict=True):
         assert np.bincount(part.label).tolist() == [100] * 4
         assert set(part.subject) == {*subjects}
-        assert (part.place[:, 0] > 0).all() and (part.place < SIZE - 1).all()  # air is the frame of one pixel
+        assert (part.place[:, 0] > 0).all() and (part.place < SIZE - 1).all()  # air is a frame one pixel wide
         rows = store.rows_of(subjects)
         labels, images = store.labels(rows), store.images(CONTRASTS, rows)
         for number in range(0, 400, 7):
@@ -106,9 +106,9 @@ def test_the_probe_finds_what_the_features_say_and_nothing_in_noise_or_shuffled_
     assert accuracy([0, 1, 2, 3], train.label) == 1
     assert accuracy([0, 3], train.label) == pytest.approx(
         0.5, abs=0.1
-    )  # one organ of three, and a guess among the rest
+    )  # one organ of three, and a guess among the others
     assert accuracy([3], train.label) == pytest.approx(0.25, abs=0.07)
-    # Organs alone: every pixel of an organ is alike, so one draw of labels moves a whole class. Noise tells them apart.
+    # Without noise, all pixels of an organ are equal, so shuffled labels would move whole classes.
     noise = [generator.standard_normal((len(part.label), 8)) for part in parts]
     found, _ = probe_pixels(noise[0], generator.permutation(train.label), train.subject, noise[1])
     assert balanced_accuracy_score(validation.label, found) == pytest.approx(0.25, abs=0.07)

@@ -1,4 +1,4 @@
-"""Probes and silhouettes: against plain float64 arithmetic and cases whose answer is known."""
+"""Probes and silhouettes against plain float64 arithmetic and in cases with known results."""
 
 import math
 import types
@@ -70,7 +70,7 @@ def ridge_by_hand(train, values, test):
 
 
 def make_patches(generator, count=400, subjects=4, labels=3):
-    """Patches of which one feature grows with T1, one with the label, and one is noise."""
+    """Make patches of which one feature increases with T1, one with the label, and one is noise."""
     table = pandas.DataFrame(
         {
             "subject": [f"s{number % subjects}" for number in range(count)],
@@ -84,7 +84,7 @@ def make_patches(generator, count=400, subjects=4, labels=3):
 
 
 class Doubling:
-    """A network that doubles its input and halves its size, and notes the batches it was given."""
+    """Stands in for a network: doubles its input and halves the size; records its batches."""
 
     def __init__(self):
         self.batches = []
@@ -150,12 +150,12 @@ def test_a_constant_feature_does_no_harm():
 
 
 def test_a_rare_class_weighs_as_much_as_a_common_one():
-    """Classes overlap: unweighted, the rare one would hardly ever be predicted."""
+    """Classes overlap; without weights, the rare one would hardly ever be predicted."""
     generator = np.random.default_rng(0)
     classes = np.array([0] * 1900 + [1] * 100)
     features = generator.normal(size=(2000, 1)) + 2 * classes[:, None]
     found = probe_classes(features, classes, features)
-    assert np.mean(found[classes == 1] == 1) == pytest.approx(0.84, abs=0.06)  # the border lies in the middle
+    assert np.mean(found[classes == 1] == 1) == pytest.approx(0.84, abs=0.06)  # the boundary lies in the middle
     assert balanced_accuracy(classes, found) == pytest.approx(0.84, abs=0.03)
 
 
@@ -167,14 +167,14 @@ def test_r_squared_and_balanced_accuracy_are_those_of_the_library():
     assert math.isnan(r_squared(np.ones(5), true[:5]))
     true, found = generator.integers(0, 4, 80), generator.integers(0, 4, 80)
     assert balanced_accuracy(true, found) == pytest.approx(balanced_accuracy_score(true, found))
-    assert balanced_accuracy(np.array([1, 1]), np.array([1, 3])) == 0.5  # a class that only the prediction has
+    assert balanced_accuracy(np.array([1, 1]), np.array([1, 3])) == 0.5  # a class that occurs only in the prediction
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_silhouette_is_that_of_a_loop(seed):
     generator = np.random.default_rng(seed)
     vectors, classes = generator.normal(size=(25, 3)) + 1, generator.integers(0, 3, 25)
-    classes[0] = 7  # alone in its class
+    classes[0] = 7  # the only one in its class
     expected = silhouette_by_hand(vectors.tolist(), classes.tolist())
     assert silhouette(vectors, classes) == pytest.approx(expected, abs=1e-9)
     scaled = vectors * generator.uniform(0.1, 10, (25, 1))
@@ -210,7 +210,7 @@ def test_probes_find_what_is_there_and_nothing_else():
 
 
 def test_probes_are_fitted_on_training_patches_only():
-    """Features that mean the opposite in test subjects: a probe that had seen them would not be wrong."""
+    """Features have the opposite meaning in test subjects: a probe fitted on them would not be wrong."""
     generator = np.random.default_rng(0)
     (train, known), (test, patches) = make_patches(generator), make_patches(generator)
     (score, _) = probe_scores(train, 2 * train.mean(0) - test, known, patches, ["T1"])
@@ -231,7 +231,7 @@ def test_silhouettes_of_labels_leave_the_rest_out_unless_there_is_one_label():
 
 
 def test_constraint_classes_are_compared_within_subjects_only():
-    """Their numbers mean something else in every subject: another numbering must not matter."""
+    """Class numbers differ in meaning between subjects, so renumbering must not matter."""
     features, patches = make_patches(np.random.default_rng(0))
     shift = patches["subject"].str[1].astype(int)
     renumbered = patches.assign(constraint_class=(patches["constraint_class"] + shift) % 5)

@@ -1,4 +1,4 @@
-"""Violins and Bland-Altman plots: what they show, read back from the matplotlib objects and compared with slow code."""
+"""Violins and Bland-Altman plots: their content, read back from matplotlib and compared with slow code."""
 
 import statistics
 import warnings
@@ -37,7 +37,7 @@ def make_values(contrasts=("t2", "bold"), inits=("random", "constrained"), subje
 
 
 def points(axis):
-    """The values of all scattered points, filled and open apart."""
+    """Return the values of all scattered points, filled and open ones separately."""
     split = {True: [], False: []}
     for one in (one for one in axis.collections if isinstance(one, PathCollection)):
         split[bool(len(one.get_facecolors()))] += [y for _, y in one.get_offsets()]
@@ -134,7 +134,7 @@ def make_volumes(contrasts=("t2", "bold"), inits=("random", "constrained"), subj
 
 
 def plot(volumes, inits=()):
-    """Draw the volumes of the left kidney."""
+    """Draw the plot for the volumes of the left kidney."""
     return bland_altman_plots(as_scores(volumes, inits=tuple(inits)), volumes, "left")
 
 

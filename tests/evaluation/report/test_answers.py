@@ -1,4 +1,4 @@
-"""The sentences at the top of a report, against differences made by hand."""
+"""The sentences at the top of a report, for differences chosen by hand."""
 
 import numpy as np
 import pandas
@@ -12,7 +12,7 @@ SUBJECTS = [f"s{number}" for number in range(8)]
 
 
 def make_scores(differences, repeats=3, inits=("random", "ccl"), subjects=SUBJECTS, **about):
-    """Random initialisation has 0.5; `{(init, n): difference of each repeat}`, with some spread between subjects."""
+    """Make scores: 0.5 at random and `{(init, n): difference of each repeat}`, with some spread between subjects."""
     rows = []
     for (init, n), of_repeats in ({("random", n): [0.0] * repeats for _, n in differences} | differences).items():
         for repeat, difference in enumerate(of_repeats):
@@ -63,7 +63,7 @@ def test_of_several_inits_the_ends_are_named():
 
 
 def test_repeats_that_only_one_side_has_are_not_counted():
-    """Over all repeats ccl is ahead; in the one that both have it is behind."""
+    """Over all repeats, ccl is ahead; in the one that both have, it is behind."""
     scores = make_scores({("ccl", 2): [-0.05, 0.35]}, repeats=1)
     (sentence,), _ = answers(scores, DICE)
     assert "ccl is ahead of random by 0.150" in sentence and "; one repeat)" in sentence

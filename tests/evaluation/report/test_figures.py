@@ -1,4 +1,4 @@
-"""Figures: what they show can be read back from the matplotlib objects; overlays are the right way round."""
+"""Figures: content read back from the matplotlib objects; overlays are oriented correctly."""
 
 import warnings
 
@@ -171,7 +171,7 @@ HEALTH = {
 
 
 def make_history(*measures, epochs=4, shift=0.0):
-    """Each measure starts at its value in `HEALTH` and grows by a hundredth per epoch; `val_mean_positives` as well."""
+    """Make a history in which each measure starts at its value in `HEALTH` and increases by 0.01 per epoch."""
     measures = {**{name: HEALTH[name] for name in measures}, "val_mean_positives": 15.0, "loss": 4.0, "val_loss": 4.5}
     rows = [{name: value + shift + epoch / 100 for name, value in measures.items()} for epoch in range(epochs)]
     return pandas.DataFrame([{"epoch": epoch + 1, **row} for epoch, row in enumerate(rows)])
@@ -275,7 +275,7 @@ def test_subjects_are_chosen_by_rank():
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PSR", "SAL", "LIA"])
 def test_overlays_are_radiological_whatever_the_orientation_on_disk(codes):
-    """One voxel right, anterior, superior of the middle must appear left and up, on the upper slice."""
+    """A voxel right of, anterior and superior to the middle must appear on the left, at the top of the upper slice."""
     ras = np.zeros((9, 7, 5), np.uint8)
     ras[7, 5, 3] = 1  # right, anterior, superior
     image = nibabel.Nifti1Image(ras, np.diag([-2.0, 3.0, 5.0, 1.0]) @ np.diag([-1, 1, 1, 1]))

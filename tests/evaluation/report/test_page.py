@@ -1,4 +1,4 @@
-"""The HTML page: what stands on it, escaped and complete."""
+"""The HTML page is complete and escaped."""
 
 import base64
 import dataclasses
@@ -74,10 +74,10 @@ def test_subjects_are_listed_worst_first():
 
 
 def make_report(tmp_path, **changes):
-    """A small page with everything on it; returns the arguments of `Report`."""
+    """Make a small page with everything on it; returns the arguments of `Report`."""
     png, noisy = tmp_path / "curves.png", tmp_path / "scan.png"
     save_training_curves([{"epoch": 1, "loss": 1.0}], png, title="x")
-    scan = np.random.default_rng(0).normal(100, 4, (160, 240))  # noise and no edges, as in a scan
+    scan = np.random.default_rng(0).normal(100, 4, (160, 240))  # noise without edges, as in a scan
     Image.fromarray(scan.astype(np.uint8)).convert("RGB").save(noisy)
     numbers = pandas.DataFrame({"A": ["1 < 2"], "Note": ["word " * 20]})
     folder = tmp_path / "finetuning" / "t2 & more" / "r0"
@@ -151,7 +151,7 @@ COLUMNS = {
         "2026-11-02T09:59",
     ],
 }
-SORTED = {  # row numbers, ascending; then those that stay last, in the order of the page
+SORTED = {  # row numbers in ascending order; then those that stay last, in the order of the page
     "score": ([4, 2, 0, 3, 5], [1]),
     "p": ([1, 0, 4, 5, 3], [2]),
     "saved": ([2, 5, 3, 0], [1, 4]),

@@ -1,4 +1,4 @@
-"""Step 5 on a study of contrast synthesis: tables, paired tests and page, recomputed from the files by plain loops."""
+"""Step 5 on a study of contrast synthesis: tables, paired tests and page, recomputed from the files in plain loops."""
 
 import contextlib
 import io
@@ -31,13 +31,13 @@ def scans(tmp_path_factory):
 
 @pytest.fixture
 def work(scans, tmp_path):
-    """A config and a work dir that one test may change."""
+    """Return a config and a work dir that one test may change."""
     return make_work(scans, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def report(scans, tmp_path_factory):
-    """The report of a complete work dir, made once; not to be changed."""
+    """Return the report of a complete work dir, made once and not to be changed."""
     path, config = make_work(scans, tmp_path_factory.mktemp("report"), paper="synthesis_poster")
     with contextlib.redirect_stdout(io.StringIO()) as output:
         reproduce_tables.main(["--config", str(path)])
@@ -45,7 +45,7 @@ def report(scans, tmp_path_factory):
 
 
 def scores_by_hand(config, init, n, label, column):
-    """One value per test subject, its repeats averaged, read from the JSON files."""
+    """Return one value per test subject, averaged over repeats, read from the JSON files."""
     by_subject = {subject: [] for subject in TEST}
     for file in (config.work_dir / "synthesis" / init / f"n{n:02d}").glob("r*/metrics.json"):
         for row in json.loads(file.read_text())["per_subject"]:
@@ -150,7 +150,7 @@ def test_infinite_and_undefined_values_are_counted_and_not_averaged(work):
     change_rows(config, "constrained", 2, 0, lambda row: row.update(psnr_db_mask=math.inf, mse_mask=0.0))
     inside, differences, *_ = synthesis_tables(read_scores(config.work_dir, SYNTHESIS))
     shown = inside.text.set_index(["Init", "N"])
-    # Of t2 one PSNR in two repeats; of t1 three measures in two repeats.
+    # One PSNR of t2 in two repeats; three measures of t1 in two repeats.
     assert shown.loc[("constrained", "10"), ["Infinite PSNR", "NaN", "Subjects"]].tolist() == ["2", "6", "3 to 4"]
     assert shown.loc[("constrained", "2"), ["Infinite PSNR", "NaN", "Subjects"]].tolist() == ["8", "0", "4"]
     numbers = inside.numbers.set_index(["init", "n_annotated", "label", "metric"])
@@ -235,7 +235,7 @@ def test_both_tasks_of_one_config_stand_on_one_page(scans, tmp_path, capsys, mon
     grid = {"contrasts": {"all": ["t1gd"]}, "subjects_n": [2], "repeats": 1, "training": training}
     with_labels = {"label": "{subject}/label.nii.gz", "labels": {"lesion": [1]}}
     path, config = make_work(scans, tmp_path, finetuning=grid, data=with_labels, paper="synthesis_poster")
-    with monkeypatch.context() as patch:  # drawn once: below
+    with monkeypatch.context() as patch:  # drawn only once, below
         patch.setattr(reproduce_tables, "make_synthesis_figures", lambda *arguments: ([], []))
         assert reproduce_tables.main(["--config", str(path)]) is None
     page = (config.work_dir / "report" / "index.html").read_text()
@@ -280,7 +280,7 @@ def test_rows_come_in_the_order_of_subjects_and_targets(work):
 
 
 def test_folds_are_pooled(work):
-    """The cells of two test subjects each, in two folds, give what one split of all four gives."""
+    """Cells of two folds with two test subjects each give the same as one split with all four."""
     _, config = work
     together = synthesis_tables(read_scores(config.work_dir, SYNTHESIS))
     for fold, kept in (("fold0", TEST[:2]), ("fold1", TEST[2:])):

@@ -1,4 +1,4 @@
-"""Tables against hand-worked numbers, and in each of the three formats."""
+"""Tables against numbers computed by hand, in each of the three formats."""
 
 import functools
 import itertools
@@ -46,7 +46,7 @@ QUALITY = {("random", 2): 0.5, ("random", 8): 0.8, ("constrained", 2): 0.7, ("co
 
 
 def test_spread_is_between_subjects_not_between_runs():
-    """Two subjects, 0.2 and 0.6 on average; the scatter over repeats must not enter the standard deviation."""
+    """Two subjects, 0.2 and 0.6 on average; the spread over repeats must not affect the standard deviation."""
     rows = [("a", 0, 0.1), ("a", 1, 0.3), ("b", 0, 0.4), ("b", 1, 0.8)]
     results = pandas.DataFrame(
         [
@@ -141,7 +141,7 @@ def test_cells_with_a_subject_that_has_fewer_repeats_show_both_numbers():
 
 
 def test_durations_by_hand():
-    """Cells of 10 and 20 s, 3 and 0 s of them compiling: mean 15 s, 10 % compiling, half a minute in all."""
+    """Cells of 10 and 20 s, of which 3 and 0 s for compiling: mean 15 s, 10 % compiling, half a minute in total."""
     scores = make_scores({("random", 2): 0.5}, is_simulated=True)
     scores.frame["duration_s"] = scores.frame["repeat"].map({0: 10.0, 1: 20.0})
     scores.frame["compile_s"] = scores.frame["repeat"].map({0: 3.0, 1: 0.0})
@@ -161,7 +161,7 @@ def test_durations_that_were_not_recorded():
 
 
 def write_cells(work, seed=None):
-    """Write a small grid; with a seed, the repeats of an N have other numbers and the rows of files another order."""
+    """Write a small grid; a seed shuffles the numbers of the repeats and the rows of the files."""
     for (init, n), cell in make_scores(QUALITY, subjects=5, repeats=3).frame.groupby(["init", "n_annotated"]):
         renamed = range(3) if seed is None else np.random.default_rng([seed, n]).permutation(3).tolist()
         for repeat, rows in cell.groupby("repeat"):

@@ -1,4 +1,4 @@
-"""The table of Bland and Altman from volumes of cells."""
+"""The Bland-Altman table from the volumes of cells."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Comparisons across subjects and across repeats, against hand-worked numbers; repeats that only one side has."""
+"""Comparisons across subjects and repeats, against numbers computed by hand; repeats that only one side has."""
 
 import itertools
 import math
@@ -80,13 +80,13 @@ def test_no_repeat_in_common():
 
 
 def test_alike_subjects_make_chance_between_trainings_significant_and_the_repeats_show_it():
-    """No true difference, trainings that differ by 0.02, subjects that agree within 0.005.
+    """There is no true difference; training runs differ by 0.02, and subjects agree within 0.005.
 
-    The t-test across subjects rejects nearly always: it answers for these networks. The differences of single repeats
-    change their sign as often as three coins do.
+    The t-test across subjects nearly always rejects, because it is about these networks only. The differences of
+    single repeats change sign as often as three coins do.
     """
     rng, experiments = np.random.default_rng(0), []
-    for n in range(1, 41):  # each N is an experiment of its own
+    for n in range(1, 41):  # each N is a separate experiment
         dice = {}
         for init, repeat in itertools.product(("random", "ccl"), range(3)):
             training = rng.normal(0.7, 0.02)

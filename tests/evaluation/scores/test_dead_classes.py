@@ -1,4 +1,4 @@
-"""Dead classes: Dice over all validation slices, against plain loops, and what tables and report say of it."""
+"""Dead classes: Dice over all validation slices against plain loops, and their mention in tables and report."""
 
 import math
 

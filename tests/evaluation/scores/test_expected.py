@@ -1,4 +1,4 @@
-"""The papers' numbers: each quotation is in its source, each entry has a preset, and ours are found by hand."""
+"""The papers' numbers: each quotation is in its source, each entry has a preset, and ours are computed by hand."""
 
 import math
 import re
@@ -64,7 +64,7 @@ def test_every_preset_has_an_entry_and_the_cells_that_it_is_compared_with(path):
 
 
 def make_scores(means, contrasts=("t2",), subjects=4, **about):
-    """Return `Scores`; two subjects lie 0.1 above the mean, two below it."""
+    """Return `Scores` in which two subjects lie 0.1 above the mean and two 0.1 below."""
     rows = [
         {"contrasts": name, "init": init, "n_annotated": n, "repeat": 0, "subject": f"s{s}", "label": "x"}
         | {"dice": mean + (0.1 if s % 2 else -0.1)}

@@ -1,4 +1,4 @@
-"""Cells of tools outside this suite: their names, what is said of them, and N = 0 in figures, pictures and savings."""
+"""Cells of tools outside this suite: names, notes, and N = 0 in figures, pictures and savings."""
 
 import numpy as np
 import pandas
@@ -17,7 +17,7 @@ MEANS = {"random": {2: 0.5, 4: 0.6, 8: 0.8}, "constrained": {2: 0.6, 4: 0.85, 8:
 
 
 def made(means):
-    """Scores of five subjects around the means, `{init: {N: mean}}`."""
+    """Return scores of five subjects around the means, `{init: {N: mean}}`."""
     rows = [
         {"contrasts": "t1", "init": init, "n_annotated": n, "subject": f"s{subject}", "label": "liver"}
         | {"dice": mean + 0.01 * subject, "repeat": 0, "folder": f"{init}/{n}"}

@@ -1,4 +1,4 @@
-"""Lesions one by one, against plain loops with exact fractions and against panoptica; and their way to the report."""
+"""Lesions one by one, against plain loops with exact fractions and against panoptica; lesions in the report."""
 
 import collections
 import itertools
@@ -25,7 +25,7 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "panoptica.json").re
 
 
 def lesions_by_hand(mask):
-    """Sets of voxels that hang together by faces, edges or corners, in the order of their first voxels."""
+    """Return sets of voxels connected by faces, edges or corners, in the order of their first voxels."""
     left = {tuple(map(int, voxel)) for voxel in np.argwhere(mask)}
     steps = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
     found = []
@@ -70,7 +70,7 @@ def test_counts_equal_plain_loops(overlap, subtests):
 
 
 def test_counts_and_f1_equal_those_of_panoptica(subtests):
-    """What panoptica counted for the same masks; `tests/lesion_cases.py` says how it was asked."""
+    """panoptica counted the same masks; `tests/lesion_cases.py` shows how it was called."""
     assert len(GOLDEN["cases"]) == PAIRS
     for number, case in enumerate(GOLDEN["cases"]):
         predicted, true = draw_pair(number)
@@ -90,7 +90,7 @@ def test_the_file_of_panoptica_is_what_it_counts_today():
 
 
 def test_the_cases_tell_the_conventions_apart():
-    """Many lesions, of which some are found at one overlap and not at another; several ask for the same partner."""
+    """Some of many lesions are found at one overlap but not at another, and several compete for the same partner."""
     totals = collections.Counter()
     for case in GOLDEN["cases"]:
         for overlap in OVERLAPS:
@@ -159,7 +159,7 @@ NOTHING = dict.fromkeys(("hd95_mm", "surface_dice", "volume_ml", "volume_ml_refe
 
 
 def write_cell(work, init, repeat, rows, config_hash="abc"):
-    """A finished cell; each row has a subject, a label and, where its lesions were counted, what was counted."""
+    """Write a finished cell; each row has a subject, a label and, if its lesions were counted, the counts."""
     folder = work / "finetuning" / "flair" / init / "n02" / f"r{repeat}"
     folder.mkdir(parents=True)
     per_subject = []
@@ -178,7 +178,7 @@ def write_cell(work, init, repeat, rows, config_hash="abc"):
 
 @pytest.fixture
 def study(tmp_path):
-    """Lesions beside an organ; one subject without any; an earlier cell in which nothing was counted."""
+    """Make lesions beside an organ, one subject without any, and an earlier cell without counts."""
     write_cell(
         tmp_path, "random", 0, [("a", "lesion", 4, 2, 1), ("b", "lesion", 0, 0, 0), ("a", "liver"), ("b", "liver")]
     )

@@ -1,4 +1,4 @@
-"""Metrics against slow references that share no code with the package behind them."""
+"""Metrics against slow references that share no code with the package that computes them."""
 
 import itertools
 import math
@@ -18,13 +18,13 @@ LABELS = ["liver", "kidneys"]
 
 
 def surface_by_hand(mask, spacing):
-    """List every 2x2x2 neighbourhood that the surface crosses: its corner in mm and the area inside it."""
+    """List every 2x2x2 neighbourhood crossed by the surface, with its corner in mm and the area inside it."""
     padded = np.pad(mask, 1)
     points, areas = [], []
     for corner in itertools.product(*(range(n - 1) for n in padded.shape)):
         cell = padded[tuple(slice(i, i + 2) for i in corner)].astype(float)
         if 0 < cell.sum() < 8:
-            cell = cell if cell.sum() <= 4 else 1 - cell  # a surface does not depend on which side is inside
+            cell = cell if cell.sum() <= 4 else 1 - cell  # the surface is the same whichever side is inside
             vertices, faces, _, _ = marching_cubes(cell, 0.5, spacing=tuple(map(float, spacing)), method="lorensen")
             points.append([i * mm for i, mm in zip(corner, spacing, strict=True)])
             areas.append(mesh_surface_area(vertices, faces))
@@ -45,7 +45,7 @@ def agreement_by_hand(predicted, true, spacing, tolerance):
 
 
 def blob(rng, shape):
-    """Draw a connected-looking random mask that may touch the border."""
+    """Draw a random mask that looks connected and may touch the border."""
     centre = [rng.uniform(0, n) for n in shape]
     axes = np.indices(shape)
     distance = sum(((axis - c) / rng.uniform(1.5, 4)) ** 2 for axis, c in zip(axes, centre, strict=True))
@@ -73,7 +73,7 @@ def test_scores_equal_the_slow_reference(seed, spacing):
 
 
 def plain_scores(predicted, true, spacing, tolerance):
-    """Dice, HD95 and surface Dice of whole masks by the package alone, without a crop."""
+    """Compute Dice, HD95 and surface Dice of whole masks with the package alone, without cropping."""
     if not predicted.any() or not true.any():
         if not predicted.any() and not true.any():
             return [math.nan] * 3
@@ -177,7 +177,7 @@ def test_without_a_voxel_size_nothing_is_said_in_mm_or_ml():
 
 
 def test_regions_unite_classes_and_may_overlap():
-    """The regions of BraTS, against scores of the united masks by themselves."""
+    """The regions of BraTS are compared with scores of the merged masks."""
     generator = np.random.default_rng(7)
     reference, prediction = generator.integers(0, 4, (2, 7, 6, 5))
     labels = ["necrosis", "oedema", "enhancing"]

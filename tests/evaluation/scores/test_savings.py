@@ -1,4 +1,4 @@
-"""Annotation saved and its bootstrap, against loops over draws and hand-worked curves."""
+"""Annotation saved and its bootstrap, against loops over draws and curves computed by hand."""
 
 import math
 from collections import Counter
@@ -21,7 +21,7 @@ from tests.evaluation.made_scores import as_scores
 
 
 def noisy_curve(means, seed, repeats=3, subjects=8, labels=2, spread=0.05, missing=0.0):
-    """Scores `(repeats, subjects, labels)` by N around given means."""
+    """Draw scores `(repeats, subjects, labels)` by N around given means."""
     rng = np.random.default_rng(seed)
     curve = {}
     for n, mean in means.items():
@@ -35,7 +35,7 @@ PRETRAINED = {2: 0.70, 4: 0.80, 8: 0.87, 20: 0.88}
 
 
 def mean_by_loops(scores, repeats, subjects):
-    """Mean over drawn repeats, then labels, then drawn subjects; both are lists with repetitions."""
+    """Average over drawn repeats, then labels, then drawn subjects; both draws may repeat."""
     of_subjects = []
     for subject in subjects:
         of_labels = []
@@ -105,7 +105,7 @@ def test_the_estimate_is_that_of_the_mean_curves():
 
 
 def test_the_same_subjects_are_drawn_for_both_curves():
-    """A gain that every subject has leaves no doubt, however much the subjects differ from each other."""
+    """A gain in every subject leaves no uncertainty, however much the subjects differ."""
     subjects = np.random.default_rng(3).normal(0, 0.2, (1, 30, 1))
     random = {n: mean + subjects for n, mean in {2: 0.4, 8: 0.6, 20: 0.7}.items()}
     pretrained = {n: mean + subjects for n, mean in {2: 0.5, 8: 0.71, 20: 0.8}.items()}
@@ -116,7 +116,7 @@ def test_the_same_subjects_are_drawn_for_both_curves():
 def test_draws_that_never_get_there_are_the_low_end():
     low = annotation_saved_interval({2: np.full((1, 4, 1), 0.1)}, {2: np.full((1, 4, 1), 0.5)}, 2, draws=100)
     assert (low.saved, low.low, low.high, low.share_never) == (None, None, None, 1.0)
-    # Half of the subjects are above the goal by as much as the others are below it.
+    # Half of the subjects are above the goal by as much as the others are below.
     curve = {2: np.array([0.9, 0.9, 0.1, 0.1, 0.5001]).reshape(1, 5, 1)}
     mixed = annotation_saved_interval(curve, {8: np.full((1, 5, 1), 0.5)}, 8, draws=2000)
     assert mixed.saved == mixed.high == 0.75 and mixed.low is None

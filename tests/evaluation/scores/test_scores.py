@@ -1,4 +1,4 @@
-"""Collecting cells and averaging them, against plain loops; what is refused."""
+"""Collecting and averaging cells, against plain loops; what is refused."""
 
 import dataclasses
 import json
@@ -128,7 +128,7 @@ def test_a_metric_without_any_value_stays_nan(tmp_path):
 
 
 def test_volume_error_has_a_sign_and_is_averaged_like_a_metric(tmp_path):
-    """Repeats 110 and 90 mL, reference 80: errors +30 and +10, mean +20; a volume that is not known has no error."""
+    """Repeats 110 and 90 mL, reference 80: errors +30 and +10, mean +20; an unknown volume has no error."""
     for repeat, volume in enumerate((110.0, 90.0)):
         rows = [
             {"subject": "a", "label": "liver"}
@@ -167,7 +167,7 @@ def test_the_runs_behind_a_cell_have_names(tmp_path):
 
 
 def test_scores_are_read_from_their_table_to_the_last_digit(tmp_path):
-    """Names that pandas would take for missing values, or for numbers, stay what they are."""
+    """Names that pandas would read as missing values or numbers are preserved."""
     scores = [("NA", "liver", 1 / 3), ("007", "liver", None)]
     write_cell(tmp_path, dice=scores, fold="fold0", annotated_available=58, duration_s=1.1, validation_subjects=["v"])
     written = read_scores(tmp_path)
@@ -188,7 +188,7 @@ def test_tables_of_earlier_versions_lack_what_was_recorded_later(tmp_path):
 
 
 def test_a_measure_is_added_in_one_place(tmp_path):
-    """One entry in the registry: read, checked, averaged and shown in a table, also beside rows from before it."""
+    """One entry in the registry is read, checked, averaged and shown in a table, also beside older rows."""
     lesions = Measure("found_share", "Lesions found", "share", high=1.0, digits=2, is_optional=True)
     task = dataclasses.replace(SEGMENTATION, measures=(*SEGMENTATION.measures, lesions))
     row = {"subject": "a", "label": "liver"} | dict.fromkeys(KEYS) | {"dice": 0.5}

@@ -1,4 +1,4 @@
-"""Measures of a synthesis against loops in float64; what is undefined is said so."""
+"""Measures of a synthesis against loops in float64; undefined values."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ def volumes(size=(12, 13, 11), seed=0):
 
 
 def ssim_by_hand(a, b, centre, data_range):
-    """SSIM at one voxel, the volume mirrored at its faces (the outermost voxel comes twice)."""
+    """Return the SSIM at one voxel, with the volume mirrored at its faces (the outermost voxel occurs twice)."""
     sums = np.zeros(6)
     for offset in itertools.product(range(-5, 6), repeat=3):
         place = []
@@ -39,7 +39,7 @@ def ssim_by_hand(a, b, centre, data_range):
 def test_a_row_per_contrast_with_the_values_of_slow_loops(data_range):
     prediction, reference, _ = volumes()
     mask = np.zeros(reference.shape[:3], bool)
-    mask[[0, 4, 11, 6], [12, 5, 0, 6], [3, 10, 0, 5]] = True  # corners, a face, the inside
+    mask[[0, 4, 11, 6], [12, 5, 0, 6], [3, 10, 0, 5]] = True  # corners, a face, the interior
     rows = score_synthesis(prediction, reference, CONTRASTS, data_range=data_range, mask=mask)
     assert [row["label"] for row in rows] == CONTRASTS
     for channel, row in enumerate(rows):
@@ -48,7 +48,7 @@ def test_a_row_per_contrast_with_the_values_of_slow_loops(data_range):
             mse = math.fsum((a[place] - b[place]) ** 2 for place in places) / len(places)
             assert row[f"mse{suffix}"] == pytest.approx(mse, rel=1e-12)
             assert row[f"psnr_db{suffix}"] == pytest.approx(10 * math.log10(data_range**2 / mse), rel=1e-12)
-        inner = itertools.product(range(5, 7), range(5, 8), range(5, 6))  # whose window lies in the volume
+        inner = itertools.product(range(5, 7), range(5, 8), range(5, 6))  # with the window inside the volume
         assert row["ssim"] == pytest.approx(np.mean([ssim_by_hand(a, b, c, data_range) for c in inner]), rel=1e-9)
         inside = [ssim_by_hand(a, b, centre, data_range) for centre in zip(*np.nonzero(mask), strict=True)]
         assert row["ssim_mask"] == pytest.approx(np.mean(inside), rel=1e-9)

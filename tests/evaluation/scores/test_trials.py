@@ -13,12 +13,12 @@ from evaluation.scores.trials import compare, summarise, write_trials
 
 INITS, TRIALS = ["random", "constrained"], ["slow", "fast"]
 RUNS = list(itertools.product(["t1", "t2"], [2, 8], [0, 1, 2], ["fold0", "fold1"]))
-VALIDATION = {"fold0": ["a", "b"], "fold1": ["b", "c"]}  # one subject validates in both folds
+VALIDATION = {"fold0": ["a", "b"], "fold1": ["b", "c"]}  # one subject is for validation in both folds
 LABELS = ["liver", "spleen"]
 
 
 def make_results(seed=0, cells=None):
-    """Scores of a grid, some of them missing, some low: one row per cell, subject and label."""
+    """Make the scores of a grid, some missing, some low: one row per cell, subject and label."""
     generator, rows = np.random.default_rng(seed), []
     for init, trial, (contrasts, n, repeat, split) in cells or itertools.product(INITS, TRIALS, RUNS):
         shared = {"split": split, "contrasts": contrasts, "init": init, "n_annotated": n, "repeat": repeat}
@@ -42,7 +42,7 @@ def mean(values):
 
 
 def slow_dice(rows):
-    """Repeats, then classes, then subjects; a subject in two folds is two."""
+    """Average over repeats, then classes, then subjects; a subject in two folds counts twice."""
     subjects = sorted({(r["split"], r["subject"]) for r in rows})
     return mean(
         mean(
