@@ -1,4 +1,4 @@
-"""What differs between two work dirs, apart from times and what names the machine and the moment.
+"""Compare two work dirs, apart from durations and records of the machine and the time.
 
 python -m tests.reliability.equal ONE OTHER
 """
@@ -13,13 +13,13 @@ import h5py
 import nibabel
 import numpy as np
 
-RECORDS = {"environment.json", "run.log", "command.txt", "resolved_config.yaml"}  # when, where, into which folder
-PICTURES = {".png", ".pdf", ".html"}  # there or not; what they show is in the tables
+RECORDS = {"environment.json", "run.log", "command.txt", "resolved_config.yaml"}  # time, machine, folder
+PICTURES = {".png", ".pdf", ".html"}  # only their existence is compared; the tables hold their content
 TIMES = ("seconds", "duration_s", "compile_s")
 
 
 def differences(one, other, part="."):
-    """Return one line for each file that only one of two folders holds, or that differs."""
+    """Return one line for each file that differs or is in only one of the two folders."""
     one, other = Path(one) / part, Path(other) / part
     files = [{str(path.relative_to(top)) for path in top.rglob("*") if path.is_file()} for top in (one, other)]
     lines = [f"{name}: only in one of both" for name in sorted(files[0] ^ files[1])]
@@ -33,7 +33,7 @@ def differences(one, other, part="."):
 
 
 def content(path):
-    """What a file says, as something to compare: dictionaries, lists, texts and arrays."""
+    """Return the content of a file for comparison: dictionaries, lists, texts and arrays."""
     if path.name.endswith(".nii.gz"):
         image = nibabel.load(path)
         return {"voxels": np.asarray(image.dataobj), "affine": image.affine, "header": image.header.binaryblock}

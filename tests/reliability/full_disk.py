@@ -1,14 +1,14 @@
-"""Every step on a file system that is full, read-only, and then has room again; what came of it as JSON.
+"""Run every step on a file system that is read-only or full and then has space again; prints the outcome as JSON.
 
     unshare -rm python -m tests.reliability.full_disk FOLDER PACKED
 
-Reads   PACKED/tiny.yaml and PACKED/data, a tiny cohort, and PACKED/work, made from it by steps that nobody disturbed
+Reads   PACKED/tiny.yaml and PACKED/data, a tiny cohort, and PACKED/work, made from it by undisturbed steps
         (`packed` in tests/conftest.py).
 Makes   FOLDER/whole, a copy of that work dir with the other steps, and FOLDER/small, a file system in memory that only
-        this process sees. In it, each step runs with so little room that it must fail somewhere, in several places,
-        and then with enough.
-Prints  one JSON object: for each step its failed tries (bytes left, exit code, what was said, unfinished files), the
-        exit code with enough room, what differs from the undisturbed run, and what a read-only disk makes of it.
+        this process sees. In it, each step runs several times with too little space, so that it fails at different
+        points, and then with enough.
+Prints  one JSON object: for each step the failed attempts (bytes left, exit code, messages, unfinished files), the
+        exit code with enough space, differences from the undisturbed run, and the outcome on a read-only disk.
 """
 
 import json
@@ -25,7 +25,7 @@ from tests.cohort import words_of
 from tests.reliability.equal import differences
 
 ROOM = 64 << 20
-SHARES = (0.0, 0.4, 0.85)  # of what a step writes; what is left to it
+SHARES = (0.0, 0.4, 0.85)  # free space, as a share of what a step writes
 STEPS = {
     "generate_constraint_maps": "constraint_maps",
     "generate_h5_pretraining": "h5",
@@ -51,7 +51,7 @@ def main():
 
 
 def disturb(step, outputs, config, whole, small):
-    """Run a step with too little room and then with enough; returns what came of it."""
+    """Run a step with too little space and then with enough; returns the outcome."""
     if not (whole / outputs).exists():
         assert run(step, *words_of(step, config, whole)).code == 0
     needed = sum(path.stat().st_size for path in (whole / outputs).rglob("*") if path.is_file())
@@ -59,7 +59,7 @@ def disturb(step, outputs, config, whole, small):
     read_only = run(step, *words_of(step, config, small / "work"))
     mount("-o", "remount,rw", small)
     rooms = [int(share * needed) for share in SHARES]
-    if outputs == "h5":  # which asks for more than it writes
+    if outputs == "h5":  # reserves more than it writes
         rooms += [SLACK + room for room in rooms]
     tries = [try_with(room, step, words_of(step, config, small / "work"), small) for room in rooms]
     outcome = run(step, *words_of(step, config, small / "work"))
@@ -77,7 +77,7 @@ def mount(*options):
 
 
 def try_with(room, step, line, small):
-    """Run a step with this much room in the small file system, and free the rest afterwards."""
+    """Run a step with this much space in the small file system, and free the rest afterwards."""
     ballast = small / "ballast"
     free = os.statvfs(small)
     with open(ballast, "wb") as file:

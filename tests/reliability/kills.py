@@ -1,15 +1,15 @@
-"""Kill each step at seeded moments until it is through, beside one run that nobody disturbs; what came of it as JSON.
+"""Kill each step at seeded moments until it finishes, and compare with an undisturbed run; writes the outcome as JSON.
 
     python -m tests.reliability.kills FOLDER --kills 3 --seed 1 [--steps maps h5 ...] [--fresh]
 
-Reads   FOLDER/tiny.yaml and FOLDER/data (tests/cohort.py), made when they are not there.
+Reads   FOLDER/tiny.yaml and FOLDER/data (tests/cohort.py), which are made if missing.
 Writes  FOLDER/whole and FOLDER/killed, two work dirs that should be equal, and FOLDER/kills.json: for each step the
         seconds of the undisturbed run and each kill with its moment.
 
-The duration of the undisturbed run is cut into as many equal parts as kills are asked for, and a moment is drawn in
-each of them. A command that ends before its moment has done all its work; its outputs are deleted and it begins anew.
-Commands are forks of this process, which has loaded the libraries already, and their training steps run uncompiled, so
-that kills meet epochs and not the compiler; with --fresh each is a new Python and compiles.
+The duration of the undisturbed run is divided into as many equal parts as there are kills, and a moment is drawn in
+each. If a command ends before its moment, its outputs are deleted and it starts again. Commands are forks of this
+process, which has already loaded the libraries, and their training steps run uncompiled, so that kills hit epochs and
+not the compiler; with --fresh, each is a new Python process that compiles.
 """
 
 import argparse
@@ -73,14 +73,14 @@ def main():
 
 
 def disturb(step, config, options, start):
-    """Run a step undisturbed, then elsewhere with kills; returns its seconds and the moments of the kills."""
+    """Run a step undisturbed, then in another work dir with kills; returns its seconds and the moments of the kills."""
     script, outputs = STEPS[step]
     whole, killed = options.folder / "whole", options.folder / "killed"
     seconds, code = run(start, script, words_of(step, config, whole))
     if code != 0:
         raise SystemExit(f"{step}: exit code {code}, see {config.parent / 'said.txt'}")
     draw, moments, ended = np.random.default_rng(child_seed(options.seed, step)), [], 0
-    lasts = seconds  # what a run from the beginning takes, which changes with what else the machine does
+    lasts = seconds  # duration of a complete run, which varies with the load of the machine
     while len(moments) < options.kills:
         if ended > MOST_TRIES * options.kills:
             raise SystemExit(f"{step}: ends before it can be killed")
@@ -89,7 +89,7 @@ def disturb(step, config, options, start):
         lasted, code = run(start, script, words_of(step, config, killed), moment)
         if code == -signal.SIGKILL:
             moments.append(round(moment, 3))
-        elif code == 0:  # it was further than that already
+        elif code == 0:  # it was already further
             ended += 1
             lasts = min(lasts, lasted) if began_anew else lasts
             shutil.rmtree(killed / outputs)
@@ -100,7 +100,7 @@ def disturb(step, config, options, start):
 
 
 def run(start, script, words, moment=None):
-    """Run a command, killed at a moment if it still runs; returns its seconds and its exit code."""
+    """Run a command and kill it at a moment if it is still running; returns its seconds and exit code."""
     began = time.monotonic()
     process = start(script, [str(word) for word in words])
     code = None
@@ -120,7 +120,7 @@ def fresh(said, script, words):
 
 
 class forked:
-    """A command in a fork of this process, as far as needed like `subprocess.Popen`."""
+    """A command in a fork of this process, with the needed part of the interface of `subprocess.Popen`."""
 
     def __init__(self, said, script, words):
         self.code, self.pid = None, os.fork()
@@ -150,7 +150,7 @@ class forked:
 
 
 def command(script, words):
-    """Run the main of a script in this process, and end the process as the script would."""
+    """Run the `main` of a script in this process, and end the process as the script would."""
     from training import loop as checkpoints
     from utils.runs import exit_code_of
 

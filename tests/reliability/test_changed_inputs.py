@@ -1,4 +1,4 @@
-"""Scans, label maps and masks that changed between two steps, or between two cells of a table."""
+"""Scans, label maps and masks that change between two steps, or between two cells of a table."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ MAPS, SLICES, _, CELLS = FIRST_FOUR
 
 
 def change(path):
-    """Change one voxel of a file, to another value from 0 to 1 if all are."""
+    """Change one voxel of a file, within 0 to 1 if all values are."""
     image = nibabel.load(path)
     array = np.asarray(image.dataobj).copy()
     array[8, 7, 2] = 1 - array[8, 7, 2] if array.max() == 1 else array[8, 7, 2] + 1
@@ -40,7 +40,7 @@ def test_step_2_notices_scans_and_masks_that_changed_since_step_1(tmp_path, name
     files = [tmp_path / f"data/sub-2/{name}.nii.gz" for name in sorted(names)]
     for path in files:
         change(path)
-    (tmp_path / "data/sub-3/t1.nii.gz").touch()  # a date says nothing
+    (tmp_path / "data/sub-3/t1.nii.gz").touch()  # dates do not matter
     shown = ", ".join(f"'{path}'" for path in sorted(files, key=lambda path: path.name))
     line = f"sub-2: {shown} {MADE_OTHERWISE} --subjects sub-2"
     assert_refused(tmp_path, SLICES, ["--config", config], [line])
@@ -74,7 +74,7 @@ def test_maps_from_before_files_were_noted_are_taken(tmp_path):
 
 @pytest.fixture
 def trained(finished, tmp_path):
-    """A copy of scans and work dir after four steps, to be changed."""
+    """Return a copy of scans and work dir after four steps, to be changed."""
     for name in ("data", "work"):
         shutil.copytree(finished / name, tmp_path / name)
     return write_config(tmp_path)
@@ -111,7 +111,7 @@ def test_step_4_refuses_a_reference_that_changed_before_it_trains(trained, tmp_p
 
 @pytest.mark.parametrize("name", ["t1", "label"])
 def test_step_2_keeps_no_file_of_scans_that_changed(trained, tmp_path, name):
-    """Of a training subject, whose label step 4 does not read again."""
+    """The change is in a training subject, whose label step 4 does not read again."""
     change(tmp_path / f"data/sub-1/{name}.nii.gz")
     if name == "t1":
         assert run(MAPS, "--config", trained, "--overwrite", "--subjects", "sub-1").code == 0

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only, or another one than that of the data: one line, nothing broken, and on it goes."""
+"""Full and read-only disks are reported in one line and leave nothing broken; the work dir may be on another disk."""
 
 import json
 import os
@@ -15,7 +15,7 @@ FULL = "no space left on device; free some space and rerun the command; finished
 
 
 def may_mount(folder):
-    """Tell whether this user may have a file system of its own."""
+    """Tell whether this user may mount a private file system."""
     command = ["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     try:
         return subprocess.run(command, capture_output=True).returncode == 0

@@ -1,8 +1,8 @@
-"""From scans to label maps through every format of the suite: voxels stay where they are, left stays left.
+"""From scans to label maps through every format of the suite: voxels keep their place, and left stays left.
 
-Kidneys of different size in scans that are oblique, anisotropic and stored in another order of axes each: a stand-in
-for the network sees the left one in the first contrast and the right one in the second, so that what steps 1, 2 and 4
-and predict.py write must be the label, voxel by voxel.
+Kidneys of different sizes are in oblique, anisotropic scans with different axis orders. A stand-in for the network sees
+the left one in the first contrast and the right one in the second, so steps 1, 2 and 4 and predict.py must write the
+label, voxel by voxel.
 """
 
 import nibabel
@@ -23,12 +23,12 @@ TEST = ["sub-3", "sub-4"]
 
 
 def kidneys(number):
-    """Class indices with axes RAS: the first grows towards the patient's right, so the left kidney comes first."""
+    """Return class indices with axes RAS: the first axis points to the patient's right, so the left kidney is first."""
     classes = np.zeros(SHAPE, np.uint8)
     classes[1:4, 2:7, 1:5] = LEFT
     classes[9:12, 3:6, 2:5] = RIGHT
-    classes[2, 3, 5] = LEFT  # so that no mirror image is like it
-    classes[3, 2 + number, 0], classes[9, 2 + number, 0] = LEFT, RIGHT  # and no other subject
+    classes[2, 3, 5] = LEFT  # breaks all mirror symmetries
+    classes[3, 2 + number, 0], classes[9, 2 + number, 0] = LEFT, RIGHT  # and differs between subjects
     return classes
 
 
@@ -36,7 +36,7 @@ def write_scan(folder, number, code, angle):
     rotation = nibabel.eulerangles.euler2mat(z=angle, y=-angle, x=angle / 2)
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.diag(SPACING)
-    affine[:3, 3] = -affine[:3, :3] @ (np.array(SHAPE) - 1) / 2  # the origin in the middle of the patient
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(SHAPE) - 1) / 2  # the origin is in the middle of the patient
     turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(code))
     affine, classes = (
         affine @ orientations.inv_ornt_aff(turn, SHAPE),
@@ -51,7 +51,7 @@ def write_scan(folder, number, code, angle):
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """The path of the config, after steps 1 and 2."""
+    """Return the path of the config, after steps 1 and 2."""
     folder = tmp_path_factory.mktemp("geometry")
     for number, (subject, (code, angle)) in enumerate(PLACED.items()):
         write_scan(folder / "data" / subject, number, code, angle)
@@ -87,7 +87,7 @@ def packed(tmp_path_factory):
 
 
 class Seer:
-    """A network that sees the left kidney in the first contrast and the right one in the second."""
+    """Stands in for a network: the left kidney is in the first contrast, the right one in the second."""
 
     def predict_on_batch(self, images):
         scores = np.concatenate([np.full_like(images[..., :1], 0.5), images], axis=-1)
@@ -99,13 +99,13 @@ def voxels(path):
 
 
 def classes_of(config, subject):
-    """The label of a subject as class indices."""
+    """Return the label of a subject as class indices."""
     label = voxels(config.parent / "data" / subject / "label.nii.gz")
     return np.select([label == value for value in VALUES.values()], (LEFT, RIGHT), 0)
 
 
 def assert_is_the_label(path, config, subject):
-    """The file lies on the voxels of the scan and says of each what the label says; left is left of the patient."""
+    """Check that a file has the grid of the scan and the values of the label; left is on the patient's left."""
     image, scan = nibabel.load(path), nibabel.load(config.parent / "data" / subject / "one.nii.gz")
     np.testing.assert_allclose(image.affine, scan.affine, atol=1e-5)
     assert nibabel.aff2axcodes(image.affine) == nibabel.aff2axcodes(scan.affine)
@@ -129,7 +129,7 @@ def test_constraint_maps_lie_on_the_voxels_of_the_scans(subject, packed):
     np.testing.assert_allclose(nibabel.load(path).affine, scan.affine, atol=1e-5)
     found, classes = voxels(path), classes_of(packed, subject)
     pairs = set(zip(found.ravel().tolist(), classes.ravel().tolist(), strict=True))
-    assert len(pairs) == len({one for one, _ in pairs}) == 3  # each class of the map is one class of the label
+    assert len(pairs) == len({one for one, _ in pairs}) == 3  # classes of map and label correspond
 
 
 @pytest.mark.parametrize("subject", PLACED)

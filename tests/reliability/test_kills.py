@@ -1,6 +1,6 @@
-"""Whatever moment a step is killed at: the same command again, and the outputs are those of an undisturbed run.
+"""A step killed at any moment and rerun gives the outputs of an undisturbed run.
 
-With more kills, in processes of their own and with synthesis, as docs/reliability.md says:
+With more kills, new processes and synthesis, as in docs/reliability.md:
 
     python -m tests.reliability.kills FOLDER --kills 20 --fresh && \
         python -m tests.reliability.equal FOLDER/whole FOLDER/killed
@@ -19,12 +19,12 @@ from tests.reliability.equal import differences
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = [step for step in STEPS if step != "synthesis"]
-KILLS = 3  # in the first, second and last third of a run
+KILLS = 3  # one in each third of a run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two work dirs, `whole` and `killed`, and what was done to the second."""
+    """Return a folder with two work dirs, `whole` and `killed`, and the record of the kills."""
     folder = tmp_path_factory.mktemp("kills")
     write_cohort(folder, **of_several_epochs() | {"synthesis": None})
     command = [sys.executable, "-m", "tests.reliability.kills", folder, "--kills", KILLS, "--steps", *KILLED]

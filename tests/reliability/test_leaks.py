@@ -1,4 +1,4 @@
-"""Nothing that tests may train: not under another name, not by way of weights, splits or files from before a change."""
+"""No test subject is used in training: not under another name, nor through weights, splits or outdated files."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ SPLITS = {"train": ["sub-1"], "val": ["sub-2"], "test": ["sub-3"]}
 
 @pytest.fixture
 def work(finished, tmp_path):
-    """A copy of the work dir, to be spoiled."""
+    """Return a copy of the work dir to damage."""
     shutil.copytree(finished / "work", tmp_path / "work")
     return tmp_path / "work"
 
@@ -30,7 +30,7 @@ def command(finished, work):
 
 
 def copy_scan(folder, source, target, code="LPS"):
-    """Store the scan of one subject under the name of another, with other axes and compressed anew."""
+    """Store the scan of one subject under the name of another, with other axes and compressed again."""
     for path in (folder / "data" / source).iterdir():
         image = nibabel.load(path)
         start = orientations.axcodes2ornt(nibabel.aff2axcodes(image.affine))
@@ -40,7 +40,7 @@ def copy_scan(folder, source, target, code="LPS"):
 
 
 def change_weights(path, **metadata):
-    """Change what a weight file says of itself; None removes a key."""
+    """Change the metadata of a weight file; None removes a key."""
     with np.load(path) as content:
         arrays = {name: content[name] for name in content.files}
     kept = json.loads(str(arrays["metadata"])) | metadata
@@ -49,7 +49,7 @@ def change_weights(path, **metadata):
 
 
 def change_hashes(path, change):
-    """Change the hashes in a store, `{subject: hashes}`; to None: a file from before they were written."""
+    """Change the hashes in a store, `{subject: hashes}`; None: as in files from before hashes were written."""
     with h5py.File(path, "r+") as file:
         subjects = [name.decode() for name in file.attrs["subjects"]]
         hashes = {name: json.loads(line) for name, line in zip(subjects, file["subject_hashes"][:], strict=True)}
@@ -203,7 +203,7 @@ def test_an_earlier_stage_from_other_scans_is_no_start(finished, work):
 
 
 def test_weights_pass_on_what_they_saw_before(finished, work):
-    """A stage that starts from weights of elsewhere has seen what those saw, however long ago."""
+    """A stage that starts from other weights has seen everything that those had seen."""
     source = work.parent / "elsewhere.npz"
     shutil.copy(work / "pretraining" / "global" / "weights.npz", source)
     change_weights(source, seen=["sub-3"], seen_scans={"1" * 16: "sub-3"}, subjects={"train": ["x"]})

@@ -1,4 +1,4 @@
-"""What would go wrong in silence and is said: folders that may not be read, scans without orientation, stray maps."""
+"""Problems that would otherwise go unnoticed: unreadable folders, scans without orientation, unlisted maps."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""One spoiled or missing file stops its subject, not everyone: with --keep-going the rest goes on, and exit code 1."""
+"""One damaged or missing file affects only its subject: --keep-going processes the others, with exit code 1."""
 
 import csv
 import json
@@ -124,7 +124,7 @@ def spoil_in(folder, subject, name, spoiler):
 
 @pytest.fixture
 def four(tmp_path):
-    """A cohort of four subjects, two of which train."""
+    """Return a cohort of four subjects, two of them for training."""
     data = CONFIG["data"] | {"root": str(tmp_path / "data")}
     data["splits"] = {"train": ["sub-1", "sub-4"], "val": ["sub-2"], "test": ["sub-3", "sub-5"]}
     for seed, subject in ((7, "sub-4"), (8, "sub-5")):
@@ -134,7 +134,7 @@ def four(tmp_path):
 
 
 def test_check_dataset_lists_every_bad_subject_and_draws_the_others(tmp_path, four):
-    spoil_in(tmp_path, "sub-4", "t2", "truncated")  # its header is sound: only the montage notices
+    spoil_in(tmp_path, "sub-4", "t2", "truncated")  # its header is valid: only the montage notices
     spoil_in(tmp_path, "sub-5", "t2", "missing")
     outcome = run("tools.check_dataset", "--config", four)
     assert outcome.code == 2 and sorted(line[:6] for line in outcome.said) == ["sub-4:", "sub-5:"]
@@ -191,7 +191,7 @@ def test_steps_2_and_4_go_on_without_a_subject(tmp_path, four, subject, spoiler)
     assert any(line.startswith(f"failed: {subject}: ") for line in outcome.logged)
     rows = json.loads((tmp_path / "work" / MODEL / "metrics.json").read_text())["per_subject"]
     assert {row["subject"] for row in rows} == {"sub-3", "sub-5"} - {subject}
-    path.write_bytes(whole)  # repaired: what lacks the subject does not pass for complete
+    path.write_bytes(whole)  # repaired: files without the subject do not count as complete
     assert run(SLICES, "--config", four).said[0].startswith(f"{subject}: is not in ")
     assert run(SLICES, "--config", four, "--overwrite").code == 0
     assert SliceStore(tmp_path / "work/h5/annotated.h5").subjects == SUBJECTS
@@ -213,7 +213,7 @@ def test_step_4_scores_the_others_where_a_reference_is_spoiled(tmp_path, four, s
 
 
 def test_step_4_draws_no_other_subjects_where_a_label_map_is_gone(tmp_path, four):
-    """Without a word, another subject would have trained in its place."""
+    """Otherwise another subject would silently be used for training in its place."""
     assert run(SLICES, "--config", four).code == 0
     spoil_in(tmp_path, "sub-4", "label", "missing")
     line = "sub-4: no longer has the label map that step 2 packed; put it back"

@@ -1,4 +1,4 @@
-"""How often a step opens the files of a subject: once to check all of them before it starts, and once to work."""
+"""How often a step opens the files of a subject: once in the check of all subjects, and once for its work."""
 
 import builtins
 import collections
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Paths of scans and how often they were opened for reading, for their header, voxels or hash."""
+    """Count how often scans are opened for their header, voxels or hash, by path."""
     counts, within = collections.Counter(), []
 
     def counting(function):
@@ -41,7 +41,7 @@ def opened(monkeypatch):
 
 
 def of_one(counts, folder, subject):
-    """The counts of one subject's files, by name below a folder; forgets all counts."""
+    """Return the counts for one subject's files, by name in a folder, and reset all counts."""
     found = {path.relative_to(folder).as_posix(): count for path, count in counts.items() if subject in str(path)}
     counts.clear()
     return found

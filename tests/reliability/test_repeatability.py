@@ -1,4 +1,4 @@
-"""The same seed gives the same tables to the last digit, another seed others; nothing depends on clocks."""
+"""Equal seeds give equal tables to the last digit, other seeds differ; nothing depends on clocks."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ RECORDS_THE_DATE = ("environment.py", "page.py")
 
 
 def first_four(folder, work, *words, switch=()):
-    """Run steps 1 to 4 into a work dir; `switch` is said to those that train."""
+    """Run steps 1 to 4 in a work dir; the training steps get `switch`."""
     with steps_uncompiled():
         for step in FIRST_FOUR:
             more = switch if step in TRAIN else ()
@@ -35,7 +35,7 @@ def first_four(folder, work, *words, switch=()):
 
 
 def tables_of(finished, work, folder):
-    """The texts of all tables of a work dir."""
+    """Return the texts of all tables in a work dir."""
     from evaluation.scores.scores import read_scores
     from reproduce_tables import make_tables
     from utils.config.load import load_config
@@ -45,20 +45,20 @@ def tables_of(finished, work, folder):
 
 
 def without_times(scores):
-    """The rows of scores.csv without the columns that say how long a cell took."""
+    """Return the rows of scores.csv without the columns for durations."""
     rows = list(csv.DictReader(io.StringIO(scores)))
     return [{key: value for key, value in row.items() if key not in ("duration_s", "compile_s")} for row in rows]
 
 
 def test_the_same_seed_gives_the_same_tables_to_the_last_digit_and_another_one_others(finished, tmp_path):
-    # In a process of its own: the switch cannot be turned back.
+    # In a separate process, because the switch cannot be undone.
     code = "import sys, pathlib; from tests.reliability.test_repeatability import first_four; "
     code += "first_four(*map(pathlib.Path, sys.argv[1:]), switch=['--deterministic'])"
     command = [sys.executable, "-c", code, finished, tmp_path / "again"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert differences(finished / "work", tmp_path / "again") == []  # the switch changes nothing on a processor
+    assert differences(finished / "work", tmp_path / "again") == []  # the switch has no effect on a CPU
     record = json.loads((tmp_path / "again/finetuning/t1/random/n01/r0/environment.json").read_text())
     assert record["deterministic"] is True and record["device"] == "cpu"
 
@@ -85,7 +85,7 @@ def test_work_that_is_dated_long_ago_or_ahead_is_as_good(moment, finished, tmp_p
 
 
 def test_no_decision_hangs_on_a_clock():
-    """Durations are measured on a clock that nobody sets; the date is only recorded."""
+    """Durations are measured with a monotonic clock; the date is only recorded."""
     for path in SOURCES:
         clocks = re.findall(r"st_mtime|getmtime|time\.time\(|datetime\.now|utcnow", path.read_text())
         assert clocks == ["datetime.now"] * (path.name in RECORDS_THE_DATE), path

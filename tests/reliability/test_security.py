@@ -1,4 +1,4 @@
-"""Data and configs are never code, and no name that comes from them leads out of the work dir."""
+"""Data and configs are never run as code, and no name in them leads out of the work dir."""
 
 import ast
 import importlib.metadata
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("uncompiled")
 FOLDERS = ("data", "evaluation", "losses", "models", "tools", "training", "utils")
 SOURCES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
-# Calls that run data as code, and modules that exist to do so.
+# Calls and modules that run data as code.
 CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}
 MODULES = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "pty", "cloudpickle"}
 ATTRIBUTES = {
@@ -47,7 +47,7 @@ def dotted(node):
 
 
 def complaints(text):
-    """Name what in a source could run data as code."""
+    """Yield everything in a source that could run data as code."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (f"import {alias.name}" for alias in node.names if alias.name.split(".")[0] in MODULES)
@@ -70,7 +70,7 @@ def complaints(text):
 
 
 def test_no_source_runs_data_as_code(subtests):
-    allowed = {"weights.py": ["import pickle"], "yaml_files.py": ["yaml.load"]}  # each looked at below
+    allowed = {"weights.py": ["import pickle"], "yaml_files.py": ["yaml.load"]}  # each tested below
     for path in SOURCES:
         with subtests.test(str(path.relative_to(ROOT))):
             assert list(complaints(path.read_text())) == allowed.get(path.name, [])
@@ -112,7 +112,7 @@ def test_yaml_is_read_by_a_safe_loader():
 
 
 class Payload:
-    """What a pickle would run when it is read."""
+    """Code that a pickle would run when read."""
 
     def __init__(self, path):
         self.path = path
@@ -153,7 +153,7 @@ def test_a_keras_file_with_code_in_it_is_not_run(finished, work, tmp_path):
     target = str(tmp_path / "hacked")
     code = keras.layers.Lambda(lambda x: (__import__("os").makedirs(target, exist_ok=True), x)[1], (16, 16, 1))
     keras.Model(image, code(image)).save(cell / "model.keras")
-    shutil.rmtree(target, ignore_errors=True)  # should making the model have run it
+    shutil.rmtree(target, ignore_errors=True)  # in case making the model ran it
     outcome = run("predict", "--model", cell, "--input", finished / "data", "--output", tmp_path / "out")
     assert outcome.code == 2 and "cannot be read as a Keras model" in outcome.said[0]
     assert not (tmp_path / "hacked").exists() and not list((tmp_path / "out").glob("*.nii.gz"))
@@ -180,7 +180,7 @@ NAMES = ["..sub", "a b", "$(touch hacked)", "<script>alert(1)<-script>", "'; rm 
 
 
 def test_strange_names_of_folders_stay_names(tmp_path):
-    """What a file system allows in one name: results lie below the work dir, and nothing is run or followed."""
+    """For any name that a file system allows, results are in the work dir, and nothing is run or followed."""
     folder = tmp_path / "cohort"
     for seed, name in enumerate(NAMES):
         for contrast, array in volumes(seed).items():
@@ -197,7 +197,7 @@ def test_strange_names_of_folders_stay_names(tmp_path):
 
 
 def test_names_in_hdf5_lead_nowhere(finished, work, tmp_path):
-    """Subjects of step 4 come from splits and scans, not from the file; other names in it are refused."""
+    """Step 4 takes subjects from splits and scans, not from the file; other names in it are refused."""
     path = work / "h5" / "annotated.h5"
     with h5py.File(path, "r+") as file:
         names = file.attrs["subjects"].astype("S40")
@@ -227,7 +227,7 @@ def test_names_in_model_json_lead_nowhere(key, finished, work, tmp_path):
 
 @pytest.mark.parametrize("place", ["name", "stages", "finetuning"])
 def test_names_in_configs_lead_nowhere(place, tmp_path):
-    """Stages and input sets name folders."""
+    """Stages and input sets give names to folders."""
     content, evil = json.loads(json.dumps(CONFIG)), "../../outside"
     if place == "stages":
         content["pretraining"]["stages"] = {evil: content["pretraining"]["stages"]["global"]}
@@ -244,7 +244,7 @@ def test_names_in_configs_lead_nowhere(place, tmp_path):
 
 
 def test_an_archive_of_weights_writes_nothing(finished, work, tmp_path):
-    """Members of an .npz are read by name, never unpacked."""
+    """Members of an .npz file are read by name and never unpacked."""
     path = work / "pretraining" / "global" / "weights.npz"
     with np.load(path) as content, zipfile.ZipFile(path.with_name("new.npz"), "w") as archive:
         for name in (*content.files, "../../../../outside"):

@@ -1,4 +1,4 @@
-"""Two runs in one work dir: the second is refused while the first is at work, and redoes nothing that it finished."""
+"""A second run in a work dir is refused while the first is active, and does not redo finished work."""
 
 import shutil
 
@@ -36,13 +36,13 @@ def test_a_second_run_is_refused_and_disturbs_nothing(step, finished, work):
     with alone_in(place):
         assert_refused(work, step, words, [line])
     if step == "generate_constraint_maps":
-        assert run(step, *words).code == 0  # the lock went with the first run
+        assert run(step, *words).code == 0  # the lock ended with the first run
 
 
 @pytest.mark.parametrize("step", PLACES)
 def test_a_second_run_that_is_to_redo_all_removes_nothing(step, finished, work):
     words = ["--config", finished / "tiny.yaml", "--work-dir", work]
-    if step == "reproduce_tables":  # always makes all anew
+    if step == "reproduce_tables":  # always redoes everything
         assert run(step, *words).code == 0
     else:
         words.append("--overwrite")
@@ -72,7 +72,7 @@ def test_a_cell_that_another_run_finished_meanwhile_is_not_redone(finished, work
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["skipped", "redone"])
 @pytest.mark.parametrize("step", FIRST_FOUR[2:])
 def test_a_checkpoint_beside_a_finished_result_goes_and_is_not_resumed(step, overwrite, finished, work):
-    """A kill between the result and the end of the run leaves it there."""
+    """A kill between writing the result and the end of the run leaves the checkpoint behind."""
     left_over = work / PLACES[step] / "checkpoint.npz"
     left_over.write_bytes(b"resuming from this would be refused")
     assert run(step, "--config", finished / "tiny.yaml", "--work-dir", work, *overwrite).code == 0

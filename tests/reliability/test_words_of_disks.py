@@ -1,4 +1,4 @@
-"""A disk that is full or may not be written is said in the words of the script, which are what the user typed."""
+"""Messages about full and read-only disks name the option of the script that the user typed."""
 
 import errno
 import os

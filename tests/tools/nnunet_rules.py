@@ -1,4 +1,4 @@
-"""What nnU-Net v2 asks of a raw dataset, written from its documentation and its check of integrity (2.8)."""
+"""The rules of nnU-Net v2 for a raw dataset, from its documentation and its integrity check (2.8)."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def read_dataset(folder):
-    """Read a raw dataset as nnU-Net does, and assert its rules; returns `{case: (images, label map)}` and the folds."""
+    """Read a raw dataset as nnU-Net does and assert its rules; returns `{case: (images, label map)}` and the folds."""
     description = json.loads((folder / "dataset.json").read_text())
     assert {"channel_names", "labels", "numTraining", "file_ending"} <= description.keys()
     assert re.fullmatch(r"Dataset\d{3}_\w+", folder.name)
@@ -28,14 +28,14 @@ def read_dataset(folder):
 
 
 def cases_of(folder, ending=".nii.gz"):
-    """The identifiers of a folder of images: names without channel and ending."""
+    """Return the case identifiers in a folder of images: names without channel and suffix."""
     names = [path.name for path in folder.iterdir() if path.name.endswith(ending)]
     assert all(re.fullmatch(rf"[A-Za-z0-9_=-]+_\d{{4}}{re.escape(ending)}", name) for name in names)
     return sorted({name[: -len(ending) - 5] for name in names})
 
 
 def read_case(folder, part, case, description):
-    """Images `(C, X, Y, Z)` and label map of a case, with the checks of `check_cases` and `verify_labels`."""
+    """Return images `(C, X, Y, Z)` and label map of a case, checked as in `check_cases` and `verify_labels`."""
     ending = description["file_ending"]
     files = sorted((folder / f"images{part}").glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))
     assert [file.name for file in files] == [

@@ -1,4 +1,4 @@
-"""How a tool is called: in its usage, in the record of a run, by its earlier name at the root."""
+"""The command of a tool: in its usage, in the record of a run, and by its earlier name at the root."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""python -m tools.export_dataset: what nnU-Net reads is what step 4 trains and tests on."""
+"""python -m tools.export_dataset: nnU-Net reads the data on which step 4 trains and tests."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from utils.config.load import load_config
 
 NAME = "Dataset501_tiny_t1"
 PACK = FIRST_FOUR[:2]
-SIX = [f"sub {number}" for number in range(1, 7)]  # a space is not safe in the name of a file
+SIX = [f"sub {number}" for number in range(1, 7)]  # spaces are not safe in file names
 FOLDS = {"folds": 3, "validation": 1}
 
 
@@ -58,7 +58,7 @@ def test_what_is_to_be_typed_next_is_printed(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def six(tmp_path_factory):
-    """Six subjects with label values that the config renumbers, in three folds, packed."""
+    """Return six packed subjects in three folds, with label values that the config renumbers."""
     folder = tmp_path_factory.mktemp("six")
     labels = {"liver": [7], "kidney": [3, 4]}
     for seed, subject in enumerate(SIX):

@@ -1,4 +1,4 @@
-"""python -m tools.run_nnunet: cells, settings and scores, with a stand-in for nnU-Net; the real one where it is."""
+"""python -m tools.run_nnunet: cells, settings and scores, with a stand-in for nnU-Net and with nnU-Net itself."""
 
 import json
 import stat
@@ -13,7 +13,7 @@ from tools._nnunet import matched
 
 TOOL, PYTHON = "tools.run_nnunet", ROOT / ".venv-nnunet/bin/python"
 FINETUNING = {"steps_per_epoch": 3, "epochs": 2, "batch_size": 2, "learning_rate": 0.001}
-# Prepares nothing, and predicts a cell by copying the references that the export wrote beside the test images.
+# Prepares nothing, and predicts by copying the references that were exported beside the test images.
 STAND_IN = """#!{python}
 import json, os, shutil, sys
 from pathlib import Path
@@ -37,7 +37,7 @@ else:
 
 @pytest.fixture
 def study(tmp_path):
-    """The tiny cohort after two steps, with a fixed number of updates."""
+    """Return the tiny cohort after two steps, with a fixed number of updates."""
     write_cohort(tmp_path, finetuning=CONFIG["finetuning"] | {"training": FINETUNING, "repeats": 2})
     for step in FIRST_FOUR[:2]:
         assert run(step, "--config", tmp_path / "tiny.yaml").code == 0

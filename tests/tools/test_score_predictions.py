@@ -1,4 +1,4 @@
-"""python -m tools.score_predictions: label maps of any tool become a cell beside those of step 4, or are refused."""
+"""python -m tools.score_predictions: label maps of any tool become a cell beside those of step 4."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def score(folder, predictions, *words, cell=CELL):
 
 @pytest.fixture
 def study(finished, tmp_path):
-    """A copy of the finished study, to be added to."""
+    """Return a copy of the finished study, to add cells to."""
     for part in ("data", "work"):
         shutil.copytree(finished / part, tmp_path / part)
     write_config(tmp_path)
@@ -38,7 +38,7 @@ def study(finished, tmp_path):
 
 @pytest.fixture
 def predicted(study):
-    """A folder with the reference of the only test subject as its prediction."""
+    """Return a folder with the reference of the only test subject as its prediction."""
     (study / "predicted").mkdir()
     shutil.copy(study / "data/sub-3/label.nii.gz", study / "predicted/sub-3.nii.gz")
     return study / "predicted"
@@ -69,7 +69,7 @@ def test_exported_references_come_back_as_perfect_predictions(study):
 
 
 def test_a_cell_is_like_one_of_step_4(study, predicted):
-    """The prediction that step 4 kept is scored as step 4 scored it, in the same place and with the same keys."""
+    """The prediction of step 4 gets the scores of step 4, in the same folder layout and with the same keys."""
     own = study / "work/finetuning/t1/random/n01/r0"
     outcome = score(study, own / "predictions")
     assert outcome.code == 0, outcome.said
@@ -138,7 +138,7 @@ def test_finished_scores_are_replaced_only_when_asked(study, predicted):
 
 
 def test_a_cell_of_step_4_is_never_replaced(study, predicted):
-    shutil.copytree(study / "work/finetuning/t1/global", study / "work/finetuning/t1/nnunet")  # a stage of another day
+    shutil.copytree(study / "work/finetuning/t1/global", study / "work/finetuning/t1/nnunet")  # a stage trained later
     words = ["--config", study / "tiny.yaml", *CELL, "--predictions", predicted, "--overwrite"]
     line = f"{study}/work/finetuning/t1/nnunet/n01/r0: holds a cell of step 4; give another --name"
     assert_refused(study, TOOL, words, [line])
@@ -151,7 +151,7 @@ SAID = f"nnunet (external), N = 1: predictions of a tool outside this suite; {NO
 
 
 def test_step_5_takes_an_external_cell_for_what_it_is(study, predicted):
-    """In tables and page by its name, never as a cell that is missing, or that another config made."""
+    """Tables and page show it by name, never as a missing cell or as one of another config."""
     assert score(study, predicted, "--note", NOTE).code == 0
     zero = ["--name", "segmentator", "--contrasts", "t1", "--subjects-n", "0", "--repeat", "0"]
     assert score(study, predicted, cell=zero).code == 0

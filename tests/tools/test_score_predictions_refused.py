@@ -1,4 +1,4 @@
-"""python -m tools.score_predictions on mistakes: each is one line, all at once, and nothing is written."""
+"""python -m tools.score_predictions with mistakes: one line each, all at once, and nothing is written."""
 
 import shlex
 import shutil

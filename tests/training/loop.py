@@ -1,4 +1,4 @@
-"""Runs in which the training loop stops, goes on, and sends several steps at once; the same on every backend."""
+"""Runs in which the training loop stops, resumes, and dispatches several steps at once, on every backend."""
 
 import json
 from contextlib import contextmanager
@@ -10,19 +10,19 @@ from tests.training.small import settings
 from training import batches
 from training import loop as checkpoints
 
-RATE, EPOCHS = 0.3, 8  # a rate at which the loss jumps about: most epochs bring no improvement
+RATE, EPOCHS = 0.3, 8  # a rate at which the loss fluctuates: most epochs bring no improvement
 
 
 def stopped_and_resumed(train, folder):
-    """Train without a break, and with two: within the third epoch, and at the end of the fourth.
+    """Train without interruption, and with two: during the third epoch, and at the end of the fourth.
 
     Args:
         train: Function of a folder and of a schedule; returns network and history.
-        folder: Where the runs go: `whole/` and `cut/`.
+        folder: Folder for the runs `whole/` and `cut/`.
 
     Returns:
-        Dictionary of arrays: validation losses and rates `whole/...` and `resumed/...`, weights alike, and `kept`, the
-        epochs in the checkpoint after each break.
+        Dictionary of arrays: validation losses, rates and weights as `whole/...` and `resumed/...`, and `kept`, the
+        epochs in the checkpoint after each interruption.
     """
     kept = []
     with pytest.raises(KeyboardInterrupt), within_the_third_epoch():
@@ -38,7 +38,7 @@ def stopped_and_resumed(train, folder):
 
 
 def phases_stopped_and_resumed(folder):
-    """Finetune in phases, whole and with two breaks as above, in the head phase and behind it."""
+    """Finetune in phases, without interruption and with two as above, during the head phase and after it."""
     kept = []
     for interruption in (within_the_third_epoch, at_the_end_of_the_fourth_epoch):
         with pytest.raises(KeyboardInterrupt), interruption():
@@ -51,7 +51,7 @@ def phases_stopped_and_resumed(folder):
 
 
 def finetuned_in_phases(folder):
-    """Train the head first, then all layers, with warm-up, falling rate and layer decay; network and history."""
+    """Train the head first, then all layers, with warm-up, decreasing rate and layer decay."""
     from tests.training.test_schedules import SETTINGS, train, trainer
 
     generator = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def epochs_kept(folder):
 
 @contextmanager
 def within_the_third_epoch():
-    """Interrupt there; only the interruption writes a checkpoint."""
+    """Interrupt during the third epoch; only the interruption writes a checkpoint."""
 
     def interrupt(keeper, batch, logs=None):
         if len(keeper.history) == 2 and batch == 1:
@@ -88,7 +88,7 @@ def within_the_third_epoch():
 
 @contextmanager
 def at_the_end_of_the_fourth_epoch():
-    """Interrupt there, after its losses are known and before they are kept; every epoch writes a checkpoint."""
+    """Interrupt after the losses are known and before they are saved; every epoch writes a checkpoint."""
     report = checkpoints.Keeper._report
 
     def interrupt(keeper, epoch, row):
@@ -103,7 +103,7 @@ def at_the_end_of_the_fourth_epoch():
 
 
 def check_resumed(result):
-    """The epochs before each break are kept, and the run ends as if there had been none, to the bit."""
+    """Check that epochs before each interruption are kept, and that the result is bit-identical."""
     np.testing.assert_array_equal(result["kept"], [2, 3])
     names = [name.removeprefix("whole/") for name in result if name.startswith("whole/")]
     assert len(names) > 20 and len(result["whole/val_loss"]) == EPOCHS
@@ -112,7 +112,7 @@ def check_resumed(result):
 
 
 def check_halved(rates, losses, plateau=2):
-    """The rate is halved whenever as many epochs as `plateau` have brought no better loss."""
+    """Check that the rate is halved after every `plateau` epochs without a better loss."""
     expected, rate, best, since = [], RATE, float("inf"), 0
     for loss in losses:
         expected.append(rate)
@@ -124,11 +124,11 @@ def check_halved(rates, losses, plateau=2):
 
 
 def by_steps_per_dispatch(train, folder):
-    """Train with one step per dispatch and with three: five steps are three and two; eight slices are twice four.
+    """Train with one step per dispatch and with three: five steps are 3 + 2, eight slices are 2 x 4.
 
     Args:
         train: As above.
-        folder: Where the runs go.
+        folder: Folder for the runs.
 
     Returns:
         Dictionary of arrays: losses and weights `1/...` and `3/...`.

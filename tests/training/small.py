@@ -1,4 +1,4 @@
-"""What small trainings share."""
+"""Shared parts of small training runs."""
 
 import functools
 from dataclasses import replace
@@ -25,29 +25,29 @@ STILL = Changes()
 
 
 def settings(epochs=3, steps=4, rate=1e-2, **more):
-    """A schedule of small batches."""
+    """Return a schedule with small batches."""
     return Schedule(epochs, rate, 4, steps, **({"plateau_epochs": 2} | more))
 
 
 def run_in(folder, seed=1, **options):
-    """A run that is kept in a folder."""
+    """Return the options of a run that is saved in a folder."""
     return RunOptions(folder, "hash", "test", seed, **options)
 
 
 def setup_in(folder, schedule, filters=FILTERS, warm_start=None, **options):
-    """What all methods of pretraining share; `options` are those of `run_in`."""
+    """Return the settings that all pretraining methods share; `options` are those of `run_in`."""
     return Setup(filters, schedule, run_in(folder, **options), warm_start)
 
 
 def constrained(slices, folder, *, decoder=PATCHES, counts=COUNTS, patches=ALL, **setup):
-    """Pretrain by constrained contrast; the first six slices are the validation set."""
+    """Pretrain with constrained contrast; the first six slices are the validation set."""
     images, maps = slices
     sets = Images(images, maps), Images(images[:6], maps[:6])
     return pretrain_constrained(*sets, LOSS, decoder, counts, patches, setup_in(folder, **setup))
 
 
 def segmentation_trainer(schedule, augmentation=STILL, loss=segmentation_loss, fresh_levels=0, remat=False, **network):
-    """A trainer of networks for slices of 16 x 16 pixels and two classes, unless `network` says otherwise."""
+    """Return a trainer of networks for slices of 16 x 16 pixels and two classes, unless `network` is given."""
     shape = network.pop("shape", (16, 16, 1))
     build = functools.partial(build_unet, shape, **({"filters": FILTERS, "outputs": 2} | network))
     settings_of = {"augmentation": augmentation, "schedule": schedule, "fresh_levels": fresh_levels, "remat": remat}
@@ -55,17 +55,17 @@ def segmentation_trainer(schedule, augmentation=STILL, loss=segmentation_loss, f
 
 
 class SharedSteps:
-    """Lets pretrainings that differ by data, seed, rate or length share one compiled step, as cells of finetuning do.
+    """Lets pretraining runs that differ in data, seed, rate or length share one compiled step, like finetuning cells.
 
-    Compiling costs most of a small training. Each training starts from the weights of its own network, `fit` forgets
-    the moments of the one before, and each returns a network of its own.
+    Compiling takes most of a small run. Each run starts from the weights of its own network, `fit` resets the moments
+    of the previous run, and each returns a separate network.
     """
 
     def __init__(self):
         self.tasks = {}
 
     def of(self, function):
-        """Return the same function, whose calls share their compiled steps."""
+        """Return the same function with compiled steps shared between calls."""
         train = pretraining._train
 
         @functools.wraps(function)
@@ -85,12 +85,12 @@ class SharedSteps:
         try:
             network, history = train(task, batches, replace(setup, warm_start=lambda own: own.set_weights(start)))
         finally:
-            task.ready = lambda rate: task  # it is, and `fit` sets the rate
+            task.ready = lambda rate: task  # already compiled; `fit` sets the rate
         result.set_weights(network.get_weights())
         return result, history
 
 
 def what_is_compiled(task):
-    """Describe the computation of a task: its network, what of it is trained, and what the task adds to any other."""
+    """Describe the computation of a task: its network, the trained part, and what is specific to the task."""
     own = {name: value for name, value in vars(task).items() if name not in vars(Task(task.network))}
     return type(task), task.network.to_json(), tuple(weight.path for weight in task.trainable_variables), repr(own)

@@ -52,7 +52,7 @@ def test_warp_agrees_with_scipy(rank, seed):
     found = warped(images, positions)
     for b in range(3):
         for c in range(2):
-            padded = np.pad(images[b, ..., c], 1)  # zero outside, linear on the way there
+            padded = np.pad(images[b, ..., c], 1)  # zero outside, with a linear transition
             expected = ndimage.map_coordinates(padded, np.moveaxis(positions[b], -1, 0) + 1, order=1)
             np.testing.assert_allclose(found[b, ..., c], expected, atol=1e-4)
 
@@ -65,7 +65,7 @@ def test_labels_agree_with_scipy_and_gain_no_class(rank):
     found = warped_labels(labels, positions)
     assert set(np.unique(found)) <= {0, 2, 7}
     expected = ndimage.map_coordinates(labels[0], np.moveaxis(positions[0], -1, 0), order=0)
-    inside = ((positions[0] >= 0) & (positions[0] <= np.array(size) - 1)).all(-1)  # scipy knows no half pixel outside
+    inside = ((positions[0] >= 0) & (positions[0] <= np.array(size) - 1)).all(-1)  # scipy has no half pixel outside
     np.testing.assert_array_equal(found[0][inside], expected[inside])
     assert inside.mean() > 0.3
 
@@ -78,12 +78,12 @@ def test_an_image_that_is_its_label_moves_exactly_like_it(rank):
     image = warped(label[..., None].astype("float32"), positions)[..., 0]
     moved = warped_labels(label, positions)
     assert (moved != label).any()
-    # Linear interpolation crosses one half at the edge that nearest neighbour draws, up to the corners.
+    # Linear interpolation crosses one half at the edge of the nearest-neighbour result, except at corners.
     assert np.mean((image > 0.5) != moved) < 0.01
 
 
 def keys_by_hand(nodes, size):
-    """Cubic interpolation of a row of nodes at `size` pixels: Keys' kernel with a = -1/2, in float64."""
+    """Interpolate a row of nodes at `size` pixels with Keys' cubic kernel, a = -1/2, in float64."""
     values = []
     for pixel in range(size):
         place = (pixel + 0.5) * len(nodes) / size - 0.5
@@ -105,7 +105,7 @@ def test_displacements_are_interpolated_by_the_cubic_kernel_along_every_axis(siz
     expected = drawn["elastic"].astype("float64")
     for axis, length in enumerate(size, start=1):
         expected = np.apply_along_axis(keys_by_hand, axis, expected, length)
-    # Wanted between nodes are rounded to 1/1024 of their distance.
+    # Positions between nodes are rounded to 1/1024 of their distance.
     np.testing.assert_allclose(positions - pixels_of(size), expected, atol=0.01)
     assert np.abs(expected).max() > 4
 
@@ -114,7 +114,7 @@ def test_displacements_are_interpolated_by_the_cubic_kernel_along_every_axis(siz
 @pytest.mark.parametrize("size", [(24, 32), (160, 160), (31, 17), (2, 5)])
 def test_displacements_of_slices_equal_bicubic_resizing_to_the_bit(size):
     drawn = draw_changes(2, size, np.random.default_rng(0), Changes(elastic_px=2.0))
-    still = np.zeros_like(drawn["affine"])  # reads the centre everywhere, which shifts every displacement alike
+    still = np.zeros_like(drawn["affine"])  # reads the centre everywhere, which shifts all displacements equally
     centre = np.array([(length - 1) / 2 for length in size], "float32")
     found = sampling_positions(still, drawn["elastic"], size)
     resized = ops.image.resize(drawn["elastic"], size, interpolation="bicubic", data_format="channels_last")
@@ -123,7 +123,7 @@ def test_displacements_of_slices_equal_bicubic_resizing_to_the_bit(size):
 
 @pytest.mark.parametrize("name", OLD_DRAWS)
 def test_what_is_drawn_for_old_configs_has_not_changed(name):
-    """Shape, sum and last numbers of each array, and the number after them, as drawn before there were new changes."""
+    """Compare shape, sum and last numbers of each array, and the next number, with those drawn before newer keys."""
     old, generator = OLD_DRAWS[name], np.random.default_rng(7)
     drawn = draw_changes(3, old["size"], generator, Changes(**old["changes"]))
     assert list(drawn) == list(old["drawn"])
@@ -140,7 +140,7 @@ def test_a_shift_moves_each_axis_and_no_other(rank):
     image = np.arange(math.prod(size), dtype="float32").reshape(1, *size, 1)
     affine = np.concatenate([np.eye(rank), np.reshape(shift, (rank, 1))], 1)[None].astype("float32")
     positions = sampling_positions(affine, np.zeros((1, *(4, 5, 3)[:rank], rank), "float32"), size)
-    # Output (r, c, d) reads input (r + 3, c - 2, d + 1); what lies outside is black.
+    # Output (r, c, d) reads input (r + 3, c - 2, d + 1); outside is black.
     places = tuple(slice(3 + s, 3 + s + length) for s, length in zip(shift, size, strict=True))
     expected = np.pad(image[0, ..., 0], 3)[places]
     np.testing.assert_allclose(warped(image, positions)[0, ..., 0], expected, rtol=1e-5)
@@ -153,7 +153,7 @@ def test_a_volume_turns_in_the_plane_of_its_slices():
     zoom = np.hypot(drawn["affine"][:, 0, 0], drawn["affine"][:, 1, 0])
     np.testing.assert_allclose(drawn["affine"][:, 2, 2], zoom, rtol=1e-6)
     assert (drawn["affine"][:, 2, :2] == 0).all() and (drawn["affine"][:, :2, 2] == 0).all()
-    drawn["affine"][:, 2, 2:] = [1, 0]  # leave the depth alone: every slice must then move as a slice does
+    drawn["affine"][:, 2, 2:] = [1, 0]  # keep the depth: every slice must then move like a single slice
     volumes = np.random.default_rng(1).normal(size=(2, *size, 1)).astype("float32")
     moved = warped(volumes, sampling_positions(drawn["affine"], drawn["elastic"], size))
     flat = sampling_positions(drawn["affine"][:, :2][:, :, [0, 1, 3]], np.zeros((2, 3, 3, 2), "float32"), size[:2])
@@ -221,10 +221,10 @@ def test_augmentation_compiles_with_xla(rank):
     model.compile(jit_compile=True)
     found = model.predict_on_batch(batch)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
-    assert np.mean(found[1] != expected[1]) < 0.001  # a position half-way between two pixels may round either way
+    assert np.mean(found[1] != expected[1]) < 0.001  # a position half-way between two pixels may be rounded either way
 
 
-# A few shapes only: backends that compile take a second for each.
+# Only a few shapes: backends that compile take a second for each.
 sizes = st.sampled_from([(2, 3), (9, 4), (7, 7), (2, 3, 2), (7, 4, 3), (5, 5, 9)])
 seeds = st.integers(0, 2**32 - 1)
 strong = st.fixed_dictionaries(

@@ -1,4 +1,4 @@
-"""All changes of images at once, in training."""
+"""All image changes at once, during training."""
 
 import keras
 import numpy as np

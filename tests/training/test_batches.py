@@ -124,7 +124,7 @@ def test_training_batches_have_one_size_and_use_every_slice_equally():
     rows = rows_of_epochs(batches, 7)
     assert len(batches) == 2 and all(len(batch) == 4 for epoch in rows for batch in epoch)
     counts = np.bincount(np.ravel(rows), minlength=7)
-    assert counts.tolist() == [8] * 7  # 7 epochs of 8 places are 8 passes over 7 slices
+    assert counts.tolist() == [8] * 7  # 7 epochs of 8 slices are 8 passes over 7 slices
 
 
 def test_a_batch_may_be_larger_than_the_set():
@@ -193,7 +193,7 @@ def partitioned(batch_size=6, volumes=5, shuffle=True, **options):
 
 
 def all_rows(batches, epochs=1):
-    """Slice numbers of every batch of the next epochs."""
+    """Return the slice numbers in every batch of the next epochs."""
     found = []
     for _ in range(epochs):
         found += [batches[step][0]["image"].tolist() for step in range(len(batches))]
@@ -260,7 +260,7 @@ def test_partitioned_validation_is_fixed_shows_every_slice_and_visits_volumes_eq
     counts = [int(np.sum(subjects[np.ravel(first)] == name)) for name in np.unique(subjects)]
     assert len(set(counts)) == 1
     partitions = batches.arrays["partition"]
-    for row in range(batches.slices):  # within a part no slice is shown twice more than another
+    for row in range(batches.slices):  # within a part, no slice is shown two times more than another
         is_same = np.flatnonzero((subjects == subjects[row]) & (partitions == partitions[row]))
         seen = np.bincount(np.ravel(first), minlength=batches.slices)[is_same]
         assert seen.max() - seen.min() <= 1

@@ -1,4 +1,4 @@
-"""Batches of crops: the voxels they claim to be, fixed by seed, epoch and step, through the training loop."""
+"""Batches of crops: correct voxels, fixed by seed, epoch and step, also in the training loop."""
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ def volumes(tmp_path_factory):
 
 
 def places_of(batch, volumes):
-    """Find each crop in the volumes by brute force: `(volume, row, column, slice)`."""
+    """Find each crop in the volumes by brute force; returns `(volume, row, column, slice)`."""
     found = []
     for target in batch["target"][..., 0]:
         size = target.shape
@@ -53,7 +53,7 @@ def places_of(batch, volumes):
 
 
 def contents(batches, epochs=1):
-    """All batches of the next epochs."""
+    """Return all batches of the next epochs."""
     result = []
     for _ in range(epochs):
         result += [batches[step][0] for step in range(len(batches))]
@@ -118,7 +118,7 @@ def test_training_batches_depend_on_seed_epoch_and_step_only(volumes):
 
 
 def test_places_change_with_seed_epoch_step_and_crop(volumes):
-    def places(seed):  # of one volume, so that nothing but the place can differ
+    def places(seed):  # one volume, so that only the position can differ
         batches = Crops(volumes[4:], **SIZE | {"size": (4, 4, 4)}).batches(2, seed, steps=3)
         return [place for batch in contents(batches, epochs=3) for place in places_of(batch, volumes[4:])]
 
@@ -158,7 +158,7 @@ def test_mistakes_are_told_all_at_once(volumes):
 
 
 class Synthesis(Task):
-    """The smallest task of its kind."""
+    """A minimal synthesis task."""
 
     def forward(self, batch, training):
         return self.network(batch["image"], training=training)
@@ -169,7 +169,7 @@ class Synthesis(Task):
 
 @pytest.fixture(scope="module")
 def train(volumes):
-    """Function `(folder, epochs, stop_after=None) -> (history, weights)`, always from the same initial weights."""
+    """Return `(folder, epochs, stop_after=None) -> (history, weights)`, always with the same initial weights."""
     crops, changes = Crops(volumes, **SIZE | {"size": (4, 4, 4)}), Changes(translation=0.1)
     finish = lambda batch, generator: batch | draw_changes(2, (4, 4, 4), generator, changes)  # noqa: E731
     network = build_unet((4, 4, 4, 2), rank=3, filters=(2, 4), head="synthesis", outputs=1, seed=1)

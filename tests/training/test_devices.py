@@ -1,4 +1,4 @@
-"""Two devices train what one device trains. The processor stands in for both devices, so no GPU is needed."""
+"""Training on two devices equals training on one. The CPU stands in for both, so no GPU is needed."""
 
 import functools
 import importlib
@@ -21,7 +21,7 @@ METHODS = ("global", "constrained", "segmentation")
 
 
 def outcome():
-    """Losses and health of two epochs of three steps, `(2, values)`, of each method on one device and on two."""
+    """Return losses and health of two epochs of three steps, `(2, values)`, for each method on one and two devices."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -29,7 +29,7 @@ def outcome():
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [half, half])
     result = {}
     for count in (1, 2):
-        # One device may train uncompiled, which takes TensorFlow fewer seconds for six steps.
+        # One device may train uncompiled, which is faster in TensorFlow for six steps.
         with data_parallel(count), steps_uncompiled(count == 1):
             result |= {f"{method}/{count}": history(method) for method in METHODS}
     return result
@@ -43,7 +43,7 @@ def history(method):
     images = (maps[..., None] / 4 + generator.normal(0, 0.1, (18, 16, 16, 1))).astype("float32")
     schedule = settings(epochs=2, steps=3, rate=3e-3)  # batches of 4, validation of 9
     with tempfile.TemporaryDirectory() as folder:
-        if method == "segmentation":  # in phases and layer by layer; the others train with plain Adam
+        if method == "segmentation":  # with phases and layer decay; the others train with plain Adam
             phases = {"head_first": 0.5, "layer_decay": 0.8, "schedule": "cosine"}
             rows = segment(images, maps, replace(schedule, **phases), Path(folder))
         else:

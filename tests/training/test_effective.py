@@ -1,4 +1,4 @@
-"""What lengths and shares of a constrained stage come to: recorded, logged, warned of, and used in training."""
+"""The numbers that lengths and shares of a constrained stage amount to: recorded, logged, checked and used."""
 
 import json
 import shutil

@@ -29,7 +29,7 @@ def trainer(**training):
 
 @pytest.fixture(scope="module")
 def cells(slices, tmp_path_factory):
-    """Three cells of a trainer, the third like the second: history, weights, step, seconds of compiling and of all."""
+    """Train three cells, the third like the second: history, weights, step, seconds of compiling and in total."""
     images, maps = slices
     shared, folder, runs = trainer(epochs=6), tmp_path_factory.mktemp("cells"), []
     for name, seed in zip("abc", (0, 1, 1), strict=True):
@@ -45,7 +45,7 @@ def cells(slices, tmp_path_factory):
 def test_one_compiled_step_serves_many_cells(cells):
     first, second, third = cells
     assert first[2] is second[2] is third[2] is not None
-    # The third cell repeats the second one: nothing of a cell (moments, rate, epoch) reaches the next.
+    # The third cell repeats the second: no state of a cell (moments, rate, epoch) reaches the next.
     assert [row["val_loss"] for row in second[0]] == [row["val_loss"] for row in third[0]]
     for one, two in zip(second[1], third[1], strict=True):
         np.testing.assert_array_equal(one, two)
@@ -64,7 +64,7 @@ def test_the_clock_of_compiling_takes_what_first_batches_took_longer():
     clock.seconds |= {
         "training": [5.0, 0.1, 0.3, 0.2],
         "validation": [2.0, 0.5, 0.5],
-        "end of validation": [1.0],  # once only
+        "end of validation": [1.0],  # only once
     }
     assert clock.compile_s() == pytest.approx((5.0 - 0.2) + (2.0 - 0.5) + 1.0)
     clock.seconds = {"training": [0.1, 0.2, 0.2]}
@@ -125,7 +125,7 @@ def small_trainer(epochs=2, steps=4, **options):
 
 @pytest.fixture(scope="module")
 def fixed():
-    """A trainer with a fixed schedule, whose compiled step serves several tests."""
+    """Return a trainer with a fixed schedule, whose compiled step serves several tests."""
     return small_trainer()
 
 
@@ -139,7 +139,7 @@ def test_what_is_not_pretrained_is_the_same_for_random_weights_as_far_as_can_be(
     pretrained = weights_of(build_unet((16, 16, 1), filters=[4, 8, 8], head=None, seed=5))
     report = built.start_from(seed=0, pretrained=Pretrained(Path("weights.npz"), pretrained))
     assert set(report.left) == set(built.fresh) == fresh
-    built.start_from(seed=0)  # what one cell transfers does not reach the next
+    built.start_from(seed=0)  # transferred weights of one cell do not reach the next
     assert set(built.fresh) & weighted == fresh
 
 

@@ -14,9 +14,9 @@ DEFAULT = Changes(**AugmentationSection().changes())
 
 
 def area_of_cells(changes, size, seed, count):
-    """Signed area of every cell between four pixels of warped grids, `(B, H-1, W-1)`: float64 and independent.
+    """Return the signed area of every cell between four pixels of warped grids, `(B, H-1, W-1)`, in float64.
 
-    Its four triangles are looked at one by one; the smallest one counts.
+    Of the four triangles of a cell, the smallest counts.
     """
     drawn = draw_changes(count, size, np.random.default_rng(seed), changes)
     rows, columns = (
@@ -41,13 +41,13 @@ def test_the_old_default_folds_a_fiftieth_of_the_pixels():
     corner_areas = area_of_cells(OLD, (64, 80), 0, 40)
     expected = np.mean(corner_areas[0] <= 0)
     assert 0.015 < expected < 0.03
-    # The first triangle is made of the same two differences as the determinant, one of them a cell further.
+    # The first triangle has the same two differences as the determinant, one of them shifted by a cell.
     assert folded_share((64, 80), OLD, samples=40) == pytest.approx(expected, abs=0.004)
 
 
 def test_the_default_never_folds_in_10000_draws():
-    # Small images are the hardest: their nodes are closer than the grid says, because there are at least two.
-    # (64, 80) and (112, 128) were looked at in the same way; it takes minutes.
+    # Small images are hardest: with at least two nodes, these are closer than the spacing of the grid.
+    # (64, 80) and (112, 128) were checked in the same way, which takes minutes.
     assert min(area_of_cells(DEFAULT, (32, 32), seed, 100).min() for seed in range(100)) > 0
 
 

@@ -1,4 +1,4 @@
-"""The order of cells, and which trainer is in memory."""
+"""The order of cells, and the trainers in memory."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ from training.grid import Grid, by_trainer
 
 
 class Work:
-    """Cells are pairs of settings and a number; a trainer serves equal settings."""
+    """Cells are pairs of settings and a number; equal settings share a trainer."""
 
     def __init__(self, name, log):
         self.name, self.log = name, log

@@ -55,7 +55,7 @@ def test_blur_agrees_with_scipy_slice_by_slice(rank):
     found = applied(blur, images, sd)
     for image, width, blurred in zip(images, sd, found, strict=True):
         options = {"sigma": (width, width, *(0,) * (rank - 1)), "mode": "constant", "truncate": 8}
-        # Over what is inside: SciPy's zeros outside are divided out.
+        # Normalised to the pixels inside, because SciPy has zeros outside.
         inside = ndimage.gaussian_filter(np.ones_like(image, "float64"), **options)
         expected = ndimage.gaussian_filter(image.astype("float64"), **options) / inside
         np.testing.assert_allclose(blurred, expected, atol=3e-6)
@@ -63,7 +63,7 @@ def test_blur_agrees_with_scipy_slice_by_slice(rank):
 
 
 def coarse_by_hand(row, edge):
-    """Means over large pixels, linear between their centres, flat beyond the outermost; a row in float64."""
+    """Return a row of means over large pixels, linear between their centres and constant beyond, in float64."""
     size, means, start = len(row), [], 0.0
     while start < size - 1e-3:
         weights = [max(0.0, min(start + edge, pixel + 1) - max(start, pixel)) for pixel in range(size)]
@@ -100,7 +100,7 @@ def test_a_bias_field_is_a_smooth_factor_for_all_contrasts(rank):
     for axis, length in enumerate(SIZES[rank], start=1):
         expected = np.apply_along_axis(keys_by_hand, axis, expected, length)
     found = applied(apply_bias_field, images, drawn)
-    np.testing.assert_allclose(found, images * np.exp(expected), rtol=5e-3)  # places are rounded to 1/1024
+    np.testing.assert_allclose(found, images * np.exp(expected), rtol=5e-3)  # positions are rounded to 1/1024
     assert np.ptp(np.exp(expected), axis=tuple(range(1, rank + 1))).min() > 0.2
 
 

@@ -1,4 +1,4 @@
-"""Warnings about representations that have collapsed or see nothing to differ from: when, how often, what they say."""
+"""Warnings about representations that have collapsed or have no negatives: when, how often, and their text."""
 
 import csv
 import logging
@@ -17,7 +17,7 @@ SPREAD, SHARE = "val_feature_spread", "val_share_without_negative"
 
 
 class Task:
-    """As much of a task as a `Keeper` needs."""
+    """The parts of a task that a `Keeper` needs."""
 
     def __init__(self):
         self.network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, name="dense")])
@@ -31,7 +31,7 @@ class Training:
 
 @pytest.fixture
 def warnings(caplog):
-    """A function that returns the warnings since its last call."""
+    """Return a function that gives the warnings since its last call."""
 
     def read():
         messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -52,7 +52,7 @@ def make_keeper(folder, epochs=100):
 
 
 def end_epoch(keeper, loss=None, **measures):
-    """End an epoch with a validation loss that falls from epoch to epoch, unless given; None as measure: no look."""
+    """End an epoch with a validation loss that decreases by default; measures None: no validation."""
     epoch = len(keeper.history)
     validation = {"val_loss": 10 - epoch if loss is None else loss, **measures} if measures else {}
     keeper.on_epoch_end(epoch, {"loss": 1.0, **validation})
@@ -152,7 +152,7 @@ def test_every_measure_of_the_validation_set_becomes_a_column(keeper, tmp_path):
 
 
 def test_a_training_on_one_class_warns(tmp_path, warnings):
-    """Constraint maps of a single class, everywhere: no anchor has a negative, and the loss is 0 from the start."""
+    """Constraint maps have a single class: no anchor has a negative, and the loss is 0 from the start."""
     images = np.random.default_rng(0).normal(size=(4, 16, 16, 1)).astype("float32")
     maps = np.ones((4, 16, 16), "int32")
     constrained((images, maps), tmp_path, schedule=settings(epochs=2, steps=1), counts=PatchCounts(5, 3))

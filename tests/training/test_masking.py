@@ -1,4 +1,4 @@
-"""Hidden pixels: the share, whole blocks, and the same blocks by a slow loop."""
+"""Hidden pixels: their share, whole blocks, and the same blocks from a slow loop."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from training.masking import draw_hidden
 
 
 class Recorded:
-    """A generator that remembers what it drew."""
+    """A generator that records what it draws."""
 
     def __init__(self, seed):
         self.generator, self.drawn = np.random.default_rng(seed), {}
@@ -32,7 +32,7 @@ def test_blocks_equal_a_loop_over_pixels(size, edge):
 
 
 def is_whole(mask, offsets, edge):
-    """Whether every block of the grid with these offsets is either hidden or seen."""
+    """Tell whether every block of the grid with these offsets is completely hidden or visible."""
     blocks = {}
     for place in np.ndindex(mask.shape):
         cell = tuple((p + offset) // edge for p, offset in zip(place, offsets, strict=True))
@@ -54,7 +54,7 @@ def test_blocks_are_whole_on_a_grid_with_an_offset_of_its_own_in_each_image(size
 def test_the_share_is_met_on_average_everywhere(size, edge, share):
     masks = draw_hidden(600, size, share, np.random.default_rng(2), edge)
     assert masks.mean() == pytest.approx(share, abs=0.02)
-    # At corners and borders too, where blocks are cut off.
+    # Also at corners and borders, where blocks are cut off.
     for corner in np.ndindex((2,) * len(size)):
         assert masks[(slice(None), *(-c for c in corner), 0)].mean() == pytest.approx(share, abs=0.07)
 

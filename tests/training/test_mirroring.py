@@ -13,7 +13,7 @@ both_ranks = pytest.mark.parametrize("rank", [2, 3])
 
 
 def moved(image, label, **changes):
-    """Images `(B, ...)` and labels after changes; returns what was drawn too."""
+    """Change images `(B, ...)` and labels; also returns what was drawn."""
     size = label.shape[1:]
     drawn = draw_changes(len(label), size, np.random.default_rng(0), Changes(**changes))
     positions = sampling_positions(drawn["affine"], drawn["elastic"], size)
@@ -24,7 +24,7 @@ def moved(image, label, **changes):
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "AIL", "SRP"])
 def test_each_name_mirrors_its_anatomical_axis(codes):
-    """A phantom with one bright voxel in the patient's left, front and top, stored in several orientations."""
+    """A phantom with one bright voxel at the patient's left, front and top is stored in several orientations."""
     from nibabel import orientations
 
     ras = np.zeros((16, 12, 6), "float32")
@@ -76,7 +76,7 @@ def test_an_image_that_is_its_label_moves_exactly_like_it_also_mirrored(rank):
     label[:, 3:8, 5:11] = 1
     drawn, image, found = moved(label[..., None].astype("float32"), label, mirror=AXES[rank], **ALL)
     assert (np.linalg.det(drawn["affine"][:, :, :rank]) < 0).any()
-    # Linear interpolation crosses one half at the edge that nearest neighbour draws, up to the corners.
+    # Linear interpolation crosses one half at the edge of the nearest-neighbour result, except at corners.
     assert np.mean((image[..., 0] > 0.5) != found) < 0.01
     assert set(np.unique(found)) == {0, 1}
 

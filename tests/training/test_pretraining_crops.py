@@ -1,4 +1,4 @@
-"""Pretraining on crops of volumes: the batches that arrays would give, the same after an interruption, and learning."""
+"""Pretraining on crops of volumes: the batches that arrays would give, resuming, and learning."""
 
 import functools
 import shutil
@@ -20,7 +20,7 @@ from training.pretraining import Corruption, Decoder, Images, Patches, Views
 
 SIZE = (8, 8, 8)
 VIEWS, CROPPED = Views(0.05, 0.05), Views(0.05, 0.05, crop_scale=(0.8, 1.0))
-METHODS = {  # what each is told, in the order of its parameters
+METHODS = {  # the settings of each, in the order of its parameters
     "regression": {"corruption": Corruption(0.1, noise=0.01)},
     "global": {"loss": simclr_loss, "views": CROPPED, "features": 8, "n_partitions": None},
     "local": {"loss": functools.partial(region_contrast, temperature=0.1), "views": VIEWS}
@@ -30,7 +30,7 @@ METHODS = {  # what each is told, in the order of its parameters
 
 
 def write_volumes(folder, sizes):
-    """Open volumes whose brightness follows the class of a coarse map, with noise; two maps of two spaces."""
+    """Open noisy volumes whose brightness follows the class of a coarse map; maps of two spaces."""
     generator, subjects = np.random.default_rng(0), []
     for number, depth in enumerate(sizes):
         maps = generator.integers(1, 5, (4, 4, 4)).repeat(4, axis=0).repeat(4, axis=1).repeat(4, axis=2)[:depth]
@@ -58,7 +58,7 @@ def pretrain(method, parts, folder, maps=(None, None), filters=(4, 8), **changes
 
 @pytest.fixture
 def batches_of(monkeypatch, tmp_path):
-    """Function like `pretrain` that returns the batches of both sets instead of training on them."""
+    """Return a function like `pretrain` that returns the batches of both sets instead of training on them."""
     given = []
     monkeypatch.setattr(pretraining, "_train", lambda task, pair, setup: given.append(pair))
 
@@ -82,14 +82,14 @@ def test_crops_as_large_as_their_volumes_give_the_batches_of_an_array(method, tm
         for epoch, step in ((0, 0), (0, steps - 1), (3, 0)):
             one.epoch = other.epoch = epoch
             (expected,), (found,) = one[step], other[step]
-            expected["image"] = one.arrays["image"].values[expected.pop("rows")]  # which the device would read
+            expected["image"] = one.arrays["image"].values[expected.pop("rows")]  # to be read on the device
             assert set(found) == set(expected)
             for name in expected:
                 np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 def majority_by_hand(maps, patch):
-    """The class of most voxels of each patch, row by row; of equally frequent ones the lowest."""
+    """Return the most frequent class of each patch, row by row; of equally frequent ones the lowest."""
     classes = []
     for corner in np.ndindex(*(size // patch for size in maps.shape)):
         voxels = maps[tuple(slice(patch * start, patch * (start + 1)) for start in corner)]
@@ -106,7 +106,7 @@ def test_patch_classes_are_those_of_the_crops_that_are_shown(volumes, batches_of
         (batch,) = batches[0]
         assert set(batch) == {"image", "patch_classes", "anchors"}
         for image, classes, anchors in zip(batch["image"], batch["patch_classes"], batch["anchors"], strict=True):
-            # The image tells its map: t2 is 1 - class / 5, with noise.
+            # The map follows from the image: t2 is 1 - class / 5, with noise.
             maps = np.rint(5 * (1 - image[..., 0])).astype(int)
             maps = 5 - maps if space else maps
             assert classes.tolist() == majority_by_hand(maps, voxels)
@@ -126,7 +126,7 @@ def test_background_patches_of_crops_may_be_left_out(tmp_path, batches_of):
         assert (classes[:, :2] == background).all() and (classes[:, 2:] > 0).all()
 
 
-RESUMED = ("regression", "constrained")  # the others differ by what they draw, which the tests above compare
+RESUMED = ("regression", "constrained")  # the others differ in what they draw, compared in the tests above
 LEARNED = {"regression": 0.8, "global": 0.85, "local": 0.6, "constrained": 0.9}
 
 

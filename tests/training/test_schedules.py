@@ -1,4 +1,4 @@
-"""Phases and rates of a training: against slow formulas, against plain Adam, and after an interruption."""
+"""Phases and rates of training: against slow formulas, against plain Adam, and after an interruption."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ CUT, DATA = "cut", (np.arange(16), np.arange(6))
 
 
 def rates_by_hand(kind, epochs, rate, warm_up=0.0, head_first=0.0, head_rate=None):
-    """All rates of a training, by walking through its phases."""
+    """Return all rates of a training run, by walking through its phases."""
     rates = []
     head = max(1, round(head_first * epochs)) if head_first else 0
     for _ in range(head):
@@ -45,7 +45,7 @@ def test_rates_are_those_of_the_formula(kind, epochs, shares):
         pytest.skip("the config refuses these")
     expected = rates_by_hand(kind, epochs, 3e-3, head_rate=schedule.head_learning_rate, **shares)
     found = [schedule.rate(epoch) for epoch in range(epochs)]
-    if kind == "plateau":  # the loop keeps the rate from there on
+    if kind == "plateau":  # from there on, the loop keeps the rate
         assert all(rate is None for rate in found[schedule.full_from + 1 :])
         found = [rate or 3e-3 for rate in found]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -72,7 +72,7 @@ def test_levels_count_from_the_output_back_to_the_stem():
 
 @functools.cache
 def compiled(is_layerwise):
-    """A trainer with one compiled step, which serves every schedule."""
+    """Return a trainer with one compiled step for all schedules."""
     return segmentation_trainer(settings(layer_decay=0.9 if is_layerwise else 1.0))
 
 
@@ -109,7 +109,7 @@ def test_scales_of_one_are_adam_to_the_bit(slices, tmp_path):
 
 
 def adam_by_hand(gradients, scale, rate=0.1):
-    """Move one number by Adam (Kingma and Ba, ICLR 2015), its rate times a scale per step."""
+    """Update one number with Adam (Kingma and Ba, ICLR 2015), with its rate times a scale per step."""
     value = mean = square = 0.0
     for step, (gradient, factor) in enumerate(zip(gradients, scale, strict=True), start=1):
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
@@ -146,12 +146,12 @@ def test_the_head_phase_trains_what_is_not_pretrained_and_nothing_else(slices, t
         assert step is None or shared.task.train_function is step  # one compiled step for phases and cells
         step = shared.task.train_function
         names = [weight.path for weight in shared.network.weights]
-        # Moments come behind the weights.
+        # Moments follow the weights.
         start, _, head, _, end = [dict(zip(names, state, strict=False)) for state in states]
         for name in start:
             assert np.array_equal(start[name], head[name]) == name.startswith(frozen), name
             assert not np.array_equal(head[name], end[name]), name
-    assert iterations == 2 * [4, 8, 4, 8]  # moments are forgotten after the head phase
+    assert iterations == 2 * [4, 8, 4, 8]  # moments are reset after the head phase
 
 
 def test_layers_far_from_the_output_move_less(slices, tmp_path):
@@ -180,7 +180,7 @@ def test_an_interrupted_schedule_ends_like_an_uninterrupted_one(name, slices, tm
     cell = trainer(epochs=10, **SETTINGS[name])
     history, weights = train(cell, slices, tmp_path / "whole")
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-    # In the head phase, at its end, in the warm-up, at its end, and while the rate falls.
+    # During the head phase and the warm-up, at their ends, and while the rate decreases.
     for stop in (1, 4, 5, 8):
         report = checkpoints.Keeper._report
         with monkeypatch.context() as context:
@@ -209,7 +209,7 @@ def test_a_plateau_is_not_counted_before_the_rate_is_full(slices, tmp_path):
     rates, best, waited, expected = [row["learning_rate"] for row in history], math.inf, 0, []
     rate = None
     for epoch, planned in enumerate(rates_by_hand("plateau", 12, 0.2, warm_up=0.2, head_first=0.2)):
-        rate = planned if epoch <= 4 else rate  # two epochs of the head, two of warm-up
+        rate = planned if epoch <= 4 else rate  # two epochs for the head, two for warm-up
         expected.append(rate)
         loss = history[epoch]["val_loss"]
         best, waited = (loss, 0) if loss < best else (best, waited + 1 if epoch >= 4 else 0)
@@ -220,7 +220,7 @@ def test_a_plateau_is_not_counted_before_the_rate_is_full(slices, tmp_path):
 
 
 def test_the_last_weights_stay_where_the_last_are_asked_for(slices, tmp_path):
-    rough = {"epochs": 5, "rate": 0.3}  # a rate at which the loss jumps about
+    rough = {"epochs": 5, "rate": 0.3}  # a rate at which the loss fluctuates
     kept = {}
     for keep in ("best", "last"):
         history, kept[keep] = train(trainer(keep=keep, **rough), slices, tmp_path / keep)

@@ -1,4 +1,4 @@
-"""What stops a pretraining: damaged or foreign checkpoints, losses that are not finite, too little memory."""
+"""Causes that stop pretraining: damaged or foreign checkpoints, non-finite losses, too little memory."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_a_damaged_checkpoint_is_named(slices, tmp_path):
 
 @pytest.fixture(scope="module")
 def restore():
-    """Regression on 32 training and 32 validation images, for 3 epochs of 4 steps."""
+    """Run regression on 32 training and 32 validation images, for 3 epochs of 4 steps."""
     train = SharedSteps().of(pretrain_regression)
 
     def call(images, validation, folder, subjects=None):
@@ -54,7 +54,7 @@ def test_the_subjects_of_a_batch_that_breaks_the_loss_are_named(part, slices, re
     broken[21] = np.inf
     subjects = [f"sub-{number:02d}" for number in range(32)]
     is_training = part == "training"
-    # Four batches of four slices an epoch: the bad slice comes in one of the first two epochs.
+    # Four batches of four slices per epoch: the bad slice occurs in the first two epochs.
     shown = Batches(
         {"image": Rows(broken)}, 4, child_seed(1, part), steps=4 if is_training else None, shuffle=is_training
     )

@@ -1,4 +1,4 @@
-"""Synthesis in training: one field for all contrasts, both ranks, the same with less memory, nothing between cells."""
+"""Synthesis in training: one field for all contrasts, both ranks, the same with less memory, independent cells."""
 
 import functools
 import shutil
@@ -27,13 +27,13 @@ CHANGES = {"translation": 0.05, "rotation_degrees": 8, "scale": (0.9, 1.1), "ela
 
 
 def identity(rank, channels):
-    """A network that gives its images back; it has one weight, because an optimiser needs one."""
+    """A network that returns its input; it has one weight, because an optimiser needs one."""
     image = keras.Input((*SIZES[rank], channels))
     return keras.Model(image, keras.layers.Rescaling(1.0)(image))
 
 
 def batch_of(rank, seed=0, **changes):
-    """Two smooth images; the target has the channels of the image, in the other order, and the changes."""
+    """Return two smooth images, targets with their channels in reverse order, and the changes."""
     generator = np.random.default_rng(seed)
     image = generator.random((2, *SIZES[rank], 2)).astype("float32")
     drawn = draw_changes(2, SIZES[rank], generator, Changes(**changes)) if changes else {}
@@ -66,7 +66,7 @@ def test_intensities_change_in_the_inputs_only(rank):
 @pytest.mark.parametrize("rank", [2, 3])
 def test_both_move_the_same_way_along_every_axis(rank):
     batch = batch_of(rank, **CHANGES | {"elastic_px": 0, "rotation_degrees": 0, "scale": (1, 1)})
-    shift = (2, -1, 3)[:rank]  # the field of view moves on by so many pixels
+    shift = (2, -1, 3)[:rank]  # the field of view moves by this many pixels
     batch["affine"][:, :, rank] = shift
     moved = Synthesis(identity(rank, 2), synthesis_loss)(batch, training=True)
     for found, before in zip(moved, (batch["image"], batch["target"]), strict=True):
@@ -92,7 +92,7 @@ def test_the_cost_is_that_of_the_configs_loss_and_validation_is_left_as_it_is(ra
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory):
-    """Four subjects whose t1 is a mixture of t1gd and flair that a network can learn."""
+    """Return four subjects whose t1 is a mixture of t1gd and flair that a network can learn."""
     path, generator, subjects = tmp_path_factory.mktemp("h5") / "volumes.h5", np.random.default_rng(0), []
     for number in range(4):
         coarse = generator.random((3, 4, 3, 2))
@@ -123,7 +123,7 @@ def train(shared, volumes, folder, seed):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def shared(request, volumes, tmp_path_factory):
-    """A trainer, and history and weights of its first cell."""
+    """Return a trainer, and history and weights of its first cell."""
     built = trainer(request.param)
     return built, *train(built, volumes, tmp_path_factory.mktemp("cell"), seed=1)
 
@@ -184,7 +184,7 @@ def test_a_head_phase_freezes_all_but_the_head_and_resumes(volumes, tmp_path, mo
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Keeper, "_report", interrupt)
-    for _ in range(2):  # in the head phase, and after it
+    for _ in range(2):  # during the head phase, and after it
         with pytest.raises(KeyboardInterrupt):
             train(built, volumes, tmp_path / "cut", seed=2)
     resumed, found = train(built, volumes, tmp_path / "cut", seed=2)

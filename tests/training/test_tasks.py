@@ -1,4 +1,4 @@
-"""Which loss a task computes, against the same loss by hand."""
+"""The loss that a task computes, against the same loss by hand."""
 
 import functools
 
@@ -16,7 +16,7 @@ WEIGHTS = np.array(SETTINGS["class_weights"])
 
 @pytest.fixture(scope="module")
 def softmax():
-    """A network whose probabilities are a softmax of its input."""
+    """A network that returns the softmax of its input."""
     image = keras.Input((4, 6, 3))
     return keras.Model(image, keras.layers.Softmax()(image))
 

@@ -19,7 +19,7 @@ def images():
 
 
 def events(folder):
-    """Read the events of a run: `{(step, tag): value}`, a picture as `(height, width)`."""
+    """Read the events of a run as `{(step, tag): value}`, with `(height, width)` for pictures."""
     (path,) = (folder / "tensorboard").iterdir()
     content, found = path.read_bytes(), {}
     while content:

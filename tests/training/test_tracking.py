@@ -1,4 +1,4 @@
-"""MLflow gets config, losses, scores and records; a recorder stands in for it where it is not installed."""
+"""MLflow receives config, losses, scores and records; a recorder stands in if it is not installed."""
 
 import argparse
 import importlib.machinery
@@ -17,7 +17,7 @@ HASH = "0123abcd"
 
 
 class Recorder(types.ModuleType):
-    """What the suite uses of MLflow: runs as dictionaries."""
+    """The part of MLflow that the suite uses, with runs as dictionaries."""
 
     def __init__(self):
         super().__init__("mlflow")

@@ -1,4 +1,4 @@
-"""The training loops on slices small enough to learn from in seconds."""
+"""Training on slices small enough to learn from in seconds."""
 
 import csv
 import functools
@@ -31,7 +31,7 @@ from training.steps import Task
 def test_images_shown_one_by_one_share_the_map_of_their_slice(slices, tmp_path, monkeypatch):
     images, maps = slices
     maps = maps.copy()
-    maps[3] = 0  # nothing to compare: left out in every contrast
+    maps[3] = 0  # nothing to compare: excluded in every contrast
     parts = []
     monkeypatch.setattr(pretraining, "_train", lambda task, pair, setup: parts.extend(pair))
     three = np.concatenate([images, images + 1, images + 2])
@@ -52,7 +52,7 @@ CORRUPTION = {"regression": Corruption(0.1, noise=0.01), "masked": Corruption(0.
 
 
 def pretrain(method, images, maps, folder, schedule=None, decoder=PARTIAL, **setup):
-    """Run one method on images of either rank; the first half of the images is the validation set."""
+    """Run one method on images of rank 2 or 3; the first half of the images is the validation set."""
     setup, halves = setup_in(folder, schedule or settings(epochs=12), **setup), (images, images[: len(images) // 2])
     shown = [Images(one) for one in halves]
     if method in CORRUPTION:
@@ -85,13 +85,13 @@ HEALTH = {"val_alignment", "val_uniformity", "val_feature_spread"}
 
 @pytest.fixture(scope="module")
 def pretrain_again():
-    """`pretrain`, whose calls share their compiled steps."""
+    """Return `pretrain` with compiled steps shared between calls."""
     return SharedSteps().of(pretrain)
 
 
 @pytest.fixture(scope="module")
 def learned(slices, pretrain_again, tmp_path_factory):
-    """Function from a method to the folder, network and history of twelve epochs, which are trained once."""
+    """Return a function from method to the folder, network and history of twelve epochs, trained only once."""
 
     @functools.cache
     def train(method):
@@ -105,7 +105,7 @@ def learned(slices, pretrain_again, tmp_path_factory):
 
 
 class Start:
-    """A warm start that changes nothing and remembers the weights at which a training begins, by path."""
+    """A warm start that changes nothing and records the initial weights of training, by path."""
 
     def __call__(self, network):
         self.weights = {weight.path: np.array(weight) for weight in network.weights}
@@ -134,7 +134,7 @@ def check_constrained(folder, _network, history):
     assert len(rows) == 12 and float(rows[3]["val_loss"]) == history[3]["val_loss"]
 
 
-@pytest.mark.parametrize("method", ["masked", "anatomical"])  # the others learn from crops of volumes
+@pytest.mark.parametrize("method", ["masked", "anatomical"])  # the others are tested on crops of volumes
 def test_volumes_are_learned_from_as_well(method, tmp_path):
     generator = np.random.default_rng(0)
     maps = generator.integers(0, 4, (16, 2, 3, 2)).repeat(4, axis=1).repeat(4, axis=2).repeat(4, axis=3)
@@ -147,11 +147,11 @@ def test_volumes_are_learned_from_as_well(method, tmp_path):
 
 def test_slices_of_one_part_that_look_alike_learn_to_attract(tmp_path):
     generator = np.random.default_rng(0)
-    parts = generator.random((2, 16, 16, 1))  # what the two parts of every subject have in common
+    parts = generator.random((2, 16, 16, 1))  # common to the two parts of every subject
     images = parts[PLACES[1] // 2] + generator.normal(0, 0.1, (16, 16, 16, 1))
     schedule = settings(epochs=16, rate=3e-3)
     _, history = pretrain("attracting", images.astype("float32"), None, tmp_path, schedule)
-    # At first all representations point the same way: every pair costs log(1 + 4), with four views of other parts.
+    # Initially all representations are parallel: every pair costs log(1 + 4), with four views of other parts.
     assert history[0]["val_loss"] == pytest.approx(np.log(5), rel=0.05)
     assert history[-1]["val_loss"] < 0.2 * history[0]["val_loss"]
 
@@ -195,7 +195,7 @@ def test_a_run_repeats_itself_to_the_bit_from_the_device_and_from_a_file(learned
 
 @pytest.mark.parametrize("method", [*LEARNED, "attracting"])
 def test_batches_from_a_file_bring_what_the_device_would_read(method, slices, tmp_path, monkeypatch):
-    """The other methods from a file: equal batches, and the weights at which they begin."""
+    """The other methods get equal batches and initial weights when reading from a file."""
     given, (images, maps) = [], slices
     monkeypatch.setattr(pretraining, "_train", lambda task, pair, setup: given.append((task, pair)))
     pretrain(method, images, maps, tmp_path)
@@ -214,7 +214,7 @@ def test_batches_from_a_file_bring_what_the_device_would_read(method, slices, tm
 
 
 def with_images(batches, epoch, step):
-    """A batch, with what the device would read by its rows."""
+    """Return a batch with the images that the device would read by their rows."""
     batches.epoch = epoch
     batch = batches.batch(step)
     rows = batch.pop("rows", None)
@@ -223,7 +223,7 @@ def with_images(batches, epoch, step):
 
 @pytest.fixture(scope="module")
 def stopped(slices, pretrain_again, tmp_path_factory):
-    """A run without a break and one with two, and their folder."""
+    """Return a run without interruption, one with two, and their folder."""
     folder = tmp_path_factory.mktemp("stopped")
     train = lambda place, schedule: pretrain_again("regression", *slices, place, schedule)  # noqa: E731
     return stopped_and_resumed(train, folder), folder

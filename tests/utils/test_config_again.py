@@ -1,4 +1,4 @@
-"""What the suite writes as a config, it reads again as the same config."""
+"""A config written by the suite loads as the same config."""
 
 import pytest
 import yaml
@@ -29,7 +29,7 @@ def test_a_resolved_config_loads_again(path, tmp_path):
 
 @pytest.mark.parametrize("path", WRITTEN)
 def test_a_config_beside_results_loads(path):
-    """They were written by earlier versions, with slices.percentiles beside constraint_maps."""
+    """Earlier versions wrote them, with slices.percentiles beside constraint_maps."""
     assert load_config(ROOT / path).percentiles()
 
 

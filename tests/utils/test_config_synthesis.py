@@ -1,4 +1,4 @@
-"""The config of contrast synthesis: every mistake in one line, and hashes that follow what shapes a result."""
+"""The config of contrast synthesis: every mistake in one line, and hashes of all settings that affect a result."""
 
 import pytest
 
@@ -102,7 +102,7 @@ def test_synthesis_may_do_without_maps_pretraining_or_volumes(brain):
 
 
 def hashes_of_synthesis(path, *overrides):
-    """Hashes of slices, of the pretrained stage, and of the cells that start at random and from the stage."""
+    """Return the hashes of slices, pretrained stage, and cells from random weights and from the stage."""
     config = load_config(path, overrides)
     cells = [config.hash_of_synthesis(init) for init in ("random", "constrained")]
     return [config.hash_of_slices(), config.hash_of_stage("constrained"), *cells]
@@ -115,7 +115,7 @@ WHAT_CHANGES = [  # slices, stage, cell from random weights, cell from the stage
     ("synthesis.subjects_n=[5]", "----"),
     ("synthesis.repeats=7", "----"),
     ("synthesis.inits=[random]", "----"),
-    ("synthesis.augmentation={brightness: 0, contrast: 0}", "----"),  # the default, written out
+    ("synthesis.augmentation={brightness: 0, contrast: 0}", "----"),  # the default, given explicitly
     ("crops.size=[8, 16, 8]", "-xxx"),
     ("crops.min_foreground=0.5", "-xxx"),
     ("crops.validation=5", "-xxx"),

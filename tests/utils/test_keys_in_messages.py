@@ -1,4 +1,4 @@
-"""Every key of a config that a message or the documentation names exists."""
+"""All config keys named in messages or the documentation exist."""
 
 import re
 import typing
@@ -14,18 +14,18 @@ FOLDERS = ("data", "evaluation", "losses", "models", "tools", "training", "utils
 ROOMS = ["*.py", *(f"{folder}/**/*.py" for folder in FOLDERS)]
 SOURCES = [path for pattern in ROOMS for path in sorted(ROOT.glob(pattern))]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
-NO_KEYS = {"data.geometry.voxel_ml", "splits.json"}  # a function that a page calls by its module, and a file
+NO_KEYS = {"data.geometry.voxel_ml", "splits.json"}  # a function named with its module, and a file
 
 
 def known_keys():
-    """Dotted keys of a config as tuples; None stands for any name, as in `pretraining.stages.<name>.space`."""
+    """Yield dotted config keys as tuples; None stands for any name, as in `pretraining.stages.<name>.space`."""
     for prefix, model in sections("", Config):
         above = [None if part == "<name>" else part for part in re.sub(r" \(\w+\)", "", prefix).split(".") if part]
         for key, field in model.model_fields.items():
             yield (*above, key)
             if typing.get_origin(field.annotation) is dict or "dict" in str(field.annotation):
                 yield (*above, key, None)
-                yield (*above, key, None, None)  # the changes of a trial
+                yield (*above, key, None, None)  # the changes in a trial
 
 
 KNOWN = set(known_keys())
@@ -33,7 +33,7 @@ SECTIONS = {part for key in KNOWN for part in key[:-1] if part}
 
 
 def is_known(dotted):
-    """Whether the parts of a dotted key are the last ones of a key; a part that a message fills in is X."""
+    """Tell whether the parts of a dotted key end a known key; X stands for a part filled in by a message."""
     parts = dotted.split(".")
     ends = (key[-len(parts) :] for key in KNOWN if len(key) >= len(parts))
     return any(end[0] and all(b is None or "X" in a or a == b for a, b in zip(parts, end, strict=True)) for end in ends)

@@ -1,4 +1,4 @@
-"""model.json: what is read is what is written, of old and of later versions too."""
+"""model.json is read as it was written, also from older and later versions."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ KINDS = {
     SegmentationModel: {"labels": {"kidney": 1, "liver": 2}, "voxel_size_known": False},
     SynthesisModel: {"targets": ["t2"], "crop_size": [16, 16, 8], "overlap": 0.5},
 }
-# As made_by.csv of earlier versions has it: another one would refuse to keep what they predicted.
+# As in made_by.csv of earlier versions: with another hash, their predictions would be refused.
 DIGESTS = {"chaos_mr": "ea101181afccd329", "lgg_tcga": "6aee092041eb2d50"}
 
 

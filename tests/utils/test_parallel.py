@@ -1,4 +1,4 @@
-"""Results in order from several processes, bounded waiting, and what happens when one fails or dies."""
+"""Ordered results from several processes, bounded queues, and processes that fail or die."""
 
 import ctypes
 import errno
@@ -71,7 +71,7 @@ def test_threads_give_what_a_plain_loop_gives():
 
 
 def test_threads_work_while_the_next_items_are_made_and_these_are_not_read_ahead():
-    """Each item is made only once the function works on the one before it: without threads this would wait for ever."""
+    """Each item is made only when the function works on the previous one; without threads, this would deadlock."""
     begun, read = [threading.Event() for _ in range(20)], []
 
     def items():
@@ -111,7 +111,7 @@ def test_jobs_must_be_positive():
 
 
 class Missing:
-    """The ways in which Python learns that there are no semaphores."""
+    """The ways in which Python reports missing semaphores."""
 
     @staticmethod
     def refused(patch, number):
@@ -122,7 +122,7 @@ class Missing:
 
     @staticmethod
     def not_built(patch, _):
-        for name, value in {"_system_limits_checked": False, "_system_limited": None}.items():  # what it remembers
+        for name, value in {"_system_limits_checked": False, "_system_limited": None}.items():  # cached result
             patch.setattr(f"concurrent.futures.process.{name}", value)
         patch.setitem(sys.modules, "multiprocessing.synchronize", None)
 
@@ -144,7 +144,7 @@ def test_without_semaphores_one_process_does_the_work_and_says_so(way, number, m
     read = []
     results = in_order(lambda item: read.append(item) or (item, os.getpid()), range(3), 2)
     assert list(results) == [(item, os.getpid()) for item in read] and read == [0, 1, 2]
-    [line] = set(caplog.messages)  # pytest sees a line twice where the log of a script was started before
+    [line] = set(caplog.messages)  # pytest sees a line twice if the log was started before
     assert line.startswith("--jobs 2: runs in one process: the system provides no semaphores (")
     assert line.endswith("; make sure that /dev/shm exists, is writable and not full; Docker has --shm-size")
     assert not number or f"({os.strerror(number)})" in line
@@ -185,7 +185,7 @@ def waiting(seconds):
 
 
 def is_running(process):
-    """True for a process that is neither gone nor waits for its parent to take note of its end."""
+    """Tell whether a process is running, not gone and not a zombie."""
     try:
         return open(f"/proc/{process}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -209,7 +209,7 @@ def test_the_processes_of_a_killed_run_end_with_it(tmp_path):
 
 
 def faults_of_the_second_array(_):
-    """Page faults while 40 MB are filled that were filled and freed once before."""
+    """Return the page faults while filling 40 MB that were filled and freed once before."""
     import resource
 
     import numpy as np

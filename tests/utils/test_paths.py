@@ -10,13 +10,13 @@ from utils.config.load import load_config
 from utils.paths import existing_form, expanded
 
 STAGE = "pretraining.stages.global.warm_start"
-# A path as it stands in a config -> where a shell takes it.
+# Path in a config -> where a shell would go.
 PATHS = ["~", "~/runs/x", "$STUDY/x", "${STUDY}x/y", "/a/$STUDY", "plain/x", "a~b", "a/~", "$STUDY-$OTHER"]
 
 
 @pytest.fixture
 def shell(monkeypatch, tmp_path):
-    """A home folder, two variables and one that is not set; the current folder holds what the mistake would make."""
+    """Set up a home folder, two variables and an unset one; the current folder holds what the mistake would create."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("STUDY", "kidneys")
     monkeypatch.setenv("OTHER", "livers")
@@ -27,7 +27,7 @@ def shell(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_means_what_it_means_in_a_shell(shell, path):
-    (shell / "~").mkdir()  # as a program makes it that does not know the sign
+    (shell / "~").mkdir()  # as created by a program that does not expand it
     told = subprocess.run(["/bin/sh", "-c", f"printf %s {path}"], capture_output=True, text=True, check=True).stdout
     assert expanded(path) == told
     assert expanded(Path(path)) == Path(told)
@@ -42,7 +42,7 @@ def test_what_has_no_meaning_is_refused(shell, path):
 def test_a_folder_with_a_dollar_in_its_name_can_be_read(shell):
     (shell / "A$UNSET").mkdir()
     assert expanded("A$UNSET") == "A$UNSET"
-    assert expanded("A$1$ $^") == "A$1$ $^"  # no names of variables
+    assert expanded("A$1$ $^") == "A$1$ $^"  # not variable names
 
 
 @pytest.mark.parametrize("key", ["work_dir", "data.root", "data.splits", STAGE])

@@ -1,4 +1,4 @@
-"""What a result was made from, written and compared."""
+"""Provenance of results: written and compared."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ from utils.runs import atomic_path, child_seed, exit_code_of, open_run, progress
 
 
 def test_child_seeds_are_stable_and_differ_by_every_name():
-    # A stored number: seeds must not change between versions, or published runs could not be repeated.
+    # A fixed number: seeds must not change between versions, or published runs could not be repeated.
     assert child_seed(2024, "weights", 0) == 3009555603
     names = [(1, "a"), (1, "b"), (2, "a"), (1, "a", 0), (1, "a", 1)]
     assert len({child_seed(*name) for name in names}) == len(names)
@@ -126,7 +126,7 @@ def test_an_interrupted_script_says_how_to_continue(number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background makes them, and what they start, deaf to Ctrl-C.
+        # If a shell runs the tests in the background, they and their child processes ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "waiting\n"
@@ -152,7 +152,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_left_overs_of_a_killed_o
             open_run(tmp_path / "run", {}, 3),
         ):
             pass
-    with open_run(tmp_path / "run", {}, 3):  # the lock went with the first one
+    with open_run(tmp_path / "run", {}, 3):  # the lock ended with the first one
         pass
 
 

@@ -1,4 +1,4 @@
-"""Paths below a work dir."""
+"""Paths in a work dir."""
 
 from pathlib import Path
 

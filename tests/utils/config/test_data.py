@@ -1,4 +1,4 @@
-"""The section `data`: short forms, names of labels, and what a layout does not take."""
+"""The section `data`: short forms, names of labels, and settings that a layout does not accept."""
 
 import pytest
 import yaml

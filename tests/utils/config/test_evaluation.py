@@ -1,4 +1,4 @@
-"""Which labels are lesions: what a config may say, and that saying it leaves finished cells valid."""
+"""Labels as lesions: what a config may contain; naming lesions leaves finished cells valid."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_mistakes_are_explained(config, override, message):
 
 
 def test_naming_lesions_leaves_every_hash_and_another_overlap_changes_those_of_cells():
-    """Further scores of the same predictions; with another overlap, the scores are others."""
+    """Naming lesions adds scores of the same predictions; another overlap changes the scores."""
     with_lesions, without = (hashes_of(load_config(LGG, [f"evaluation.lesions={value}"])) for value in (
         "[flair_abnormality]", "[]"
     ))  # fmt: skip

@@ -165,7 +165,7 @@ def test_hashes_ignore_seed_places_and_lists_of_the_grid_but_nothing_else(small)
     other = [
         "finetuning.training.epochs=2",
         "pretraining.stages.constrained.temperature=0.2",
-        "pretraining.stages.global.temperature=0.2",  # the stage that the stage starts from
+        "pretraining.stages.global.temperature=0.2",  # the stage that this stage starts from
         "constraint_maps.clusters=5",
         "slices.min_foreground=0.2",
         "network.filters=[4, 8, 16]",
@@ -209,7 +209,7 @@ def test_blocks_leave_the_hash_of_regression_alone_until_they_are_used(small):
     assert len({plain[0], stage(f"{key}.block_px=4")[0], stage(f"{key}.block_mm=9")[0]}) == 3
 
 
-# The elastic displacement had other defaults at first (deviation 23).
+# The elastic displacement originally had other defaults (deviation 23).
 ELASTIC_BEFORE = "finetuning.augmentation={elastic_px: 2.0, elastic_grid: 8}"
 LATER_TRAINING = {"schedule": ("plateau", "cosine"), "warm_up": ("0", "0.4"), "keep": ("best", "last")}
 LATER_FINETUNING = LATER_TRAINING | {

@@ -1,4 +1,4 @@
-"""Patches in mm: pixels of the decoder's output that are nearest and divide the image."""
+"""Patches in mm become the nearest number of output pixels that divides the image."""
 
 import itertools
 from types import SimpleNamespace
@@ -75,7 +75,7 @@ def test_a_config_with_lengths_and_shares_can_be_read_again(small):  # noqa: F81
     overrides = ["slices.pixel_size=2", f"{STAGE}.patch_mm=6", f"{STAGE}.nearest_share=0.1", f"{STAGE}.anchors_share=1"]
     config = load_config(small, overrides)
     section = config.pretraining.stages["constrained"]
-    assert type(section).model_validate(section.model_dump(mode="json")) == section  # as resolved_config.yaml has it
+    assert type(section).model_validate(section.model_dump(mode="json")) == section  # as in resolved_config.yaml
     plain = load_config(small, ["slices.pixel_size=2"])
     stage = f"{STAGE}.patch_size=null", f"{STAGE}.nearest_patches=null", f"{STAGE}.anchors_per_slice=null"
     assert load_config(small, [*overrides, *stage]) == config

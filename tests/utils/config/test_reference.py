@@ -62,7 +62,7 @@ def mistakes_in(config):
 
 
 def as_editors_read(value):
-    """Editors read YAML 1.2, in which 1e-3 is a number."""
+    """Read as editors do, which use YAML 1.2, where 1e-3 is a number."""
     if isinstance(value, dict):
         return {key: as_editors_read(part) for key, part in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Trials in a config: what they change, what is refused, and that hashes are those of what a cell is trained with."""
+"""Trials in a config: what they change, what is refused; hashes cover the settings of a cell."""
 
 import pytest
 import yaml
@@ -12,7 +12,7 @@ TRIALS = {
     "faster": {"training.learning_rate": "1e-2", "loss.class_weights.kidney": 2, "training.mixed_precision": True},
     "balanced": {"loss.cross_entropy_weight": 0.5, "loss.class_weights": {"kidney": 2}, "augmentation.scale": 0},
 }
-PLAIN = {  # the same settings, written into the section itself
+PLAIN = {  # the same settings in the section itself
     "as_it_stands": {},
     "faster": {
         "training": {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "mixed_precision": True},
@@ -27,7 +27,7 @@ PLAIN = {  # the same settings, written into the section itself
 
 @pytest.fixture
 def load(tmp_path):
-    """Function that loads the small config with other keys in its section `finetuning`."""
+    """Return a function that loads the small config with other keys in its section `finetuning`."""
 
     def loaded(**keys):
         content = yaml.safe_load(SMALL)
