@@ -67,7 +67,7 @@ LONG = (
     "tests/reliability/test_changed_inputs.py::test_a_reference_whose_file_only_looks_different_is_taken",
     "tests/reliability/test_changed_inputs.py::test_a_learning_rate_far_too_high_is_what_the_line_says",
     "tests/reliability/test_changed_inputs.py::test_measures_of_maps_are_made_again_of_a_label_that_changed",
-    "tests/reliability/test_one_bad_file.py::test_steps_2_and_4_go_on_without_a_subject",
+    "tests/reliability/test_one_bad_file.py::test_steps_2_and_4_continue_without_a_subject",
     "tests/reliability/test_one_bad_file.py::test_step_4_scores_the_others_where_a_reference_is_spoiled",
     "tests/reliability/test_two_runs.py::test_a_second_run_that_is_to_redo_all_removes_nothing",
     "tests/reliability/test_two_runs.py::test_a_checkpoint_beside_a_finished_result_goes_and_is_not_resumed",

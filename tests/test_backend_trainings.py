@@ -113,7 +113,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(found):
     check_resumed(part_of(found, "loop/stopped"))
 
 
-def test_a_finetuning_in_phases_goes_on_where_it_stopped_and_learns_as_on_tensorflow(found, tmp_path):
+def test_finetuning_in_phases_resumes_and_learns_as_on_tensorflow(found, tmp_path):
     run = part_of(found, "loop/phases")
     check_resumed(run)
     _, history = finetuned_in_phases(tmp_path)

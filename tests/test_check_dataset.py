@@ -54,7 +54,7 @@ def test_a_sound_data_set(tmp_path, capsys):
     assert rows["BraTS2021_00001"]["enhancing, voxels"] == "12"
 
 
-def test_what_must_be_mended_follows_the_table(tmp_path):
+def test_problems_follow_the_table(tmp_path):
     for number in range(4):
         write_brats(tmp_path / "scans", f"BraTS2021_{number:05d}", False, values=[1, 2, 3] if number == 2 else None)
     folder = tmp_path / "scans"
@@ -129,7 +129,7 @@ def test_sessions_and_what_is_unlike_most(tmp_path):
     assert len(problems) == 1 and "sub-1_ses-1_dseg.nii.gz' is (33, 32, 31) but" in problems[0]
 
 
-def test_nobody_there(tmp_path):
+def test_a_dataset_without_subjects(tmp_path):
     (tmp_path / "scans").mkdir()
     rows, [line] = run(tmp_path, BRATS)
     assert not rows and "scans' matches '{subject}_t1ce.nii.gz or {subject}-t1c.nii.gz'" in line

@@ -127,7 +127,7 @@ def lesions_are_those_of_the_predictions(rows, cell, scans):
     assert (report / "figures" / "lesions_false_positive_against_n.png").exists()
 
 
-def test_dead_classes_are_warned_about_and_an_interrupted_cell_ends_alike(prepared, one_trainer, caplog, monkeypatch):
+def test_dead_classes_cause_a_warning_and_an_interrupted_cell_resumes(prepared, one_trainer, caplog, monkeypatch):
     training = FIXED | {"epochs": 4}
     path, cell, _ = prepared("seen", is_annotated=True, training=training, **LAST_STAGES)
     for stop in (1, 3):  # during the head phase, and after it

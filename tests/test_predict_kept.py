@@ -108,7 +108,7 @@ def test_a_scan_that_changed_is_not_what_was_predicted(made):
 
 
 @pytest.mark.parametrize("spoil", [lambda table: table.unlink(), lambda table: cut(table)])
-def test_results_that_nothing_is_known_of_are_refused(made, spoil):
+def test_results_without_a_record_are_refused(made, spoil):
     spoil(made / "out/made_by.csv")
     assert_refused(made, f"--output {made}/out: there is no record of what made {BOTH}; {CURE}")
     assert predict(made, "--overwrite").code == 0 and predict(made).code == 0
@@ -160,7 +160,7 @@ def test_a_corrected_label_map_is_counted_as_corrected(made):
         (lambda values: np.stack([values, values], -1), "is (20, 18, 5, 2), expected 3 axes"),
     ],
 )
-def test_what_is_no_label_map_is_one_line(made, change, what):
+def test_a_file_that_is_no_label_map_is_reported_in_one_line(made, change, what):
     edit(made, change, np.float64)
     line = f"sub-1: '{made}/out/sub-1.nii.gz' {what}; restore it, or make it again with --overwrite"
     assert_refused(made, line)

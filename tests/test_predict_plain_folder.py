@@ -38,7 +38,7 @@ def subjects(folder):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_file_of_a_plain_folder_is_a_scan_called_by_its_name(tmp_path, layout):
+def test_each_file_of_a_plain_folder_is_a_scan_named_after_its_file(tmp_path, layout):
     write_model(tmp_path / "model", **LAYOUTS[layout])
     write_scan(tmp_path / "scans/first.nii.gz", 1)
     write_scan(tmp_path / "scans/second scan.nii", 2)

@@ -229,7 +229,7 @@ def test_volumes_of_other_subjects_stay_whatever_their_names_are(models, scans, 
         run(models, scans, folder)
 
 
-def test_single_scans_are_called_as_their_results(models, scans, tmp_path):
+def test_single_scans_are_named_after_their_results(models, scans, tmp_path):
     for subject in ("sub-1", "sub-2"):
         run(models, scans / subject / "t1.nii.gz", tmp_path / f"{subject}_label.nii.gz")
     with (tmp_path / "volumes.csv").open(newline="") as file:

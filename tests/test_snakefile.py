@@ -233,7 +233,7 @@ def test_synthesis_made_with_another_config_is_not_taken_for_finished(snakemake,
     assert code == 1 and re.search(r"synthesis/random/n02/r0: made with another config or seed", output)
 
 
-def test_mistakes_are_told_as_the_scripts_tell_them(snakemake, config, tmp_path):
+def test_mistakes_are_reported_as_by_the_scripts(snakemake, config, tmp_path):
     code, output = snakemake(tmp_path, config, "--dry-run", set="finetuning.repeat=1")
     assert code == 1 and "did you mean 'repeats'?" in output
 

@@ -146,7 +146,7 @@ def test_each_trainer_is_built_once_and_is_the_only_one(finished, watched):
     assert watched.built == [2, 3] and watched.held == [1] * 4
 
 
-def test_whoever_reads_the_spoilt_test_subject_is_stopped(cohort):
+def test_reading_the_damaged_test_subject_fails(cohort):
     config = load_config(cohort)
     store, files = SliceStore(config.work_dir / "h5" / "annotated.h5"), find_subjects(config.data.wanted())
     with pytest.raises(InputError, match="holds class 99"):

@@ -150,7 +150,7 @@ NOTHING += "data.empty_labels: allow if all is background"
 
 
 @pytest.mark.parametrize("script", ["tools.check_dataset", "generate_constraint_maps", "generate_h5_pretraining"])
-def test_a_label_map_of_nothing_is_refused_where_all_subjects_should_have_labels(script, tmp_path):
+def test_an_empty_label_map_is_refused_if_all_subjects_must_have_labels(script, tmp_path):
     config = write_cohort(tmp_path)
     save(path := tmp_path / "data" / "sub-2" / "label.nii.gz", label() * 0)
     words = ["--config", config, "--set", "data.empty_labels=refuse", "constraint_maps=null", "pretraining=null"]
@@ -160,7 +160,7 @@ def test_a_label_map_of_nothing_is_refused_where_all_subjects_should_have_labels
     assert outcome.code == 2 and outcome.said == [f"sub-2: {NOTHING}".format(path=path)]
 
 
-def test_a_label_map_of_nothing_is_noticed_and_one_that_teaches_nothing_refused(tmp_path):
+def test_empty_label_maps_are_reported_and_training_without_labels_is_refused(tmp_path):
     config = write_cohort(tmp_path)
     words = ["--config", config, "--set", "constraint_maps=null", "pretraining=null", "finetuning.inits=[random]"]
     save(tmp_path / "data" / "sub-3" / "label.nii.gz", label() * 0)
@@ -199,7 +199,7 @@ def test_healthy_subjects_train_and_are_scored_when_the_config_says_so(subject, 
     assert run("reproduce_tables", *words).code == 0
 
 
-def test_a_label_map_that_resampling_empties_is_refused_even_so(tmp_path):
+def test_a_label_map_emptied_by_resampling_is_always_refused(tmp_path):
     far = AFFINE.copy()
     far[0, 3] += 1000
     save(tmp_path / "t1.nii.gz", volumes(0)["t1"])

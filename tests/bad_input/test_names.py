@@ -52,7 +52,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_a_file_belongs_to_the_pattern_that_says_most_of_its_name(name, tmp_path):
+def test_a_file_belongs_to_the_most_specific_pattern(name, tmp_path):
     files, contrasts, keys, expected = CLAIMS[name]
     found = find_subjects(Wanted(flat(tmp_path, *files), contrasts, **keys))
     assert list(found) == expected
@@ -60,7 +60,7 @@ def test_a_file_belongs_to_the_pattern_that_says_most_of_its_name(name, tmp_path
     assert len(roles) == len(set(roles)) == len(files)
 
 
-def test_a_file_that_two_patterns_say_equally_much_of_is_refused(tmp_path):
+def test_a_file_that_matches_two_patterns_equally_is_refused(tmp_path):
     flat(tmp_path, "aa_bb")
     patterns = {"t1": "{subject}_bb.nii.gz", "t2": "aa_{subject}.nii.gz"}
     with pytest.raises(InputError, match="aa_bb.nii.gz' matches as a file of both 'aa' and 'bb'; narrow the patterns"):

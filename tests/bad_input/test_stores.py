@@ -218,7 +218,7 @@ def test_a_file_that_became_shorter_while_it_was_open_is_refused(cohort):
         store.images()
 
 
-def test_overwrite_mends_every_one_of_them(cohort):
+def test_overwrite_repairs_all_of_them(cohort):
     cut_off(cohort / "work" / "h5" / "pretrain_train.h5")
     (cohort / "work" / "h5" / "annotated.h5").write_text("HDF5")
     assert run("generate_h5_pretraining", "--config", cohort / "tiny.yaml", "--overwrite").code == 0

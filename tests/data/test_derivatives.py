@@ -51,7 +51,7 @@ def test_a_bids_derivative_is_read_again_as_labels(tmp_path):
     np.testing.assert_array_equal(read_label(files, {"a": ["core"], "b": ["oedema"]}), corner([2, 1]))
 
 
-def test_the_version_is_stated_alike_wherever_it_is_stated():
+def test_all_files_state_the_same_version():
     version = project_version()
     assert re.search(rf'(?m)^version = "{re.escape(version)}"$', (ROOT / "pyproject.toml").read_text())
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
@@ -76,7 +76,7 @@ def test_a_dataset_json_for_the_evaluator_of_nnunet(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_classes_numbered_otherwise_than_on_disk():
+def test_classes_numbered_differently_on_disk():
     names = {"PZ": (1,), "TZ": (2,), "gland": (1, 2)}
     assert numbered_otherwise({"a": ["PZ"], "b": ["TZ"]}, names) == {}
     assert numbered_otherwise({"b": ["TZ"], "a": ["PZ"]}, names) == {"b": [2], "a": [1]}

@@ -62,7 +62,7 @@ def test_tables_of_step_4_take_the_volume_of_sheared_voxels():
     assert row["volume_ml"] == row["volume_ml_reference"] == pytest.approx(8 * 0.024)
 
 
-def test_only_much_is_told():
+def test_only_large_shares_are_reported():
     assert note_of_outside({"a": 0.0, "b": 0.0099}) is None and note_of_outside({}) is None
     note = note_of_outside({"a": 0.02, "b": 0.5, "c": 0.0})
     assert note.startswith("in 2 of 3 subjects, some of the foreground lies outside the slices (b 50.0%, a 2.0%);")

@@ -205,7 +205,7 @@ def test_a_constant_image_stays_constant_up_to_its_border():
     assert set(np.unique(slices.round(5))) == {0, 1}
 
 
-def test_channels_are_resampled_alike():
+def test_all_channels_are_resampled_equally():
     volume = np.random.default_rng(2).random((11, 13, 4, 3)).astype(np.float32)
     grid = SliceGrid(volume.shape[:3], ras_affine(), 2.6, (16, 8))
     slices = grid.to_slices(volume)

@@ -232,7 +232,7 @@ def test_an_encoder_moves_without_its_head_and_the_report_says_so():
     assert partly.summary() == "1 layer moved; left as initialised: decoder_1_conv_1, decoder_1_conv_2"
 
 
-def test_levels_that_are_told_to_stay_keep_their_random_weights():
+def test_levels_named_as_fresh_keep_their_random_weights():
     source, target, random = unet(seed=1), unet(seed=2, head_block=True), weights_of(unet(seed=2, head_block=True))
     report = transfer(source, target, stay=("decoder_2_",))
     for key, array in weights_of(target).items():

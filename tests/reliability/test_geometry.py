@@ -133,7 +133,7 @@ def test_constraint_maps_lie_on_the_voxels_of_the_scans(subject, packed):
 
 
 @pytest.mark.parametrize("subject", PLACED)
-def test_packed_slices_go_back_to_the_voxels_they_came_from(subject, packed):
+def test_packed_slices_return_to_their_voxels(subject, packed):
     from data.store.store import SliceStore
 
     store = SliceStore(packed.parent / "work" / "h5" / "annotated.h5")

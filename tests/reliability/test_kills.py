@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", KILLED)
-def test_a_killed_step_ends_as_an_undisturbed_one(step, folder):
+def test_a_killed_step_gives_the_outputs_of_an_undisturbed_one(step, folder):
     found = json.loads((folder / "kills.json").read_text())[step]
     assert len(found["kills"]) == KILLS and found["exit_code"] == 0
     assert all(0 <= moment <= found["seconds"] for moment in found["kills"])

@@ -49,7 +49,7 @@ def subjects(folder):
     ("spoiler", "is_plain"),
     [("truncated", False), ("missing", False), ("a folder", False), ("empty", True), ("missing", True)],
 )
-def test_predict_goes_on_with_the_other_scans_of_a_folder(tmp_path, spoiler, is_plain):
+def test_predict_continues_with_the_other_scans_of_a_folder(tmp_path, spoiler, is_plain):
     write_model(tmp_path / "model", **({} if is_plain else {"contrasts": ["t1", "t2"]}))
     names = ["{}.nii.gz"] if is_plain else ["{}/t1.nii.gz", "{}/t2.nii.gz"]
     for subject in ("a", "b", "c"):
@@ -76,7 +76,7 @@ def test_predict_goes_on_with_the_other_scans_of_a_folder(tmp_path, spoiler, is_
     assert all((tmp_path / "out" / name).read_bytes() == content for name, content in kept.items())
 
 
-def test_where_nothing_is_left_keep_going_refuses(tmp_path):
+def test_keep_going_refuses_if_no_scan_is_left(tmp_path):
     write_model(tmp_path / "model")
     for subject in ("a", "b"):
         write_scan(tmp_path / f"scans/{subject}/t1.nii.gz")
@@ -86,7 +86,7 @@ def test_where_nothing_is_left_keep_going_refuses(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["spoiled meanwhile", "a fault of the suite"])
-def test_a_scan_that_fails_while_it_is_predicted_stops_itself_only(tmp_path, monkeypatch, fault):
+def test_a_scan_that_fails_during_prediction_affects_no_other(tmp_path, monkeypatch, fault):
     write_model(tmp_path / "model")
     for number, subject in enumerate("abc"):
         write_scan(tmp_path / f"scans/{subject}/t1.nii.gz", number)
@@ -153,7 +153,7 @@ def test_step_2_packs_the_others_and_says_so_again(tmp_path, four):
 @pytest.mark.parametrize(
     "fault", [InputError("no voxel differs from air"), RuntimeError("no idea")], ids=["scan", "bug"]
 )
-def test_step_2_goes_on_without_a_subject_that_fails_after_its_files_were_sound(tmp_path, four, monkeypatch, fault):
+def test_step_2_continues_without_a_subject_that_fails_with_valid_files(tmp_path, four, monkeypatch, fault):
     prepare = generate_h5_pretraining.prepare_subject
 
     def failing(config, files):
@@ -175,7 +175,7 @@ def test_step_2_goes_on_without_a_subject_that_fails_after_its_files_were_sound(
 
 @pytest.mark.parametrize("spoiler", ["truncated", "missing"])
 @pytest.mark.parametrize("subject", ["sub-4", "sub-5"])
-def test_steps_2_and_4_go_on_without_a_subject(tmp_path, four, subject, spoiler):
+def test_steps_2_and_4_continue_without_a_subject(tmp_path, four, subject, spoiler):
     whole = (tmp_path / f"data/{subject}/t2.nii.gz").read_bytes()
     path = spoil_in(tmp_path, subject, "t2", spoiler)
     refused = run(SLICES, "--config", four)
@@ -212,7 +212,7 @@ def test_step_4_scores_the_others_where_a_reference_is_spoiled(tmp_path, four, s
     assert {row["subject"] for row in rows} == {"sub-3"}
 
 
-def test_step_4_draws_no_other_subjects_where_a_label_map_is_gone(tmp_path, four):
+def test_step_4_draws_no_other_subject_if_a_label_map_is_missing(tmp_path, four):
     """Otherwise another subject would silently be used for training in its place."""
     assert run(SLICES, "--config", four).code == 0
     spoil_in(tmp_path, "sub-4", "label", "missing")
@@ -220,7 +220,7 @@ def test_step_4_draws_no_other_subjects_where_a_label_map_is_gone(tmp_path, four
     assert run(CELLS, "--config", four).said == [line]
 
 
-def test_where_no_subject_is_sound_keep_going_refuses(tmp_path, four):
+def test_keep_going_refuses_if_no_subject_is_valid(tmp_path, four):
     for subject in SUBJECTS:
         spoil_in(tmp_path, subject, "t1", "truncated")
     outcome = run(SLICES, "--config", four, "--keep-going")

@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_tables_to_the_last_digit_and_another_one_o
 
 
 @pytest.mark.parametrize("moment", [0, 4_000_000_000], ids=["1970", "2096"])
-def test_work_that_is_dated_long_ago_or_ahead_is_as_good(moment, finished, tmp_path):
+def test_file_dates_in_the_past_or_future_do_not_matter(moment, finished, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(finished / "work", work)
     for path in work.rglob("*"):
@@ -84,7 +84,7 @@ def test_work_that_is_dated_long_ago_or_ahead_is_as_good(moment, finished, tmp_p
     assert all(path.stat().st_mtime == moment for path in before)
 
 
-def test_no_decision_hangs_on_a_clock():
+def test_no_decision_depends_on_a_clock():
     """Durations are measured with a monotonic clock; the date is only recorded."""
     for path in SOURCES:
         clocks = re.findall(r"st_mtime|getmtime|time\.time\(|datetime\.now|utcnow", path.read_text())

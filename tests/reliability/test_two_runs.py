@@ -79,7 +79,7 @@ def test_a_checkpoint_beside_a_finished_result_goes_and_is_not_resumed(step, ove
     assert not left_over.exists()
 
 
-def test_subjects_that_a_killed_simulation_left_unfinished_go(tmp_path):
+def test_unfinished_subjects_of_a_killed_simulation_are_removed(tmp_path):
     words = ["--out", tmp_path / "scans", "--subjects", "3", "--shape", "40", "32", "6"]
     assert run("simulate_cohort", *words).code == 0
     unfinished = tmp_path / "scans" / ".tmp-abc" / "sub-002"

@@ -51,7 +51,7 @@ def test_each_script_names_its_own_option(script, number, folder, monkeypatch):
     assert line.startswith(f"{folder}/") and line.endswith(f": {LINES[number].format(option)}"), line
 
 
-def test_two_cohorts_at_a_time_are_told_apart_by_out(tmp_path):
+def test_a_second_simulation_in_a_folder_is_told_to_change_out(tmp_path):
     with alone_in(tmp_path):
         outcome = run("simulate_cohort", "--out", tmp_path, "--subjects", "3", "--shape", "24", "20", "8")
     assert outcome.code == 2 and outcome.said[0].endswith("wait until it has ended, or give another --out")

@@ -81,7 +81,7 @@ def test_cells_may_be_chosen_and_a_failure_shows_its_last_lines(study, stand_in,
     assert [path.name for path in (study / "work/finetuning/t1/nnunet/n01").iterdir()] == ["r0"]
 
 
-def test_mistakes_are_told_at_once(study, stand_in):
+def test_mistakes_are_reported_together(study, stand_in):
     words = ["--config", study / "tiny.yaml", "--python", study / "none", "--contrasts", "t3", "--subjects-n", 5]
     lines = [
         "--python {study}/none: does not exist; type: make install-nnunet",
@@ -115,7 +115,7 @@ def test_only_network_patch_spacing_and_batch_of_a_plan_are_ours():
 
 
 @pytest.mark.skipif(not PYTHON.exists(), reason="nnU-Net is not installed; type: make install-nnunet")
-def test_nnunet_itself_trains_a_cell_and_goes_on_after_a_kill(study):
+def test_nnunet_itself_trains_a_cell_and_resumes_after_a_kill(study):
     config = yaml.safe_load((study / "tiny.yaml").read_text())
     config["slices"]["image_size"] = [16, 16]
     outcome = train(study, PYTHON, "--repeats", 1)

@@ -174,7 +174,7 @@ def test_step_5_takes_an_external_cell_for_what_it_is(study, predicted):
     assert external_notes(read_scores_csv(report / "tables/scores.csv"))[0] == SAID
 
 
-def test_an_external_cell_is_outdated_when_scores_are_made_otherwise(study, predicted):
+def test_an_external_cell_is_outdated_if_scoring_changes(study, predicted):
     assert score(study, predicted).code == 0
     scores = read_scores(study / "work")
     for changes, lines in (

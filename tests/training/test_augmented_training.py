@@ -83,7 +83,7 @@ def test_a_batch_brings_what_is_switched_on_and_nothing_else(augmentation, keys)
     assert all(len(values) == 4 for values in batch.values())
 
 
-def test_a_batch_whose_pixels_stay_is_what_it_was_when_it_was_warped_in_vain():
+def test_skipping_an_identity_warp_leaves_the_batch_as_it_is():
     changes = AugmentationSection(**OFF | {"brightness": 0.1, "contrast": 0.2}).changes()
     batch = {"image": np.random.default_rng(1).random((4, 16, 16, 1)).astype("float32")}
     batch["label"] = np.random.default_rng(2).integers(0, 4, (4, 16, 16)).astype("int32")

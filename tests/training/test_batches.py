@@ -88,7 +88,7 @@ def test_anchors_and_nearest_patches_as_shares_of_each_images_own_foreground(sha
         assert (row[drawn] > 0).all()
 
 
-def test_with_plain_numbers_nothing_is_drawn_otherwise():
+def test_plain_numbers_give_the_same_draws_as_before():
     classes = np.random.default_rng(0).integers(0, 3, (6, 40))
     counts = PatchCounts(nearest=7, anchors=10)
     found = draw_compared(classes, counts, counts.largest(40)["anchors"], np.random.default_rng(1))
@@ -276,7 +276,7 @@ def test_a_batch_size_that_parts_do_not_divide_is_refused():
         partitioned(batch_size=8)
 
 
-def test_stacked_steps_are_the_same_batches_and_a_smaller_last_one_goes_by_itself():
+def test_stacked_steps_are_the_same_batches_and_a_smaller_last_one_is_separate():
     def contents(per_dispatch, **options):
         arrays = {"image": Rows(np.arange(23.0), np.arange(22, 0, -1)), "number": np.arange(22)}
         made = Batches(arrays, 4, 3, finish=add_noise, **options)

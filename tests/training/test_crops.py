@@ -144,7 +144,7 @@ def test_validation_is_one_fixed_pass_with_equally_many_crops_of_each_volume(vol
     assert len(set(places) & {place for batch in contents(other) for place in places_of(batch, volumes)}) < 5
 
 
-def test_mistakes_are_told_all_at_once(volumes):
+def test_all_mistakes_are_reported_at_once(volumes):
     with pytest.raises(InputError) as caught:
         Crops(volumes[3:], (8, 8, 11), ["t2", "t1", "t2"], ["t1", "flair"]).batches(2, 1)
     assert caught.value.lines[:3] == [

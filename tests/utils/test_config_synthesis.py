@@ -93,7 +93,7 @@ def test_a_mistake_of_synthesis_is_named_in_one_line(brain, overrides, message):
     assert len(caught.value.lines) == 1
 
 
-def test_synthesis_may_do_without_maps_pretraining_or_volumes(brain):
+def test_synthesis_works_without_maps_pretraining_or_volumes(brain):
     assert load_config(brain).image_size() == [16, 16, 8]
     flat = load_config(brain, SLICES)
     assert flat.image_size() == (32, 40)

@@ -32,7 +32,7 @@ def test_atomic_path_leaves_a_complete_file_or_nothing(tmp_path):
     assert target.read_text() == "new" and os.listdir(target.parent) == ["map.nii.gz"]
 
 
-def test_unfinished_files_of_ended_processes_go_when_their_file_is_written_again(tmp_path):
+def test_unfinished_files_of_ended_processes_are_removed_when_their_file_is_rewritten(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     ours, others = f".tmp-{ended.pid}-a.csv", f".tmp-{os.getppid()}-a.csv"
@@ -142,7 +142,7 @@ def test_an_interrupt_that_python_drops_stops_the_script_after_the_subject_at_ha
     assert done.stdout.split() == ["0", "1"] and done.returncode == 130
 
 
-def test_a_second_run_in_the_same_folder_is_refused_and_left_overs_of_a_killed_one_go(tmp_path):
+def test_a_second_run_in_a_folder_is_refused_and_left_overs_of_a_killed_one_are_removed(tmp_path):
     (tmp_path / "run" / "predictions").mkdir(parents=True)
     (tmp_path / "run" / "predictions" / ".tmp-123-a.nii.gz").write_text("half")
     with open_run(tmp_path / "run", {}, 3):

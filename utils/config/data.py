@@ -120,7 +120,7 @@ class DataSection(Section):
     empty_labels: Literal["warn", "allow", "refuse"] = Field(
         "warn",
         json_schema_extra=ADDED,
-        description="label maps without labelled voxels; unless refused, they count as background everywhere",
+        description="label maps without labelled voxels; unless refused, used in training and scored as background",
     )
     mask: PathPattern | None = Field(
         None, description="path of a foreground mask, with {subject}; null: segmented from the images"

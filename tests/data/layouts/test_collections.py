@@ -42,7 +42,7 @@ def test_a_mixed_brats_collection_is_read_subject_by_subject(tmp_path):
     assert [files.label_names["enhancing"] for files in found.values()] == [(3,), (4,)]
 
 
-def test_scans_of_one_person_at_two_times_are_told(tmp_path):
+def test_scans_of_one_person_at_two_times_are_recognised(tmp_path):
     for name in ("BraTS-GLI-00005-100", "BraTS-GLI-00005-101", "BraTS-GLI-00006-100"):
         write_brats(tmp_path, name, True)
     people = ["BraTS-GLI-00005", "BraTS-GLI-00005", "BraTS-GLI-00006"]

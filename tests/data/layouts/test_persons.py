@@ -46,7 +46,7 @@ def test_a_person_counts_as_labelled_if_one_session_is():
 
 
 @pytest.mark.parametrize("is_file", [False, True])
-def test_lists_that_part_a_person_are_refused(tmp_path, is_file):
+def test_lists_that_separate_the_sessions_of_a_person_are_refused(tmp_path, is_file):
     lists = {"train": ["sub-1_ses-0"], "val": ["sub-2_ses-0", "sub-2_ses-1"], "test": ["sub-1_ses-1", "sub-0_ses-0"]}
     (tmp_path / "splits.json").write_text(json.dumps(lists))
     with pytest.raises(InputError, match="sub-1: has sessions in train and test of data.splits; keep a person in one"):

@@ -29,7 +29,7 @@ SCANS = {  # -> whether the corners are air
 
 @pytest.mark.parametrize("name", SCANS)
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_corners_that_are_no_air_are_told(name, order):
+def test_corners_without_air_are_reported(name, order):
     """In any storage order of the slices."""
     scan, is_air = SCANS[name]
     affine = np.eye(4)

@@ -60,7 +60,7 @@ def test_contrasts_are_brought_to_the_grid_of_one(files):
     assert shape == SHAPE and np.array_equal(its_affine, affine)
 
 
-def test_labels_and_masks_go_along_by_nearest_neighbour(files, tmp_path):
+def test_labels_and_masks_are_resampled_by_nearest_neighbour(files, tmp_path):
     to_t2 = SubjectFiles("sub-1", files.contrasts, files.label, files.mask, resample_to="t2")
     volume, affine = read_contrasts(to_t2, ["t1"], CONTRASTS)
     label, mask = read_label(to_t2, LABELS, (), volume.shape, affine), read_mask(to_t2, volume.shape, affine)

@@ -23,7 +23,7 @@ def test_one_network_without_flips_gives_its_own_output_bit_by_bit():
     np.testing.assert_array_equal(Ensemble([network]).predict_on_batch(images), network.predict_on_batch(images))
 
 
-def test_networks_count_alike():
+def test_networks_have_equal_weight():
     images = np.ones((1, 2, 2, 1), np.float32)
     networks = [Weighted(np.float32(number)) for number in (1, 2, 6)]
     np.testing.assert_array_equal(Ensemble(networks).predict_on_batch(images), 3 * images)

@@ -20,7 +20,7 @@ def intensities_of(folder, subject):
 
 
 @pytest.mark.parametrize("add", [volumes_of, intensities_of])
-def test_rows_that_another_run_adds_meanwhile_stay(add, tmp_path, monkeypatch):
+def test_rows_added_by_a_concurrent_run_are_kept(add, tmp_path, monkeypatch):
     """The first run pauses between reading and writing the table, while the second one runs."""
     add(tmp_path, "sub-1")
     reading, go_on = threading.Event(), threading.Event()

@@ -168,7 +168,7 @@ def test_every_level_and_all_decoder_levels_together_are_probed(parts):
     assert alone["value"] == rows[2]["value"] and alone["pixels"] == 400 and len(alone["each"]) == 2
 
 
-def test_a_stage_called_as_a_baseline_has_a_row_of_its_own(parts):
+def test_a_stage_named_like_a_baseline_has_a_separate_row(parts):
     stage = {"representation": "position", "pretrained": "encoder", "level": TOGETHER, "features": 8, "draw": 0}
     stage |= {"penalty": USUAL, "pixels": 400, "each": np.array([0.1, 0.2]), "value": 0.15}
     baselines = [*without_network(*parts)]

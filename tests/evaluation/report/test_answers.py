@@ -35,7 +35,7 @@ def test_who_is_ahead_where_by_how_much_and_in_how_many_repeats():
     assert "Bonferroni" in rule and "3 comparisons" in rule and "No difference shown is not the same" in rule
 
 
-def test_nothing_that_differs_is_said_as_such():
+def test_the_absence_of_a_difference_is_stated():
     same = {("ccl", n): [0.001, -0.001, 0.0] for n in (2, 4, 8)}
     (sentence,), _ = answers(make_scores(same), DICE)
     assert sentence == "t2, Dice: ccl is not shown to differ from random at N = 2, 4 and 8."

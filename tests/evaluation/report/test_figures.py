@@ -328,7 +328,7 @@ def test_an_overlay_has_a_panel_per_init_and_a_row_per_subject(tmp_path):
     save_figure(figure, tmp_path, "overlay")
 
 
-def test_many_inits_go_on_in_the_next_row():
+def test_many_inits_continue_in_the_next_row():
     reference = np.zeros((12, 10, 4), np.uint8)
     reference[3:7, 3:7, 1:3] = 1
     inits = ["random", "regression", "global", "global_local", "constrained", "other"]

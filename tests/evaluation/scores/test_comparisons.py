@@ -79,7 +79,7 @@ def test_no_repeat_in_common():
     assert table.text.loc[0, "Difference"] == "+0.200"
 
 
-def test_alike_subjects_make_chance_between_trainings_significant_and_the_repeats_show_it():
+def test_similar_subjects_make_chance_significant_and_the_repeats_reveal_it():
     """There is no true difference; training runs differ by 0.02, and subjects agree within 0.005.
 
     The t-test across subjects nearly always rejects, because it is about these networks only. The differences of

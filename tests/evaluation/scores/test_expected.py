@@ -119,7 +119,7 @@ def test_what_the_results_do_not_hold_is_a_dash_and_never_a_number(ours):
     assert table.numbers[["ours", "difference"]].isna().all(axis=None)
 
 
-def test_a_curve_that_never_gets_there_says_so():
+def test_a_curve_that_never_reaches_the_goal_is_reported():
     scores = make_scores({("random", 8): 0.6, ("ccl", 8): 0.5})
     table = table_of(scores, quantity="annotation_saved", init="ccl", reference="random", reference_n=8)
     assert table.text.loc[0, ["Ours", "Difference"]].tolist() == ["not reached", "-"]

@@ -113,7 +113,7 @@ def test_the_same_subjects_are_drawn_for_both_curves():
     assert (result.saved, result.low, result.high, result.share_never) == (0.6, 0.6, 0.6, 0.0)
 
 
-def test_draws_that_never_get_there_are_the_low_end():
+def test_draws_that_never_reach_the_goal_are_the_lower_end():
     low = annotation_saved_interval({2: np.full((1, 4, 1), 0.1)}, {2: np.full((1, 4, 1), 0.5)}, 2, draws=100)
     assert (low.saved, low.low, low.high, low.share_never) == (None, None, None, 1.0)
     # Half of the subjects are above the goal by as much as the others are below.

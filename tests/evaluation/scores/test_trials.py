@@ -120,7 +120,7 @@ def test_no_winner_while_trials_are_unequal(cells, count, said, tmp_path):
     assert "**" not in text and "chosen:" not in text and said in text
 
 
-def test_what_was_asked_for_and_is_not_there_is_missing():
+def test_requested_results_that_do_not_exist_are_missing():
     asked = [("fast", "t1", "random", 2, 3, "fold0")]
     comparison = compare(make_results(), asked, INITS, TRIALS)
     assert len(comparison.missing) == 4, "a run that one init was to have is asked of all of them, with every trial"
