@@ -5,6 +5,7 @@
 # make test-backends    compares TensorFlow, JAX and PyTorch (if installed), and two devices with one; export to PyTorch
 # make install, make install-grid    installed first by the above: the suite in .venv, for test-all also Snakemake in .venv-grid
 # make install-nnunet    nnU-Net in .venv-nnunet, for python -m tools.run_nnunet
+# make lock    rewrites requirements.lock and requirements-gpu.lock from requirements.txt (needs the internet)
 # make audit   known vulnerabilities of the installed packages (needs the internet), and whether their versions are compatible
 # make bench   measures time and memory; writes benchmarks/output/
 PYTHON ?= python3
@@ -13,16 +14,28 @@ DEMO := configs/renal_demo.yaml
 TABLE := configs/renal_table_simulated.yaml
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: install install-grid install-nnunet demo table-renal-simulated test test-all test-backends audit bench clean
+.PHONY: install install-grid install-nnunet lock demo table-renal-simulated test test-all test-backends audit bench clean
 
 install: .venv/installed$(GPU)
 
 # A separate file for GPU=1, so that a later GPU=1 installs what is missing.
-.venv/installed$(GPU): requirements.txt
+LOCKS := requirements.lock $(if $(GPU),requirements-gpu.lock)
+.venv/installed$(GPU): $(LOCKS)
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed; type: make PYTHON=python3.11') if sys.version_info < (3, 11) else None"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt $(if $(GPU),"tensorflow[and-cuda]")
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes $(addprefix -r ,$(LOCKS))
 	@touch $@
+
+# Versions that are locked stay unless requirements.txt changes them; rm requirements.lock first to renew all of them.
+# The second lock lists only what the first one lacks. --universal: for every platform and Python from 3.11.
+UV := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-config \
+	--no-emit-index-url --custom-compile-command "make lock"
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(UV) requirements.txt --output-file requirements.lock
+	$(UV) requirements-gpu.txt --constraint requirements.lock --output-file requirements-gpu.lock \
+		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements.lock)
 
 install-grid: .venv-grid/installed
 

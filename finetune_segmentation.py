@@ -5,7 +5,8 @@
 
 Reads   h5/annotated.h5 (step 2), pretraining/<init>/weights.npz (step 3) and the label maps of the test subjects.
 Writes  for each cell of the grid, finetuning/<contrasts>/<init>/n<NN>/r<K>/ with metrics.json, model.json and
-        weights.npz (a model folder for predict.py), history.csv, predictions/<subject>.nii.gz and a run record.
+        weights.npz (a model folder for predict.py), history.csv, predictions/ (a label map per subject, and the names
+        and colours of the classes for viewers) and a run record.
 Takes   about a minute per cell on a CPU with small images. Finished cells are skipped; an interrupted one resumes.
 Next    python reproduce_tables.py --config FILE
 
@@ -180,6 +181,9 @@ class Segmentations(CellTask):
             )
 
     def score(self, network, cell, folder):
+        from data.label_tables import write_label_tables
+
+        write_label_tables(folder, self.config.data.legend())
         finished = in_threads(
             functools.partial(self._score_subject, folder), self.predicted(network, cell, self.scored)
         )
@@ -205,7 +209,7 @@ class Segmentations(CellTask):
         subject, probabilities = item
         grid = self.store.grid(subject)
         prediction = label_map(probabilities, grid)
-        write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine)
+        write_nifti(folder / f"{subject}.nii.gz", prediction, grid.affine, intent="label")
         maps, is_mm = (prediction, self.reference(subject)), self.config.data.voxel_size_known
         settings = self.config.evaluation
         return score_label_map(subject, maps, grid, self.labels, settings, voxel_size_known=is_mm)
@@ -216,11 +220,13 @@ class Segmentations(CellTask):
     def describe_model(self, cell, subjects):
         from utils.model_description import SegmentationModel
 
+        colours = self.config.data.label_colours
         return SegmentationModel(
             **self.describe_data(cell, subjects),
             labels={name: index for index, name in enumerate(self.labels, start=1)},
             voxel_size_known=self.config.data.voxel_size_known,
             head_block=self.settings_of(cell).head_block,
+            **({"label_colours": colours} if colours else {}),
         )
 
 

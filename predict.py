@@ -10,7 +10,9 @@ Reads   model folders (cells of finetune_segmentation.py or finetune_synthesis.p
         subject under the names used in training (printed if they are not found), or, for models with one input
         contrast, a plain folder of NIfTI files, each a scan named after its file.
 Writes  on the scan's own grid. Segmentation: one NIfTI label map per scan, with --probabilities also the probability of
-        each class, and volumes.csv with the volume of each class. Synthesis: <subject>_<contrast>.nii.gz for each
+        each class, with --seg-nrrd a segmentation for 3D Slicer; volumes.csv with the volume of each class, and the
+        names and colours of the classes for viewers (BIDS dseg.tsv, labels.itksnap.txt, labels.ctbl for 3D Slicer;
+        beside a single FILE their names begin with its name). Synthesis: <subject>_<contrast>.nii.gz for each
         contrast that the model synthesises, and intensities.csv, which gives their unit. If the subject's folder holds
         that contrast as acquired, its percentiles restore the scanner's intensities ('acquired', clipped at low and
         high); otherwise intensities range from 0 to 1. made_by.csv records model, scan and options of each result;
@@ -93,6 +95,8 @@ def read_options(arguments):
     text = "also predict images mirrored along these axes of the patient, and average"
     parser.add_argument("--flip", nargs="+", default=(), choices=list(FLIPS), help=text)
     parser.add_argument("--probabilities", action="store_true", help="also write the probability of each class, 4D")
+    text = "also write each label map as .seg.nrrd: a segmentation for 3D Slicer with names and colours"
+    parser.add_argument("--seg-nrrd", action="store_true", help=text)
     text = "keep only the largest connected component of these classes (default: of all)"
     parser.add_argument("--largest-component", nargs="*", metavar="LABEL", help=text)
     text = "remove connected components of a class smaller than this, in mL"
@@ -113,7 +117,7 @@ def read_model(folder):
 def check_options(options, model):
     """Refuse options that do not apply to the model, all of them at once."""
     lines, labels = [], model.labels
-    for option in ("probabilities", "largest_component", "min_component_ml"):
+    for option in ("probabilities", "seg_nrrd", "largest_component", "min_component_ml"):
         if model.targets and getattr(options, option) not in (None, False):
             lines.append(f"--{option.replace('_', '-')}: is for segmentations; this model synthesises contrasts")
     for name in set(options.largest_component or ()) - labels.keys() if labels else ():
@@ -128,6 +132,10 @@ def check_options(options, model):
         lines.append(f"--flip left_right: the model tells left from right ({', '.join(sided)}); {cure}")
     if lines:
         raise InputError(lines)
+    if options.seg_nrrd:
+        from data.scans.seg_nrrd import check_slicerio
+
+        check_slicerio("--seg-nrrd")
 
 
 def find_scans(options, model, failures):
@@ -215,12 +223,13 @@ def scans_of_plain_folder(options, model, left_out):
 def outputs_of(subject, folder, options, model):
     """Return the outputs for a subject and their paths, `{what: path}`, in the layout of the scans.
 
-    The outputs are a `label`, and `probabilities` if requested; or the contrasts in `targets`.
+    The outputs are a `label`, and `segments` and `probabilities` if requested; or the contrasts in `targets`.
     """
     from data.derivatives import output_path
     from data.layouts.subjects import file_of_channel
 
-    made = {"label": None} | ({"probabilities": None} if options.probabilities else {})
+    asked = {"segments": options.seg_nrrd, "probabilities": options.probabilities}
+    made = {"label": None} | {what: None for what in asked if asked[what]}
     if model.targets:
         entries = {target: model.files[file_of_channel(model.files, target)[0]] for target in model.targets}
         made = {target: file_pattern(entry) for target, entry in entries.items()}
@@ -272,7 +281,8 @@ def predict(models, jobs, options, failures):
     todo, made_by = what_to_make(models, jobs, folder, options)
     written = sum(len(paths) for _, paths in todo)
     what = "synthesised contrast" if model.targets else "label map"
-    several = f"{what}s" + " and probabilities" * options.probabilities
+    words = [f"{what}s", *["segmentations"] * options.seg_nrrd, *["probabilities"] * options.probabilities]
+    several = " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     if kept := sum(len(paths) for *_, paths in jobs) - written:
         log.info("%d of %d %s exist and are kept; --overwrite replaces them", kept, kept + written, several)
     if todo:
@@ -326,12 +336,13 @@ def words_of(options):
         own.append(" ".join(["--largest-component", *sorted(set(options.largest_component))]))
     if options.min_component_ml:
         own.append(f"--min-component-ml {options.min_component_ml:g}")
-    return {None: " ".join(shared), "label": " ".join(own)}
+    return {None: " ".join(shared), "label": " ".join(own), "segments": " ".join(own)}
 
 
 def write_tables(folder, model, jobs, options):
     """Write the tables beside the results; returns the name of the table for the log."""
-    from data.derivatives import describe_outputs
+    from data.derivatives import describe_outputs, label_table_prefix
+    from data.label_tables import write_label_tables
     from evaluation.prediction.tables import INTENSITIES, VOLUMES, summary_of_units, write_volumes
 
     if options.input.is_dir():
@@ -339,7 +350,9 @@ def write_tables(folder, model, jobs, options):
     if model.targets:
         return f"{folder / INTENSITIES} (intensities: {summary_of_units(folder / INTENSITIES)})"
     labels = {subject: paths["label"] for subject, _, paths in jobs}
+    single = None if options.input.is_dir() else stem_of(options.output)
     write_volumes(folder / VOLUMES, labels, model.labels, model.voxel_size_known)
+    write_label_tables(folder, model.legend(), label_table_prefix(options.layout, single))
     return folder / VOLUMES
 
 

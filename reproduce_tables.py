@@ -99,7 +99,7 @@ def write_report_of(config, segmentation, synthesis, notes, folder):
         tables += make_tables(config, segmentation, folder / "tables")
         figures, figure_notes = make_figures(config, segmentation, folder / "figures")
         if segmentation.work_dir:
-            galleries, gallery_notes = draw_galleries(segmentation, scans_of(config))
+            galleries, gallery_notes = draw_galleries(segmentation, scans_of(config), config.data.legend())
             figure_notes += gallery_notes
         notes = notes + external_notes(segmentation) + grid_gaps(config, segmentation)
         notes += lesion_notes(segmentation, config.evaluation.lesions)
@@ -179,7 +179,7 @@ def make_figures(config, scores, folder):
 
     figures, notes = [*draw_dice(scores, folder), *draw_lesions(scores, folder), *draw_agreement(scores, folder)], []
     if scores.work_dir:
-        overlays, notes = draw_overlay_figures(scores, scans_of(config), folder)
+        overlays, notes = draw_overlay_figures(scores, scans_of(config), config.data.legend(), folder)
         figures += overlays
     if not config.data.voxel_size_known:
         notes = [*notes, "The voxel size is not known: no distances in mm, no volumes in mL, no Bland-Altman plots."]
@@ -237,7 +237,6 @@ def write_page(config, segmentation, synthesis, shown, path):
     """Write the HTML page; `segmentation` or `synthesis` is None if the config lacks it."""
     import yaml
 
-    from evaluation.pictures.overlays import label_colour
     from evaluation.pictures.thumbnails import RULE
     from evaluation.report.answers import answers
     from evaluation.report.page import Report, collect_runs, page_facts, subject_grid, subtitle, write_report
@@ -258,7 +257,7 @@ def write_page(config, segmentation, synthesis, shown, path):
         subjects=None if segmentation is None else subject_grid(segmentation, DICE),
         galleries=shown.galleries,
         gallery_rule=RULE,
-        label_colours={label: label_colour(index) for index, label in enumerate(config.data.labels)},
+        label_colours={label.name: label.colour for label in config.data.legend()},
         runs=runs,
         config_text=yaml.safe_dump(config.plain(), sort_keys=False),
         subtitle=subtitle(segmentation, synthesis),

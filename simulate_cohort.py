@@ -5,7 +5,8 @@
 Reads   nothing.
 Writes  one folder per subject (sub-001, ...) with one NIfTI per contrast, label.nii.gz, true_t1.nii.gz and
         true_t2.nii.gz (ms), true_pd.nii.gz (percent), true_tissue.nii.gz; beside them, splits.json,
-        participants.tsv, dataset_description.json and README.
+        participants.tsv, names and colours of the labels for viewers (dseg.tsv, labels.itksnap.txt, labels.ctbl),
+        dataset_description.json and README.
 Takes   1 to 3 seconds and up to 0.5 GB per subject and job. Finished subjects are skipped: rerun the command to
         resume an interrupted cohort; a larger --subjects extends a finished one (and changes its sets).
 Next    python generate_constraint_maps.py --config FILE
@@ -82,8 +83,10 @@ def simulate_cohort(folder, number, anatomy, seed, shape, jobs):
 
 def write_cohort(folder, number, anatomy, seed, shape, jobs):
     """Simulate the missing subjects and describe the cohort."""
+    from data.label_tables import write_label_tables
     from data.simulation.subjects import ANATOMIES
     from data.simulation.tissues import TISSUE_INDEX
+    from utils.label_colours import legend_of
 
     choice = ANATOMIES[anatomy]
     describe(folder, anatomy, seed, shape)
@@ -96,6 +99,7 @@ def write_cohort(folder, number, anatomy, seed, shape, jobs):
         pass
     sets = split(subjects)
     write_json(folder / "splits.json", sets)
+    write_label_tables(folder, legend_of(choice.labels))
     write_participants(folder / "participants.tsv", folder, sets, choice.labels)
     write_text(
         folder / "README",

@@ -1,15 +1,15 @@
 """File names of predictions: for plain folders, nnU-Net's evaluator and BIDS derivatives."""
 
-import csv
 from pathlib import Path
 
 from data.layouts.bids import parse_filter
 from utils.environment import project_version
-from utils.runs import atomic_path, write_json
+from utils.runs import write_json
 
 NAME = "mrccl"  # the desc- entity of this suite's results
 BIDS_VERSION = "1.10.0"
-SUFFIX_OF = {"label": "dseg", "probabilities": "probseg"}
+SUFFIX_OF = {"label": "dseg", "probabilities": "probseg", "segments": "dseg"}
+ENDING_OF = {"segments": ".seg.nrrd"}  # of others .nii.gz
 
 
 def output_path(layout, folder, subject, what, entry=None):
@@ -19,15 +19,17 @@ def output_path(layout, folder, subject, what, entry=None):
         layout: `data.layout` of the config that the model was trained with.
         folder: Folder of the results; a separate BIDS derivative for layout bids.
         subject: Identifier, such as `sub-01_ses-02`.
-        what: `label`, `probabilities`, or the name of a synthesised contrast.
+        what: `label`, `segments` (the label map for 3D Slicer), `probabilities`, or the name of a synthesised contrast.
         entry: bids: filter of the synthesised contrast, whose suffix names it; not needed for other layouts.
 
     Returns:
-        `<subject>.nii.gz` for a label map, as nnU-Net's evaluator requires, `<subject>_<what>.nii.gz` for others;
+        `<subject>.nii.gz` for a label map, as nnU-Net's evaluator requires, `<subject>.seg.nrrd` for the one of 3D
+        Slicer, `<subject>_<what>.nii.gz` for others;
         for bids `sub-01/ses-02/anat/sub-01_ses-02_desc-mrccl_dseg.nii.gz`.
     """
+    ending = ENDING_OF.get(what, ".nii.gz")
     if layout != "bids":
-        return Path(folder) / (f"{subject}.nii.gz" if what == "label" else f"{subject}_{what}.nii.gz")
+        return Path(folder) / f"{subject if what in ('label', 'segments') else f'{subject}_{what}'}{ending}"
     suffix = SUFFIX_OF.get(what)
     entities = []
     if suffix is None:
@@ -35,14 +37,26 @@ def output_path(layout, folder, subject, what, entry=None):
         # Entities that distinguish the contrast from others with that suffix; wildcards are unknown here.
         entities = [part for part in asked if "*" not in part and not part.startswith("desc-")]
     place = Path(folder).joinpath(*subject.split("_"), "anat")
-    return place / f"{'_'.join([subject, *entities])}_desc-{NAME}_{suffix}.nii.gz"
+    return place / f"{'_'.join([subject, *entities])}_desc-{NAME}_{suffix}{ending}"
+
+
+def label_table_prefix(layout, output=None):
+    """Return what the names of the tables of `data.label_tables` start with.
+
+    Args:
+        layout: `data.layout` of the config.
+        output: Name of the label map without its suffix, if it is not one of a folder of results.
+    """
+    if output:
+        return f"{output}_"
+    return f"desc-{NAME}_" if layout == "bids" else ""
 
 
 def describe_outputs(layout, folder, name, labels=None, channels=()):
     """Write the files that tools reading the results expect beside them; none for most layouts.
 
     For nnunet, `dataset.json` with the numbers of the classes; for bids, `dataset_description.json`, which makes the
-    folder a derivative, and `desc-mrccl_dseg.tsv`, which names the classes.
+    folder a derivative. `data.label_tables` names the classes in every layout.
 
     Args:
         layout: `data.layout` of the config.
@@ -61,11 +75,6 @@ def describe_outputs(layout, folder, name, labels=None, channels=()):
     about = {"Name": f"{name}: predictions", "BIDSVersion": BIDS_VERSION, "DatasetType": "derivative"}
     made_by = {"Name": NAME, "Version": project_version()}
     write_json(folder / "dataset_description.json", about | {"GeneratedBy": [made_by]})
-    if labels:
-        table = folder / f"desc-{NAME}_dseg.tsv"
-        with atomic_path(table) as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-            writer.writerows([["index", "name"], [0, "background"], *([n, label] for label, n in labels.items())])
 
 
 def numbered_otherwise(labels, label_names):

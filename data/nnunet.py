@@ -106,5 +106,5 @@ def write_case(
     arrays = {image_file(images, subject, channel): volume[..., channel] for channel in range(volume.shape[-1])}
     arrays[label_file(labels, subject)] = classes
     for path, array in arrays.items():
-        write_nifti(path, array, affine)
+        write_nifti(path, array, affine, intent="label" if path.parent == labels else "none")
     return [(path, folders.index(path.parent)) for path in arrays]

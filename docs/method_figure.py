@@ -10,8 +10,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from data.store.store import SliceStore
-from evaluation.pictures.overlays import label_colour, mark_right
+from evaluation.pictures.overlays import mark_right
 from training.patches import assign_patch_classes
+from utils.label_colours import PALETTE
 
 PATCH = 4  # pixels
 SUBJECT = 0  # of the test subjects
@@ -93,7 +94,7 @@ def show_label(axes, image, label, title):
     for index in range(label.max()):
         mask = label == index + 1
         colours = np.zeros((*mask.shape, 4))
-        colours[mask] = to_rgba(label_colour(index), 0.6)
+        colours[mask] = to_rgba(PALETTE[index], 0.6)
         axes.imshow(colours, interpolation="nearest")
     axes.set_title(title if title == "reference" else f"{title}, N = 2", fontsize=9)
     axes.axis("off")
@@ -103,7 +104,7 @@ def explain(axes, labels):
     from matplotlib.patches import Patch
 
     axes.axis("off")
-    handles = [Patch(color=label_colour(index), label=name.replace("_", " ")) for index, name in enumerate(labels)]
+    handles = [Patch(color=PALETTE[index], label=name.replace("_", " ")) for index, name in enumerate(labels)]
     axes.legend(handles=handles, loc="lower center", ncols=2, frameon=False, fontsize=9)
     text = "U-Net pretrained on\nunlabelled scans,\nthen finetuned on\nN annotated subjects\n(simulated scans)"
     axes.text(0.5, 0.95, text, ha="center", va="top", fontsize=11)

@@ -17,7 +17,8 @@ MAY_IMPORT = {
 NUMERIC = {"numpy", "scipy"}
 THIRD_PARTY = {
     "utils": {"numpy", "yaml", "pydantic", "pydantic_core", "rich", "keras", "tensorflow"},
-    "data": NUMERIC | {"SimpleITK", "h5py", "isal", "nibabel", "sklearn", "skimage", "nilearn", "threadpoolctl"},
+    "data": NUMERIC
+    | {"SimpleITK", "h5py", "isal", "nibabel", "slicerio", "sklearn", "skimage", "nilearn", "threadpoolctl"},
     "models": {"numpy", "keras"},
     "losses": {"numpy", "keras"},
     "training": {"numpy", "keras", "tensorboardX", "mlflow"},

@@ -51,6 +51,20 @@ CURE = "give --overwrite to make them again, or another --output"
 BOTH = "2 results there (sub-1.nii.gz, sub-2.nii.gz)"
 
 
+def test_label_maps_of_earlier_versions_are_kept_as_they_are(made):
+    """They have no intent code, and no names and colours beside them."""
+    path = made / "out/sub-1.nii.gz"
+    image = nibabel.load(path)
+    old = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)
+    old.header.set_intent("none")
+    nibabel.save(old, path)
+    for name in ("dseg.tsv", "labels.ctbl", "labels.itksnap.txt"):
+        (made / "out" / name).unlink()
+    before, counted = path.read_bytes(), volumes(made)
+    assert predict(made).code == 0
+    assert path.read_bytes() == before and volumes(made) == counted and (made / "out/dseg.tsv").exists()
+
+
 def with_other_labels(folder):
     shutil.copytree(folder / "model", folder / "other")
     path = folder / "other/model.json"

@@ -159,11 +159,43 @@ def test_one_scan_to_one_label_map_and_its_probabilities(models, scans, tmp_path
     assert {path.name for path in (tmp_path / "made").iterdir()} == {
         "kidneys.nii",
         "kidneys_probabilities.nii.gz",
+        "kidneys_dseg.tsv",
+        "kidneys_labels.ctbl",
+        "kidneys_labels.itksnap.txt",
         "made_by.csv",
         "volumes.csv",
     }
 
 
+def test_label_maps_come_with_names_and_colours(scans, tmp_path):
+    chosen = {"label_colours": {next(iter(MODEL["labels"])): "#0A0BFF"}}
+    model = write_model(tmp_path / "model", **chosen)
+    folder = run([model], scans, tmp_path / "out")
+    rows = [line.split("\t") for line in (folder / "dseg.tsv").read_text().splitlines()[2:]]
+    assert {name: int(number) for number, name, _ in rows} == MODEL["labels"]
+    assert [colour for _, name, colour in rows if name in chosen["label_colours"]] == ["#0A0BFF"]
+    assert {"labels.itksnap.txt", "labels.ctbl"} < {path.name for path in folder.iterdir()}
+    assert nibabel.load(folder / "sub-1.nii.gz").header.get_intent()[0] == "label"
+
+
+def test_segmentations_of_slicer_hold_what_the_label_maps_hold(scans, tmp_path, models):
+    slicerio = pytest.importorskip("slicerio", reason="slicerio is not installed: pip install slicerio")
+    words = ("--largest-component", next(iter(MODEL["labels"])))
+    folder = run(models[:1], scans, tmp_path / "out", "--seg-nrrd", *words)
+    for subject in ("sub-1", "sub-2"):
+        label = nibabel.load(folder / f"{subject}.nii.gz")
+        found = slicerio.read_segmentation(str(folder / f"{subject}.seg.nrrd"))
+        np.testing.assert_array_equal(found["voxels"], np.asarray(label.dataobj))
+        np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ found["ijkToLPS"], label.affine, atol=1e-5)
+        assert {each["name"]: each["labelValue"] for each in found["segments"]} == MODEL["labels"]
+    with (folder / "made_by.csv").open(newline="") as file:
+        options = {(row["subject"], row["result"]): row["options"] for row in csv.DictReader(file)}
+    assert options["sub-1", "segments"] == options["sub-1", "label"] == " ".join(words)
+    with pytest.raises(InputError, match="other options made 4 results there"):
+        run(models[:1], scans, folder, "--seg-nrrd")
+
+
+TABLES = [f"desc-mrccl_{name}" for name in ("dseg.tsv", "labels.ctbl", "labels.itksnap.txt")]
 BIDS = {"layout": "bids", "files": {"t1": "T1w", "t2": "anat/T2w"}}
 
 
@@ -177,7 +209,7 @@ def test_scans_and_results_of_bids_are_a_data_set_and_its_derivative(tmp_path):
     folder = run([model], root, root / "derivatives/ours", "--probabilities")
     written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     names = [f"sub-a/ses-{n}/anat/sub-a_ses-{n}_desc-mrccl_{end}.nii.gz" for n in "12" for end in ("dseg", "probseg")]
-    assert written == ["dataset_description.json", "desc-mrccl_dseg.tsv", "made_by.csv", *names, "volumes.csv"]
+    assert written == ["dataset_description.json", *TABLES, "made_by.csv", *names, "volumes.csv"]
     with (folder / "volumes.csv").open(newline="") as file:
         assert {row["subject"] for row in csv.DictReader(file)} == {"sub-a_ses-1", "sub-a_ses-2"}
     again = run([model], root, root / "derivatives/ours", "--overwrite")  # results are not read as scans

@@ -208,10 +208,10 @@ def test_missing_cells_and_predictions_are_named_and_the_rest_is_shown(work, tmp
     assert reproduce_tables.grid_gaps(config, results) == [
         "Missing: t2/constrained/n04: 1 of 2 runs; run finetune_segmentation.py"
     ]
-    (figure,), notes = draw_overlay_figures(results, reproduce_tables.scans_of(config), tmp_path)
+    (figure,), notes = draw_overlay_figures(results, reproduce_tables.scans_of(config), config.data.legend(), tmp_path)
     assert [png.name for png in figure.pngs] == ["overlay_t2_n04.png"]
     assert len(notes) == 1 and "No overlay of t2 at N = 2" in notes[0] and "not readable" in notes[0]
-    (gallery,), notes = draw_galleries(results, reproduce_tables.scans_of(config))
+    (gallery,), notes = draw_galleries(results, reproduce_tables.scans_of(config), config.data.legend())
     assert not notes and {len(thumbnails) for thumbnails in gallery.subjects.values()} == {2}
     assert sorted(gallery.subjects) == TEST
 
@@ -221,7 +221,7 @@ def test_thumbnails_are_of_the_largest_limited_n(work):
     results = read_scores(config.work_dir)
     for available, n in ((4, 2), (5, 4), (2, 4), (None, 4)):
         scores = Scores(results.frame.assign(annotated_available=available or np.nan), inits=results.inits)
-        (gallery,), _ = draw_galleries(scores, reproduce_tables.scans_of(config))
+        (gallery,), _ = draw_galleries(scores, reproduce_tables.scans_of(config), config.data.legend())
         assert f"N = {n} annotated" in gallery.title
 
 
@@ -242,8 +242,8 @@ def test_without_scans_there_are_tables_but_no_pictures(work, tmp_path):
     path, _ = work
     config = load_config(path, overrides=["data.root=/nowhere"])
     results = read_scores(config.work_dir)
-    figures, notes = draw_overlay_figures(results, reproduce_tables.scans_of(config), tmp_path)
-    galleries, more = draw_galleries(results, reproduce_tables.scans_of(config))
+    figures, notes = draw_overlay_figures(results, reproduce_tables.scans_of(config), config.data.legend(), tmp_path)
+    galleries, more = draw_galleries(results, reproduce_tables.scans_of(config), config.data.legend())
     assert not figures and not galleries
     assert "No overlay of t2 at N = 2" in notes[0] and "is not a folder" in notes[0]
     assert "No pictures of the test subjects of t2: data.root" in more[0]

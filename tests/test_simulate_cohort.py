@@ -48,6 +48,8 @@ def test_files_of_a_cohort(cohort):
 
 def test_the_folder_says_that_it_is_simulated(cohort):
     assert (cohort / "README").read_text().startswith("SIMULATED")
+    rows = [line.split("\t")[:2] for line in (cohort / "dseg.tsv").read_text().splitlines()[2:]]
+    assert {name: int(number) for number, name in rows} == ANATOMIES["renal"].labels
     description = json.loads((cohort / "dataset_description.json").read_text())
     assert description["simulated"] is True and description["Name"].startswith("SIMULATED")
     assert (description["anatomy"], description["seed"], description["shape"]) == ("renal", 3, [24, 20, 8])

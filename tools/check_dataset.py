@@ -135,7 +135,7 @@ def draw(config, path, files, number):
         return problems
     note = "Simulated scans. " if config.data.simulated else ""
     title = f"{note}{config.name}: {len(pictures)} of {len(files)} subjects; the patient's right is on the left"
-    draw_montage(path, pictures, channel_names(config.data.contrasts), list(config.data.labels), title)
+    draw_montage(path, pictures, channel_names(config.data.contrasts), config.data.legend(), title)
     log.info("wrote %s", path)
     return problems
 

@@ -34,6 +34,8 @@ SPARE = (
     "tensorboardX",
     "jsonschema",
     "pybids",
+    "slicerio",
+    "pynrrd",
     "pytest",
     "hypothesis",
     "ruff",

@@ -127,6 +127,7 @@ def folds_of(config, annotated):
 
 def export(config, options, contrasts, folder, parts, folds):
     """Write one dataset, completely or not at all."""
+    from data.label_tables import write_label_tables
     from data.nnunet import dataset_description, fold_of
 
     unfinished = folder.with_name(f"{TEMPORARY}{folder.name}")
@@ -146,6 +147,7 @@ def export(config, options, contrasts, folder, parts, folds):
     about = {"name": folder.name, "description": f"{note}{config.name}, input {contrasts}; {CELLS} names the folds"}
     described = dataset_description(channels, list(config.data.labels), len(cases), **about)
     write_json(unfinished / DESCRIPTION, described)
+    write_label_tables(unfinished, config.data.legend())
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

@@ -246,6 +246,7 @@ def read_prediction(part, subject, values, ignored):
 
 def score(config, options, part, values):
     """Score the test subjects of one split, and write the files that step 4 writes for a cell."""
+    from data.label_tables import write_label_tables
     from data.scans.volumes import write_nifti
     from evaluation.scores.label_maps import score_label_map
 
@@ -253,10 +254,11 @@ def score(config, options, part, values):
     with open_run(folder, config.plain(), config.seed):
         (folder / METRICS).unlink(missing_ok=True)  # a folder with metrics.json counts as finished
         shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)
+        write_label_tables(folder / PREDICTIONS, config.data.legend())
         for subject in progress(part.paths, "Scoring"):
             grid = annotated.store.grid(subject)
             classes = read_prediction(part, subject, values, options.ignored_values)
-            write_nifti(folder / PREDICTIONS / f"{subject}.nii.gz", classes, grid.affine)
+            write_nifti(folder / PREDICTIONS / f"{subject}.nii.gz", classes, grid.affine, intent="label")
             rows += score_label_map(
                 subject,
                 (classes, annotated.read_reference(subject)),

@@ -11,6 +11,7 @@ from utils.checks import InputError
 from utils.config.data import Layout, Wanted
 from utils.config.load import explain
 from utils.config.sections import ContrastFile, Name, PathPattern, Percentiles, Section
+from utils.label_colours import Colour, Label, legend_of
 from utils.runs import read_json
 
 AGAIN = "run the cell again"
@@ -121,7 +122,12 @@ class SegmentationModel(ModelDescription):
     labels: Annotated[dict[Name, PositiveInt], Field(min_length=1), AfterValidator(_numbered)]
     voxel_size_known: bool
     head_block: bool = False
+    label_colours: dict[Name, Colour] = {}
     shared: ClassVar[set[str]] = ModelDescription.shared | {"labels", "voxel_size_known"}
+
+    def legend(self) -> list[Label]:
+        """Its classes with their colours."""
+        return legend_of(self.labels, self.label_colours)
 
     def head(self) -> dict[str, Any]:
         return {"outputs": len(self.labels) + 1, "head_block": self.head_block}

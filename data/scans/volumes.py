@@ -48,6 +48,7 @@ def write_nifti(
     affine: np.ndarray,
     header_of: Any = None,
     span: tuple[float, float] | None = None,
+    intent: str = "none",
 ) -> None:
     """Write an array as NIfTI, either completely or not at all.
 
@@ -58,6 +59,7 @@ def write_nifti(
         header_of: NIfTI file, or its header, whose units and orientation codes are kept; None: mm, scanner coordinates.
         span: Lowest and highest value; the array is clipped to them and stored in 65,536 levels, in a fraction of the
             space. None: values are stored unchanged.
+        intent: NIfTI's name for the meaning of the values; `label` (1002): classes, which viewers show in colours.
     """
     array = np.asarray(array)
     step = (span[1] - span[0]) / STEPS if span and span[1] > span[0] else 1.0
@@ -85,5 +87,7 @@ def write_nifti(
         image.header.set_slope_inter(1, 0)
     if span:
         image.header.set_slope_inter(step, span[0])
+    if intent != "none":
+        image.header.set_intent(intent)
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evaluation.pictures.overlays import WINDOW, label_colour, mark_right, slices_to_show
+from evaluation.pictures.overlays import WINDOW, mark_right, slices_to_show
 from evaluation.report.figures import in_report_style, panels
 from utils.runs import atomic_path
 
@@ -13,7 +13,7 @@ LEAST_INCHES = 6  # of width, needed by title and legend
 
 
 @in_report_style
-def draw_montage(path, subjects, channels, labels, title):
+def draw_montage(path, subjects, channels, legend, title):
     """Draw a column of axial slices for each subject; radiological display, true aspect ratio.
 
     The slice shown is the one with the largest labels or, without labels, with the most bright voxels. If there are few
@@ -23,7 +23,7 @@ def draw_montage(path, subjects, channels, labels, title):
         path: PNG to write.
         subjects: List of `(name, volume (X, Y, Z, C), classes (X, Y, Z) or None, affine (4, 4))`.
         channels: Names of the C channels; only the first eight are drawn.
-        labels: Class names in the order of their indices 1, 2, ...
+        legend: A `Label` for each class.
         title: Heading.
     """
     from matplotlib.lines import Line2D
@@ -39,16 +39,17 @@ def draw_montage(path, subjects, channels, labels, title):
             axis.imshow(image, cmap="gray", vmin=black, vmax=max(white, black + 1e-6), aspect=aspect)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-            for index in np.unique(classes[classes > 0]) if classes is not None else ():
-                mask = (classes == index).astype(float)
-                axis.contour(mask, [0.5], colors=label_colour(index - 1), linewidths=0.8)
+            for label in legend if classes is not None else ():
+                mask = (classes == label.number).astype(float)
+                if mask.any():
+                    axis.contour(mask, [0.5], colors=label.colour, linewidths=0.8)
         column[0].set_title(subject, fontsize="small")
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.set_ylabel(name)
     mark_right(axes[0, 0])
     if any(classes is not None for *_, classes in shown):
-        handles = [Line2D([], [], color=label_colour(index), label=label) for index, label in enumerate(labels)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(labels), MOST_SIDE_BY_SIDE))
+        handles = [Line2D([], [], color=label.colour, label=label.name) for label in legend]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(legend), MOST_SIDE_BY_SIDE))
     figure.suptitle(title)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)

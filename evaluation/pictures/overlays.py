@@ -11,7 +11,7 @@ import numpy as np
 
 from data.scans.nifti import read_image
 from data.scans.volumes import read_label_map
-from evaluation.report.figures import OKABE_ITO, in_report_style, panels
+from evaluation.report.figures import in_report_style, panels
 from evaluation.scores.scores import MEAN
 from utils.checks import InputError
 
@@ -130,12 +130,12 @@ def choose_subjects(values):
 
 
 @in_report_style
-def draw_overlays(pictures, labels, title):
+def draw_overlays(pictures, legend, title):
     """Draw, subject by subject, the image with the reference and then with each initialisation's prediction.
 
     Args:
         pictures: List of `Picture`, all with the same inits.
-        labels: Class names in the order of their indices 1, 2, ...
+        legend: A `Label` for each class.
         title: Title of the figure.
 
     Returns:
@@ -157,17 +157,17 @@ def draw_overlays(pictures, labels, title):
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-            _contours(axis, reference, len(labels), "dashed")
+            _contours(axis, reference, legend, "dashed")
         for axis in block[count:]:
             axis.set_axis_off()
         block[0].set_ylabel(picture.title)
         block[0].set_title("reference")
         mark_right(block[0])
         for axis, init, prediction in zip(block[1:count], picture.predictions, predictions, strict=True):
-            _contours(axis, prediction, len(labels), "solid")
+            _contours(axis, prediction, legend, "solid")
             is_empty = not picture.predictions[init].any()
             axis.set_title(f"{init}: Dice {picture.dice[init]:.3f}" + " (empty)" * is_empty)
-    handles = [Line2D([], [], color=label_colour(index), label=label) for index, label in enumerate(labels)]
+    handles = [Line2D([], [], color=label.colour, label=label.name) for label in legend]
     lines = {"reference": "dashed", "prediction": "solid"}
     handles += [Line2D([], [], color="0.3", linestyle=line, label=name) for name, line in lines.items()]
     lines_below = -(-len(handles) // (columns + 1))
@@ -219,15 +219,8 @@ def _extent(classes):
     return extent
 
 
-def _contours(axis, classes, count, linestyle):
-    for index in range(count):
-        mask = classes == index + 1
+def _contours(axis, classes, legend, linestyle):
+    for label in legend:
+        mask = classes == label.number
         if mask.any() and not mask.all():
-            colour = label_colour(index)
-            axis.contour(mask.astype(float), [0.5], colors=colour, linewidths=1.1, linestyles=linestyle)
-
-
-def label_colour(index):
-    """Return the colour of the label with this index, counted from 0."""
-    # Black, the first colour of the palette, would be invisible on a dark image.
-    return OKABE_ITO[1:][::-1][index % (len(OKABE_ITO) - 1)]
+            axis.contour(mask.astype(float), [0.5], colors=label.colour, linewidths=1.1, linestyles=linestyle)

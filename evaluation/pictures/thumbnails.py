@@ -9,7 +9,7 @@ import io
 
 import numpy as np
 
-from evaluation.pictures.overlays import WINDOW, label_colour, read_picture, slices_to_show
+from evaluation.pictures.overlays import WINDOW, read_picture, slices_to_show
 from evaluation.scores.scores import MEAN
 from utils.checks import InputError
 
@@ -46,11 +46,12 @@ class Thumbnail:
     jpeg: bytes
 
 
-def draw_thumbnails(scores, files, shown, wanted, budget=BUDGET_BYTES):
+def draw_thumbnails(scores, files, shown, wanted, legend, budget=BUDGET_BYTES):
     """Draw all test subjects of one input set and one N, the worst first.
 
     Args:
         scores: A `Scores` of one input set and one N; arguments not listed are those of `overlays.read_pictures`.
+        legend: A `Label` for each class.
         budget: Largest size of all pictures together, in bytes; beyond it, the best subjects are left out.
 
     Returns:
@@ -66,7 +67,7 @@ def draw_thumbnails(scores, files, shown, wanted, budget=BUDGET_BYTES):
         except InputError as error:
             notes.append(f"No thumbnail: {error.lines[0]}")
             continue
-        jpegs = dict(zip(own.present, draw_predictions(picture, len(wanted.labels)), strict=True))
+        jpegs = dict(zip(own.present, draw_predictions(picture, legend), strict=True))
         size += sum(map(len, jpegs.values()))
         if size > budget:
             notes.append(
@@ -88,12 +89,12 @@ def worst_first(values):
     return sorted(means.index, key=lambda subject: (-1.0 if np.isnan(means[subject]) else means[subject], subject))
 
 
-def draw_predictions(picture, count):
+def draw_predictions(picture, legend):
     """Draw each prediction of a subject on its image.
 
     Args:
         picture: An `overlays.Picture`.
-        count: Number of labels.
+        legend: A `Label` for each class.
 
     Returns:
         List of JPEG files as bytes, in the order of the predictions.
@@ -106,7 +107,7 @@ def draw_predictions(picture, count):
     grey = np.clip((image - low) / max(high - low, 1e-12), 0, 1) * BRIGHTEST
     height = HEIGHT_PX * FINER
     size = (max(1, round(height * image.shape[1] / (image.shape[0] * aspect))), height)
-    return [_draw(grey, reference, prediction, count, size) for prediction in predictions]
+    return [_draw(grey, reference, prediction, legend, size) for prediction in predictions]
 
 
 def crop_around(mask):
@@ -127,18 +128,16 @@ def crop_around(mask):
     return tuple(box)
 
 
-def _draw(grey, reference, prediction, count, size):
-    from matplotlib.colors import to_rgb
+def _draw(grey, reference, prediction, legend, size):
     from PIL import Image, ImageDraw
 
     canvas = Image.fromarray(grey.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC).convert("RGB")
     pen = ImageDraw.Draw(canvas)
     scale = np.divide(size, (grey.shape[1], grey.shape[0]))
-    for index in range(count):
-        _contour(pen, reference == index + 1, scale, (255, 255, 255))
-    for index in range(count):
-        colour = tuple(round(255 * part) for part in to_rgb(label_colour(index)))
-        _contour(pen, prediction == index + 1, scale, colour)
+    for label in legend:
+        _contour(pen, reference == label.number, scale, (255, 255, 255))
+    for label in legend:
+        _contour(pen, prediction == label.number, scale, label.rgb)
     file = io.BytesIO()
     small = canvas.resize((max(1, size[0] // FINER), size[1] // FINER), Image.Resampling.BOX)
     small.save(file, "JPEG", quality=QUALITY, subsampling=0)

@@ -12,13 +12,14 @@ import numpy as np
 from data.geometry import SliceGrid
 from data.intensity import intensity_ranges, scale_intensities
 from data.layouts.subjects import SubjectFiles, file_of_channel
+from data.scans.seg_nrrd import write_seg_nrrd
 from data.scans.subject import SubjectReader
 from data.scans.volumes import write_nifti
 from evaluation.prediction.inference import class_volumes, most_probable, predict_slices
 from evaluation.prediction.postprocessing import keep_components, voxels_in
 from evaluation.prediction.synthesis import synthesise_subject
 from evaluation.prediction.tables import write_intensities
-from utils.model_description import ModelDescription, SynthesisModel
+from utils.model_description import ModelDescription, SegmentationModel, SynthesisModel
 
 # Slices (2D) and windows (3D): few, to save memory, but at least two: with only one, TensorFlow's sums differ by 1e-4.
 BATCH_SIZE = {2: 16, 3: 2}
@@ -41,19 +42,20 @@ def read_slices(model: ModelDescription, reader: SubjectReader) -> tuple[np.ndar
 
 def segment(
     network: Any,
-    model: ModelDescription,
+    model: SegmentationModel,
     files: SubjectFiles,
     paths: Mapping[str, Path],
     *,
     largest_of: Sequence[str] = (),
     min_component_ml: float = 0.0,
 ) -> None:
-    """Segment one scan; write its label map and, if `paths` names them, the probabilities.
+    """Segment one scan; write what `paths` names of it.
 
     Args:
         network: Anything with Keras' `predict_on_batch`.
         files: The scan.
-        paths: `{"label": path, "probabilities": path}`, or one of them.
+        paths: `{"label": path, "segments": path, "probabilities": path}`, or some of them; segments are the label map
+            as `.seg.nrrd` of 3D Slicer.
         largest_of: Classes of which only the largest connected component is kept in the label map.
         min_component_ml: Volume in mL; smaller connected components of any class are removed from the label map.
     """
@@ -62,14 +64,17 @@ def segment(
     if "probabilities" in paths:
         volumes = list(volumes)
         write_nifti(paths["probabilities"], np.stack(volumes, axis=-1), grid.affine, span=(0, 1))
-    if "label" in paths:
+    if "label" in paths or "segments" in paths:
         classes, labels = most_probable(volumes), model.labels
         if min_component_ml:
             smallest = voxels_in(min_component_ml, grid.affine)
             classes = keep_components(classes, labels.values(), min_voxels=smallest)
         if largest_of:
             classes = keep_components(classes, [labels[name] for name in largest_of], largest=True)
-        write_nifti(paths["label"], classes, grid.affine)
+        if "label" in paths:
+            write_nifti(paths["label"], classes, grid.affine, intent="label")
+        if "segments" in paths:
+            write_seg_nrrd(paths["segments"], classes, grid.affine, model.legend())
 
 
 def synthesise(

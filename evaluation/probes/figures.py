@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from evaluation.report.figures import OKABE_ITO, in_report_style, panels
+from evaluation.report.figures import in_report_style, panels
+from utils.label_colours import OKABE_ITO
 
 PANEL_INCHES = (1.7, 1.6)
 LEGEND_INCHES, SCALE_INCHES = 1.7, 0.85  # width of the legends: with names of labels, or only colour scales

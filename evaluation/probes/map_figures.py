@@ -1,8 +1,9 @@
 """The figure of a sweep over the number of classes of constraint maps."""
 
 from evaluation.probes.map_tables import NO_MAP, REFERENCES, title_of
-from evaluation.report.figures import MARKERS, OKABE_ITO, in_report_style, panels
+from evaluation.report.figures import MARKERS, in_report_style, panels
 from evaluation.scores.scores import MEAN
+from utils.label_colours import OKABE_ITO
 
 # title of a panel: the measures that share it
 PANELS = {

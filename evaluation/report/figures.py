@@ -12,9 +12,9 @@ import numpy as np
 from evaluation.scores.comparisons import BASELINE
 from evaluation.scores.measures import DICE
 from evaluation.scores.scores import in_grid_order, mean_interval
+from utils.label_colours import OKABE_ITO
 from utils.runs import atomic_path
 
-OKABE_ITO = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("--", "-", "-.", (0, (6, 1, 1, 1, 1, 1)))  # dotted lines are reserved for the supervised baseline
 NAMES_AS_THEY_ARE = {"text.parse_math": False}  # otherwise matplotlib would render a subject A$1$B as a formula

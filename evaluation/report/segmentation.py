@@ -58,12 +58,13 @@ def draw_agreement(scores, folder):
     return [ReportFigure("Agreement of volumes", AGREEMENT_SHOWS, tuple(pngs))] if pngs else []
 
 
-def draw_overlay_figures(scores, scans_of, folder):
+def draw_overlay_figures(scores, scans_of, legend, folder):
     """Draw overlays at the smallest and the largest N of each input set.
 
     Args:
         scores: A `Scores` of segmentation.
         scans_of: Function of an input set that returns files by subject, the contrast to show and their `Wanted`.
+        legend: A `Label` for each class.
         folder: Folder that the figures are written to.
 
     Returns:
@@ -79,12 +80,12 @@ def draw_overlay_figures(scores, scans_of, folder):
                 notes.append(f"No overlay of {contrasts} at N = {n}: {error.lines[0]}")
                 continue
             title = f"{scores.note} {contrasts} (image: {shown}), N = {n} annotated subjects".strip()
-            figure = draw_overlays(pictures, list(wanted.labels), title)
+            figure = draw_overlays(pictures, legend, title)
             pngs.append(save_figure(figure, folder, f"overlay_{contrasts}_n{n:02d}"))
     return [ReportFigure("Median and worst test subject", RULE, tuple(pngs))] if pngs else [], notes
 
 
-def draw_galleries(scores, scans_of):
+def draw_galleries(scores, scans_of, legend):
     """Draw small pictures of all test subjects at the largest limited N of each input set.
 
     Args as for `draw_overlay_figures`.
@@ -103,7 +104,7 @@ def draw_galleries(scores, scans_of):
         except InputError as error:
             notes.append(f"No pictures of the test subjects of {contrasts}: {error.lines[0]}")
             continue
-        subjects, skipped = draw_thumbnails(of_contrasts.of(n_annotated=n), files, shown, wanted, budget=budget)
+        subjects, skipped = draw_thumbnails(of_contrasts.of(n_annotated=n), files, shown, wanted, legend, budget)
         galleries.append(Gallery(f"{contrasts} (image: {shown}), N = {n} annotated subjects", subjects))
         notes += [f"{contrasts}, N = {n}: {line}" for line in skipped]
     return galleries, notes

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import yaml
 
-from data.derivatives import describe_outputs, numbered_otherwise, output_path
+from data.derivatives import describe_outputs, label_table_prefix, numbered_otherwise, output_path
+from data.label_tables import write_label_tables
 from data.layouts.subjects import find_subjects, needed_of
 from data.scans.volumes import write_nifti
 from tests.layouts import AFFINE, corner, ramp, save
 from tests.readers import read_label
 from utils.config.data import Wanted
 from utils.environment import ROOT, project_version
+from utils.label_colours import legend_of
 from utils.model_description import ModelDescription
 
 FOLDER = Path("out")
@@ -23,6 +25,7 @@ FOLDER = Path("out")
 @pytest.mark.parametrize("layout", ["pattern", "nnunet", "msd", "brats", "chaos", "renal"])
 def test_plain_names(layout):
     assert output_path(layout, FOLDER, "case_001", "label") == FOLDER / "case_001.nii.gz"
+    assert output_path(layout, FOLDER, "case_001", "segments") == FOLDER / "case_001.seg.nrrd"
     assert output_path(layout, FOLDER, "case_001", "probabilities") == FOLDER / "case_001_probabilities.nii.gz"
     assert output_path(layout, FOLDER, "case_001", "t1") == FOLDER / "case_001_t1.nii.gz"
 
@@ -30,6 +33,8 @@ def test_plain_names(layout):
 def test_bids_names():
     place = FOLDER / "sub-01" / "ses-02" / "anat"
     assert output_path("bids", FOLDER, "sub-01_ses-02", "label") == place / "sub-01_ses-02_desc-mrccl_dseg.nii.gz"
+    segments = output_path("bids", FOLDER, "sub-01", "segments")
+    assert segments == FOLDER / "sub-01/anat/sub-01_desc-mrccl_dseg.seg.nrrd"
     probabilities = output_path("bids", FOLDER, "sub-01", "probabilities")
     assert probabilities == FOLDER / "sub-01/anat/sub-01_desc-mrccl_probseg.nii.gz"
     made = output_path("bids", FOLDER, "sub-01", "t1gd", "anat/ce-gd_acq-*_T1w")
@@ -42,6 +47,7 @@ def test_a_bids_derivative_is_read_again_as_labels(tmp_path):
     derivative = tmp_path / "derivatives/mrccl"
     write_nifti(output_path("bids", derivative, "sub-01_ses-02", "label"), corner([2, 1]), AFFINE)
     describe_outputs("bids", derivative, "test", labels)
+    write_label_tables(derivative, legend_of(labels), label_table_prefix("bids"))
     about = json.loads((derivative / "dataset_description.json").read_text())
     assert about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Name"] == "mrccl"
     assert {"Name", "BIDSVersion"} <= about.keys() and about["GeneratedBy"][0]["Version"] == project_version()

@@ -270,7 +270,7 @@ def test_the_report_shows_names_and_runs_none(finished, work):
 
 
 def test_every_dependency_is_pinned_to_one_version():
-    for name in ("requirements.txt", "requirements-grid.txt", "requirements-nnunet.txt"):
+    for name in ("requirements.txt", "requirements-gpu.txt", "requirements-grid.txt", "requirements-nnunet.txt"):
         lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
         unpinned = [
             line for line in lines if line and not re.fullmatch(r"[\w.\[\],-]+==[\w.]+|-r requirements\S*", line)

@@ -45,6 +45,9 @@ def test_a_dataset_holds_scans_labels_and_folds_of_the_study(finished, tmp_path)
         scans = finished / "data" / subject
         assert np.array_equal(images[0], nibabel.load(scans / "t1.nii.gz").get_fdata())
         assert np.array_equal(classes, nibabel.load(scans / "label.nii.gz").get_fdata())
+    assert (folder / "dseg.tsv").read_text().splitlines()[2] == "1\tkidney\t#F0E442"
+    for part, intent in (("imagesTs/sub-3_0000", "none"), ("labelsTs/sub-3", "label")):
+        assert nibabel.load(folder / f"{part}.nii.gz").header.get_intent()[0] == intent
     written = nibabel.load(folder / "labelsTs/sub-3.nii.gz")
     assert np.array_equal(written.affine, AFFINE) and written.header.get_zooms() == (2, 2, 5)
     assert cases_of(folder / "imagesTs") == ["sub-3"]

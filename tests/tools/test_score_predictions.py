@@ -84,6 +84,10 @@ def test_a_cell_is_like_one_of_step_4(study, predicted):
     assert (kept / "command.txt").read_text().startswith("python -m tools.score_predictions --config ")
     one, other = (nibabel.load(folder / "predictions/sub-3.nii.gz") for folder in (own, kept))
     assert np.array_equal(one.dataobj, other.dataobj) and np.array_equal(one.affine, other.affine)
+    assert one.header.get_intent()[0] == other.header.get_intent()[0] == "label"
+    for name in ("dseg.tsv", "labels.itksnap.txt", "labels.ctbl"):
+        assert (own / "predictions" / name).read_text() == (kept / "predictions" / name).read_text()
+    assert "1\tkidney\t#F0E442\n" in (kept / "predictions/dseg.tsv").read_text()
 
 
 def test_a_shifted_prediction_has_the_dice_of_the_formula(study, predicted):

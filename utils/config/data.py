@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from utils.config.sections import ADDED, ContrastFile, Location, Name, PathPattern, Section, Splits
+from utils.label_colours import Colour, Label, legend_of, numbered
 
 MOST_CLASSES = 255
 Layout = Literal["pattern", "brats", "msd", "nnunet", "bids", "chaos", "renal"]
@@ -117,6 +118,12 @@ class DataSection(Section):
     ignored_label_values: list[LabelValue] = Field(
         default_factory=list, description="label values that mean background"
     )
+    label_colours: dict[Name, Colour] = Field(
+        {},
+        json_schema_extra=ADDED,
+        description="class name: its colour, in quotes ('#E69F00'), in figures, page and the tables for viewers; "
+        "the others get colours that are safe for colour-blind readers",
+    )
     empty_labels: Literal["warn", "allow", "refuse"] = Field(
         "warn",
         json_schema_extra=ADDED,
@@ -149,6 +156,19 @@ class DataSection(Section):
         """Return what `data.layouts.subjects.find_subjects` looks for."""
         same = {name: getattr(self, name) for name in Wanted.__dataclass_fields__ if name != "ignored"}
         return Wanted(**same, ignored=self.ignored_label_values)
+
+    def legend(self) -> list[Label]:
+        """The classes as label maps number them, with their colours."""
+        return legend_of(numbered(self.labels), self.label_colours)
+
+    @model_validator(mode="after")
+    def _colours_are_of_labels(self):
+        for name, colour in self.label_colours.items():
+            if name not in self.labels:
+                raise ValueError(f"label_colours: '{name}' is not one of labels ({', '.join(self.labels) or 'none'})")
+            if same := [other for other in self.label_colours if self.label_colours[other] == colour and other != name]:
+                raise ValueError(f"label_colours: {name} and {same[0]} are both {colour}; give them different colours")
+        return self
 
     @model_validator(mode="after")
     def _labels_are_sound(self):

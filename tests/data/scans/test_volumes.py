@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.layouts.subjects import SubjectFiles
-from data.scans.volumes import write_nifti
+from data.scans.volumes import read_label_map, write_nifti
 from tests.readers import (
     grid_of_subject,
     problems_of_subject,
@@ -220,6 +220,19 @@ def test_what_is_written_is_read_back(tmp_path, array, dtype):
         assert affine == pytest.approx(AFFINE, abs=1e-5)
     assert written.header.get_xyzt_units()[0] == "mm"
     assert [entry.name for entry in path.parent.iterdir()] == ["map.nii.gz"]
+
+
+def test_the_intent_of_a_label_map_changes_nothing_else(tmp_path):
+    """NIfTI's intent code, bytes 68 and 69 of the header, is 1002 (NIFTI_INTENT_LABEL)."""
+    paths, classes = [tmp_path / name for name in ("plain.nii", "label.nii")], (label_map() > 0).astype(np.uint8)
+    for path, intent in zip(paths, ("none", "label"), strict=True):
+        write_nifti(path, classes, AFFINE, intent=intent)
+    plain, label = (path.read_bytes() for path in paths)
+    assert int.from_bytes(label[68:70], "little") == 1002 and plain[68:70] == bytes(2)
+    assert label[:68] + bytes(2) + label[70:] == plain
+    assert nibabel.load(paths[1]).header.get_intent() == ("label", (), "")
+    before, after = (read_label_map(path, "s", 1) for path in paths)
+    assert np.array_equal(before.values, after.values) and np.array_equal(before.affine, after.affine)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -16,6 +16,7 @@ from evaluation.pictures.thumbnails import HEIGHT_PX, crop_around, draw_predicti
 from evaluation.scores.scores import MEAN
 from tests.evaluation.made_scores import as_scores
 from utils.config.data import Wanted
+from utils.label_colours import legend_of
 
 AFFINE = np.diag([-2.0, 2.0, 6.0, 1.0])
 WANTED = Wanted(Path(), {"t2": "{subject}/t2.nii.gz"}, labels={"liver": [1]})
@@ -58,7 +59,7 @@ def test_contours_are_drawn_around_the_labels():
     image = np.zeros(reference.shape)
     image[0, 0] = 1.0
     picture = Picture("s", image, reference, {"random": prediction}, {"random": 0.0}, np.diag([-2.0, 3.0, 5.0, 1.0]))
-    (jpeg,) = draw_predictions(picture, 1)
+    (jpeg,) = draw_predictions(picture, legend_of({"liver": 1}))
     pixels = pixels_of(jpeg)
     assert pixels.shape[0] == HEIGHT_PX
     is_white = pixels.min(axis=2) > 170
@@ -97,7 +98,7 @@ def study(tmp_path):
 
 
 def draw(study, **options):
-    return draw_thumbnails(study.scores, study.files, "t2", WANTED, **options)
+    return draw_thumbnails(study.scores, study.files, "t2", WANTED, legend_of({"liver": 1}), **options)
 
 
 def test_every_subject_and_init_is_shown_with_its_first_repeat(study):

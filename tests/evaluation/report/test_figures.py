@@ -13,6 +13,7 @@ from evaluation.report.figures import against_n, save_figure, save_training_curv
 from evaluation.scores.measures import SYNTHESIS, SYNTHESIS_MEASURES
 from evaluation.scores.scores import MEAN, mean_interval
 from tests.evaluation.made_scores import as_dice, as_scores
+from utils import label_colours
 
 
 @pytest.fixture(autouse=True)
@@ -313,7 +314,9 @@ def test_an_overlay_has_a_panel_per_init_and_a_row_per_subject(tmp_path):
     predictions = {"random": np.zeros_like(reference), "constrained": np.roll(reference, 1, 0)}
     dice = {"random": 0.0, "constrained": 0.75}
     picture = Picture("worst: s1", rng.random(reference.shape), reference, predictions, dice, np.diag([2, 2, 6, 1]))
-    figure = draw_overlays([picture, picture], ["liver", "spleen"], "t2, N = 2")
+    figure = draw_overlays(
+        [picture, picture], label_colours.legend_of({"liver": 1, "spleen": 2}, {"liver": "#0A0BFF"}), "t2, N = 2"
+    )
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["reference", "random: Dice 0.000 (empty)", "constrained: Dice 0.750"] * 2
     assert figure.axes[0].get_ylabel() == "worst: s1"
@@ -325,6 +328,10 @@ def test_an_overlay_has_a_panel_per_init_and_a_row_per_subject(tmp_path):
         for text, handle in zip(figure.legends[0].get_texts(), figure.legends[0].legend_handles, strict=True)
     }
     assert legend == {"liver": "-", "spleen": "-", "reference": "--", "prediction": "-"}
+    assert figure.legends[0].legend_handles[0].get_color() == "#0A0BFF"
+    for contour in figure.axes[2].collections:  # of the reference and of the prediction
+        np.testing.assert_allclose(contour.get_edgecolor()[0], [10 / 255, 11 / 255, 1, 1])
+    assert len(figure.axes[2].collections) == 2
     save_figure(figure, tmp_path, "overlay")
 
 
@@ -334,7 +341,7 @@ def test_many_inits_continue_in_the_next_row():
     inits = ["random", "regression", "global", "global_local", "constrained", "other"]
     predictions, dice = dict.fromkeys(inits, reference), dict.fromkeys(inits, 1.0)
     picture = Picture("worst: s1", np.eye(12, 10)[..., None] * np.ones(4), reference, predictions, dice, np.eye(4))
-    figure = draw_overlays([picture, picture], ["liver"], "t2, N = 2")
+    figure = draw_overlays([picture, picture], label_colours.legend_of({"liver": 1}), "t2, N = 2")
     assert figure.get_figwidth() < 10
     titles = [axis.get_title().split(":")[0] for axis in figure.axes]
     assert titles == ["reference", *inits, ""] * 2
