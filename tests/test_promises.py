@@ -73,3 +73,15 @@ def test_a_test_that_is_gone_would_be_seen(tmp_path):
     here = f"`tests/{Path(__file__).name}::"
     page.write_text(f"| promise | test |\n|---|---|\n| a | {here}test_gone` |\n| b | {here}missing` |\n")
     assert len(missing(page, "test", is_a_promise)[0]) == 2
+
+
+def test_the_long_tests_are_tests_that_exist():
+    (names,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse((ROOT / "tests/conftest.py").read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "LONG"
+    ]
+    assert len(names) > 50 and len(set(names)) == len(names)
+    for entry in names:
+        file, _, name = entry.partition("[")[0].partition("::")
+        assert (ROOT / file).is_file() and (not name or name in functions_of(ROOT / file)), entry
