@@ -17,6 +17,7 @@ from models.unet import build_encoder
 from models.weights import save_weights, weights_of
 from tests.test_export_model import CONFIG, FILTERS, METRICS, MODEL, PRIVATE, SYNTHESIS, export, images_for, write_cell
 from utils.checks import InputError
+from utils.model_description import EncoderDescription, SegmentationModel, SynthesisModel
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [("model.pt", "the weights"), ("unet.py", "the network")]
@@ -132,13 +133,15 @@ def test_without_torch_the_format_is_refused(tmp_path, monkeypatch):
 
 def test_cards_say_what_the_module_returns():
     about = {"licence": "CC0-1.0", "files": FILES}
-    single = model_card([Member(MODEL, METRICS)], **about)
+    cell = SegmentationModel.model_validate(MODEL)
+    single = model_card([Member(cell, METRICS)], **about)
     assert "`(batch, contrasts, rows, columns)`" in single and "`logits(images)` of the network" in single
     assert 'probabilities = load("model.pt")(torch.rand(1, 1, 32, 32))' in single
-    assert "logits" not in model_card([Member(MODEL, METRICS)] * 2, **about)
-    made = model_card([Member(MODEL | SYNTHESIS)], **about)
+    assert "logits" not in model_card([Member(cell, METRICS)] * 2, **about)
+    synthesis = {key: value for key, value in (MODEL | SYNTHESIS).items() if key != "labels"}
+    made = model_card([Member(SynthesisModel.model_validate(synthesis))], **about)
     assert "torch.rand(1, 1, 32, 32, 32)" in made and "rows, columns, slices)`" in made
     encoder = MODEL | {"stage": "late", "subjects": 3, "rank": 3, "filters": [4] * 8, "contrasts": ["t1", "t2"]}
-    card = encoder_card({k: v for k, v in encoder.items() if k != "labels"}, None, **about)
+    card = encoder_card(EncoderDescription.model_validate(encoder), None, **about)
     assert "features = " in card and "torch.rand(1, 2, 128, 128, 128)" in card and "finest first" in card
-    assert "PyTorch" not in model_card([Member(MODEL, METRICS)], licence="CC0-1.0")
+    assert "PyTorch" not in model_card([Member(cell, METRICS)], licence="CC0-1.0")

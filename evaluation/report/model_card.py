@@ -6,6 +6,7 @@ It never contains subject names or file paths, because model cards are shared.
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 
 from evaluation.scores.measures import (
     DICE,
@@ -18,7 +19,7 @@ from evaluation.scores.measures import (
     SYNTHESIS_MEASURES,
 )
 from utils.checks import counted
-from utils.model_description import Preprocessing
+from utils.model_description import EncoderDescription, Preprocessing, SegmentationModel, SynthesisModel
 
 COLUMNS = {measure.key: measure.axis for measure in (DICE, SURFACE_DICE, HD95, LESION_F1, FALSE_LESIONS)}
 COLUMNS |= {
@@ -208,20 +209,24 @@ def _use_and_limits(members, intended_use):
     return ["## Use\n", use, "## Intended use and limits\n", intended_use, "", *(f"- {limit}" for limit in limits), ""]
 
 
-def _in_torch(model, files, is_single=True):
+def _in_torch(model: Preprocessing, files: Sequence[tuple[str, str]], is_single: bool = True) -> list[str]:
     """Say how to use the exported PyTorch module; nothing if there is none."""
     file = next((name for name, _ in files if name.endswith(".pt")), None)
     if file is None:
         return []
-    rank = len(model.get("crop_size") or ()) or model.get("rank", 2)
-    sizes = [str(2 ** max(5, len(model["filters"]) - 1))] * rank
-    size = ", ".join(["1", str(len(model["contrasts"] or (None,))), *sizes])
+    rank, channels = 2, 1
     made, is_what = "features", "a list of the features of every level, finest first"
-    if "targets" in model:
+    if isinstance(model, EncoderDescription):
+        rank, channels = model.rank, len(model.contrasts or (None,))
+    elif isinstance(model, SynthesisModel):
+        rank, channels = len(model.input_size), len(model.contrasts)
         made, is_what = "synthesised", "the synthesised contrasts, with the scale of training"
-    elif "labels" in model:
+    elif isinstance(model, SegmentationModel):
+        rank, channels = len(model.input_size), len(model.contrasts)
         logits = "; `logits(images)` of the network gives them before the softmax" if is_single else ""
         made, is_what = "probabilities", f"the probabilities of background and classes{logits}"
+    sizes = [str(2 ** max(5, len(model.filters) - 1))] * rank
+    size = ", ".join(["1", str(channels), *sizes])
     code = ["import torch", "from unet import load", "", f'{made} = load("{file}")(torch.rand({size}))']
     axes = "batch, contrasts, rows, columns" + (", slices" if rank == 3 else "")
     return [
