@@ -7,9 +7,10 @@ import resource
 import sys
 from pathlib import Path
 
-from utils.environment import environment
+from utils.environment import environment, prepare_backend
 from utils.runs import write_json
 
+prepare_backend()  # as the scripts do, before a benchmark imports Keras
 OUTPUT = Path(__file__).parent / "output"
 
 

@@ -14,12 +14,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import keras
-import pytest
+from utils.environment import prepare_backend
 
-from tests.bad_input.harness import run
-from tests.cheaply import coarse_figures, steps_uncompiled
-from tests.cohort import FIRST_FOUR, write_cohort, write_config
+prepare_backend()  # as the scripts do, before anything imports Keras
+
+import keras  # noqa: E402
+import pytest  # noqa: E402
+
+from tests.bad_input.harness import run  # noqa: E402
+from tests.cheaply import coarse_figures, steps_uncompiled  # noqa: E402
+from tests.cohort import FIRST_FOUR, write_cohort, write_config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -45,6 +45,19 @@ def started_as():
     return ["python", "-m", f"tools.{script.stem}"] if script.parent.name == "tools" else ["python", script.name]
 
 
+def prepare_backend():
+    """Set what TensorFlow reads from the environment when it starts, unless the user has set it.
+
+    By default, TensorFlow returns the memory of every intermediate result to the system and has it cleared again, which
+    took two fifths of the time of a training step on a CPU. Its allocator for GPUs keeps and reuses it.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's messages, except early ones (I0000)
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+    if hasattr(os, "sysconf"):  # not on Windows
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(memory // 2**20))  # otherwise 64 GiB
+
+
 def backend_name():
     keras = sys.modules.get("keras")
     return keras.backend.backend() if keras else None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from utils.checks import InputError
 from utils.disk import trouble_with_disk
-from utils.environment import backend_name, device_name, environment, git_state, started_as
+from utils.environment import backend_name, device_name, environment, git_state, prepare_backend, started_as
 from utils.interrupts import listen, stop_if_asked
 from utils.texts import NotUtf8, read_text
 
@@ -218,7 +218,7 @@ def exit_code_of(main, arguments=None):
         a bug in the suite.
     """
     listen()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's messages, except early ones (I0000)
+    prepare_backend()
     start_logging()
     git_state()
     try:

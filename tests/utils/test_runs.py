@@ -8,7 +8,7 @@ import time
 import pytest
 
 from utils.checks import InputError, check_axes
-from utils.environment import environment
+from utils.environment import environment, prepare_backend
 from utils.runs import atomic_path, child_seed, exit_code_of, open_run, progress, read_json, write_json
 
 
@@ -196,3 +196,15 @@ def test_other_errors_of_the_system_are_reported_in_full(capsys):
 
     assert exit_code_of(main) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_tensorflow_reuses_memory_unless_the_user_decides_otherwise(monkeypatch):
+    names = "TF_CPP_MIN_LOG_LEVEL", "TF_CPU_ALLOCATOR_USE_BFC", "TF_CPU_BFC_MEM_LIMIT_IN_MB"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert exit_code_of(lambda _: 0) == 0
+    level, is_reused, most_mb = (os.environ[name] for name in names)
+    assert (level, is_reused) == ("3", "true") and int(most_mb) > 1000
+    monkeypatch.setenv("TF_CPU_ALLOCATOR_USE_BFC", "false")
+    prepare_backend()
+    assert os.environ["TF_CPU_ALLOCATOR_USE_BFC"] == "false"
