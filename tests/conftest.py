@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Files, tests in them (`file::test`) or cases (`file::test[case]`; in all tests of a file `file[case]`), in the order
 # in which they begin: the longest first, so that neither of two processes idles at the end.
 LONG = (
-    "tests/test_tutorials.py::test_a_page_does_what_it_says",
+    "tests/test_tutorials.py",
     "tests/reliability/test_kills.py",
     "tests/test_snakefile.py",
     "tests/test_presets.py",
@@ -168,7 +168,7 @@ LONG = (
     "tests/training/test_grid.py::test_cells_of_all_folds_run_trainer_by_trainer_and_each_is_built_once",
 )
 PLACES = {entry: place for place, entry in enumerate(LONG)}
-SOONER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
+SLOWER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
 FIGURES_IN_FULL = {"test_names.py"}  # besides those of tests/evaluation
 NOTABLE_S = 1.0  # of CPU; slower tests in `make test` are listed at the end
 
@@ -177,15 +177,38 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "long: left out of `make test`; chosen by LONG in tests/conftest.py")
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items):
-    """Mark the long tests; start with the files of the longest ones, and keep the tests of a file together."""
-    first = {}
+    """Mark the long tests, and put the tests that are chosen into the order of `in_two_halves`."""
     for item in items:
-        place = place_in_long(item.nodeid)
-        first[item.path] = min(place, first.get(item.path, place))
-        if place < len(LONG):
+        if place_in_long(item.nodeid) < len(LONG):
             item.add_marker("long")
-    items.sort(key=lambda item: (first[item.path], item.path.parent.name not in SOONER))
+    yield  # pytest leaves out what `-m` does not choose
+    files = collections.defaultdict(list)
+    for item in items:
+        files[item.path].append(item)
+    items[:] = in_two_halves(files)
+
+
+def in_two_halves(files):
+    """Order tests for two processes, of which each starts with one half and takes over the end of the other's.
+
+    Each half starts with every second of the files that take long, the longest first, so that only quick files are
+    ever divided between the processes: the fixtures of a divided file are made twice.
+
+    Args:
+        files: Tests of each file.
+
+    Returns:
+        All tests, as one list.
+    """
+    place = {file: min(place_in_long(item.nodeid) for item in tests) for file, tests in files.items()}
+    slow = [file for file in files if place[file] < len(LONG) or file.parent.name in SLOWER]
+    slow.sort(key=lambda file: (file.name != "test_pipeline.py", place[file]))
+    halves = [[item for file in slow[start::2] for item in files[file]] for start in (0, 1)]
+    for file in sorted(files.keys() - set(slow), key=lambda file: (-len(files[file]), file)):
+        min(halves, key=len).extend(files[file])
+    return halves[0] + halves[1]
 
 
 @pytest.hookimpl(trylast=True)

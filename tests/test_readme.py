@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from utils.config.data import DataSection
 from utils.config.schema import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +18,7 @@ TOOLS = sorted(f"tools.{path.stem}" for path in (ROOT / "tools").glob("[a-z]*.py
 EARLIER = {f"{name.partition('.')[2]}.py": name for name in TOOLS}  # names used in committed results
 PLACES = ("*.md", "docs/*.md", "docs/tutorials/*.md", "benchmarks/*.md", "results/*/README.md")
 FOLDERS = "configs|docs|results|benchmarks|data|evaluation|losses|models|tools|training|utils|papers|profiles|tests"
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 PAGES = sorted(path for place in PLACES for path in ROOT.glob(place))
 
 
@@ -120,3 +122,13 @@ def test_the_readme_shows_what_the_demo_prints_early():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert lines.index("$ make demo") < lines.index("report: runs/renal_demo/report/index.html") < 50
     assert len(lines) < 125
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_has_small_pictures_and_data_sections_that_are_understood(page):
+    text = page.read_text(encoding="utf-8")
+    pictures = [page.parent / target for target in re.findall(r"\]\(([^)#:]+\.png)\)", text)]
+    assert [picture for picture in pictures if picture.stat().st_size > 150_000] == []
+    for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if "data" in (plain := yaml.safe_load(block)):
+            DataSection.model_validate(plain["data"])

@@ -9,17 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.reliability.kills import LIBRARIES
 from tests.warm import warm_python
-from utils.config.data import DataSection
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = ".venv-grid/bin/snakemake"
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MOST_BYTES = 150_000  # of a committed picture
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "KERAS_BACKEND"))}
 ENVIRONMENT["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # These start as new processes; the others are forks of a Python that has loaded their libraries.
@@ -79,19 +76,3 @@ def test_a_page_does_what_it_says(page, suite, commands):
     results = re.findall(r"`(runs/[^`\s]+)`", FENCED.sub("", text))
     assert results or shown, "the page names no result and shows no output"
     assert [result for result in results if not list(suite.glob(result))] == []
-
-
-@each_page
-def test_links_and_pictures_of_a_page_exist(page):
-    text = page.read_text(encoding="utf-8")
-    targets = [page.parent / target for target in re.findall(r"\]\(([^)#:]+)", text)]
-    assert targets and [target for target in targets if not target.exists()] == []
-    assert [target for target in targets if target.suffix == ".png" and target.stat().st_size > MOST_BYTES] == []
-    assert [line for line in text.splitlines() if len(line) > 120] == []
-
-
-@each_page
-def test_data_sections_on_a_page_are_understood(page):
-    for language, block in FENCED.findall(page.read_text(encoding="utf-8")):
-        if language == "yaml" and "data" in (plain := yaml.safe_load(block)):
-            DataSection.model_validate(plain["data"])

@@ -41,7 +41,8 @@ def history(method):
     generator = np.random.default_rng(0)
     maps = generator.integers(0, 4, (18, 4, 4)).repeat(4, axis=1).repeat(4, axis=2).astype("int32")
     images = (maps[..., None] / 4 + generator.normal(0, 0.1, (18, 16, 16, 1))).astype("float32")
-    schedule = settings(epochs=2, steps=3, rate=3e-3)  # batches of 4, validation of 9
+    # Batches of 4, validation of 9. At a high rate, rounding can change which patches are nearest.
+    schedule = settings(epochs=2, steps=3, rate=3e-4)
     with tempfile.TemporaryDirectory() as folder:
         if method == "segmentation":  # with phases and layer decay; the others train with plain Adam
             phases = {"head_first": 0.5, "layer_decay": 0.8, "schedule": "cosine"}
