@@ -166,6 +166,8 @@ LONG = (
     "tests/test_simulate_cohort.py::test_processes_do_not_change_the_result",
     "tests/bad_input/test_names.py::test_subjects_of_any_name_have_their_pictures",
     "tests/training/test_grid.py::test_cells_of_all_folds_run_trainer_by_trainer_and_each_is_built_once",
+    "tests/test_evaluate_relaxometry.py::test_what_is_written",
+    "tests/test_evaluate_relaxometry.py::test_the_map_of_the_first_seed_is_that_of_step_1",
 )
 PLACES = {entry: place for place, entry in enumerate(LONG)}
 SLOWER = {"tests", "training", "models"}  # folders of tests that train networks or start scripts
