@@ -40,6 +40,8 @@ def add_options(parser):
     parser.add_argument("--times", default="participants.tsv", metavar="FILE", help=text)
     text = f"numbers of images to cluster (default: {' '.join(map(str, NUMBERS))}; all are always included)"
     parser.add_argument("--images", type=positive, nargs="+", default=NUMBERS, metavar="N", help=text)
+    text = "which images: the middles of equal parts of the series, or with the first and the last (default: inner)"
+    parser.add_argument("--choice", choices=("inner", "ends"), default="inner", help=text)
     parser.add_argument(
         "--seeds", type=positive, default=5, metavar="N", help="number of seeds of k-means (default: 5)"
     )
@@ -123,17 +125,25 @@ def times_of(config, options, subject):
 
 def evaluate_subject(config, options, times, files):
     """Measure one subject and draw its picture; returns rows in the order of `relaxation.COLUMNS`."""
-    from evaluation.probes.relaxation import agreement_by_images, baselines
+    from evaluation.probes.relaxation import agreement_by_images, agreement_of_single_images
 
     section = config.constraint_maps
     scan = read_scan(config, options, times[files.subject], files)
     recipe = section.model_dump(exclude={"contrasts", "clusters", "spaces"})
     seeds = [seed_of_map(config, files.subject, number) for number in range(options.seeds)]
-    numbers = [number for number in options.images if 1 < number < len(scan.times_ms)]
-    rows = agreement_by_images(scan, numbers, recipe, section.clusters, seeds)
-    rows += baselines(scan, section.contrasts, recipe, section.clusters, seeds)
+    rows = agreement_by_images(scan, images_of_maps(options, scan), recipe, section.clusters, seeds)
+    rows += agreement_of_single_images(scan, section.contrasts, recipe, section.clusters, seeds)
     draw_subject(config, options, scan, files.subject)
     return rows
+
+
+def images_of_maps(options, scan):
+    """Return the images of every map, the fewest first; the last map has all of them."""
+    from evaluation.probes.relaxation import spread_images
+
+    total = len(scan.times_ms)
+    numbers = sorted({*(number for number in options.images if 1 < number < total), total})
+    return [spread_images(number, total, options.choice) for number in numbers]
 
 
 def seed_of_map(config, subject, number):
@@ -179,16 +189,14 @@ def read_scan(config, options, times, files):
 def draw_subject(config, options, scan, subject):
     """Draw the constraint map of few images, that of the first seed, beside the fitted map."""
     from data.constraint_maps import constraint_map
-    from evaluation.probes.relaxation import spread_images
     from evaluation.probes.relaxation_figures import draw_maps
 
-    section, total = config.constraint_maps, len(scan.times_ms)
-    number = next((n for n in sorted(options.images) if SHOWN <= n <= total), total)
+    section, maps = config.constraint_maps, images_of_maps(options, scan)
     recipe = section.model_dump(exclude={"contrasts", "spaces"})
     seed = seed_of_map(config, subject, 0)
-    images = spread_images(number, total)
+    images = next((some for some in maps if len(some) >= SHOWN), maps[-1])
     classes = constraint_map(scan.volume[..., images], scan.mask, **recipe, seed=seed, affine=scan.affine)
-    title = f"{config.name}: {subject}, map of {number} of {total} images"
+    title = f"{config.name}: {subject}, map of {len(images)} of {len(scan.times_ms)} images"
     draw_maps(report_of(config) / f"{subject}.png", scan, classes, title)
 
 

@@ -63,9 +63,18 @@ class Relaxometry:
         return best_times(signals, self.times_ms[images], np.geomspace(*self.limits_ms, CANDIDATES), self.model)
 
 
-def spread_images(number, total):
-    """Return indices of `number` of `total` images, evenly spread, the first and the last among them."""
-    return np.round(np.linspace(0, total - 1, number)).astype(int)
+def spread_images(number, total, choice="inner"):
+    """Return ascending indices of `number` of `total` images, evenly spread.
+
+    Args:
+        number: At most `total`; at least 2 for `ends`.
+        total: Number of images.
+        choice: `ends`: the first and the last image are among them. `inner`: the middles of equal parts, so that the
+            others cover nearly all times.
+    """
+    if choice == "ends":
+        return np.round(np.linspace(0, total - 1, number)).astype(int)
+    return (np.arange(number) * 2 + 1) * total // (2 * number)
 
 
 def best_times(signals, times, candidates, model):
@@ -107,12 +116,15 @@ def _largest_projection(signals, basis, model):
     return explained
 
 
-def agreement_by_images(scan, numbers, recipe, clusters, seeds):
-    """Compare maps made from some, evenly spread images with the relaxation time.
+def agreement_by_images(scan, chosen, recipe, clusters, seeds):
+    """Compare maps made from some of the images with the relaxation time.
+
+    Beside them: a fit to the same images; and what could explain the agreement trivially, the same map at a wrong
+    position, and the position.
 
     Args:
         scan: A `Relaxometry`.
-        numbers: Numbers of images; the map of all of them is always included.
+        chosen: List of the images of each map, ascending indices.
         recipe: `components`, `tv_weight` and `percentiles` of `data.constraint_maps.contrast_space`.
         clusters: Number of classes K.
         seeds: Seeds of k-means.
@@ -120,29 +132,28 @@ def agreement_by_images(scan, numbers, recipe, clusters, seeds):
     Returns:
         List of rows in the order of `COLUMNS`. Measures: `variance`, the share of the variance of ln T between classes;
         `ami`, adjusted mutual information with K classes of the reference; `stability`, the adjusted Rand index of two
-        seeds. Beside the map, classes of a fit to the same images are compared with the fit to the hidden images.
+        seeds.
     """
-    rows, total = [], scan.volume.shape[3]
-    for number in sorted({*numbers, total}):
-        images = spread_images(number, total)
+    rows = []
+    place_mm = (np.argwhere(scan.chosen) @ scan.affine[:3, :3].T).astype(np.float32)
+    by_place = [cluster(place_mm, clusters, seed)[0] for seed in seeds]
+    shift = int(np.random.default_rng(seeds[0]).integers(len(place_mm) // 4, 3 * len(place_mm) // 4 + 1))
+    for images in chosen:
         maps = classes_of_images(scan, images, recipe, clusters, seeds)
-        hidden = np.setdiff1d(np.arange(total), images)
-        references = {ALL: scan.reference_ms}
-        if len(hidden) >= FEWEST[scan.model]:
-            references[HIDDEN] = scan.fit(hidden)
+        shifted = [np.roll(classes, shift) for classes in maps]
+        references = references_beside(scan, images)
         for name, reference in references.items():
-            rows += _rows(number, MAP, name, maps, seeds, reference, clusters)
-        if HIDDEN in references and number >= FEWEST[scan.model]:
+            for made_from, classes in {MAP: maps, SHIFTED: shifted, POSITION: by_place}.items():
+                rows += _rows([len(images), made_from, name], classes, reference, clusters, seeds)
+        if HIDDEN in references and len(images) >= FEWEST[scan.model]:
             fits = classes_of_values(np.log(scan.fit(images)), clusters, seeds)
-            rows += _rows(number, FIT, HIDDEN, fits, seeds, references[HIDDEN], clusters)
-        rows += [[number, MAP, "", "stability", f"{i}-{j}", value] for (i, j), value in stability(maps).items()]
+            rows += _rows([len(images), FIT, HIDDEN], fits, references[HIDDEN], clusters, seeds)
+        rows += [[len(images), MAP, "", "stability", f"{i}-{j}", value] for (i, j), value in stability(maps).items()]
     return rows
 
 
-def baselines(scan, names, recipe, clusters, seeds):
-    """Compare with what could explain the agreement trivially, and with the most that K classes can reach.
-
-    Each single image, the position, the map of all images at a wrong position, and the fitted map itself.
+def agreement_of_single_images(scan, names, recipe, clusters, seeds):
+    """Compare maps of one image each, and K classes of the fitted map itself, the most that K classes can reach.
 
     Args:
         scan: A `Relaxometry`.
@@ -150,21 +161,22 @@ def baselines(scan, names, recipe, clusters, seeds):
         recipe: As in `agreement_by_images`, like `clusters` and `seeds`.
 
     Returns:
-        Rows as from `agreement_by_images`; those of a single image are made from its name.
+        Rows as from `agreement_by_images`, made from the name of an image.
     """
-    rows, total = [], len(names)
+    rows = []
     for number, name in enumerate(names):
         maps = classes_of_images(scan, [number], recipe, clusters, seeds)
-        rows += _rows(1, name, ALL, maps, seeds, scan.reference_ms, clusters)
-    maps = classes_of_images(scan, list(range(total)), recipe, clusters, seeds)
-    shift = int(np.random.default_rng(seeds[0]).integers(len(maps[0]) // 4, 3 * len(maps[0]) // 4 + 1))
-    shifted = [np.roll(classes, shift) for classes in maps]
-    place_mm = np.argwhere(scan.chosen) @ scan.affine[:3, :3].T
-    by_place = [cluster(place_mm.astype(np.float32), clusters, seed)[0] for seed in seeds]
-    ceiling = classes_of_values(np.log(scan.reference_ms), clusters, seeds)
-    for name, classes in {SHIFTED: shifted, POSITION: by_place, CEILING: ceiling}.items():
-        rows += _rows(total, name, ALL, classes, seeds, scan.reference_ms, clusters)
-    return rows
+        for of, reference in references_beside(scan, [number]).items():
+            rows += _rows([1, name, of], maps, reference, clusters, seeds)
+    fitted = classes_of_values(np.log(scan.reference_ms), clusters, seeds)
+    return rows + _rows([len(names), CEILING, ALL], fitted, scan.reference_ms, clusters, seeds)
+
+
+def references_beside(scan, images):
+    """Return what a map of some images is compared with: the fitted map, and a fit to the other images (if enough)."""
+    hidden = np.setdiff1d(np.arange(scan.volume.shape[3]), images)
+    fits = {HIDDEN: scan.fit(hidden)} if len(hidden) >= FEWEST[scan.model] else {}
+    return {ALL: scan.reference_ms} | fits
 
 
 def classes_of_images(scan, images, recipe, clusters, seeds):
@@ -178,14 +190,12 @@ def classes_of_values(values, clusters, seeds):
     return [cluster(np.asarray(values, np.float32)[:, None], clusters, seed)[0] for seed in seeds]
 
 
-def _rows(number, made_from, name, maps, seeds, reference, clusters):
-    """Measure maps against one reference, `(voxels,)` ms."""
+def _rows(what, maps, reference, clusters, seeds):
+    """Measure maps against one reference, `(voxels,)` ms; `what` holds the first columns."""
     logs, rows = np.log(reference), []
-    draw = np.random.default_rng(seeds[0])
-    sample = draw.choice(len(logs), min(SAMPLE_VOXELS, len(logs)), replace=False)
+    sample = np.random.default_rng(seeds[0]).choice(len(logs), min(SAMPLE_VOXELS, len(logs)), replace=False)
     (of_reference,) = classes_of_values(logs, clusters, seeds[:1])
     for place, classes in enumerate(maps):
-        rows.append([number, made_from, name, "variance", str(place), explained_variance(classes, logs)])
-        ami = mutual_information(classes[sample], of_reference[sample])
-        rows.append([number, made_from, name, "ami", str(place), ami])
+        rows.append([*what, "variance", str(place), explained_variance(classes, logs)])
+        rows.append([*what, "ami", str(place), mutual_information(classes[sample], of_reference[sample])])
     return rows

@@ -4,14 +4,21 @@ import numpy as np
 from nibabel import orientations
 
 from evaluation.pictures.overlays import mark_right
-from evaluation.probes.relaxation import ALL, CEILING, FIT, HIDDEN, MAP, POSITION, SHIFTED
+from evaluation.probes.relaxation import ALL, FIT, HIDDEN, MAP, POSITION, SHIFTED
 from evaluation.probes.relaxation_tables import BEST, WORST
 from evaluation.report.figures import MARKERS, in_report_style, panels
 from utils.label_colours import OKABE_ITO
 from utils.runs import atomic_path
 
-CURVES = {(MAP, ALL): "-", (MAP, HIDDEN): "-", (FIT, HIDDEN): "--"}
-LEVELS = (CEILING, BEST, WORST, POSITION, SHIFTED)  # of no number of images
+# (classes, reference): (line style, colour)
+CURVES = {
+    (MAP, ALL): ("-", OKABE_ITO[1]),
+    (MAP, HIDDEN): ("-", OKABE_ITO[2]),
+    (FIT, HIDDEN): ("--", OKABE_ITO[3]),
+    (POSITION, HIDDEN): (":", OKABE_ITO[0]),
+    (SHIFTED, HIDDEN): (":", OKABE_ITO[6]),
+}
+LEVELS = {BEST: OKABE_ITO[4], WORST: OKABE_ITO[5]}  # against hidden images
 INCHES, LONE_INCHES, PICTURE_INCHES = (2.6, 3.1), (4.2, 3.1), 2.4
 TICKS = (1, 2, 5, 10, 20, 30, 50, 70, 100, 150, 300, 500, 700, 1000, 1500, 2000, 3000)  # of the colour bar, ms
 SLICE_AXES = ("I", "L", "A")  # rows run down from the head, columns from the patient's right
@@ -42,25 +49,24 @@ def agreement_against_images(numbers, note=""):
     axes[0, 0].set_ylabel("share of the variance of ln T")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, fontsize=6, ncols=2 if len(subjects) == 1 else 4, loc="outside lower center")
-    figure.suptitle(f"{note}\nMean and range over seeds of k-means".strip(), fontsize=7)
+    figure.suptitle(f"{note} Classes; reference. Mean and range over seeds of k-means.".strip(), fontsize=7)
     return figure
 
 
 def _draw_curves(axis, part):
-    for number, ((made_from, reference), line) in enumerate(CURVES.items()):
+    for number, ((made_from, reference), (line, colour)) in enumerate(CURVES.items()):
         curve = part[(part["made_from"] == made_from) & (part["reference"] == reference)].sort_values("images")
         spread = [curve["mean"] - curve["lowest"], curve["highest"] - curve["mean"]]
-        style = {"color": OKABE_ITO[number + 1], "marker": MARKERS[number], "markersize": 3.5, "linewidth": 1.2}
-        name = f"{made_from}, {reference} as reference"
-        axis.errorbar(curve["images"], curve["mean"], np.array(spread), linestyle=line, label=name, **style)
+        style = {"color": colour, "marker": MARKERS[number], "markersize": 3.5, "linewidth": 1.2, "linestyle": line}
+        name = f"{made_from}; {reference}"
+        axis.errorbar(curve["images"], curve["mean"], np.array(spread), label=name, **style)
 
 
 def _draw_levels(axis, part):
-    for number, name in enumerate(LEVELS):
-        level = part.loc[(part["made_from"] == name) & (part["reference"] == ALL), "mean"]
+    for name, colour in LEVELS.items():
+        level = part.loc[(part["made_from"] == name) & (part["reference"] == HIDDEN), "mean"]
         if len(level):
-            colour = OKABE_ITO[0] if name == CEILING else OKABE_ITO[number + 3]
-            axis.axhline(level.iloc[0], color=colour, linestyle=":", linewidth=1.2, label=name)
+            axis.axhline(level.iloc[0], color=colour, linestyle="--", linewidth=1.0, label=f"{name}; {HIDDEN}")
 
 
 @in_report_style

@@ -10,9 +10,9 @@ SAYS = (
     "Share of the variance of ln T between classes, and in italics adjusted mutual information with K classes of the "
     "reference: means over {seeds} seeds of k-means; shares of constraint maps differ by at most {widest:.3f} between "
     "seeds. Columns: number of images. All images: the reference is the fitted map. Hidden images: the reference is a "
-    "fit to the images that the classes were not made from. Best and worst single image: chosen by the result. Shifted "
-    "map: the map of all images at a wrong position. Position: k-means on the position in mm. Fitted map: its own K "
-    "classes, the most that K classes can reach. Stability: adjusted Rand index between seeds."
+    "fit to the images that the map was not made from. Best and worst single image: chosen by the result, against all "
+    "images. Shifted map: the same map at a wrong position. Position: k-means on the position in mm. Fitted map: its "
+    "own K classes, the most that K classes can reach. Stability: adjusted Rand index between seeds."
 )
 
 
@@ -25,7 +25,7 @@ def summarised(rows):
     Returns:
         DataFrame with `subject`, `made_from`, `reference`, `measure`, `images`, `image` (name of a single one, or ""),
         `mean`, `lowest`, `highest`, `seeds`. Of the single images, those with the largest and the smallest share of the
-        variance are kept.
+        variance (of the fitted map) are kept.
     """
     import pandas
 
@@ -36,7 +36,8 @@ def summarised(rows):
     numbers.insert(5, "image", numbers["made_from"].where(is_single, ""))
     found = [numbers[~is_single]]
     for _, of_subject in numbers[is_single].groupby("subject", sort=False):
-        shares = of_subject[of_subject["measure"] == "variance"].set_index("image")["mean"]
+        judged = of_subject[(of_subject["measure"] == "variance") & (of_subject["reference"] == ALL)]
+        shares = judged.set_index("image")["mean"]
         for name, image in {BEST: shares.idxmax(), WORST: shares.idxmin()}.items():
             found.append(of_subject[of_subject["image"] == image].assign(made_from=name))
     return pandas.concat(found, ignore_index=True)
@@ -61,8 +62,7 @@ def relaxometry_table(rows, note=""):
             for reference in (ALL, HIDDEN):
                 part = of_subject[(of_subject["made_from"] == made_from) & (of_subject["reference"] == reference)]
                 if len(part):
-                    what = f"{made_from}; {reference}" if made_from in (MAP, FIT) else made_from
-                    text.append({"subject": subject, "classes of": what} | _cells(part, columns))
+                    text.append({"subject": subject, "classes of": f"{made_from}; {reference}"} | _cells(part, columns))
         stable = of_subject[of_subject["measure"] == "stability"].set_index("images")["mean"]
         cells = {str(n): f"{stable[n]:.2f}" if n in stable.index else "" for n in columns}
         text.append({"subject": subject, "classes of": "constraint map; stability"} | cells)

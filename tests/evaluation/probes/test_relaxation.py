@@ -20,7 +20,7 @@ from evaluation.probes.relaxation import (
     SHIFTED,
     Relaxometry,
     agreement_by_images,
-    baselines,
+    agreement_of_single_images,
     best_times,
     spread_images,
 )
@@ -119,24 +119,28 @@ def test_a_time_beyond_the_limits_ends_at_the_limit():
     assert best_times(signals, ECHOES, np.geomspace(5, 400, 9), "decay").tolist() == pytest.approx([400, 5])
 
 
-@pytest.mark.parametrize("total", [2, 5, 12, 18])
-def test_images_are_spread_from_the_first_to_the_last(total):
+@pytest.mark.parametrize("choice", ["inner", "ends"])
+@pytest.mark.parametrize("total", [2, 5, 10, 12, 18])
+def test_images_are_spread_evenly(total, choice):
     for number in range(2, total + 1):
-        found = spread_images(number, total).tolist()
-        assert len(set(found)) == number and found == sorted(found) and (found[0], found[-1]) == (0, total - 1)
+        found = spread_images(number, total, choice).tolist()
+        assert len(set(found)) == number and found == sorted(found) and set(found) <= set(range(total))
         gaps = np.diff(found)
         assert gaps.max() - gaps.min() <= 1
+        assert choice == "inner" or (found[0], found[-1]) == (0, total - 1)
+    assert spread_images(total, total, choice).tolist() == list(range(total))
+    assert choice == "ends" or spread_images(1, total, choice).tolist() == [total // 2]
 
 
 def test_only_chosen_voxels_count_and_the_measure_is_that_of_its_definition():
-    scan = decaying(noise=5.0)
-    rows = agreement_by_images(scan, [2], RECIPE, 5, [7, 8])
-    for number, images in ((2, [0, 5]), (6, list(range(6)))):
+    scan, every = decaying(noise=5.0), np.arange(6)
+    rows = agreement_by_images(scan, [np.array([0, 5]), every], RECIPE, 5, [7, 8])
+    for images in ([0, 5], every):
         classes = constraint_map(scan.volume[..., images], scan.mask, clusters=5, seed=7, affine=AFFINE, **RECIPE)
         logs = np.log(scan.fitted_ms[scan.chosen].astype(float))
         expected = share_between(classes[scan.chosen], logs)
         assert 0.05 < expected < 1
-        found = value(rows, images=number, made_from=MAP, reference=ALL, measure="variance", seed="0")
+        found = value(rows, images=len(images), made_from=MAP, reference=ALL, measure="variance", seed="0")
         assert found == pytest.approx(expected, abs=1e-6)
     classes = constraint_map(scan.volume[..., [0, 5]], scan.mask, clusters=5, seed=7, affine=AFFINE, **RECIPE)
     hidden = best_times(scan.volume[scan.chosen][:, 1:5], ECHOES[1:5], np.geomspace(5, 400, 300), "decay")
@@ -146,36 +150,55 @@ def test_only_chosen_voxels_count_and_the_measure_is_that_of_its_definition():
 
 
 def test_hidden_images_change_the_hidden_reference_and_nothing_else():
-    scan = decaying(noise=2.0)
+    scan, images = decaying(noise=2.0), [np.array([0, 5])]
     rng, spoiled = np.random.default_rng(3), scan.volume.copy()
     spoiled[..., 1:5] = rng.uniform(1, 1000, spoiled[..., 1:5].shape)
-    before = frame(agreement_by_images(scan, [2], RECIPE, 6, [7])).query("images == 2")
+    before = frame(agreement_by_images(scan, images, RECIPE, 6, [7]))
     spoilt = Relaxometry(spoiled, scan.mask, AFFINE, ECHOES, scan.fitted_ms, scan.chosen, scan.limits_ms, "decay")
-    after = frame(agreement_by_images(spoilt, [2], RECIPE, 6, [7])).query("images == 2")
+    after = frame(agreement_by_images(spoilt, images, RECIPE, 6, [7]))
     of_all = before["reference"] == ALL
     pandas.testing.assert_frame_equal(before[of_all], after[of_all])
-    of_hidden = (before["reference"] == HIDDEN) & (before["measure"] == "variance")
-    assert of_hidden.sum() == 2 and (before["value"][of_hidden] > 0.5).all() and (after["value"][of_hidden] < 0.1).all()
+    of_images = (
+        before["made_from"].isin([MAP, FIT]) & (before["reference"] == HIDDEN) & (before["measure"] == "variance")
+    )
+    assert of_images.sum() == 2
+    assert (before["value"][of_images] > 0.5).all() and (after["value"][of_images] < 0.1).all()
 
 
 def test_two_images_without_noise_tell_the_time_and_a_fit_to_them_does_so_fully():
-    rows = agreement_by_images(decaying(), [2, 3], RECIPE, 20, [1])
-    assert value(rows, images=2, made_from=FIT, reference=HIDDEN, measure="variance") == pytest.approx(1, abs=1e-3)
-    assert 0.8 < value(rows, images=2, made_from=MAP, reference=HIDDEN, measure="variance") < 1
+    rows = agreement_by_images(decaying(), [np.array([0, 5])], RECIPE, 20, [1])
+    assert value(rows, made_from=FIT, reference=HIDDEN, measure="variance") == pytest.approx(1, abs=1e-3)
+    assert 0.8 < value(rows, made_from=MAP, reference=HIDDEN, measure="variance") < 1
 
 
 def test_baselines_of_a_scan_whose_time_is_a_matter_of_place():
-    scan = decaying()
-    rows = baselines(scan, [f"echo{n}" for n in range(6)], RECIPE, 12, [1, 2])
-    share = {name: value(rows, made_from=name, measure="variance", seed="0") for name in set(frame(rows)["made_from"])}
+    scan, names = decaying(), [f"echo{n}" for n in range(6)]
+    rows = agreement_of_single_images(scan, names, RECIPE, 12, [1, 2])
+    rows += agreement_by_images(scan, [np.array([0, 5])], RECIPE, 12, [1, 2])
+    share = {
+        name: value(rows, made_from=name, reference=ALL, measure="variance", seed="0")
+        for name in (*names, CEILING, POSITION)
+    }
     assert share[CEILING] == pytest.approx(1, abs=1e-6) and share[POSITION] > 0.8
     assert share["echo5"] > share["echo0"] + 0.2, "the first echo shows mostly the amplitude"
-    by_map = agreement_by_images(scan, [], RECIPE, 12, [1, 2])
-    assert share[SHIFTED] < value(by_map, measure="variance", seed="0")
+    place_mm = np.argwhere(scan.chosen) * [3.0, 2, 5]  # as far apart as with the axes of the affine
+    nearest = cluster(place_mm.astype(np.float32), 12, 1)[0]
     logs = np.log(scan.reference_ms.astype(float))
-    place = np.argwhere(scan.chosen) * [3.0, 2, 5]
-    nearest = cluster(place.astype(np.float32), 12, 1)[0]
-    assert abs(share_between(nearest, logs) - share[POSITION]) < 0.1, "axes are turned, distances are the same"
+    assert share_between(nearest, logs) == pytest.approx(share[POSITION], abs=0.1)
+    others = best_times(scan.volume[scan.chosen][:, :5], ECHOES[:5], np.geomspace(5, 400, 300), "decay")
+    classes = constraint_map(scan.volume[..., [5]], scan.mask, clusters=12, seed=1, affine=AFFINE, **RECIPE)
+    found = value(rows, made_from="echo5", reference=HIDDEN, measure="variance", seed="0")
+    assert found == pytest.approx(share_between(classes[scan.chosen], np.log(others)), abs=1e-6)
+
+
+def test_a_map_explains_nothing_at_a_wrong_place_nor_does_the_position():
+    rng, scan = np.random.default_rng(5), decaying()
+    true = rng.choice([30.0, 50, 80, 120], scan.mask.shape)
+    volume = (1000 * np.exp(-ECHOES / true[..., None])).astype(np.float32)
+    scan = Relaxometry(volume, scan.mask, AFFINE, ECHOES, true, scan.chosen, scan.limits_ms, "decay")
+    rows = agreement_by_images(scan, [np.array([0, 5])], RECIPE | {"tv_weight": 1e9}, 12, [1])
+    share = {name: value(rows, made_from=name, reference=ALL, measure="variance") for name in (MAP, SHIFTED, POSITION)}
+    assert share[MAP] > 0.99 and share[SHIFTED] < 0.1 and share[POSITION] < 0.1
 
 
 def made_rows():
@@ -184,6 +207,8 @@ def made_rows():
         ["s", 1, "echo1", ALL, "variance", "1", 0.4],
         ["s", 1, "echo2", ALL, "variance", "0", 0.6],
         ["s", 1, "echo2", ALL, "variance", "1", 0.5],
+        ["s", 1, "echo1", HIDDEN, "variance", "0", 0.9],
+        ["s", 1, "echo2", HIDDEN, "variance", "0", 0.5],
         ["s", 1, "echo1", ALL, "ami", "0", 0.3],
         ["s", 1, "echo2", ALL, "ami", "0", 0.1],
         ["s", 2, MAP, ALL, "variance", "0", 0.7],
@@ -195,14 +220,14 @@ def made_rows():
 
 
 def test_the_table_averages_seeds_and_names_the_best_and_worst_image_by_variance():
-    numbers = summarised(made_rows()).set_index(["made_from", "measure"])
+    numbers = summarised(made_rows().query("reference != @HIDDEN")).set_index(["made_from", "measure"])
     assert numbers.loc[(BEST, "variance"), "mean"] == pytest.approx(0.55)
     assert numbers.loc[(BEST, "variance"), "image"] == "echo2" == numbers.loc[(BEST, "ami"), "image"]
     assert numbers.loc[(WORST, "ami"), "mean"] == pytest.approx(0.3), "of the same image"
     assert numbers.loc[(MAP, "variance"), ["lowest", "highest", "seeds"]].tolist() == [0.7, 0.8, 2]
-    table = relaxometry_table(made_rows(), "note.")
+    table = relaxometry_table(made_rows().query("reference != @HIDDEN"), "note.")
     text = table.text.set_index("classes of")
-    assert text.loc[f"{MAP}; {ALL}", "2"] == "0.75 *0.33*" and text.loc[BEST, "1"] == "0.55 *0.10* echo2"
+    assert text.loc[f"{MAP}; {ALL}", "2"] == "0.75 *0.33*" and text.loc[f"{BEST}; {ALL}", "1"] == "0.55 *0.10* echo2"
     assert text.loc["constraint map; stability", "2"] == "0.90" and table.caption.startswith("note. ")
     assert "at most 0.100 between" in table.caption
 
@@ -211,8 +236,14 @@ def test_the_figure_has_a_panel_per_subject_and_a_line_per_level():
     rows = pandas.concat([made_rows(), made_rows().assign(subject="t")])
     figure = agreement_against_images(summarised(rows))
     assert [axis.get_title() for axis in figure.axes] == ["s", "t"]
-    levels = [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert levels == pytest.approx([0.55, 0.3])
+    levels = [
+        line.get_ydata()[0]
+        for line in figure.axes[0].lines
+        if line.get_linestyle() == "--" and len(line.get_xdata()) == 2
+    ]
+    assert levels == pytest.approx([0.5, 0.9]), (
+        "against hidden images, of the images that are best and worst against all"
+    )
 
 
 def test_a_class_shows_the_median_of_its_compared_voxels():
