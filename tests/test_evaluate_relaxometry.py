@@ -1,6 +1,7 @@
 """Relaxometry on small files in the layout of the real ones: scale factors, which voxels count, what is refused."""
 
 import json
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -162,3 +163,24 @@ def test_times_that_cannot_be_those_of_the_images_are_refused(config, table, mes
     (config.parent / "scans" / "participants.tsv").write_text(table)
     with pytest.raises(InputError, match=f"--times participants.tsv: .*{message}"):
         run(config)
+
+
+def test_the_page_shows_the_committed_numbers():
+    """Every share in a table of the page that names a subject and what the classes were made from."""
+    folder, checked = Path(__file__).parents[1] / "results" / "kidney_relaxometry", 0
+    tables = [pandas.read_csv(path, keep_default_na=False) for path in sorted(folder.glob("agreement_*.csv"))]
+    numbers = pandas.concat(tables).query("measure == 'variance'").astype({"mean": float})
+    for line in (folder / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| subject | classes; reference |"):
+            columns = cells[2:]
+        if not line.startswith("| sub-") or "; " not in cells[1]:
+            continue
+        made_from, _, reference = cells[1].partition("; ")
+        row = numbers.query("subject == @cells[0] and made_from == @made_from and reference == @reference")
+        for column, cell in zip(columns, cells[2:], strict=True):
+            if cell:
+                [expected] = row.loc[row["images"] == int(column), "mean"]
+                assert cell.split()[0] == f"{expected:.2f}", line
+                checked += 1
+    assert checked > 50

@@ -49,7 +49,7 @@ def agreement_against_images(numbers, note=""):
     axes[0, 0].set_ylabel("share of the variance of ln T")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, fontsize=6, ncols=2 if len(subjects) == 1 else 4, loc="outside lower center")
-    figure.suptitle(f"{note} Classes; reference. Mean and range over seeds of k-means.".strip(), fontsize=7)
+    figure.suptitle(f"{note}\nClasses; reference. Mean and range over seeds of k-means.".strip(), fontsize=7)
     return figure
 
 
